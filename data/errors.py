@@ -1,0 +1,7 @@
+"""The error of everything that reads the user's data."""
+
+
+class DataError(ValueError):
+    """A dataset that cannot be used: says the file, the line, what was found and the remedy."""
+
+    exit_code = 3

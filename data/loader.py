@@ -1,0 +1,116 @@
+"""The micro-batches of a step, and of an evaluation, for one rank."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from data.batch import Batch, collate
+from data.order import Plan, epoch_rng, rank_micro_batches, step_rows, steps_for
+from data.packing import Rows, one_per_row, pack
+from data.tokenization import ExampleSet
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """What a rank computes in one optimizer step.
+
+    Attributes:
+        micro_batches: The same number on every rank.
+        num_functions: Labelled functions of the step over all ranks and micro-batches. Every rank
+            derives it from the plan, so no collective and no device sync is needed.
+        num_tokens: Real tokens of the step over all ranks.
+    """
+
+    micro_batches: list[Batch]
+    num_functions: float
+    num_tokens: int
+
+
+class TrainLoader:
+    """Steps as a pure function of their number: keeps only the packing of the current epoch.
+
+    Args:
+        examples: Training split.
+        seq_length: Tokens of a row.
+        packing: False puts every function in its own row.
+        seed: Order of rows and partners.
+        global_batch_size: Functions or rows of an optimizer step.
+        batch_unit: "functions" or "rows".
+        micro_batch_size: Rows of one forward pass on one rank.
+        rank, world_size: This process among all.
+    """
+
+    def __init__(
+        self,
+        examples: ExampleSet,
+        *,
+        seq_length: int,
+        packing: bool,
+        seed: int,
+        global_batch_size: int,
+        batch_unit: str,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.examples = examples
+        self.seq_length = seq_length
+        self.packing = packing
+        self.seed = seed
+        self.rank = rank
+        self._epoch = 0
+        self._rows = self._pack(0)
+        units = float(examples.share_E.sum()) if batch_unit == "functions" else len(self._rows)
+        steps = min(steps_for(units, global_batch_size), len(self._rows))
+        self.plan = Plan(len(self._rows), steps, micro_batch_size, world_size)
+
+    @cached_property
+    def fill(self) -> float:
+        """Share of the rows' capacity that holds real tokens."""
+        return float(self.examples.lengths.sum()) / (len(self._rows) * self.seq_length)
+
+    def step(self, step: int) -> StepBatches:
+        """The micro-batches of optimizer step `step`, counted from 0 over all epochs."""
+        rows = self._rows_of(step // self.plan.steps_per_epoch)
+        places = step_rows(self.plan, step)
+        chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
+        return StepBatches(
+            micro_batches=[
+                collate(self.examples, [rows.row(place) for place in micro_batch])
+                for micro_batch in rank_micro_batches(self.plan, step, self.rank)
+            ],
+            num_functions=float(self.examples.share_E[chosen].sum()),
+            num_tokens=int(self.examples.lengths[chosen].sum()),
+        )
+
+    def _rows_of(self, epoch: int) -> Rows:
+        if epoch != self._epoch:
+            self._epoch, self._rows = epoch, self._pack(epoch)
+        return self._rows
+
+    def _pack(self, epoch: int) -> Rows:
+        rng = epoch_rng(self.seed, epoch)
+        if self.packing:
+            return pack(self.examples.lengths, self.seq_length, rng)
+        return one_per_row(len(self.examples), rng)
+
+
+def evaluation_batches(
+    examples: ExampleSet,
+    *,
+    seq_length: int,
+    packing: bool,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[Batch]:
+    """Every example exactly once over all ranks, in an order that never changes.
+
+    Ranks yield the same number of batches; the last ones of some ranks can be empty.
+    """
+    rows = pack(examples.lengths, seq_length) if packing else one_per_row(len(examples))
+    if not len(rows):
+        return
+    whole = Plan(len(rows), 1, micro_batch_size, world_size)
+    for places in rank_micro_batches(whole, 0, rank):
+        yield collate(examples, [rows.row(place) for place in places])

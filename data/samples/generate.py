@@ -1,0 +1,138 @@
+"""Write the embedded sample: `python data/samples/generate.py [--out DIR]`.
+
+Output is bit-identical on each run: every pair has a random source of its own, seeded by its split
+and its place, and gzip headers carry neither a time nor a name.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+if not __package__:  # run as a file: sys.path[0] is data/samples/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from data.samples import templates_c, templates_java, templates_python
+from data.samples.patterns import Pair, Pattern, render_pair
+from data.samples.train_tokenizer import write_model
+
+SEED = 2024
+KIND_WEIGHTS: dict[str, float] = {"lexical": 0.25, "order": 0.50, "relation": 0.25}
+PATTERNS: dict[str, tuple[Pattern, ...]] = {
+    "c": templates_c.PATTERNS,
+    "java": templates_java.PATTERNS,
+    "python": templates_python.PATTERNS,
+}
+# Unrelated statements per function: a log-normal with this median and spread, then cut.
+MEDIAN_STATEMENTS = 3.0
+SPREAD_STATEMENTS = 0.9
+# Words and signs; the tokenizer gives about as many tokens, and its limit is 1,500.
+MAX_WORDS = 1_400
+
+
+class Split(NamedTuple):
+    """Size of one file; a commit gives both versions, or one where a share is asked for."""
+
+    num_commits: int
+    vulnerable_share: float | None
+
+
+SPLITS: dict[str, Split] = {
+    "train": Split(2_400, None),
+    "valid": Split(200, None),
+    "test": Split(300, None),
+    "test_imbalanced": Split(600, 0.10),
+}
+
+
+def collapse(code: str) -> str:
+    """Code with each run of whitespace as one space: the key of a duplicate."""
+    return " ".join(code.split())
+
+
+def draw_pattern(rng: random.Random) -> tuple[str, Pattern]:
+    """Draw a kind by weight, then one pattern of that kind in any language."""
+    kind = rng.choices(list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()))[0]
+    return rng.choice(
+        [
+            (language, pattern)
+            for language, patterns in PATTERNS.items()
+            for pattern in patterns
+            if pattern.kind == kind
+        ]
+    )
+
+
+def draw_pair(rng: random.Random, seen: set[str]) -> tuple[str, Pattern, Pair]:
+    """Draw pairs until one fits the length limit and neither version was seen; mark it seen."""
+    while True:
+        language, pattern = draw_pattern(rng)
+        drawn = rng.lognormvariate(0.0, SPREAD_STATEMENTS) * MEDIAN_STATEMENTS
+        pair = render_pair(pattern, language, round(drawn) - 1, rng)
+        keys = {collapse(pair.vulnerable), collapse(pair.fixed)}
+        assert len(keys) == 2, f"{pattern.cwe}: both versions are the same code"
+        num_words = max(len(re.findall(r"\w+|[^\w\s]", key)) for key in keys)
+        if num_words <= MAX_WORDS and not keys & seen:
+            seen |= keys
+            return language, pattern, pair
+
+
+def versions(share: float | None, rng: random.Random) -> list[int]:
+    """Targets that a commit contributes, in file order."""
+    if share is None:
+        return rng.sample([0, 1], 2)
+    return [int(rng.random() < share)]
+
+
+def split_records(split: str, seen: set[str]) -> Iterator[dict[str, str | int]]:
+    """Records of one split; `seen` holds the collapsed code of all splits so far."""
+    num_records = 0
+    for index in range(SPLITS[split].num_commits):
+        rng = random.Random(f"{SEED}:{split}:{index}")
+        language, pattern, pair = draw_pair(rng, seen)
+        for target in versions(SPLITS[split].vulnerable_share, rng):
+            yield {
+                "id": f"{split}-{num_records:05d}",
+                "code": pair.vulnerable if target else pair.fixed,
+                "target": target,
+                "cwe": pattern.cwe,
+                "status": "VULNERABLE" if target else "FIXED",
+                "commit": hashlib.sha1(f"{SEED}:{split}:{index}".encode()).hexdigest(),
+                "function_name": pair.function_name,
+                "language": language,
+            }
+            num_records += 1
+
+
+def write_gzip_lines(path: Path, records: list[dict[str, str | int]]) -> None:
+    """Write JSON lines; mtime 0 and no file name keep the bytes the same on each run."""
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+
+
+def generate(out: Path) -> None:
+    """Write the four splits and the tiny model's tokenizer and config under `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    for split in SPLITS:
+        records = list(split_records(split, seen))
+        write_gzip_lines(out / f"{split}.jsonl.gz", records)
+        if split == "train":
+            write_model(out / "model", [str(record["code"]) for record in records])
+
+
+def main() -> None:
+    """Parse the command line and generate."""
+    parser = argparse.ArgumentParser(description="write the embedded sample")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
+    generate(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What the entry points share: the recipe arguments, the environment, the exit codes."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+
+class _KeysOnHelp(argparse.Action):
+    """--help with every key of a recipe, read only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print and exit."""
+        from trainer.recipe import describe_keys
+
+        print(parser.format_help())
+        print(f"keys of a recipe, with their defaults:\n{describe_keys()}")
+        parser.exit()
+
+
+def recipe_parser(description: str) -> argparse.ArgumentParser:
+    """RECIPE [section.key=value ...], and the rank argument launchers pass."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("recipe", type=Path, help="a YAML file, e.g. recipes/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, e.g. optim.lr=1e-4")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("-h", "--help", action=_KeysOnHelp, nargs=0, help="this text")
+    return parser
+
+
+def run_command(action: Callable[[], None]) -> int:
+    """Run an entry point and turn our errors into one message and an exit code.
+
+    Codes: 0 done, 2 recipe, 3 data, 4 model or checkpoint, 5 machine, 6 diverged, 75 stopped and
+    saved. Anything else is a defect and keeps its traceback.
+    """
+    _offline_and_quiet()
+    try:
+        action()
+    except ValueError as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"error: {error}" if code != 75 else str(error), file=sys.stderr, flush=True)
+        return int(code)
+    return 0
+
+
+def _offline_and_quiet() -> None:
+    """No network, no telemetry, no chatter of libraries; what the user set stays."""
+    defaults = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "DS_LOG_LEVEL": "error",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)

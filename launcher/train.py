@@ -1,0 +1,35 @@
+"""Fine-tune a code model: deepspeed launcher/train.py RECIPE [section.key=value ...]."""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.command import recipe_parser, run_command
+
+
+def main(arguments: list[str]) -> int:
+    """Train as the recipe says; the exit code."""
+    given = recipe_parser(__doc__ or "").parse_args(arguments)
+    return run_command(lambda: _train(given.recipe, given.overrides))
+
+
+def _train(recipe: Path, overrides: list[str]) -> None:
+    from trainer.recipe import load_run_config
+
+    config = load_run_config(recipe, overrides)
+
+    from data.prepare import prepare
+    from trainer.models.files import check_model_files
+
+    prepared = prepare(config.data, config.tokenizer_folder, config.loss.group_weights)
+    check_model_files(config, prepared.tokenizer.vocab_size)
+
+    from trainer.run import run_training  # torch and DeepSpeed: only once the input is sound
+
+    run_training(config, prepared)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Models, losses, the engine and the one training loop."""

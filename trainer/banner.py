@@ -1,0 +1,79 @@
+"""What a run is about to do, said once before it does it."""
+
+from collections.abc import Sequence
+
+from data.loader import TrainLoader
+from data.prepare import Prepared
+from trainer.build import Choices
+from trainer.config import RunConfig
+from trainer.distributed import Ranks
+from trainer.models.heads import PackedClassifier
+
+
+def banner_lines(
+    config: RunConfig,
+    ranks: Ranks,
+    choices: Choices,
+    model: PackedClassifier,
+    prepared: Prepared,
+    loader: TrainLoader,
+    total_steps: int,
+) -> list[str]:
+    """Device, choices with their reasons, model, data and steps."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return [
+        f"focaltune: {config.output_dir}",
+        f"  device     {ranks.device.type} x {ranks.world_size}",
+        f"  precision  {choices.precision} ({choices.precision_reason})",
+        f"  preset     {choices.preset} ({choices.preset_reason})",
+        f"  attention  {choices.attention} ({choices.attention_reason})",
+        f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
+        f" {config.tuning.method} r {config.tuning.lora_r})",
+        *_data_lines(prepared),
+        *_step_lines(config, loader, total_steps),
+    ]
+
+
+def time_line(seconds: float) -> str:
+    """The estimate, and what it rests on."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"  estimate   {minutes} min {rest:02d} s of training (one measured forward pass x 3)"
+
+
+def idle_share(loader: TrainLoader) -> float:
+    """Share of micro-batches that hold no row, because a step holds fewer than the ranks take."""
+    plan = loader.plan
+    places = plan.gradient_accumulation_steps * plan.micro_batch_size * plan.world_size
+    return 1 - plan.num_rows / (places * plan.steps_per_epoch)
+
+
+def _data_lines(prepared: Prepared) -> Sequence[str]:
+    lines = []
+    for name, split in prepared.splits.items():
+        facts = split.tokens
+        lines.append(
+            f"  {name:9}  {facts.num_functions} functions, {facts.num_positive} vulnerable; tokens"
+            f" mean {facts.tokens_mean:.0f}, median {facts.tokens_median:.0f},"
+            f" max {facts.tokens_max}; {facts.num_long} long ({facts.long_positive} vulnerable):"
+            f" {facts.policy}"
+        )
+    shared = prepared.facts["leaks"]["shared_functions"]
+    if any(shared.values()):
+        lines.append(f"  LEAKS      {shared} functions stand in two splits (data.allow_leaks)")
+    return lines
+
+
+def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Sequence[str]:
+    plan, optim = loader.plan, config.optim
+    functions = float(loader.examples.share_E.sum())
+    kind = f"packed, {loader.fill:.1%} full" if config.data.packing else "one function each"
+    return [
+        f"  rows       {plan.num_rows} of {config.data.seq_length} tokens, {kind}",
+        f"  steps      {total_steps} ({plan.steps_per_epoch} an epoch)",
+        f"  batch      {functions / plan.steps_per_epoch:.1f} functions in"
+        f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
+        f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
+        f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
+        f" {idle_share(loader):.0%} of places idle",
+    ]

@@ -1,0 +1,203 @@
+"""The checkpoint on disk: written whole or not at all, verified before it is trusted.
+
+    checkpoints/step-00000040/
+        state.safetensors   fp32 weights and optimizer moments of the trained parameters
+        trainer.json        counters, best validation, the whole recipe
+        MANIFEST.json       written last: format, step, size and sha256 of every file, identity
+
+A checkpoint is built in `.tmp-<step>-<uuid>`, every file and folder synced, and renamed to a name
+that never existed. There is no file that says which one is the newest: the newest folder that
+verifies is. Deleting renames to `.trash-...` first, so a half-deleted one is never found.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+STATE, TRAINER, MANIFEST = "state.safetensors", "trainer.json", "MANIFEST.json"
+_PREFIX, _TEMPORARY, _TRASH = "step-", ".tmp-", ".trash-"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose every byte matched its manifest."""
+
+    path: Path
+    step: int
+    identity: dict[str, Any]
+    trainer: dict[str, Any]
+
+    def tensors(self) -> dict[str, "Tensor"]:
+        """The fp32 state, on the CPU."""
+        from safetensors.torch import load
+
+        return load((self.path / STATE).read_bytes())
+
+
+def write_checkpoint(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, "Tensor"],
+    trainer: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> Path:
+    """Publish a checkpoint in one rename; an interruption at any point leaves the others intact.
+
+    Args:
+        root: Folder of all checkpoints of the run.
+        step: Optimizer steps done.
+        tensors: On the CPU.
+        trainer: Counters and recipe, as plain values.
+        identity: What must be equal to continue: digests of base, tokenizer, data.
+
+    Returns:
+        The folder; the existing one where this step was already saved and verifies.
+
+    Raises:
+        OSError: The disk is full or not writable; nothing published, nothing removed.
+    """
+    from safetensors.torch import save
+
+    final = root / f"{_PREFIX}{step:08d}"
+    if final.exists():
+        if not _fault(final):
+            return final
+        discard(final)
+    contents = {STATE: save(dict(tensors)), TRAINER: _json_bytes(trainer)}
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "files": {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in contents.items()
+        },
+        "identity": dict(identity),
+    }
+    temporary = root / f"{_TEMPORARY}{step:08d}-{uuid.uuid4().hex}"
+    os.makedirs(root, exist_ok=True)
+    os.mkdir(temporary)
+    try:
+        for name, content in (*contents.items(), (MANIFEST, _json_bytes(manifest))):
+            _write_synced(temporary / name, content)
+        _sync_folder(temporary)
+        os.rename(temporary, final)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(root)
+    return final
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Verify a checkpoint and read its small files.
+
+    Raises:
+        ModelError: Naming the file and what is wrong with it.
+    """
+    fault = _fault(path)
+    if fault:
+        raise ModelError(f"checkpoint {path}: {fault}")
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    trainer = json.loads((path / TRAINER).read_text(encoding="utf-8"))
+    return Checkpoint(path, manifest["step"], manifest["identity"], trainer)
+
+
+def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and why newer ones were passed over."""
+    passed_over: list[str] = []
+    for path in sorted(_published(root), reverse=True):
+        fault = _fault(path)
+        if not fault:
+            return load_checkpoint(path), passed_over
+        passed_over.append(f"{path}: {fault}")
+    return None, passed_over
+
+
+def rotate(root: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    for path in sorted(_published(root))[:-keep]:
+        if path.name != f"{_PREFIX}{best_step or 0:08d}":
+            discard(path)
+
+
+def discard(path: Path) -> None:
+    """Take a checkpoint out of sight, then delete it."""
+    trash = path.parent / f"{_TRASH}{path.name}-{uuid.uuid4().hex}"
+    os.rename(path, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Delete what interrupted saves and deletions left; the caller holds the run's lock."""
+    for pattern in (f"{_TEMPORARY}*", f"{_TRASH}*"):
+        for path in root.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _published(root: Path) -> list[Path]:
+    return list(root.glob(f"{_PREFIX}*"))
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a checkpoint; "" when every byte matches its manifest."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, this version reads {FORMAT}"
+        if path.name != f"{_PREFIX}{manifest['step']:08d}":
+            return f"the manifest is of step {manifest['step']}"
+        files = manifest["files"]
+        if files.keys() != {STATE, TRAINER}:
+            return f"the manifest lists {sorted(files)}"
+        return next(filter(None, (_file_fault(path / n, f) for n, f in files.items())), "")
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return f"{MANIFEST} is not readable ({type(error).__name__}: {error})"
+
+
+def _file_fault(path: Path, expected: Mapping[str, Any]) -> str:
+    if path.is_symlink() or not path.is_file():
+        return f"{path.name} is missing or not a plain file"
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return f"{path.name} has {size} bytes, the manifest says {expected['bytes']}"
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return "" if digest == expected["sha256"] else f"{path.name} does not match its sha256"
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view[:_CHUNK]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

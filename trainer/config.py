@@ -1,0 +1,168 @@
+"""RunConfig: what a recipe says, typed, and refused before anything heavy is imported."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from data.config import DataConfig, Section
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+class RunSection(Section):
+    """Where the run lives and how it starts."""
+
+    output_dir: str = Field(description="run folder: config, log, checkpoints, adapter, report")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="weights, order, dropout")
+    resume: str = Field(
+        "auto",
+        description="auto continues from the newest checkpoint that verifies; never; or a path",
+    )
+    accept_changes: bool = Field(
+        False, description="continue although the recipe differs from the checkpoint's"
+    )
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    path: str | None = Field(None, description="folder with config.json and safetensors weights")
+    config: str | None = Field(None, description="config.json: random weights from run.seed")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of the frozen base; auto follows engine.precision"
+    )
+    attention: Literal["auto", "eager", "sdpa", "segment_sdpa", "flash_attention_2"] = Field(
+        "auto", description="attention back end; the choice and its reason are printed"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass"
+    )
+
+
+class TaskSection(Section):
+    """What is learned."""
+
+    name: Literal["classification"] = Field("classification", description="vulnerable or not")
+
+
+class TuningSection(Section):
+    """Which parameters are trained."""
+
+    method: Literal["lora"] = Field("lora", description="tuning method")
+    lora_r: Positive = Field(8, description="rank")
+    lora_alpha: AboveZero = Field(16.0, description="scale is alpha / r")
+    lora_dropout: Share = Field(0.05, description="on the input of the adapters")
+    target_modules: Literal["auto"] | list[str] = Field(
+        "auto", description="names of linear layers; auto takes all but the head"
+    )
+
+
+class LossSection(Section):
+    """Focal loss over labelled functions."""
+
+    gamma: NotNegative = Field(0.0, description="focusing; 0 is cross-entropy")
+    alpha: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="class weights [not vulnerable, vulnerable]"
+    )
+    group_weights: dict[str, NotNegative] = Field(
+        default_factory=dict, description="weight by the record's status, 1 where not named"
+    )
+    detach_modulator: bool = Field(
+        False, description="drop the modulator's gradient, only to reproduce work that did"
+    )
+
+
+class OptimSection(Section):
+    """Updates. Batches: global in functions or rows, micro in rows; accumulation follows."""
+
+    lr: AboveZero = Field(2e-4, description="peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="linear from lr / warmup_steps"
+    )
+    weight_decay: NotNegative = Field(0.0, description="AdamW; not on biases and norms")
+    max_grad_norm: NotNegative = Field(1.0, description="global clipping; 0 is off")
+    epochs: Positive | None = Field(None, description="passes over the data; or max_steps")
+    max_steps: Positive | None = Field(None, description="optimizer steps; or epochs")
+    micro_batch_size: Positive = Field(1, description="rows of one forward pass on one GPU")
+    global_batch_size: Positive = Field(32, description="optimizer step, in batch_unit")
+    batch_unit: Literal["functions", "rows"] = Field(
+        "functions", description="unit of global_batch_size; packing then leaves the steps alone"
+    )
+
+
+class EngineSection(Section):
+    """DeepSpeed."""
+
+    preset: str = Field("auto", description="a file of ds_configs/ without .json; auto: zero1")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of training; auto: bf16 on sm80+, fp16 on older GPUs, fp32 on CPU"
+    )
+    timeout_seconds: Positive = Field(1800, description="of every collective")
+
+
+class EvalSection(Section):
+    """Validation during training, test at the end."""
+
+    interval: Literal["epoch", "never"] | Positive = Field(
+        "epoch", description="epoch, never, or every N steps"
+    )
+
+
+class LogSection(Section):
+    """What is shown."""
+
+    interval: Positive = Field(10, description="steps between log lines; those steps sync")
+    tensorboard: bool = Field(True, description="scalars under <output_dir>/tensorboard")
+    progress: bool = Field(True, description="live bar on rank 0")
+
+
+class SaveSection(Section):
+    """Checkpoints."""
+
+    interval: Literal["epoch"] | Positive = Field("epoch", description="epoch or every N steps")
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest kept, besides the best")
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataConfig
+    task: TaskSection = TaskSection()
+    tuning: TuningSection = TuningSection()
+    loss: LossSection = LossSection()
+    optim: OptimSection = OptimSection()
+    engine: EngineSection = EngineSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+    save: SaveSection = SaveSection()
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.run.output_dir)
+
+    @property
+    def model_folder(self) -> Path:
+        """Folder of the base model's config.json."""
+        source = self.model.path or self.model.config
+        assert source is not None  # cross_check refuses a recipe without either
+        path = Path(source)
+        return path if path.is_dir() else path.parent
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Folder of tokenizer.json."""
+        return Path(self.data.tokenizer) if self.data.tokenizer else self.model_folder
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, every default filled in."""
+        return self.model_dump(mode="json")

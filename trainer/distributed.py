@@ -1,0 +1,167 @@
+"""Ranks and the few collectives of the project.
+
+Heavy imports happen inside functions, so that the launcher can import this module and still answer
+a wrong recipe at once.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from trainer.errors import MachineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all.
+
+    Attributes:
+        rank: 0 to world_size - 1 over all nodes.
+        local_rank: Among the processes of this node: the GPU's index.
+        local_world_size: Processes of this node.
+        world_size: All processes.
+        device: Where this rank computes.
+    """
+
+    rank: int
+    local_rank: int
+    local_world_size: int
+    world_size: int
+    device: "Device"
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes."""
+        return self.rank == 0
+
+
+def start(timeout_seconds: int) -> Ranks:
+    """Join the process group through DeepSpeed, alone or as one rank of many.
+
+    Args:
+        timeout_seconds: Of every collective, ZeRO's own groups included.
+
+    Raises:
+        MachineError: More ranks on this node than GPUs.
+    """
+    import torch
+
+    _single_process_defaults()
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # Ranks share the cores; more threads than cores make every rank slower.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
+    _join(timeout_seconds)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    return Ranks(
+        rank=torch.distributed.get_rank(),
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        world_size=torch.distributed.get_world_size(),
+        device=_device(local_rank),
+    )
+
+
+def stop() -> None:
+    """Leave the process group."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: "Tensor") -> "Tensor":
+    """The tensor with the values of all ranks added, in place; alone, the tensor as it is."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def is_equal_everywhere(text: str, ranks: Ranks) -> bool:
+    """True when every rank holds the same text."""
+    import torch
+    import torch.distributed as dist
+
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+    extremes = torch.tensor([number, -number], device=ranks.device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    return bool(extremes[0] == -extremes[1])
+
+
+def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
+    """Run an action that can fail on one rank, and fail on all ranks when it does.
+
+    Raises:
+        ValueError: The action's own error; on the other ranks one with the same exit code.
+    """
+    import torch
+    import torch.distributed as dist
+
+    result, failure = None, None
+    try:
+        result = action()
+    except ValueError as error:
+        failure = error
+    code = torch.tensor(getattr(failure, "exit_code", 1) if failure else 0, device=ranks.device)
+    dist.all_reduce(code, op=dist.ReduceOp.MAX)
+    if failure is not None:
+        raise failure
+    if code.item():
+        elsewhere = MachineError("another rank failed; its message stands above")
+        elsewhere.exit_code = int(code.item())
+        raise elsewhere
+    return result  # type: ignore[return-value]
+
+
+def _single_process_defaults() -> None:
+    """What a launcher sets, for a process started without one."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+
+
+def _join(timeout_seconds: int) -> None:
+    import deepspeed
+    import deepspeed.ops
+    from torch.distributed import distributed_c10d as c10d
+
+    # The shared-memory operator compiles for 24 s and leaks in /dev/shm; only inference gains.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    timeout = timedelta(seconds=timeout_seconds)
+    # ZeRO makes groups of its own, which init_distributed(timeout=) does not reach.
+    c10d.default_pg_timeout = timeout
+    c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
+    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timeout)
+
+
+def _device(local_rank: int) -> "Device":
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise MachineError(
+            f"local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()};"
+            " lower --num_gpus or the slots of the hostfile"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

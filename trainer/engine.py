@@ -1,0 +1,64 @@
+"""A preset and a run -> a DeepSpeed engine whose every number has one owner."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainer.config import RunConfig
+from trainer.optim import build_optimizer
+from trainer.recipe import load_preset
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+_NEVER = 10**9  # steps between DeepSpeed's own prints: the run prints its own
+
+
+def choose_preset(config: RunConfig, device: torch.device) -> tuple[str, str]:
+    """Name of the preset and the reason for it."""
+    if config.engine.preset != "auto":
+        return config.engine.preset, "asked for"
+    machine = "gpu" if device.type == "cuda" else "cpu"
+    return f"{machine}_zero1", "shards the optimizer and keeps one all-reduce a step"
+
+
+def deepspeed_config(config: RunConfig, preset_name: str, precision: str) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: the preset's ZeRO keys and the run's numbers.
+
+    The loop owns accumulation and the division of the loss, so DeepSpeed is told of one micro-batch
+    a step and to leave the boundary to the caller.
+    """
+    numbers: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.optim.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": _NEVER,
+    }
+    if precision == "bf16":
+        numbers["bf16"] = {"enabled": True}
+    if precision == "fp16":
+        numbers["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    return load_preset(preset_name) | numbers
+
+
+def build_engine(
+    model: nn.Module, config: RunConfig, settings: dict[str, Any]
+) -> "DeepSpeedEngine":
+    """The engine over the model, its optimizer state sharded as the preset says."""
+    import deepspeed
+    from deepspeed.utils.logging import logger
+
+    logger.setLevel(logging.ERROR)
+    optimizer = build_optimizer(model.parameters(), config.optim)
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    return engine
+
+
+def set_learning_rate(engine: "DeepSpeedEngine", rate: float) -> None:
+    """Give every parameter group the rate of the coming update."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate

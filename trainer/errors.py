@@ -1,0 +1,34 @@
+"""Errors that end a run, each with the exit code a scheduler sees."""
+
+
+class ConfigError(ValueError):
+    """The recipe or the command line cannot be run as written."""
+
+    exit_code = 2
+
+
+class ModelError(ValueError):
+    """The base model or a checkpoint cannot be used."""
+
+    exit_code = 4
+
+
+class MachineError(ValueError):
+    """The machine lacks what the run needs."""
+
+    exit_code = 5
+
+
+class DivergedError(ValueError):
+    """Loss or gradients are no longer finite."""
+
+    exit_code = 6
+
+
+class StoppedError(ValueError):
+    """A signal asked the run to stop; everything is saved and the same command continues it."""
+
+    exit_code = 75
+
+
+FATAL = (ConfigError, ModelError, MachineError, DivergedError, StoppedError)

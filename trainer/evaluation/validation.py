@@ -1,0 +1,60 @@
+"""Scores of a whole split from a model in training, whatever the number of ranks.
+
+N functions of the split, dropped ones included.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from data.loader import evaluation_batches
+from data.tokenization import ExampleSet
+from trainer.config import RunConfig
+from trainer.distributed import Ranks, all_reduce_sum
+from trainer.errors import DivergedError
+
+
+def score_functions(
+    model: nn.Module, examples: ExampleSet, prior: float, config: RunConfig, ranks: Ranks
+) -> npt.NDArray[np.float64]:
+    """P(vulnerable) of every function, equal on all ranks; called by all ranks.
+
+    A function cut into windows has the score of its highest window; a dropped one has the prior, so
+    the population is always the whole split.
+
+    Args:
+        model: Batch -> logits (S, C): an engine, or the model itself; left in training mode.
+        examples: The split.
+        prior: Share of positives in training.
+        config: Row length, packing and micro-batch of the run.
+        ranks: This process among all.
+
+    Returns:
+        float64 scores (N,).
+
+    Raises:
+        DivergedError: A logit is not finite.
+    """
+    scores_E = torch.zeros(len(examples), dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for batch in evaluation_batches(
+            examples,
+            seq_length=config.data.seq_length,
+            packing=config.data.packing,
+            micro_batch_size=config.optim.micro_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        ):
+            logits_SC = model(batch.to(ranks.device)).double()
+            scores_E[batch.example_S] = logits_SC.softmax(1)[:, 1].cpu()
+    model.train()
+    # Every example was scored by one rank and is zero on the others.
+    scores_E = all_reduce_sum(scores_E.to(ranks.device)).cpu()
+    if not torch.isfinite(scores_E).all():
+        raise DivergedError("the model's scores are not finite; lower optim.lr or check the base")
+    scores_N = np.full(examples.num_records, -1.0)
+    np.maximum.at(scores_N, examples.record_E, scores_E.numpy())
+    scores_N[scores_N < 0] = prior
+    return scores_N

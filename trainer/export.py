@@ -1,0 +1,44 @@
+"""The trained adapter in PEFT's own layout, head included, for any user of PEFT."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from trainer.run_folder import write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_WRAPPER = "model."  # PackedClassifier.model
+FACTS = "focaltune.json"
+
+
+def save_adapter(
+    model: "PeftModel", weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any]
+) -> None:
+    """Write adapter_config.json, adapter_model.safetensors and focaltune.json, whole or not at all.
+
+    Args:
+        model: Gives the layout and the dtype; its own values are not read, so it may be sharded.
+        weights: fp32, by the engine's parameter names, from gather_state or a checkpoint.
+        folder: Replaced.
+        facts: How inputs were made and which threshold goes with the scores.
+    """
+    dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
+    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    model.save_pretrained(str(building), state_dict=state, safe_serialization=True)
+    (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
+    write_json(building / FACTS, facts)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
+        os.rename(folder, old)
+        os.rename(building, folder)
+        shutil.rmtree(old)
+    else:
+        os.rename(building, folder)

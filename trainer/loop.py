@@ -1,0 +1,168 @@
+"""The one training loop: every task, method, precision and world size goes through it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from data.loader import StepBatches, TrainLoader
+from trainer.config import RunConfig
+from trainer.distributed import Ranks, all_reduce_sum
+from trainer.engine import set_learning_rate
+from trainer.errors import DivergedError, StoppedError
+from trainer.metrics import RunLog
+from trainer.optim import learning_rate
+from trainer.state import TrainState, seed_step
+from trainer.stopping import StopRequest
+from trainer.tasks.classification import Classification
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run is made of.
+
+    Attributes:
+        config: The recipe.
+        ranks: This process among all.
+        engine: Model and optimizer.
+        task: The loss.
+        loader: The steps' data.
+        total_steps: Where the run ends.
+        log: On rank 0; None elsewhere.
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    engine: "DeepSpeedEngine"
+    task: Classification
+    loader: TrainLoader
+    total_steps: int
+    log: RunLog | None
+
+
+def train(
+    run: Run,
+    state: TrainState,
+    stop: StopRequest,
+    validate: Callable[[], None],
+    save: Callable[[], None],
+) -> None:
+    """Train from state.step to the end, validating and saving on the way.
+
+    Args:
+        run: The parts.
+        state: Advanced in place.
+        stop: Asked after every step.
+        validate: Scores the validation split and updates the best of `state`.
+        save: Writes a checkpoint.
+
+    Raises:
+        StoppedError: A signal came; a checkpoint of the last step is on disk.
+        DivergedError: A logged loss or gradient norm is not finite.
+    """
+    run.engine.train()
+    while state.step < run.total_steps:
+        started = time.perf_counter()
+        batches = run.loader.step(state.step)
+        rate = learning_rate(run.config.optim, state.step - state.skipped_steps, run.total_steps)
+        loss_sum = optimizer_step(run, batches, state.step, rate)
+        _advance(state, run.engine, batches)
+        is_last = state.step == run.total_steps
+        if state.step % run.config.log.interval == 0 or is_last:
+            _log_step(run, state, batches, loss_sum, rate, started)
+        elif run.log is not None:
+            run.log.advance(state.step)
+        state.train_seconds += time.perf_counter() - started
+        due = _due(run.config.eval.interval, run, state.step)
+        if due:
+            validate()
+        stopping = stop.agreed()
+        if due or stopping or is_last or _due(run.config.save.interval, run, state.step):
+            save()
+        if stopping and not is_last:
+            name = stop.received.name if stop.received else "a signal on another rank"
+            raise StoppedError(
+                f"{name}: stopped after step {state.step} of {run.total_steps} and saved;"
+                " the same command continues"
+            )
+
+
+def optimizer_step(run: Run, batches: StepBatches, step: int, rate: float) -> Tensor:
+    """All micro-batches of a step and one update; the loss of every function counts the same.
+
+    The loss of the step is sum over functions / number of functions, over all micro-batches and
+    ranks. DeepSpeed averages gradients over ranks, hence the world size.
+
+    Returns:
+        This rank's loss sum, on the device.
+    """
+    set_learning_rate(run.engine, rate)
+    seed_step(run.config.run.seed, step, run.ranks.rank)
+    total = torch.zeros((), device=run.ranks.device)
+    scale = run.ranks.world_size / max(1.0, batches.num_functions)
+    for batch in batches.micro_batches:
+        loss = run.task.loss_sum(run.engine, batch.to(run.ranks.device))
+        run.engine.backward(loss.sum * scale, scale_wrt_gas=False)
+        total += loss.sum.detach()
+    run.engine.step()
+    return total
+
+
+def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches) -> None:
+    state.step += 1
+    state.skipped_steps = engine.skipped_steps
+    state.functions_seen += batches.num_functions
+    state.tokens_seen += batches.num_tokens
+
+
+def _due(interval: str | int, run: Run, step: int) -> bool:
+    if interval == "never":
+        return False
+    every = run.loader.plan.steps_per_epoch if interval == "epoch" else int(interval)
+    return step % every == 0 or (step == run.total_steps)
+
+
+def _log_step(
+    run: Run, state: TrainState, batches: StepBatches, loss_sum: Tensor, rate: float, started: float
+) -> None:
+    """Read the loss of this step, over all ranks; the only place that waits for the device."""
+    loss = float(all_reduce_sum(loss_sum)) / max(1.0, batches.num_functions)
+    norm = run.engine.get_global_grad_norm()
+    grad_norm = float("nan") if norm is None else float(norm)
+    seconds = time.perf_counter() - started
+    if run.log is not None:
+        run.log.step(
+            {
+                "step": state.step,
+                "epoch": state.step / run.loader.plan.steps_per_epoch,
+                "loss": loss,
+                "lr": rate,
+                "grad_norm": grad_norm,
+                "functions_per_second": batches.num_functions / seconds,
+                "tokens_per_second": batches.num_tokens / seconds,
+                "packing_fill": run.loader.fill,
+                "memory_gib": _memory_gib(run.ranks.device),
+                "skipped_steps": state.skipped_steps,
+            }
+        )
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise DivergedError(
+            f"loss is {loss} at step {state.step}, epoch"
+            f" {state.step / run.loader.plan.steps_per_epoch:.2f}; the last checkpoint is intact:"
+            " lower optim.lr, add optim.warmup_steps, or check the rows of this step"
+        )
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak memory of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,128 @@
+"""What a run shows and keeps: the live bar, log.jsonl and TensorBoard, on rank 0."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from trainer.run_folder import LOG, write_whole
+
+
+class RunLog:
+    """Writes what happened once, in order, up to the step a run continues from.
+
+    Args:
+        folder: The run folder.
+        first_step: Steps already done: later lines are of a run that was cut off, whose steps are
+            computed again, so they are taken out of the log and of TensorBoard.
+        total_steps: For the bar.
+        tensorboard: Write scalars.
+        progress: Show the bar; off where the terminal is none.
+    """
+
+    def __init__(
+        self, folder: Path, first_step: int, total_steps: int, *, tensorboard: bool, progress: bool
+    ) -> None:
+        self.console = Console(stderr=True)
+        keep_lines(folder / LOG, first_step)
+        self._file = (folder / LOG).open("a", encoding="utf-8")
+        self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
+        self._total_steps = total_steps
+        self._progress = self._bar() if progress and self.console.is_terminal else None
+        if self._progress is not None:
+            self._task = self._progress.add_task(
+                "train", total=total_steps, completed=first_step, shown=""
+            )
+            self._progress.start()
+
+    def say(self, text: str) -> None:
+        """A line for people, above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def step(self, values: Mapping[str, float]) -> None:
+        """A logged training step; `values` holds step, loss, lr and rates."""
+        self._write("train", values)
+        shown = (
+            f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad {values['grad_norm']:.2f}"
+            f"  {values['functions_per_second']:.0f} fn/s  {values['tokens_per_second']:.0f} tok/s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=values["step"], shown=shown)
+        else:
+            self.say(f"step {int(values['step'])}/{self._total_steps}  {shown}")
+
+    def advance(self, step: int) -> None:
+        """Move the bar between logged steps."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def validation(self, values: Mapping[str, float | None]) -> None:
+        """A validation; undefined values are left out of TensorBoard."""
+        self._write("valid", values)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, kind: str, values: Mapping[str, float | None]) -> None:
+        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            step = int(values["step"] or 0)
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+            self._writer.flush()
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Take the lines after `last_step`, and a line cut off by a kill, out of a log."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= last_step:
+            kept.append(line + "\n")
+    write_whole(path, "".join(kept))
+
+
+def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
+    """The logged rows of a kind: "train" or "valid"."""
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["kind"] == kind]
+
+
+def _summary_writer(folder: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step + 1)

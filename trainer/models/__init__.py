@@ -1,0 +1,1 @@
+"""Base models, heads and the isolation of packed functions."""

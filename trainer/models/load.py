@@ -1,0 +1,106 @@
+"""The base model from a folder or from a config, at the dtype and attention of the run."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainer.config import RunConfig
+from trainer.errors import ConfigError, ModelError
+from trainer.models.packed_attention import FLASH, SEGMENT_SDPA
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_CLASSES = 2
+
+
+def choose_attention(wanted: str, device: torch.device) -> tuple[str, str]:
+    """The attention back end and the reason for it.
+
+    Raises:
+        ModelError: FlashAttention is asked for and is not there.
+    """
+    has_flash = _flash_is_usable(device)
+    if wanted == FLASH and not has_flash:
+        raise ModelError(
+            "model.attention flash_attention_2 needs the flash_attn package and a GPU of sm80 or"
+            " newer; take auto or sdpa"
+        )
+    if wanted != "auto":
+        return wanted, "asked for"
+    if has_flash:
+        return FLASH, "flash_attn is installed and the GPU is sm80 or newer"
+    if device.type == "cuda":
+        return "sdpa", "GPU without usable flash_attn"
+    return SEGMENT_SDPA, "CPU: cost follows the functions, not the row"
+
+
+def choose_precision(config: RunConfig, zero_stage: int, device: torch.device) -> tuple[str, str]:
+    """The training precision and the reason for it.
+
+    Raises:
+        ConfigError: ZeRO 0 outside fp32; model.dtype that does not go with the precision.
+    """
+    precision, reason = config.engine.precision, "asked for"
+    if precision == "auto":
+        if zero_stage == 0:
+            precision, reason = "fp32", "ZeRO 0 is exact in fp32 only"
+        elif device.type == "cpu":
+            precision, reason = "fp32", "CPU"
+        elif torch.cuda.get_device_capability(device) >= (8, 0):
+            precision, reason = "bf16", "GPU of sm80 or newer"
+        else:
+            precision, reason = "fp16", "GPU older than sm80 has no bf16 tensor cores"
+    dtype = config.model.dtype
+    if dtype not in ("auto", precision) and not (precision == "fp32" and dtype in ("bf16", "fp16")):
+        raise ConfigError(f"model.dtype {dtype} does not go with precision {precision}; take auto")
+    return precision, reason
+
+
+def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedModel":
+    """The base with an untrained classification head, on the CPU, in evaluation mode.
+
+    Args:
+        config: The run; run.seed draws whatever has no weights.
+        attention: Resolved back end.
+        precision: Resolved; dtype of the weights unless model.dtype names another.
+
+    Raises:
+        ModelError: The architecture has no sequence classification, or the weights do not load.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    dtype = DTYPES[precision if config.model.dtype == "auto" else config.model.dtype]
+    settings = {"num_labels": NUM_CLASSES, "local_files_only": True, "trust_remote_code": False}
+    source = config.model.path or config.model.config
+    torch.manual_seed(config.run.seed)
+    try:
+        model_config = transformers.AutoConfig.from_pretrained(source, **settings)
+        if config.model.path:
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                config.model.path, config=model_config, dtype=dtype, use_safetensors=True,
+                attn_implementation=attention, local_files_only=True, trust_remote_code=False,
+            )  # fmt: skip
+        else:
+            model = transformers.AutoModelForSequenceClassification.from_config(
+                model_config, dtype=dtype, attn_implementation=attention
+            )
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{source}: the base model does not load: {error}") from error
+    # With a pad id, the model looks for it in every batch, which waits for the GPU; nothing here
+    # needs one, because the padding of a row is a segment of its own.
+    model.config.pad_token_id = None
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model.eval()
+
+
+def _flash_is_usable(device: torch.device) -> bool:
+    from importlib.util import find_spec
+
+    if device.type != "cuda" or find_spec("flash_attn") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)

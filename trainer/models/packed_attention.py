@@ -1,0 +1,102 @@
+"""Attention inside functions only, for rows that hold several.
+
+Isolation never rests on what a model guesses from the positions: eager and SDPA get an explicit
+mask, segment_sdpa and FlashAttention get the boundaries.
+
+B rows, T tokens per row, H heads, D head size.
+"""
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from data.batch import Batch
+
+SEGMENT_SDPA = "segment_sdpa"
+FLASH = "flash_attention_2"
+
+
+def attention_inputs(batch: Batch, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The keyword arguments that keep the functions of a batch apart.
+
+    Args:
+        batch: On the model's device.
+        attention: Back end, resolved.
+        dtype: Of the hidden states: an additive mask must have it.
+
+    Returns:
+        position_ids, use_cache and either attention_mask or the segment boundaries.
+    """
+    common = {"position_ids": batch.position_ids_BT, "use_cache": False}
+    if attention == SEGMENT_SDPA:
+        return common | {"segment_lengths": batch.segment_lengths}
+    if attention == FLASH:
+        return common | _varlen_arguments(batch)
+    return common | {"attention_mask": causal_segment_mask(batch.segment_ids_BT, dtype)}
+
+
+def causal_segment_mask(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, T): 0 where a token may look, the dtype's lowest value elsewhere."""
+    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    allowed_BTT = same_BTT & torch.ones_like(same_BTT[0]).tril()
+    mask_BTT = torch.zeros(allowed_BTT.shape, dtype=dtype, device=segment_ids_BT.device)
+    return mask_BTT.masked_fill(~allowed_BTT, torch.finfo(dtype).min)[:, None]
+
+
+def _varlen_arguments(batch: Batch) -> dict[str, Any]:
+    """Boundaries as FlashAttention's varlen call wants them: over the flattened B x T tokens."""
+    ends = list(accumulate(batch.segment_lengths, initial=0))
+    boundaries = torch.tensor(ends, dtype=torch.int32).to(
+        batch.input_ids_BT.device, non_blocking=True
+    )
+    longest = max(batch.segment_lengths)
+    return {
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _segment_sdpa(
+    module: torch.nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segment_lengths: tuple[int, ...],
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal SDPA of one segment after the other: cost follows the functions, not the row.
+
+    `segment_lengths` are host integers, so slicing does not wait for the device. The row ends where
+    lengths have summed to T.
+    """
+    assert attention_mask is None  # the name has no mask function: transformers makes none
+    width = query_BHTD.shape[2]
+    rows, pieces, row, start = [], [], 0, 0
+    for length in segment_lengths:
+        here = (slice(row, row + 1), slice(None), slice(start, start + length))
+        output, _ = sdpa_attention_forward(
+            module,
+            query_BHTD[here],
+            key_BHTD[here],
+            value_BHTD[here],
+            None,
+            is_causal=True,
+            **kwargs,
+        )
+        pieces.append(output)
+        start += length
+        if start == width:
+            rows.append(torch.cat(pieces, dim=1))
+            pieces, row, start = [], row + 1, 0
+    return torch.cat(rows, dim=0), None
+
+
+AttentionInterface.register(SEGMENT_SDPA, _segment_sdpa)

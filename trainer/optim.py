@@ -1,0 +1,47 @@
+"""The optimizer's groups and the learning rate, a pure function of the number of updates."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from trainer.config import OptimSection
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimSection) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters.
+
+    Weight decay applies to matrices: vectors are biases and norms.
+    """
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    matrices = [parameter for parameter in trainable if parameter.ndim > 1]
+    vectors = [parameter for parameter in trainable if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": optim.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=optim.lr, betas=_BETAS, eps=_EPSILON
+    )
+
+
+def learning_rate(optim: OptimSection, update: int, total_updates: int) -> float:
+    """Rate of update number `update`, counted from 0.
+
+    Warm-up rises linearly from lr / warmup_steps, so that no update is lost to a rate of 0; then
+    cosine (Loshchilov & Hutter 2017) or a line falls towards 0, which the update after the last
+    would reach.
+    """
+    if update < optim.warmup_steps:
+        return optim.lr * (update + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    remaining = max(1, total_updates - optim.warmup_steps)
+    progress = min(1.0, (update - optim.warmup_steps) / remaining)
+    if optim.schedule == "linear":
+        return optim.lr * (1 - progress)
+    return optim.lr * 0.5 * (1 + math.cos(math.pi * progress))

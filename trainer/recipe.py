@@ -1,0 +1,238 @@
+"""Recipe file and command line -> RunConfig; every mistake is named with what is allowed."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESET_FOLDER = ROOT / "ds_configs"
+PRESET_KEYS = frozenset(
+    {"zero_optimization", "zero_force_ds_cpu_optimizer", "communication_data_type"}
+)
+_PATH_KEYS = (
+    *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer")),
+    ("model", "path"),
+    ("model", "config"),
+    ("run", "output_dir"),
+)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that reads 1e-4 as a number and refuses a key given twice."""
+
+
+def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            line = node.value[index][0].start_mark.line + 1
+            raise ConfigError(f"line {line}: key {key!r} stands twice; keep one")
+    return dict(loader.construct_pairs(node, deep=True))
+
+
+_StrictLoader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates
+)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe, apply `section.key=value` overrides, check everything that needs no model.
+
+    Relative paths in a recipe start at the repository, those on the command line at the current
+    folder; the result holds absolute paths.
+
+    Raises:
+        ConfigError: With every mistake found, one per line.
+    """
+    if not recipe.is_file():
+        raise ConfigError(f"no recipe {recipe} (resolved: {recipe.resolve()})")
+    values = _absolute_paths(_read_yaml(recipe.read_text(encoding="utf-8"), str(recipe)), ROOT)
+    given = [_parse_override(text) for text in overrides]
+    for section, key, value in given:
+        block = values.setdefault(section, {})
+        if not isinstance(block, dict):
+            raise ConfigError(f"{recipe}: section {section!r} must hold keys, found {block!r}")
+        changed = _absolute_paths({section: {key: value}}, Path.cwd())
+        block.update(changed[section])
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from error
+    cross_check(config)
+    return config
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A DeepSpeed preset of ds_configs/, which holds ZeRO, offload and communication keys only.
+
+    Raises:
+        ConfigError: Unknown name, key of the run, or a stage that does not exist.
+    """
+    path = PRESET_FOLDER / f"{name}.json"
+    if not path.is_file():
+        names = sorted(file.stem for file in PRESET_FOLDER.glob("*.json"))
+        raise ConfigError(f"engine.preset: no preset {name!r}{_nearest(name, names)}; have {names}")
+    preset: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    foreign = sorted(preset.keys() - PRESET_KEYS)
+    if foreign:
+        raise ConfigError(
+            f"ds_configs/{name}.json sets {foreign}, which the run owns; remove it there and use"
+            " the optim and engine sections of the recipe"
+        )
+    stage = preset.get("zero_optimization", {}).get("stage")
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        raise ConfigError(
+            f"ds_configs/{name}.json: zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}"
+        )
+    return preset
+
+
+def cross_check(config: RunConfig) -> None:
+    """Refuse what each key allows by itself and the whole does not.
+
+    Raises:
+        ConfigError: With every combination found.
+    """
+    faults = [*_source_faults(config), *_optim_faults(config), *_precision_faults(config)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def describe_keys() -> str:
+    """Every key of a recipe with its default, for --help."""
+    lines = []
+    for section, field in RunConfig.model_fields.items():
+        section_model = field.annotation
+        assert isinstance(section_model, type)
+        assert issubclass(section_model, BaseModel)
+        for key, info in section_model.model_fields.items():
+            default = (
+                "required" if info.is_required() else info.get_default(call_default_factory=True)
+            )
+            lines.append(f"  {section}.{key} = {default}\n      {info.description}")
+    return "\n".join(lines)
+
+
+def _read_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a recipe holds sections such as run, model, data")
+    return values
+
+
+def _parse_override(text: str) -> tuple[str, str, Any]:
+    name, equals, raw = text.partition("=")
+    section, dot, key = name.partition(".")
+    if not equals or not dot or not key:
+        raise ConfigError(f"{text!r}: an override reads section.key=value, e.g. optim.lr=1e-4")
+    try:
+        return section, key, yaml.load(raw, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r}: the value is not YAML: {error}") from error
+
+
+def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    changed = {
+        key: dict(block) if isinstance(block, dict) else block for key, block in values.items()
+    }
+    for section, key in _PATH_KEYS:
+        block = changed.get(section)
+        if isinstance(block, dict) and isinstance(block.get(key), str):
+            block[key] = str((base / Path(block[key]).expanduser()).resolve())
+    block = changed.get("run")
+    if isinstance(block, dict) and isinstance(block.get("resume"), str | bool):
+        resume = block["resume"]
+        if resume not in ("auto", "never") and isinstance(resume, str):
+            block["resume"] = str((base / Path(resume).expanduser()).resolve())
+    return changed
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {name}{_nearest_key(fault['loc'])}")
+        elif fault["type"] == "missing":
+            lines.append(f"{name} is required; set it in the recipe or on the command line")
+        else:
+            lines.append(f"{name}: {fault['msg']}, found {fault['input']!r}")
+    return lines
+
+
+def _nearest_key(loc: tuple[int | str, ...]) -> str:
+    fields: Mapping[str, Any] = RunConfig.model_fields
+    if len(loc) > 1:
+        fields = fields[str(loc[0])].annotation.model_fields
+    return _nearest(str(loc[-1]), list(fields))
+
+
+def _nearest(name: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {sorted(allowed)}"
+
+
+def _source_faults(config: RunConfig) -> list[str]:
+    faults = []
+    if (config.model.path is None) == (config.model.config is None):
+        faults.append("model: set exactly one of path (weights) and config (random weights)")
+    for name in ("path", "config"):
+        value = getattr(config.model, name)
+        if value is not None and not Path(value).exists():
+            faults.append(f"model.{name}: {value} does not exist")
+    output = config.output_dir
+    inputs = (config.data.path, config.model.path, config.data.tokenizer)
+    if any(source is not None and output == Path(source) for source in inputs):
+        faults.append(
+            f"run.output_dir {output} is the dataset's or the model's folder; choose another"
+        )
+    return faults
+
+
+def _optim_faults(config: RunConfig) -> list[str]:
+    optim, faults = config.optim, []
+    if (optim.epochs is None) == (optim.max_steps is None):
+        faults.append("optim: set exactly one of epochs and max_steps")
+    if optim.max_steps is not None and optim.warmup_steps > optim.max_steps:
+        faults.append(
+            f"optim.warmup_steps {optim.warmup_steps} is above optim.max_steps {optim.max_steps}"
+        )
+    return faults
+
+
+def _precision_faults(config: RunConfig) -> list[str]:
+    precision, dtype, faults = config.engine.precision, config.model.dtype, []
+    if config.engine.preset != "auto":
+        stage = load_preset(config.engine.preset)["zero_optimization"]["stage"]
+        if stage == 0 and precision in ("fp16", "bf16"):
+            faults.append(
+                f"engine.preset {config.engine.preset} is ZeRO 0, where DeepSpeed scales"
+                f" {precision} gradients wrongly; take a zero1 preset, also on one GPU,"
+                " or engine.precision=fp32"
+            )
+    frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
+    if dtype not in ("auto", precision) and not frozen_in_16_bit:
+        faults.append(
+            f"model.dtype {dtype} with engine.precision {precision}: take model.dtype=auto, or"
+            " engine.precision=fp32 for fp32 adapters on a 16-bit frozen base"
+        )
+    return faults

@@ -1,0 +1,81 @@
+"""Which checkpoint a run continues from, and whether it may."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from trainer.config import RunConfig
+from trainer.errors import ConfigError, ModelError
+from trainer.run_folder import CHECKPOINTS
+
+# Sections whose change makes another run of it; the others say where and how, not what.
+_DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
+
+
+def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint run.resume asks for, and lines about what was passed over.
+
+    Raises:
+        ModelError: An explicit path does not verify, or no checkpoint of a run does.
+    """
+    if config.run.resume == "never":
+        return None, []
+    if config.run.resume != "auto":
+        return load_checkpoint(Path(config.run.resume)), []
+    found, passed_over = newest_checkpoint(config.output_dir / CHECKPOINTS)
+    if found is None and passed_over:
+        raise ModelError(
+            "no checkpoint of this run verifies: " + "; ".join(passed_over) + ". Nothing was"
+            " touched: choose another run.output_dir to train from the start"
+        )
+    return found, [f"passed over {line}" for line in passed_over]
+
+
+def refuse_other_run(
+    checkpoint: Checkpoint, config: RunConfig, identity: Mapping[str, Any]
+) -> list[str]:
+    """Compare a checkpoint with the run that wants to continue it.
+
+    Returns:
+        Lines about accepted changes.
+
+    Raises:
+        ModelError: Another base, tokenizer or dataset.
+        ConfigError: The recipe differs where it decides the result, and that was not accepted.
+    """
+    odd = [key for key, value in identity.items() if checkpoint.identity.get(key) != value]
+    if odd:
+        raise ModelError(
+            f"checkpoint {checkpoint.path} was made with another {', '.join(odd)}; restore the"
+            " files, or choose another run.output_dir to train from the start"
+        )
+    changes = config_changes(checkpoint.trainer["recipe"], config.to_json())
+    if changes and not config.run.accept_changes:
+        raise ConfigError(
+            "the recipe differs from the checkpoint's:\n  "
+            + "\n  ".join(changes)
+            + "\nrestore these values, or set run.accept_changes=true to continue with the new ones"
+        )
+    return [f"accepted change {line}" for line in changes]
+
+
+def config_changes(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Decisive keys that differ, as "optim.lr: 0.001 -> 0.002"."""
+    pairs = [
+        (f"{section}.{key}", saved.get(section, {}).get(key), value)
+        for section in _DECISIVE
+        for key, value in given[section].items()
+    ]
+    pairs.append(("engine.precision", saved["engine"]["precision"], given["engine"]["precision"]))
+    return [
+        f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and not _is_path(name)
+    ]
+
+
+def _is_path(name: str) -> bool:
+    """Paths may move: the digests of what they hold are compared instead."""
+    return name in {
+        "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
+        "model.path", "model.config",
+    }  # fmt: skip

@@ -1,0 +1,182 @@
+"""A whole run in the order it happens: take the folder, build, continue, train, report."""
+
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from data.loader import TrainLoader
+from data.prepare import Prepared
+from trainer.banner import banner_lines, time_line
+from trainer.build import build_model, choose
+from trainer.checkpoint import Checkpoint
+from trainer.config import RunConfig
+from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
+from trainer.engine import build_engine, deepspeed_config
+from trainer.errors import ConfigError, MachineError
+from trainer.evaluation.report import print_table
+from trainer.loop import Run, train
+from trainer.metrics import RunLog
+from trainer.models.files import base_digest
+from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.resume import find_checkpoint, refuse_other_run
+from trainer.run_folder import BASE, RunLock, open_run_folder, write_json, write_recipe
+from trainer.session import Session
+from trainer.state import TrainState
+from trainer.stopping import StopRequest
+from trainer.tasks import TASKS
+
+
+def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
+    """Train, evaluate and export; returns the test report on rank 0.
+
+    Raises:
+        ValueError: One of trainer.errors, with its exit code, on every rank.
+    """
+    ranks = start(config.engine.timeout_seconds)
+    lock: RunLock | None = None
+    try:
+        lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
+        return _train(config, prepared, ranks)
+    finally:
+        if lock is not None:
+            lock.release()
+        stop()
+
+
+def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any] | None:
+    identity = {"base": base_digest(config), **prepared.digests}
+    if not is_equal_everywhere(str(identity), ranks):
+        raise MachineError("ranks read different data or models; give every node the same files")
+    checkpoint, remarks = agreed(ranks, lambda: find_checkpoint(config))
+    if checkpoint is not None:
+        remarks += refuse_other_run(checkpoint, config, identity)
+    session = _build(config, prepared, ranks, identity, checkpoint)
+    request = StopRequest(ranks)
+    run, state = session.run, session.state
+    try:
+        if run.log is not None:
+            for line in remarks:
+                run.log.say(line)
+        if checkpoint is not None:
+            session.restore(checkpoint)
+            if run.log is not None:
+                run.log.say(f"continues after step {state.step} from {checkpoint.path}")
+        train(run, state, request, session.validate, session.save)
+        report = session.finish()
+    finally:
+        request.restore()
+        if run.log is not None:
+            run.log.close()
+    if report is not None:
+        print_table(report, Console())
+    return report
+
+
+def _build(
+    config: RunConfig,
+    prepared: Prepared,
+    ranks: Ranks,
+    identity: dict[str, Any],
+    checkpoint: Checkpoint | None,
+) -> Session:
+    """Everything up to the first step, with the banner and the packing self-check."""
+    state = TrainState(**checkpoint.trainer["state"]) if checkpoint else TrainState()
+    choices = agreed(ranks, lambda: choose(config, ranks.device))
+    loader = build_loader(config, prepared, ranks)
+    total_steps = config.optim.max_steps or (config.optim.epochs or 0) * loader.plan.steps_per_epoch
+    if config.optim.warmup_steps > total_steps:
+        raise ConfigError(
+            f"optim.warmup_steps {config.optim.warmup_steps} is above the run's {total_steps} steps"
+            f" ({loader.plan.steps_per_epoch} an epoch x {config.optim.epochs} epochs); lower it"
+        )
+    keep_base = config.output_dir / BASE if config.model.config and ranks.is_main else None
+    model = agreed(ranks, lambda: build_model(config, choices, keep_base))
+    settings = deepspeed_config(config, choices.preset, choices.precision)
+    log = None
+    if ranks.is_main:
+        _write_facts(config, prepared, settings)
+        log = RunLog(
+            config.output_dir,
+            state.step,
+            total_steps,
+            tensorboard=config.log.tensorboard,
+            progress=config.log.progress,
+        )
+        for line in banner_lines(config, ranks, choices, model, prepared, loader, total_steps):
+            log.say(line)
+    engine = build_engine(model, config, settings)
+    run = Run(
+        config, ranks, engine, TASKS[config.task.name](config.loss, ranks.device), loader,
+        total_steps, log,
+    )  # fmt: skip
+    session = Session(run, prepared, model, choices, identity, state)
+    _check_packing(session)
+    seconds = _estimate_seconds(session)
+    if log is not None:
+        log.say(time_line(seconds))
+    return session
+
+
+def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLoader:
+    """The steps of the training split for this rank.
+
+    Raises:
+        ConfigError: A batch of rows that the ranks cannot share out evenly.
+    """
+    optim = config.optim
+    taken = optim.micro_batch_size * ranks.world_size
+    if optim.batch_unit == "rows" and optim.global_batch_size % taken:
+        raise ConfigError(
+            f"optim.global_batch_size {optim.global_batch_size} rows is not a multiple of"
+            f" {optim.micro_batch_size} rows a micro-batch x {ranks.world_size} ranks = {taken};"
+            f" take {max(1, optim.global_batch_size // taken) * taken}"
+        )
+    return TrainLoader(
+        prepared.splits["train"].examples,
+        seq_length=config.data.seq_length,
+        packing=config.data.packing,
+        seed=config.run.seed,
+        global_batch_size=optim.global_batch_size,
+        batch_unit=optim.batch_unit,
+        micro_batch_size=optim.micro_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]) -> None:
+    write_recipe(config.output_dir, config.to_json())
+    write_json(config.output_dir / "ds_config.json", settings)
+    write_json(config.output_dir / "data.json", prepared.facts)
+
+
+def _check_packing(session: Session) -> None:
+    """Prove isolation on this model and machine before a step is spent."""
+    run = session.run
+    if not run.config.data.packing:
+        return
+    run.engine.eval()
+    check = check_isolation(
+        run.engine, run.loader.examples, run.config.data.seq_length, run.ranks.device
+    )
+    refuse_leaking(check, session.choices.precision)
+    if run.log is not None:
+        run.log.say(f"  {check}")
+
+
+def _estimate_seconds(session: Session) -> float:
+    """Time one forward pass, the second of two; training costs three (forward, twice backward)."""
+    run, steps_left = session.run, session.run.total_steps - session.state.step
+    if not steps_left:
+        return 0.0
+    run.engine.eval()
+    batch = run.loader.step(session.state.step).micro_batches[0].to(run.ranks.device)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        with torch.no_grad():
+            float(run.engine(batch).sum())  # waits for the device
+        seconds = time.perf_counter() - started
+    return 3 * seconds * run.loader.plan.gradient_accumulation_steps * steps_left

@@ -1,0 +1,90 @@
+"""The run folder: who may write to it, and small files written whole or not at all."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.checkpoint import remove_leftovers
+from trainer.config import RunConfig
+from trainer.errors import ConfigError, MachineError
+
+CHECKPOINTS, ADAPTER, REPORT, BASE = "checkpoints", "adapter", "report", "base"
+LOG, RECIPE, LOCK = "log.jsonl", "config.yaml", ".lock"
+
+
+class RunLock:
+    """Holds the run folder for one live run; the kernel lets go when the process ends.
+
+    Args:
+        folder: The run folder, which exists.
+
+    Raises:
+        MachineError: Another live run holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / LOCK).open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise MachineError(
+                f"{folder}: another run is writing here; wait for it, end it, or choose another"
+                " run.output_dir"
+            ) from error
+
+    def release(self) -> None:
+        """Let the next run in."""
+        self._file.close()
+
+
+def open_run_folder(config: RunConfig) -> RunLock:
+    """Make or take over the run folder, on rank 0.
+
+    Raises:
+        ConfigError: The folder holds something that is not a run of ours, or run.resume=never and
+            there is a run.
+        MachineError: Not writable, or in use.
+    """
+    folder = config.output_dir
+    is_run = (folder / RECIPE).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not is_run:
+        raise ConfigError(
+            f"run.output_dir {folder} is not empty and holds no run; nothing was touched: choose"
+            " another folder"
+        )
+    if is_run and config.run.resume == "never":
+        raise ConfigError(
+            f"run.output_dir {folder} holds a run and run.resume=never; nothing was touched: choose"
+            " another folder, or run.resume=auto to continue it"
+        )
+    try:
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+    except OSError as error:
+        raise MachineError(f"run.output_dir {folder} is not writable: {error}") from error
+    remove_leftovers(folder / CHECKPOINTS)
+    return lock
+
+
+def write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
+    """config.yaml: the resolved recipe, which starts the same run again."""
+    write_whole(folder / RECIPE, yaml.safe_dump(dict(values), sort_keys=False))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON file for people and programs."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

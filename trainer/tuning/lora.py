@@ -1,0 +1,74 @@
+"""LoRA (Hu et al. 2021) through PEFT, in the layout every PEFT user can load."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from trainer.config import TuningSection
+from trainer.errors import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
+    """Freeze the base, add adapters to its linear layers, train them and the head.
+
+    Args:
+        base: A sequence-classification model.
+        tuning: Rank, scale, dropout and the names of the layers.
+
+    Raises:
+        ModelError: A name matches no layer, or the rank is above a layer's size.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    layers = linear_layers(base)
+    targets = sorted(set(layers)) if tuning.target_modules == "auto" else tuning.target_modules
+    _check_targets(layers, targets, tuning.lora_r)
+    transposed = any(type(layer).__name__ == "Conv1D" for layer in layers.values())
+    settings = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=tuning.lora_r,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=list(targets),
+        fan_in_fan_out=transposed,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        model: PeftModel = get_peft_model(base, settings)
+    return model
+
+
+def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
+    """One layer for each distinct last name of the backbone's linear layers, the smallest."""
+    layers: dict[str, nn.Module] = {}
+    for name, module in base.base_model.named_modules():
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            last = name.rpartition(".")[2]
+            if last not in layers or _smallest_side(module) < _smallest_side(layers[last]):
+                layers[last] = module
+    return layers
+
+
+def _check_targets(layers: dict[str, nn.Module], targets: list[str], rank: int) -> None:
+    for target in targets:
+        if target not in layers:
+            raise ModelError(
+                f"tuning.target_modules: {target!r} matches no linear layer of the model;"
+                f" it has {sorted(layers)}"
+            )
+        side = _smallest_side(layers[target])
+        if rank > side:
+            raise ModelError(
+                f"tuning.lora_r {rank} is above the smaller side {side} of {target!r}; lower it"
+            )
+
+
+def _smallest_side(layer: nn.Module) -> int:
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return min(weight.shape)
