@@ -1,6 +1,7 @@
 """What the entry points share: the recipe arguments, the environment, the exit codes."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -64,4 +65,6 @@ def _offline_and_quiet() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # bitsandbytes offers a kernel for 4-bit CPU inference that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -134,7 +134,6 @@ def _log_step(
     """Read the loss of this step, over all ranks; the only place that waits for the device."""
     loss = float(all_reduce_sum(loss_sum)) / max(1.0, batches.num_functions)
     norm = run.engine.get_global_grad_norm()
-    grad_norm = float("nan") if norm is None else float(norm)
     seconds = time.perf_counter() - started
     if run.log is not None:
         run.log.step(
@@ -143,7 +142,7 @@ def _log_step(
                 "epoch": state.step / run.loader.plan.steps_per_epoch,
                 "loss": loss,
                 "lr": rate,
-                "grad_norm": grad_norm,
+                "grad_norm": None if norm is None else float(norm),  # ZeRO 0 keeps none
                 "functions_per_second": batches.num_functions / seconds,
                 "tokens_per_second": batches.num_tokens / seconds,
                 "packing_fill": run.loader.fill,

@@ -49,11 +49,12 @@ class RunLog:
         """A line for people, above the bar."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def step(self, values: Mapping[str, float]) -> None:
+    def step(self, values: Mapping[str, Any]) -> None:
         """A logged training step; `values` holds step, loss, lr and rates."""
         self._write("train", values)
+        norm = "-" if values["grad_norm"] is None else f"{values['grad_norm']:.2f}"
         shown = (
-            f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad {values['grad_norm']:.2f}"
+            f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad {norm}"
             f"  {values['functions_per_second']:.0f} fn/s  {values['tokens_per_second']:.0f} tok/s"
         )
         if self._progress is not None:

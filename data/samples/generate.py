@@ -32,8 +32,8 @@ PATTERNS: dict[str, tuple[Pattern, ...]] = {
 # Unrelated statements per function: a log-normal with this median and spread, then cut.
 MEDIAN_STATEMENTS = 3.0
 SPREAD_STATEMENTS = 0.9
-# Words and signs; the tokenizer gives about as many tokens, and its limit is 1,500.
-MAX_WORDS = 1_400
+# Words and signs; the tokenizer gives 1 to 1.3 times as many tokens, and 1,500 is the limit.
+MIN_WORDS, MAX_WORDS = 24, 1_400
 
 
 class Split(NamedTuple):
@@ -78,7 +78,7 @@ def draw_pair(rng: random.Random, seen: set[str]) -> tuple[str, Pattern, Pair]:
         keys = {collapse(pair.vulnerable), collapse(pair.fixed)}
         assert len(keys) == 2, f"{pattern.cwe}: both versions are the same code"
         num_words = max(len(re.findall(r"\w+|[^\w\s]", key)) for key in keys)
-        if num_words <= MAX_WORDS and not keys & seen:
+        if MIN_WORDS <= num_words <= MAX_WORDS and not keys & seen:
             seen |= keys
             return language, pattern, pair
 

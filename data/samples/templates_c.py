@@ -92,10 +92,10 @@ RELATION = (
             "src": ("line", "name", "label", "title"),
             "dst": ("line", "name", "label", "title"),
             "read": ("read_line", "recv_text"),
-            "copy": ("strncpy", "memcpy"),
+            "copy": ("memmove", "memcpy"),
         },
         steps={
-            "setup": ("char $src[512];\nchar $dst[$cap];", "char $dst[$cap];\nchar $src[512];"),
+            "setup": ("char $src[1024];\nchar $dst[$cap];", "char $dst[$cap];\nchar $src[1024];"),
             "input": ("$read(fd, $src, sizeof($src));",),
             "bad_input": ("$read(fd, $src, sizeof($dst));",),
             "copy": ("$copy($dst, $src, sizeof($dst));",),

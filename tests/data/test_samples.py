@@ -1,5 +1,6 @@
 """The embedded sample is what its README says, and its generator writes it again."""
 
+import ast
 import gzip
 import json
 from collections import Counter
@@ -102,6 +103,16 @@ def test_about_a_tenth_of_the_imbalanced_split_is_vulnerable(splits):
     records = splits["test_imbalanced"]
     share = sum(record["target"] for record in records) / len(records)
     assert 0.08 <= share <= 0.12
+
+
+def test_the_code_is_well_formed(splits):
+    records = [record for split in SPLITS for record in splits[split]]
+    assert len(records) > 2_000
+    for record in records:
+        if record["language"] == "python":
+            ast.parse(record["code"])
+        for opening, closing in ("()", "[]", "{}"):
+            assert record["code"].count(opening) == record["code"].count(closing), record["id"]
 
 
 def test_lengths_run_from_a_few_lines_to_a_long_tail(splits):

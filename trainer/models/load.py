@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainer.config import RunConfig
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.models.packed_attention import FLASH, SEGMENT_SDPA
 
 if TYPE_CHECKING:
@@ -40,8 +40,11 @@ def choose_precision(config: RunConfig, zero_stage: int, device: torch.device) -
     """The training precision and the reason for it.
 
     Raises:
-        ConfigError: ZeRO 0 outside fp32; model.dtype that does not go with the precision.
+        ConfigError: model.dtype does not go with the precision.
+        MachineError: fp16 on a machine without it.
     """
+    from deepspeed.accelerator import get_accelerator
+
     precision, reason = config.engine.precision, "asked for"
     if precision == "auto":
         if zero_stage == 0:
@@ -52,6 +55,8 @@ def choose_precision(config: RunConfig, zero_stage: int, device: torch.device) -
             precision, reason = "bf16", "GPU of sm80 or newer"
         else:
             precision, reason = "fp16", "GPU older than sm80 has no bf16 tensor cores"
+    if precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise MachineError("this machine does not compute in fp16; take engine.precision auto")
     dtype = config.model.dtype
     if dtype not in ("auto", precision) and not (precision == "fp32" and dtype in ("bf16", "fp16")):
         raise ConfigError(f"model.dtype {dtype} does not go with precision {precision}; take auto")
@@ -72,6 +77,7 @@ def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedM
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     dtype = DTYPES[precision if config.model.dtype == "auto" else config.model.dtype]
     settings = {"num_labels": NUM_CLASSES, "local_files_only": True, "trust_remote_code": False}
     source = config.model.path or config.model.config

@@ -1,0 +1,74 @@
+"""Small data, a small model and the recipe that joins them."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SAMPLES = REPOSITORY / "data" / "samples"
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"
+)
+
+
+def sample_rows(split: str, count: int, longest: int = 900) -> list[dict[str, object]]:
+    """The first short functions of an embedded split, both classes."""
+    with gzip.open(SAMPLES / f"{split}.jsonl.gz", "rt", encoding="utf-8") as stream:
+        rows = [row for row in map(json.loads, stream) if len(row["code"]) <= longest]
+    return rows[:count]
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A folder with 40 / 20 / 20 functions, each split with both classes."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 40), ("valid", 20), ("test", 20)):
+        write_rows(folder / f"{split}.jsonl", sample_rows(split, count))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """config.json of a two-layer GPTBigCode with the embedded tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    config = json.loads((SAMPLES / "model" / "config.json").read_text())
+    config |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 64, "initializer_range": 0.2}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((SAMPLES / "model" / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory, tiny_data, tiny_model) -> Path:
+    """A recipe of eight steps that runs in a second or two; tests give run.output_dir."""
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    values = {
+        "run": {"output_dir": str(recipe.parent / "run"), "seed": 3},
+        "model": {"config": str(tiny_model)},
+        "data": {"path": str(tiny_data), "seq_length": 640},
+        "tuning": {"lora_r": 4, "lora_dropout": 0.0},
+        "loss": {"gamma": 2.0, "alpha": [0.4, 0.6]},
+        "optim": {
+            "lr": 1e-2,
+            "warmup_steps": 2,
+            "max_steps": 8,
+            "global_batch_size": 12,
+            "weight_decay": 0.01,
+        },
+        "eval": {"interval": 4},
+        "log": {"interval": 1, "progress": False},
+        "save": {"interval": 2},
+    }
+    recipe.write_text(yaml.safe_dump(values))
+    return recipe

@@ -1,0 +1,126 @@
+"""Run the real program on N ranks in forked processes: the heavy imports are paid once.
+
+A forkserver imports torch, DeepSpeed and PEFT, and forks a process for every rank. Starting a
+launcher costs 11-19 s, this 1-2 s.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_PRELOAD = [
+    "rank_pool",
+    "trainer.run",
+    "deepspeed",
+    "peft",
+    "sklearn.linear_model",
+    "sklearn.feature_extraction.text",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "torch.utils.tensorboard",
+    "transformers.models.gpt_bigcode.modeling_gpt_bigcode",
+    "transformers.models.gpt2.modeling_gpt2",
+]
+TIMEOUT = 240.0  # seconds; a hang, not a slow machine
+
+
+def start_ranks(
+    arguments: Sequence[str],
+    world_size: int = 1,
+    output: Path | None = None,
+    *,
+    allow_fp16: bool = False,
+) -> list[BaseProcess]:
+    """Start `launcher/train.py ARGUMENTS` on world_size ranks and return at once.
+
+    Args:
+        arguments: Recipe and overrides.
+        world_size: Ranks on this machine.
+        output: File that takes what the ranks print.
+        allow_fp16: Let DeepSpeed run fp16 on a CPU, which it refuses because it is slow: the
+            arithmetic of the loss scale is the same.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    port = _free_port()
+    ranks = [
+        context.Process(target=_train, args=(list(arguments), rank, world_size, port, output, allow_fp16))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def wait_ranks(ranks: Sequence[BaseProcess], timeout: float = TIMEOUT) -> list[int]:
+    """Exit codes; a rank that does not end in time is killed and fails the test."""
+    for process in ranks:
+        process.join(timeout)
+    stuck = [process.pid for process in ranks if process.is_alive()]
+    for process in ranks:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    assert not stuck, f"ranks {stuck} did not end within {timeout} s"
+    return [process.exitcode or 0 for process in ranks]
+
+
+def run_ranks(
+    arguments: Sequence[str],
+    world_size: int = 1,
+    output: Path | None = None,
+    *,
+    allow_fp16: bool = False,
+) -> list[int]:
+    """Run to the end; the exit code of every rank."""
+    return wait_ranks(start_ranks(arguments, world_size, output, allow_fp16=allow_fp16))
+
+
+def _train(
+    arguments: list[str],
+    rank: int,
+    world_size: int,
+    port: int,
+    output: Path | None,
+    allow_fp16: bool,
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    if output is not None:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    import torch
+
+    from launcher.train import main
+
+    if allow_fp16:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _: None  # type: ignore[assignment]  # one thread: tests repeat
+    try:
+        code = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
