@@ -8,7 +8,7 @@ step, so they need no state.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -62,18 +62,14 @@ def gather_state(engine: "DeepSpeedEngine") -> dict[str, Tensor]:
     Raises:
         DivergedError: A value is not finite; such a state is never written.
     """
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    from deepspeed.utils import safe_get_full_fp32_param
 
+    sharded = engine.zero_optimization_stage() > 0
     state = {}
     for name, parameter in trained_parameters(engine):
-        if engine.zero_optimization_stage():
-            state[name] = safe_get_full_fp32_param(parameter)
-            for key in MOMENTS:
-                state[f"{key}/{name}"] = safe_get_full_optimizer_state(parameter, key)
-        else:
-            state[name] = parameter.data
-            for key in MOMENTS:
-                state[f"{key}/{name}"] = engine.optimizer.state[parameter][key]
+        state[name] = safe_get_full_fp32_param(parameter) if sharded else parameter.data
+        for key in MOMENTS:
+            state[f"{key}/{name}"] = _moment(engine, parameter, key, state[name])
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise DivergedError(f"not saved: {len(broken)} tensors are not finite, first {broken[0]}")
@@ -83,10 +79,10 @@ def gather_state(engine: "DeepSpeedEngine") -> dict[str, Tensor]:
 def optimizer_counters(engine: "DeepSpeedEngine") -> dict[str, Any]:
     """Adam's step and the loss scaler's state, as plain values."""
     steps = [float(entry["step"]) for entry in _adam(engine).state.values() if "step" in entry]
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    scaler = engine.optimizer.loss_scaler if engine.fp16_enabled() else None
     return {
         "adam_step": max(steps, default=0.0),
-        "loss_scaler": {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)},
+        "loss_scaler": {key: getattr(scaler, key) for key in _SCALER} if scaler else {},
     }
 
 
@@ -116,9 +112,9 @@ def restore_state(
     for entry in _adam(engine).state.values():
         if "step" in entry:
             entry["step"] = torch.full_like(torch.as_tensor(entry["step"]), counters["adam_step"])
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    for key, value in counters["loss_scaler"].items():
-        setattr(scaler, key, value)
+    if engine.fp16_enabled():
+        for key, value in counters["loss_scaler"].items():
+            setattr(engine.optimizer.loss_scaler, key, value)
 
 
 def restore_weights(engine: "DeepSpeedEngine", tensors: Mapping[str, Tensor]) -> None:
@@ -158,6 +154,18 @@ def _writable(engine: "DeepSpeedEngine", parameters: list[nn.Parameter]) -> Iter
         return
     with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
         yield
+
+
+def _moment(engine: "DeepSpeedEngine", parameter: nn.Parameter, key: str, like: Tensor) -> Tensor:
+    """A full moment; zeros before the first update, which fp16 overflows can put off."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    adam = _adam(engine)
+    if not adam.state:
+        return torch.zeros_like(like)
+    if engine.zero_optimization_stage():
+        return cast(Tensor, safe_get_full_optimizer_state(parameter, key))
+    return cast(Tensor, adam.state[parameter][key])
 
 
 def _set_master(engine: "DeepSpeedEngine", parameter: nn.Parameter, value: Tensor) -> None:
