@@ -21,7 +21,7 @@ $(VENV)/.dev: $(VENV)/.run
 
 quickstart: $(VENV)/.run
 	$(BIN)/python launcher/train.py recipes/quickstart.yaml
-	$(BIN)/python launcher/evaluate.py $(QUICKSTART) data.test=data/samples/test_imbalanced.jsonl.gz
+	$(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/test_imbalanced.jsonl.gz
 	@echo
 	@echo "report       $(QUICKSTART)/report/test.md"
 	@echo "adapter      $(QUICKSTART)/adapter"

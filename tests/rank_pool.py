@@ -49,7 +49,9 @@ def start_ranks(
     context.set_forkserver_preload(_PRELOAD)
     port = _free_port()
     ranks = [
-        context.Process(target=_train, args=(list(arguments), rank, world_size, port, output, allow_fp16))
+        context.Process(
+            target=_train, args=(list(arguments), rank, world_size, port, output, allow_fp16)
+        )
         for rank in range(world_size)
     ]
     for process in ranks:

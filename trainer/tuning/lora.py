@@ -18,7 +18,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
     Args:
         base: A sequence-classification model.
-        tuning: Rank, scale, dropout and the names of the layers.
+        tuning: Rank, scale, dropout, the names of the layers and of modules trained whole.
 
     Raises:
         ModelError: A name matches no layer, or the rank is above a layer's size.
@@ -28,6 +28,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     layers = linear_layers(base)
     targets = sorted(set(layers)) if tuning.target_modules == "auto" else tuning.target_modules
     _check_targets(layers, targets, tuning.lora_r)
+    _check_modules(base, tuning.modules_to_save)
     transposed = any(type(layer).__name__ == "Conv1D" for layer in layers.values())
     settings = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -35,6 +36,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
         target_modules=list(targets),
+        modules_to_save=[*tuning.modules_to_save, "score"],
         fan_in_fan_out=transposed,
     )
     with warnings.catch_warnings():
@@ -65,6 +67,16 @@ def _check_targets(layers: dict[str, nn.Module], targets: list[str], rank: int) 
         if rank > side:
             raise ModelError(
                 f"tuning.lora_r {rank} is above the smaller side {side} of {target!r}; lower it"
+            )
+
+
+def _check_modules(base: "PreTrainedModel", names: list[str]) -> None:
+    present = {name.rpartition(".")[2] for name, _ in base.base_model.named_modules()} - {""}
+    for name in names:
+        if name not in present:
+            raise ModelError(
+                f"tuning.modules_to_save: {name!r} matches no module; the model has"
+                f" {sorted(part for part in present if not part.isdigit())}"
             )
 
 

@@ -1,0 +1,45 @@
+"""Evaluate a finished run on another file: launcher/evaluate.py RUN_FOLDER FILE [--name NAME]."""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.command import run_command
+
+
+def main(arguments: list[str]) -> int:
+    """Write report/NAME.* into the run folder; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
+    parser.add_argument("file", type=Path, help=".jsonl, .jsonl.gz or archive to score")
+    parser.add_argument(
+        "--name", help="of the report; default: the file's name up to its first dot"
+    )
+    given = parser.parse_args(arguments)
+    name = given.name or given.file.name.partition(".")[0]
+    return run_command(lambda: _evaluate(given.run, given.file, name))
+
+
+def _evaluate(run: Path, file: Path, name: str) -> None:
+    from data.errors import DataError
+    from data.prepare import prepare
+    from trainer.recipe import load_run_config
+
+    config = load_run_config(run / "config.yaml")
+    if not file.is_file():
+        raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
+    prepared = prepare(config.data, config.tokenizer_folder, config.loss.group_weights)
+
+    from rich.console import Console
+
+    from trainer.evaluation.report import print_table
+    from trainer.evaluation.saved_run import evaluate_file
+
+    print_table(evaluate_file(config, prepared, file, name), Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

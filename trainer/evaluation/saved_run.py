@@ -1,0 +1,60 @@
+"""A finished run's best weights on a file it never saw."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.prepare import Prepared, read_split
+from trainer.build import build_model, choose
+from trainer.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.config import RunConfig
+from trainer.distributed import Ranks
+from trainer.errors import ModelError
+from trainer.evaluation.split_report import write_split_report
+from trainer.evaluation.validation import score_functions
+from trainer.models.files import base_digest
+from trainer.models.load import DTYPES
+from trainer.resume import refuse_other_run
+from trainer.run_folder import CHECKPOINTS, REPORT
+
+
+def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) -> dict[str, Any]:
+    """Score a file with a run's best checkpoint and its stored threshold; writes report/<name>.*.
+
+    Args:
+        config: The run's own recipe.
+        prepared: The run's data: what the baselines learn from.
+        file: .jsonl, .jsonl.gz or an archive, with the run's field mapping.
+        name: Of the report, and of the member of an archive.
+
+    Raises:
+        ModelError: No checkpoint with a validated best step.
+        DataError: The file cannot be read.
+    """
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    ranks = Ranks(rank=0, local_rank=0, local_world_size=1, world_size=1, device=device)
+    newest, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
+    state = newest.trainer["state"] if newest else {}
+    if newest is None or state["best_step"] is None:
+        raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
+    refuse_other_run(newest, config, {"base": base_digest(config), **prepared.digests})
+    best = load_checkpoint(config.output_dir / CHECKPOINTS / f"step-{state['best_step']:08d}")
+    choices = choose(config, device)
+    model = build_model(config, choices)
+    model.load_state_dict(best.tensors(), strict=False)
+    model = model.to(device=device, dtype=DTYPES[choices.precision])
+    split, facts = read_split(file, name, config.data, prepared.tokenizer)
+    targets = prepared.splits["train"].targets
+    prior = sum(targets) / len(targets)
+    return write_split_report(
+        config.output_dir / REPORT,
+        name,
+        split,
+        score_functions(model, split.examples, prior, config, ranks),
+        state["threshold"],
+        prepared.splits["train"],
+        prepared.splits["valid"],
+        {"best_step": state["best_step"], "precision": choices.precision, "file": file.name}
+        | {f"sha256_{name}": facts["sha256"]},
+    )
