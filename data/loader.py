@@ -60,7 +60,8 @@ class TrainLoader:
         self.rank = rank
         self._epoch = 0
         self._rows = self._pack(0)
-        units = float(examples.share_E.sum()) if batch_unit == "functions" else len(self._rows)
+        num_functions = round(examples.share_E.sum())  # 1 + 6 x 1/6 adds up to a little above 2
+        units = num_functions if batch_unit == "functions" else len(self._rows)
         steps = min(steps_for(units, global_batch_size), len(self._rows))
         self.plan = Plan(len(self._rows), steps, micro_batch_size, world_size)
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data.config import DataConfig
+from data.errors import DataError
 from data.readers import SPLITS, ReadFacts, file_digest, read_records, split_path
 from data.records import CodeSample
 from data.splits import compare_splits, refuse_leaks, refuse_one_class
@@ -73,6 +74,11 @@ def prepare(
         name: Split(split, *tokenize(split, tokenizer, config, group_weights))
         for name, split in samples.items()
     }
+    for name, split in splits.items():
+        if not len(split.examples):
+            raise_empty(name, rows[name], split.tokens)
+    kept = splits["train"].examples.label_E.tolist()
+    refuse_one_class(kept, "train, without the functions data.long_functions=drop takes away")
     facts = {
         "sha256": digests,
         "end_token": tokenizer.end_token,
@@ -93,20 +99,24 @@ def read_split(
     if not samples:
         raise_empty(name, rows)
     split = Split(samples, *tokenize(samples, tokenizer, config))
+    if not len(split.examples):
+        raise_empty(name, rows, split.tokens)
     return split, _split_facts(split, rows) | {"sha256": file_digest(path)}
 
 
-def raise_empty(name: str, rows: ReadFacts) -> None:
+def raise_empty(name: str, rows: ReadFacts, tokens: TokenFacts | None = None) -> NoReturn:
     """Every row was passed over.
 
     Raises:
         DataError: Always, with the count of each reason.
     """
-    from data.errors import DataError
-
-    raise DataError(
-        f"{name}: no function left of {rows.num_rows} rows: {rows.num_empty} had no code"
-    )
+    reasons = f"{rows.num_empty} had no code"
+    if tokens is not None:
+        reasons += (
+            f", {tokens.num_long} were dropped as longer than data.seq_length; raise it, or set"
+            " data.long_functions to truncate or window"
+        )
+    raise DataError(f"{name}: no function left of {rows.num_rows} rows: {reasons}")
 
 
 def _split_facts(split: Split, rows: ReadFacts) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -150,7 +151,7 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     """Numbered, non-blank, decoded lines; any line ending; a byte order mark is passed over."""
     number = 0
     with _decompression_faults(name, lambda: number):
-        for raw in stream:
+        for raw in chain.from_iterable(map(bytes.splitlines, stream)):  # a lone CR ends a line too
             number += 1
             line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if not line.strip():
@@ -183,13 +184,19 @@ def _parse(line: str, where: str) -> dict[str, Any]:
                 raise DataError(f"{where}: key {key!r} stands twice in one row; keep one")
         return dict(pairs)
 
+    is_array = line.lstrip().startswith("[")
+    advice = "this is a JSON array: write one object per line" if is_array else "write one per line"
     try:
         row = json.loads(line, object_pairs_hook=refuse_duplicates)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
-        hint = " (the file is a JSON array: write one object per line)" if line[0] == "[" else ""
-        raise DataError(f"{where}: not a JSON object: {error}{hint}") from error
+        fault = f"{error.msg} at column {error.colno}"
+        raise DataError(f"{where}: not a JSON object: {fault}; {advice}") from error
+    except (ValueError, RecursionError) as error:  # digits without end, brackets without end
+        raise DataError(f"{where}: not a JSON object: {error}; {advice}") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a row must be a JSON object, found {_quote(row)}")
+        raise DataError(f"{where}: a row must be a JSON object, found {_quote(row)}; {advice}")
     return row
 
 
@@ -204,6 +211,7 @@ def _sample(row: dict[str, Any], rename: dict[str, str], where: str) -> CodeSamp
     code, target = row[rename["code"]], row[rename["target"]]
     if not isinstance(code, str):
         _refuse(where, rename["code"], code, "text")
+    _refuse_lone_surrogate(where, rename["code"], code)
     if not isinstance(target, int) or isinstance(target, bool) or target not in (0, 1):
         _refuse(where, rename["target"], target, "the integer 0 or 1")
     if not code.strip():
@@ -218,7 +226,19 @@ def _text(value: Any, where: str, name: str) -> str:
         return ""
     if not isinstance(value, str | int) or isinstance(value, bool):
         _refuse(where, name, value, "text or an integer")
-    return str(value)
+    text = str(value)
+    _refuse_lone_surrogate(where, name, text)
+    return text
+
+
+def _refuse_lone_surrogate(where: str, name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {name!r} holds {text[error.start]!r} at character {error.start}, half of a"
+            " surrogate pair, which is no text; write the whole character or remove it"
+        ) from error
 
 
 def _refuse(where: str, name: str, value: object, allowed: str) -> NoReturn:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ import numpy.typing as npt
 from data.config import DataConfig
 from data.errors import DataError
 from data.records import CodeSample
-
-if TYPE_CHECKING:
-    pass
 
 _BATCH = 1024  # functions per call of the tokenizer
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
@@ -136,7 +133,8 @@ def normalize_whitespace(code: str, mode: str) -> str:
         return code
     if mode == "collapse":
         return " ".join(code.split())
-    lines = [line.rstrip() for line in textwrap.dedent(code.expandtabs(4)).splitlines()]
+    code = code.replace("\r\n", "\n").replace("\r", "\n")  # dedent takes \r for text
+    lines = [line.rstrip() for line in textwrap.dedent(code.expandtabs(4)).split("\n")]
     return "\n".join(_BLANKS_INSIDE.sub(" ", line) for line in lines if line)
 
 
@@ -167,7 +165,7 @@ def tokenize(
         cut = _cut(ids, config.seq_length - 1, config.long_functions)
         pieces += [np.append(piece, np.int32(tokenizer.end_id)) for piece in cut]
         record += [index] * len(cut)
-        share += [1.0 / len(cut)] * len(cut)
+        share += [1.0 / len(cut) for _ in cut]  # none of a dropped function
     label = np.array([s.target for s in samples], dtype=np.int64)
     weight = np.array([weights.get(s.status, 1.0) for s in samples], dtype=np.float64)
     record_E = np.array(record, dtype=np.int64)

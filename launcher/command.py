@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+STOPPED = 75  # BSD's EX_TEMPFAIL: the same command continues
+
 
 class _KeysOnHelp(argparse.Action):
     """--help with every key of a recipe, read only when asked for."""
@@ -48,9 +50,20 @@ def run_command(action: Callable[[], None]) -> int:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        print(f"error: {error}" if code != 75 else str(error), file=sys.stderr, flush=True)
+        _say(error, int(code))
         return int(code)
     return 0
+
+
+def _say(error: ValueError, code: int) -> None:
+    """One line in one write, as ranks share a terminal; a stop is told by rank 0 alone."""
+    rank = int(os.environ.get("RANK", "0"))
+    if code == STOPPED and rank:
+        return
+    where = f"[rank {rank}] " if rank else ""
+    kind = "" if code == STOPPED else "error: "
+    sys.stderr.write(f"{where}{kind}{error}\n")
+    sys.stderr.flush()
 
 
 def _offline_and_quiet() -> None:

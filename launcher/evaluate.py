@@ -33,12 +33,10 @@ def _evaluate(run: Path, file: Path, name: str) -> None:
         raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
     prepared = prepare(config.data, config.tokenizer_folder, config.loss.group_weights)
 
-    from rich.console import Console
-
     from trainer.evaluation.report import print_table
     from trainer.evaluation.saved_run import evaluate_file
 
-    print_table(evaluate_file(config, prepared, file, name), Console())
+    print_table(evaluate_file(config, prepared, file, name))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _PRELOAD = [
     "rank_pool",
+    "rank_checks",
     "trainer.run",
     "deepspeed",
     "peft",
@@ -26,6 +27,7 @@ _PRELOAD = [
     "transformers.models.gpt_bigcode.modeling_gpt_bigcode",
     "transformers.models.gpt2.modeling_gpt2",
 ]
+Entry = Callable[[list[str]], int]
 TIMEOUT = 240.0  # seconds; a hang, not a slow machine
 
 
@@ -35,6 +37,7 @@ def start_ranks(
     output: Path | None = None,
     *,
     allow_fp16: bool = False,
+    entry: Entry | None = None,
 ) -> list[BaseProcess]:
     """Start `launcher/train.py ARGUMENTS` on world_size ranks and return at once.
 
@@ -44,13 +47,15 @@ def start_ranks(
         output: File that takes what the ranks print.
         allow_fp16: Let DeepSpeed run fp16 on a CPU, which it refuses because it is slow: the
             arithmetic of the loss scale is the same.
+        entry: Called instead of launcher.train.main; importable by name.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     port = _free_port()
     ranks = [
         context.Process(
-            target=_train, args=(list(arguments), rank, world_size, port, output, allow_fp16)
+            target=_run_rank,
+            args=(list(arguments), rank, world_size, port, output, allow_fp16, entry),
         )
         for rank in range(world_size)
     ]
@@ -78,18 +83,21 @@ def run_ranks(
     output: Path | None = None,
     *,
     allow_fp16: bool = False,
+    entry: Entry | None = None,
 ) -> list[int]:
     """Run to the end; the exit code of every rank."""
-    return wait_ranks(start_ranks(arguments, world_size, output, allow_fp16=allow_fp16))
+    ranks = start_ranks(arguments, world_size, output, allow_fp16=allow_fp16, entry=entry)
+    return wait_ranks(ranks)
 
 
-def _train(
+def _run_rank(
     arguments: list[str],
     rank: int,
     world_size: int,
     port: int,
     output: Path | None,
     allow_fp16: bool,
+    entry: Entry | None,
 ) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -104,18 +112,14 @@ def _train(
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-    import torch
-
     from launcher.train import main
 
     if allow_fp16:
         from deepspeed.accelerator import get_accelerator
 
         get_accelerator().is_fp16_supported = lambda: True
-    torch.set_num_threads(1)
-    torch.set_num_threads = lambda _: None  # type: ignore[assignment]  # one thread: tests repeat
     try:
-        code = main(arguments)
+        code = (entry or main)(arguments)
     except BaseException:
         traceback.print_exc()
         code = 1

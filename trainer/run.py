@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from data.loader import TrainLoader
 from data.prepare import Prepared
@@ -70,7 +69,7 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
         if run.log is not None:
             run.log.close()
     if report is not None:
-        print_table(report, Console())
+        print_table(report)
     return report
 
 

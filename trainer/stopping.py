@@ -47,3 +47,4 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        signal.signal(number, self._previous[self.received])  # a second one ends at once

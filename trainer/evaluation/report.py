@@ -30,6 +30,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 MODEL = "model"
 DROPPED = "dropped: scored by the prior"
+_FILE_WIDTH = 132  # characters
 SEED, LEVEL = 0, 0.95
 
 
@@ -107,10 +108,14 @@ def write_report(
     return report
 
 
-def print_table(report: Mapping[str, Any], console: "Console") -> None:
+def print_table(report: Mapping[str, Any], console: "Console | None" = None) -> None:
     """Print the predictors of a report, one row each, with their intervals."""
+    from rich.console import Console
     from rich.table import Table
 
+    console = console or Console()
+    if not console.is_terminal:  # a file or a pipe has no width: a row then stays on one line
+        console.width = max(console.width, _FILE_WIDTH)
     table = Table(title=f"Evaluation on {report['split']}")
     table.add_column("Predictor")
     for name in markdown.COLUMNS.values():

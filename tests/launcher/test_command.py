@@ -1,0 +1,156 @@
+"""The training command answers help and bad input at once, from anywhere, without heavy imports."""
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from launcher.command import recipe_parser, run_command
+from trainer.errors import ConfigError, DivergedError, MachineError, ModelError, StoppedError
+
+SCRIPT = REPOSITORY / "launcher" / "train.py"
+HEAVY = {"torch", "transformers", "deepspeed", "peft", "sklearn", "matplotlib", "datasets"}
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    message: str  # stderr without the log of imports
+    imported: set[str]  # top-level names
+    seconds: float
+
+
+def command(*arguments: object, folder: Path = REPOSITORY) -> Answer:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    seconds = time.monotonic() - start
+    lines = done.stderr.splitlines()
+    logged = [line for line in lines if line.startswith("import time:")]
+    assert len(logged) > 50  # otherwise the log of imports proves nothing
+    return Answer(
+        code=done.returncode,
+        out=done.stdout,
+        message="\n".join(line for line in lines if line not in logged),
+        imported={re.split(r"[|.]", line.replace(" ", "").split("|")[-1])[0] for line in logged},
+        seconds=seconds,
+    )
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("link") / "focal"
+    path.symlink_to(SCRIPT)
+    return path
+
+
+@pytest.mark.parametrize("way", ["path-from-the-root", "symlink", "module"])
+def test_help_prints_every_section_at_once_without_heavy_imports(way, link):
+    arguments, folder = {
+        "path-from-the-root": ([SCRIPT], Path("/")),
+        "symlink": ([link], link.parent),
+        "module": (["-m", "launcher.train"], REPOSITORY),
+    }[way]
+    answer = command(*arguments, "--help", folder=folder)
+    assert (answer.code, answer.message) == (0, "")
+    for key in ("run.output_dir = required", "optim.lr = 0.0002", "save.keep = 2"):
+        assert f"  {key}\n" in answer.out
+    assert answer.out.startswith("usage: ")
+    assert "pydantic" in answer.imported  # the log names packages
+    assert not answer.imported & HEAVY
+    assert answer.seconds < 2
+
+
+@pytest.mark.parametrize("way", [[SCRIPT], ["-m", "launcher.train"]], ids=["path", "module"])
+def test_an_unknown_key_ends_with_code_2_and_the_nearest_key(way, tiny_recipe):
+    answer = command(*way, tiny_recipe, "optim.lrr=1")
+    assert answer.code == 2
+    assert answer.message == "error: unknown key optim.lrr; did you mean 'lr'?"
+    assert answer.out == ""
+    assert not answer.imported & HEAVY
+
+
+def test_missing_data_ends_with_code_3_and_the_path_before_anything_heavy(tiny_recipe, tmp_path):
+    output = tmp_path / "run"
+    answer = command(
+        SCRIPT, tiny_recipe, "data.path=nowhere", f"run.output_dir={output}", folder=tmp_path
+    )
+    assert answer.code == 3
+    assert answer.message.startswith(f"error: data.path: {tmp_path}/nowhere does not exist")
+    assert "data" in answer.imported  # the reader ran
+    assert not answer.imported & HEAVY
+    assert not output.exists()
+    assert answer.seconds < 2
+
+
+def test_a_bad_row_ends_with_code_3_and_its_line_before_anything_heavy(tiny_recipe, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"code": "a;", "target": 0}\n{"code": "b;"}\n')
+    answer = command(SCRIPT, tiny_recipe, f"data.train={tmp_path}/train.jsonl")
+    assert answer.code == 3
+    assert answer.message.startswith("error: train.jsonl:2: no field 'target'")
+    assert not answer.imported & HEAVY
+
+
+def test_a_model_folder_without_its_config_ends_with_code_4(tiny_recipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    tokenizer = f"data.tokenizer={REPOSITORY}/data/samples/model"
+    answer = command(SCRIPT, tiny_recipe, tokenizer, "model.config=empty", folder=tmp_path)
+    assert answer.code == 4
+    assert f"{tmp_path}/empty/config.json does not exist" in answer.message
+    assert not answer.imported & HEAVY
+
+
+def test_no_recipe_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        recipe_parser("train").parse_args([])
+    assert caught.value.code == 2
+    assert "required: recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [["--local_rank=1"], ["--local-rank", "1"], []])
+def test_the_rank_that_a_launcher_puts_first_is_taken_and_overrides_follow(rank):
+    given = recipe_parser("train").parse_args([*rank, "r.yaml", "optim.lr=1", "run.seed=2"])
+    assert (given.recipe, given.overrides) == (Path("r.yaml"), ["optim.lr=1", "run.seed=2"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "shown"),
+    [
+        (ConfigError, 2, "error: why\n"),
+        (ModelError, 4, "error: why\n"),
+        (MachineError, 5, "error: why\n"),
+        (DivergedError, 6, "error: why\n"),
+        (StoppedError, 75, "why\n"),  # saved as asked: no error
+    ],
+)
+def test_each_error_of_ours_is_one_line_and_its_exit_code(kind, code, shown, capsys, monkeypatch):
+    monkeypatch.setattr("launcher.command._offline_and_quiet", lambda: None)
+
+    def fail() -> None:
+        raise kind("why")
+
+    assert run_command(fail) == code
+    assert capsys.readouterr().err == shown
+
+
+def test_a_defect_keeps_its_traceback_and_success_is_0(monkeypatch):
+    monkeypatch.setattr("launcher.command._offline_and_quiet", lambda: None)
+
+    def fail() -> None:
+        raise ValueError("not for the user")
+
+    with pytest.raises(ValueError, match="not for the user"):
+        run_command(fail)
+    assert run_command(lambda: None) == 0

@@ -1,0 +1,46 @@
+"""Entry points for tests/rank_pool.py that look inside a run."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+
+def count_optimizer_state(arguments: list[str]) -> int:
+    """Train, then write the elements of Adam's moments that this rank holds to state-RANK.txt."""
+    from launcher.train import main
+    from trainer.session import Session
+    from trainer.state import _adam
+
+    finish = Session.finish
+
+    def counted_finish(session: Session) -> object:
+        moments = [
+            value
+            for entry in _adam(session.run.engine).state.values()
+            for value in entry.values()
+            if torch.is_tensor(value) and value.numel() > 1
+        ]
+        folder = Path(session.run.config.run.output_dir)
+        count = sum(moment.numel() for moment in moments)
+        (folder / f"state-{session.run.ranks.rank}.txt").write_text(str(count))
+        return finish(session)
+
+    Session.finish = counted_finish  # type: ignore[method-assign, assignment]
+    return main(arguments)
+
+
+def report_group_timeout(arguments: list[str]) -> int:
+    """Print the timeout of the default group and of a new one, as ZeRO makes them."""
+    from trainer.distributed import start, stop
+
+    start(int(arguments[0]))
+    group = torch.distributed.new_group()
+    for member in (torch.distributed.group.WORLD, group):
+        assert member is not None
+        backend = member._get_backend(torch.device("cpu"))
+        seconds = backend.options._timeout.total_seconds()
+        sys.stdout.write(f"timeout {seconds}\n")  # one write: ranks share the file
+        sys.stdout.flush()
+    stop()
+    return 0
