@@ -11,9 +11,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = REPOSITORY / "data" / "samples"
 
-os.environ.update(
-    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"
-)
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 
 def sample_rows(split: str, count: int, longest: int = 900) -> list[dict[str, object]]:

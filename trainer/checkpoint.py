@@ -47,6 +47,11 @@ class Checkpoint:
         return load((self.path / STATE).read_bytes())
 
 
+def checkpoint_name(step: int) -> str:
+    """Folder name of a step's checkpoint."""
+    return f"{_PREFIX}{step:08d}"
+
+
 def write_checkpoint(
     root: Path,
     step: int,
@@ -71,7 +76,7 @@ def write_checkpoint(
     """
     from safetensors.torch import save
 
-    final = root / f"{_PREFIX}{step:08d}"
+    final = root / checkpoint_name(step)
     if final.exists():
         if not _fault(final):
             return final
@@ -129,7 +134,7 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
 def rotate(root: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and the best one."""
     for path in sorted(_published(root))[:-keep]:
-        if path.name != f"{_PREFIX}{best_step or 0:08d}":
+        if path.name != checkpoint_name(best_step or 0):
             discard(path)
 
 
@@ -157,7 +162,7 @@ def _fault(path: Path) -> str:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']}, this version reads {FORMAT}"
-        if path.name != f"{_PREFIX}{manifest['step']:08d}":
+        if path.name != checkpoint_name(manifest["step"]):
             return f"the manifest is of step {manifest['step']}"
         files = manifest["files"]
         if files.keys() != {STATE, TRAINER}:

@@ -43,7 +43,6 @@ class RunLog:
             self._task = self._progress.add_task(
                 "train", total=total_steps, completed=first_step, shown=""
             )
-            self._progress.start()
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
@@ -58,6 +57,7 @@ class RunLog:
             f"  {values['functions_per_second']:.0f} fn/s  {values['tokens_per_second']:.0f} tok/s"
         )
         if self._progress is not None:
+            self._progress.start()  # drawn from the first step on; a second start does nothing
             self._progress.update(self._task, completed=values["step"], shown=shown)
         else:
             self.say(f"step {int(values['step'])}/{self._total_steps}  {shown}")
@@ -70,6 +70,8 @@ class RunLog:
     def validation(self, values: Mapping[str, float | None]) -> None:
         """A validation; undefined values are left out of TensorBoard."""
         self._write("valid", values)
+        shown = (f"{k} {'undefined' if v is None else f'{v:.4f}'}" for k, v in values.items())
+        self.say(f"validation after step {values['step']}: {'  '.join(list(shown)[1:])}")
 
     def close(self) -> None:
         """Flush everything."""

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from trainer.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, ModelError
 from trainer.run_folder import CHECKPOINTS
+from trainer.state import TrainState
 
 # Sections whose change makes another run of it; the others say where and how, not what.
 _DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
@@ -18,18 +19,43 @@ def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
 
     Raises:
         ModelError: An explicit path does not verify, or no checkpoint of a run does.
+        ConfigError: An explicit path would overwrite newer checkpoints of its run.
     """
     if config.run.resume == "never":
         return None, []
+    folder = config.output_dir / CHECKPOINTS
+    found, passed_over = newest_checkpoint(folder)
     if config.run.resume != "auto":
-        return load_checkpoint(Path(config.run.resume)), []
-    found, passed_over = newest_checkpoint(config.output_dir / CHECKPOINTS)
+        asked = load_checkpoint(Path(config.run.resume))
+        if asked.path.parent == folder and found is not None and found.step > asked.step:
+            raise ConfigError(
+                f"run.resume {asked.path} is not the newest of its run, which is at step"
+                f" {found.step}: give the branch a run.output_dir of its own"
+            )
+        return asked, []
     if found is None and passed_over:
         raise ModelError(
             "no checkpoint of this run verifies: " + "; ".join(passed_over) + ". Nothing was"
             " touched: choose another run.output_dir to train from the start"
         )
     return found, [f"passed over {line}" for line in passed_over]
+
+
+def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainState:
+    """The counters a run starts with.
+
+    The best validation is forgotten where its checkpoint is not in this run's folder or does not
+    verify: another run's, or lost.
+    """
+    if checkpoint is None:
+        return TrainState()
+    state = TrainState(**checkpoint.trainer["state"])
+    if state.best_step is not None:
+        try:
+            load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state.best_step))
+        except ModelError:
+            state.best_step = state.best_roc_auc = None
+    return state
 
 
 def refuse_other_run(

@@ -19,10 +19,9 @@ from trainer.loop import Run, train
 from trainer.metrics import RunLog
 from trainer.models.files import base_digest
 from trainer.models.isolation import check_isolation, refuse_leaking
-from trainer.resume import find_checkpoint, refuse_other_run
+from trainer.resume import find_checkpoint, initial_state, refuse_other_run
 from trainer.run_folder import BASE, RunLock, open_run_folder, write_json, write_recipe
 from trainer.session import Session
-from trainer.state import TrainState
 from trainer.stopping import StopRequest
 from trainer.tasks import TASKS
 
@@ -81,7 +80,7 @@ def _build(
     checkpoint: Checkpoint | None,
 ) -> Session:
     """Everything up to the first step, with the banner and the packing self-check."""
-    state = TrainState(**checkpoint.trainer["state"]) if checkpoint else TrainState()
+    state = initial_state(config, checkpoint)
     choices = agreed(ranks, lambda: choose(config, ranks.device))
     loader = build_loader(config, prepared, ranks)
     total_steps = config.optim.max_steps or (config.optim.epochs or 0) * loader.plan.steps_per_epoch

@@ -7,7 +7,13 @@ from typing import Any
 from data.batch import collate
 from data.prepare import Prepared
 from trainer.build import Choices
-from trainer.checkpoint import Checkpoint, load_checkpoint, rotate, write_checkpoint
+from trainer.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    load_checkpoint,
+    rotate,
+    write_checkpoint,
+)
 from trainer.distributed import agreed
 from trainer.errors import MachineError
 from trainer.evaluation.classification import best_threshold, classification_metrics
@@ -113,7 +119,8 @@ class Session:
         if self.state.best_step is None:
             self.validate()
             self.save()
-        best = load_checkpoint(self.checkpoints / f"step-{self.state.best_step:08d}")
+        assert self.state.best_step is not None  # a validation sets it
+        best = load_checkpoint(self.checkpoints / checkpoint_name(self.state.best_step))
         weights = best.tensors()
         restore_weights(run.engine, weights)
         test = self.prepared.splits["test"]

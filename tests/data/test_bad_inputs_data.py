@@ -42,7 +42,7 @@ def tar(*members: tarfile.TarInfo | tuple[str, bytes]) -> bytes:
                 archive.addfile(member)
             else:
                 info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
+                info.mode, info.size = 0o4755, len(member[1])  # setuid: never to be written
                 archive.addfile(info, io.BytesIO(member[1]))
     return buffer.getvalue()
 
@@ -255,15 +255,8 @@ def test_lines_are_counted_as_an_editor_counts_them_and_code_keeps_its_own_endin
 
 @pytest.mark.parametrize("split", ["train", "valid"], ids=["10-train", "10-valid"])
 def test_a_member_is_read_in_place_whatever_its_mode_and_nothing_is_written(tmp_path, split):
-    info = tarfile.TarInfo("valid.jsonl")
-    info.mode, info.size = 0o4755, len(PAIR)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(info, io.BytesIO(PAIR))
-        info.name = "train.jsonl"
-        archive.addfile(info, io.BytesIO(PAIR))
     path = tmp_path / "data.tar"
-    path.write_bytes(buffer.getvalue())
+    path.write_bytes(tar(("valid.jsonl", PAIR), ("train.jsonl", PAIR)))
     assert [sample.origin for sample in read(path, split)] == [
         f"data.tar::{split}.jsonl:{line}" for line in (1, 2)
     ]

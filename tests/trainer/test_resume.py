@@ -176,6 +176,30 @@ def test_a_flipped_bit_falls_back_to_the_checkpoint_before(uninterrupted, tiny_r
     assert run_ranks(arguments(tiny_recipe, folder, strict), 1, printed) == [4]
 
 
+def test_a_branch_from_an_older_checkpoint_needs_a_folder_of_its_own(tiny_recipe, tmp_path):
+    folder, branch, printed = tmp_path / "run", tmp_path / "branch", tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    older = sorted((folder / "checkpoints").iterdir())[0]
+    step = int(older.name.removeprefix("step-"))
+    assert step < STEPS
+    resume = f"run.resume={older}"
+    assert run_ranks(arguments(tiny_recipe, folder, resume), 1, printed) == [2]
+    assert "a run.output_dir of its own" in printed.read_text()
+    assert run_ranks(arguments(tiny_recipe, branch, resume), 1, printed) == [0]
+    assert losses(branch) == losses(folder)[step:]
+    assert len(losses(folder)) == STEPS  # the first run is as it was
+
+
+def test_a_lost_best_checkpoint_is_replaced_by_a_new_validation(tiny_recipe, tmp_path):
+    folder = tmp_path / "run"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    facts = json.loads((folder / "adapter" / "focaltune.json").read_text())
+    best = folder / "checkpoints" / f"step-{facts['step']:08d}" / "MANIFEST.json"
+    best.unlink()
+    assert run_ranks(arguments(tiny_recipe, folder), 1, tmp_path / "printed") == [0]
+    assert json.loads((folder / "adapter" / "focaltune.json").read_text())["step"] == STEPS
+
+
 def test_the_recipe_in_the_run_folder_continues_the_run(uninterrupted, tiny_recipe, tmp_path):
     folder = tmp_path / "run"
     assert run_ranks(arguments(tiny_recipe, folder, "optim.max_steps=6")) == [0]

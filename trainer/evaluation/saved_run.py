@@ -7,7 +7,7 @@ import torch
 
 from data.prepare import Prepared, read_split
 from trainer.build import build_model, choose
-from trainer.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.distributed import Ranks
 from trainer.errors import ModelError
@@ -39,7 +39,7 @@ def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) 
     if newest is None or state["best_step"] is None:
         raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
     refuse_other_run(newest, config, {"base": base_digest(config), **prepared.digests})
-    best = load_checkpoint(config.output_dir / CHECKPOINTS / f"step-{state['best_step']:08d}")
+    best = load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state["best_step"]))
     choices = choose(config, device)
     model = build_model(config, choices)
     model.load_state_dict(best.tensors(), strict=False)

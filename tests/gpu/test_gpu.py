@@ -1,0 +1,47 @@
+"""What only a GPU can show; skipped with the reason elsewhere."""
+
+import importlib.util
+
+import pytest
+import torch
+from rank_pool import run_ranks
+
+from trainer.metrics import read_log
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+HAS_FLASH = importlib.util.find_spec("flash_attn") is not None
+
+
+def losses(recipe, folder, *overrides):
+    printed = folder.with_suffix(".txt")
+    assert run_ranks([str(recipe), f"run.output_dir={folder}", *overrides], 1, printed) == [0], (
+        printed.read_text()[-3000:]
+    )
+    return [row["loss"] for row in read_log(folder / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_recipe, tmp_path_factory):
+    """fp32 with an explicit mask on the GPU."""
+    folder = tmp_path_factory.mktemp("gpu") / "run"
+    return losses(tiny_recipe, folder, "engine.precision=fp32", "model.attention=sdpa")
+
+
+@pytest.mark.parametrize("preset", ["gpu_zero0", "gpu_zero1", "gpu_zero2", "gpu_zero3"])
+def test_fp32_losses_do_not_depend_on_the_stage(preset, reference, tiny_recipe, tmp_path):
+    overrides = ["engine.precision=fp32", f"engine.preset={preset}"]
+    ours = losses(tiny_recipe, tmp_path / "run", *overrides, "model.attention=sdpa")
+    assert ours == pytest.approx(reference, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bit_follows_fp32(precision, reference, tiny_recipe, tmp_path):
+    ours = losses(tiny_recipe, tmp_path / "run", f"engine.precision={precision}")
+    assert ours == pytest.approx(reference, rel=0.1)
+
+
+@pytest.mark.skipif(not HAS_FLASH, reason="flash_attn is not installed")
+def test_flash_attention_keeps_functions_apart(reference, tiny_recipe, tmp_path):
+    """The packing self-check of the run refuses a leak, so finishing is the proof."""
+    overrides = ["engine.precision=bf16", "model.attention=flash_attention_2"]
+    assert losses(tiny_recipe, tmp_path / "run", *overrides) == pytest.approx(reference, rel=0.1)
