@@ -63,7 +63,7 @@ class Batch:
 
 
 def collate(examples: ExampleSet, rows: Sequence[npt.NDArray[np.int64]]) -> Batch:
-    """Lay out rows of examples; no row at all gives a one-token batch without functions.
+    """Lay out rows of examples; no row at all gives a batch of padding without functions.
 
     Args:
         examples: The split.

@@ -1,7 +1,7 @@
 """The micro-batches of a step, and of an evaluation, for one rank."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from data.batch import Batch, collate
@@ -64,6 +64,7 @@ class TrainLoader:
         units = num_functions if batch_unit == "functions" else len(self._rows)
         steps = min(steps_for(units, global_batch_size), len(self._rows))
         self.plan = Plan(len(self._rows), steps, micro_batch_size, world_size)
+        self._plan = self.plan  # of the current epoch, whose number of rows can differ a little
 
     @cached_property
     def fill(self) -> float:
@@ -73,12 +74,12 @@ class TrainLoader:
     def step(self, step: int) -> StepBatches:
         """The micro-batches of optimizer step `step`, counted from 0 over all epochs."""
         rows = self._rows_of(step // self.plan.steps_per_epoch)
-        places = step_rows(self.plan, step)
+        places = step_rows(self._plan, step)
         chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
         return StepBatches(
             micro_batches=[
                 collate(self.examples, [rows.row(place) for place in micro_batch])
-                for micro_batch in rank_micro_batches(self.plan, step, self.rank)
+                for micro_batch in rank_micro_batches(self._plan, step, self.rank)
             ],
             num_functions=float(self.examples.share_E[chosen].sum()),
             num_tokens=int(self.examples.lengths[chosen].sum()),
@@ -87,13 +88,16 @@ class TrainLoader:
     def _rows_of(self, epoch: int) -> Rows:
         if epoch != self._epoch:
             self._epoch, self._rows = epoch, self._pack(epoch)
+            self._plan = replace(self.plan, num_rows=len(self._rows))
         return self._rows
 
     def _pack(self, epoch: int) -> Rows:
+        """Rows of an epoch; epoch 0's where new partners would leave a step without a row."""
         rng = epoch_rng(self.seed, epoch)
-        if self.packing:
-            return pack(self.examples.lengths, self.seq_length, rng)
-        return one_per_row(len(self.examples), rng)
+        if not self.packing:
+            return one_per_row(len(self.examples), rng)
+        rows = pack(self.examples.lengths, self.seq_length, rng)
+        return self._pack(0) if epoch and len(rows) < self.plan.steps_per_epoch else rows
 
 
 def evaluation_batches(

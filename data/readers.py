@@ -19,6 +19,7 @@ from data.records import CodeSample
 SPLITS = ("train", "valid", "test")
 _GZIP_MAGIC = b"\x1f\x8b"
 _TAR_MAGIC_OFFSET = 257
+_OTHER_ID = "idx"  # what CodeXGLUE and its descendants call the id
 _SHOWN = 60  # characters of a wrong value quoted in a message
 
 
@@ -79,7 +80,7 @@ def read_records(
         for number, line in _lines(stream, name):
             row = _parse(line, f"{name}:{number}")
             facts.num_rows += 1
-            facts.ignored_fields.update(row.keys() - rename.values())
+            facts.ignored_fields.update(row.keys() - rename.values() - {_OTHER_ID})
             sample = _sample(row, rename, f"{name}:{number}")
             if sample is None:
                 facts.num_empty += 1
@@ -92,6 +93,8 @@ def read_records(
 def _existing(path: Path, key: str) -> Path:
     if not path.exists():
         raise DataError(f"{key}: {path} does not exist (resolved: {path.resolve()})")
+    if path.is_dir() and key != "data.path":
+        raise DataError(f"{key}: {path} is a folder; name the file, or set data.path to the folder")
     return path
 
 
@@ -101,10 +104,7 @@ def _field_mapping(config: DataConfig) -> dict[str, str]:
         raise DataError(
             f"data.fields: {sorted(unknown)} are not fields of ours; allowed: {list(RECORD_FIELDS)}"
         )
-    mapping = {name: name for name in RECORD_FIELDS} | config.fields
-    if "id" not in config.fields:
-        mapping["id"] = "idx"
-    return mapping
+    return {name: name for name in RECORD_FIELDS} | config.fields
 
 
 @contextmanager
@@ -217,7 +217,7 @@ def _sample(row: dict[str, Any], rename: dict[str, str], where: str) -> CodeSamp
     if not code.strip():
         return None
     texts = {name: _text(row.get(rename[name]), where, rename[name]) for name in RECORD_FIELDS[2:]}
-    texts["id"] = texts["id"] or where
+    texts["id"] = texts["id"] or _text(row.get(_OTHER_ID), where, _OTHER_ID) or where
     return CodeSample(code=code, target=target, origin=where, **texts)
 
 

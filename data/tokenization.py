@@ -96,7 +96,10 @@ class CodeTokenizer:
                 " AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER), or set data.tokenizer"
             )
         self.path = path
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{path}: not a tokenizer: {error}; save it again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.end_token = end_token or _named_end_token(folder) or self._known_end_token()

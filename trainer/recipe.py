@@ -60,7 +60,11 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not recipe.is_file():
         raise ConfigError(f"no recipe {recipe} (resolved: {recipe.resolve()})")
-    values = _absolute_paths(_read_yaml(recipe.read_text(encoding="utf-8"), str(recipe)), ROOT)
+    try:
+        text = recipe.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{recipe}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    values = _absolute_paths(_read_yaml(text, str(recipe)), ROOT)
     given = [_parse_override(text) for text in overrides]
     for section, key, value in given:
         block = values.setdefault(section, {})
@@ -86,15 +90,20 @@ def load_preset(name: str) -> dict[str, Any]:
     if not path.is_file():
         names = sorted(file.stem for file in PRESET_FOLDER.glob("*.json"))
         raise ConfigError(f"engine.preset: no preset {name!r}{_nearest(name, names)}; have {names}")
-    preset: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        preset = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"ds_configs/{name}.json is not JSON: {error}") from error
+    if not isinstance(preset, dict) or not isinstance(preset.get("zero_optimization"), dict):
+        raise ConfigError(f"ds_configs/{name}.json must hold an object zero_optimization")
     foreign = sorted(preset.keys() - PRESET_KEYS)
     if foreign:
         raise ConfigError(
             f"ds_configs/{name}.json sets {foreign}, which the run owns; remove it there and use"
             " the optim and engine sections of the recipe"
         )
-    stage = preset.get("zero_optimization", {}).get("stage")
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+    stage = preset["zero_optimization"].get("stage")
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise ConfigError(
             f"ds_configs/{name}.json: zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}"
         )
@@ -132,6 +141,10 @@ def _read_yaml(text: str, where: str) -> dict[str, Any]:
         values = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}: a key is no text ({error}); is a template unfilled?"
+        ) from error
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     if not isinstance(values, dict):
@@ -167,9 +180,9 @@ def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for fault in error.errors():
-        name = ".".join(str(part) for part in fault["loc"])
+        name = ".".join(str(part) for part in fault["loc"][:2])  # deeper parts name union members
         if fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {name}{_nearest_key(fault['loc'])}")
         elif fault["type"] == "missing":
@@ -200,7 +213,9 @@ def _source_faults(config: RunConfig) -> list[str]:
         if value is not None and not Path(value).exists():
             faults.append(f"model.{name}: {value} does not exist")
     output = config.output_dir
-    inputs = (config.data.path, config.model.path, config.data.tokenizer)
+    inputs = (
+        config.data.path, config.model.path, config.model.config, config.data.tokenizer
+    )  # fmt: skip
     if any(source is not None and output == Path(source) for source in inputs):
         faults.append(
             f"run.output_dir {output} is the dataset's or the model's folder; choose another"

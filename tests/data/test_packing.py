@@ -54,12 +54,18 @@ def test_every_example_is_in_exactly_one_row_and_no_row_is_overfull(lengths, see
         assert 1 <= array[rows.row(index)].sum() <= CAPACITY
 
 
-@given(lengths_that_fit, st.integers(0, 9))
-def test_the_number_of_rows_is_that_of_a_naive_best_fit_in_any_order(lengths, seed):
-    array = np.array(lengths, dtype=np.int64)
-    expected = naive_best_fit_decreasing(lengths, CAPACITY)
-    assert len(pack(array, CAPACITY)) == expected
-    assert len(pack(array, CAPACITY, np.random.default_rng(seed))) == expected
+@given(lengths_that_fit)
+def test_the_number_of_rows_is_that_of_a_naive_best_fit(lengths):
+    rows = pack(np.array(lengths, dtype=np.int64), CAPACITY)
+    assert len(rows) == naive_best_fit_decreasing(lengths, CAPACITY)
+
+
+def test_new_partners_cost_at_most_one_percent_of_rows():
+    lengths = np.random.default_rng(1).lognormal(5, 0.8, 3000).clip(1, 1024).astype(np.int64)
+    fewest = naive_best_fit_decreasing(lengths.tolist(), 1024)
+    for epoch in range(3):
+        rows = len(pack(lengths, 1024, np.random.default_rng([0, epoch])))
+        assert fewest <= rows <= 1.01 * fewest
 
 
 def test_a_small_case_packs_as_by_hand():
@@ -94,12 +100,8 @@ def test_another_epoch_gives_an_example_new_partners_where_lengths_are_common():
     assert repeated_pairs(lengths, capacity=256) < 0.1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="only functions of equal length change places, so rare lengths stay together",
-)
 def test_another_epoch_gives_an_example_new_partners_where_every_length_is_its_own():
-    assert repeated_pairs(np.random.default_rng(0).permutation(np.arange(1, 801)), 1024) < 0.1
+    assert repeated_pairs(np.random.default_rng(0).permutation(np.arange(1, 401)), 1024) < 0.1
 
 
 def test_the_order_of_rows_does_not_follow_the_length():

@@ -19,7 +19,8 @@ def finished(tiny_recipe, tmp_path_factory):
     """A run of two ranks and what it printed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     printed = folder.with_suffix(".txt")
-    assert run_ranks([str(tiny_recipe), f"run.output_dir={folder}"], 2, printed) == [0, 0]
+    command = [str(tiny_recipe), f"run.output_dir={folder}", "tuning.modules_to_save=[wte]"]
+    assert run_ranks(command, 2, printed) == [0, 0]
     return folder, printed.read_text()
 
 
@@ -43,7 +44,7 @@ def test_the_banner_says_what_the_run_is(finished):
     _, printed = finished
     for said in (
         "device     cpu x 2", "precision  fp32 (CPU)", "attention  segment_sdpa (CPU:",
-        "2,752 of", "40 functions, 20 vulnerable", "8 of 640 tokens, packed, 88.4% full",
+        "68,288 of", "40 functions, 20 vulnerable", "8 of 640 tokens, packed, 88.4% full",
         "8 (4 an epoch)", "packing self-check: max |diff| =", "estimate",
     ):  # fmt: skip
         assert said in printed
@@ -54,6 +55,7 @@ def test_the_run_folder_holds_what_made_it(finished):
     folder, _ = finished
     recipe = yaml.safe_load((folder / "config.yaml").read_text())
     assert recipe["optim"]["schedule"] == "cosine"  # defaults are filled in
+    assert recipe["tuning"]["modules_to_save"] == ["wte"]  # and nothing else has changed
     settings = json.loads((folder / "ds_config.json").read_text())
     assert settings["zero_optimization"]["stage"] == 1
     assert settings["gradient_clipping"] == recipe["optim"]["max_grad_norm"]

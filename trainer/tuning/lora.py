@@ -36,7 +36,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
         target_modules=list(targets),
-        modules_to_save=tuning.modules_to_save or None,  # PEFT adds the head itself
+        modules_to_save=list(tuning.modules_to_save) or None,  # a copy: PEFT adds the head to it
         fan_in_fan_out=transposed,
     )
     with warnings.catch_warnings():
