@@ -93,7 +93,8 @@ def config_changes(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
         for section in _DECISIVE
         for key, value in given[section].items()
     ]
-    pairs.append(("engine.precision", saved["engine"]["precision"], given["engine"]["precision"]))
+    for section, key in (("run", "seed"), ("engine", "precision")):
+        pairs.append((f"{section}.{key}", saved[section][key], given[section][key]))
     return [
         f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and not _is_path(name)
     ]

@@ -146,7 +146,9 @@ def test_a_finished_run_only_reports_again(uninterrupted, tiny_recipe, tmp_path)
 def test_resume_refuses_a_changed_recipe_and_names_the_change(tiny_recipe, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     assert run_ranks(arguments(tiny_recipe, folder)) == [0]
-    assert run_ranks(arguments(tiny_recipe, folder, "optim.lr=0.5"), 1, printed) == [2]
+    changed = arguments(tiny_recipe, folder, "optim.lr=0.5", "run.seed=4")
+    assert run_ranks(changed, 1, printed) == [2]
+    assert "run.seed: 3 -> 4" in printed.read_text()
     assert "optim.lr: 0.01 -> 0.5" in printed.read_text()
     assert "run.accept_changes=true" in printed.read_text()
 
