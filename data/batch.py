@@ -53,7 +53,7 @@ class Batch:
     num_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; the copies do not wait."""
+        """The batch on a device; from pinned memory the copies do not wait."""
         tensors: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()

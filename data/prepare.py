@@ -1,6 +1,6 @@
 """Files -> checked, tokenised splits and the facts about them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,6 +68,7 @@ def prepare(
         if not samples[name]:
             raise_empty(name, rows[name])
     refuse_one_class([sample.target for sample in samples["train"]], "train")
+    refuse_unknown_groups(group_weights, samples["train"])
     leaks = compare_splits(samples)
     refuse_leaks(leaks, config.allow_leaks)
     splits = {
@@ -102,6 +103,21 @@ def read_split(
     if not len(split.examples):
         raise_empty(name, rows, split.tokens)
     return split, _split_facts(split, rows) | {"sha256": file_digest(path)}
+
+
+def refuse_unknown_groups(weights: Mapping[str, float], train: Sequence[CodeSample]) -> None:
+    """A weight for a status that no function has is a slip of the pen.
+
+    Raises:
+        DataError: Naming it and the statuses there are.
+    """
+    present = {sample.status for sample in train}
+    unknown = sorted(weights.keys() - present)
+    if unknown:
+        raise DataError(
+            f"loss.group_weights: no training function has status {unknown}; there are"
+            f" {sorted(present)}"
+        )
 
 
 def raise_empty(name: str, rows: ReadFacts, tokens: TokenFacts | None = None) -> NoReturn:

@@ -147,7 +147,7 @@ def tokenize(
     config: DataConfig,
     group_weights: Mapping[str, float] | None = None,
 ) -> tuple[ExampleSet, TokenFacts]:
-    """Token ids of every function with the end token after the last piece of each.
+    """Token ids of every function, the end token after each piece.
 
     Args:
         samples: Records of one split.

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+MACHINE = 5
 STOPPED = 75  # BSD's EX_TEMPFAIL: the same command continues
 
 
@@ -46,6 +47,9 @@ def run_command(action: Callable[[], None]) -> int:
     _offline_and_quiet()
     try:
         action()
+    except OSError as error:
+        _say(ValueError(error), MACHINE)
+        return MACHINE
     except ValueError as error:
         code = getattr(error, "exit_code", None)
         if code is None:

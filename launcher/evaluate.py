@@ -1,6 +1,8 @@
 """Evaluate a finished run on another file: launcher/evaluate.py RUN_FOLDER FILE [--name NAME]."""
 
 import argparse
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -26,12 +28,19 @@ def main(arguments: list[str]) -> int:
 def _evaluate(run: Path, file: Path, name: str) -> None:
     from data.errors import DataError
     from data.prepare import prepare
+    from data.readers import file_digest
+    from trainer.errors import ConfigError
     from trainer.recipe import load_run_config
 
-    config = load_run_config(run / "config.yaml")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
+    here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved
+    config = load_run_config(run / "config.yaml", [here])
     if not file.is_file():
         raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
     prepared = prepare(config.data, config.tokenizer_folder, config.loss.group_weights)
+    if name == "test" and file_digest(file) != prepared.digests["test"]:
+        raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 
     from trainer.evaluation.report import print_table
     from trainer.evaluation.saved_run import evaluate_file

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from data.loader import TrainLoader
+from data.order import step_rows
 from data.prepare import Prepared
 from trainer.build import Choices
 from trainer.config import RunConfig
@@ -42,10 +43,12 @@ def time_line(seconds: float) -> str:
 
 
 def idle_share(loader: TrainLoader) -> float:
-    """Share of micro-batches that hold no row, because a step holds fewer than the ranks take."""
+    """Share of the ranks' micro-batches that hold no row: a rank then waits for the others."""
     plan = loader.plan
-    places = plan.gradient_accumulation_steps * plan.micro_batch_size * plan.world_size
-    return 1 - plan.num_rows / (places * plan.steps_per_epoch)
+    micro_batches = plan.gradient_accumulation_steps * plan.world_size * plan.steps_per_epoch
+    steps = range(plan.steps_per_epoch)
+    used = sum(-(-len(step_rows(plan, step)) // plan.micro_batch_size) for step in steps)
+    return 1 - used / micro_batches
 
 
 def _data_lines(prepared: Prepared) -> Sequence[str]:
@@ -75,5 +78,5 @@ def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Seq
         f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
         f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
         f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
-        f" {idle_share(loader):.0%} of places idle",
+        f" {idle_share(loader):.0%} of micro-batches empty",
     ]

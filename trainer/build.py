@@ -39,7 +39,7 @@ def choose(config: RunConfig, device: torch.device) -> Choices:
     preset, preset_reason = choose_preset(config, device)
     stage = int(load_preset(preset)["zero_optimization"]["stage"])
     precision, precision_reason = choose_precision(config, stage, device)
-    attention, attention_reason = choose_attention(config.model.attention, device)
+    attention, attention_reason = choose_attention(config.model.attention, precision, device)
     return Choices(
         preset, preset_reason, stage, precision, precision_reason, attention, attention_reason
     )

@@ -69,7 +69,7 @@ def write_checkpoint(
         identity: What must be equal to continue: digests of base, tokenizer, data.
 
     Returns:
-        The folder; the existing one where this step was already saved and verifies.
+        The folder; the existing one where it verifies and holds the same.
 
     Raises:
         OSError: The disk is full or not writable; nothing published, nothing removed.
@@ -77,10 +77,6 @@ def write_checkpoint(
     from safetensors.torch import save
 
     final = root / checkpoint_name(step)
-    if final.exists():
-        if not _fault(final):
-            return final
-        discard(final)
     contents = {STATE: save(dict(tensors)), TRAINER: _json_bytes(trainer)}
     manifest = {
         "format": FORMAT,
@@ -91,6 +87,8 @@ def write_checkpoint(
         },
         "identity": dict(identity),
     }
+    if final.exists() and not _fault(final) and _manifest(final) == manifest:
+        return final
     temporary = root / f"{_TEMPORARY}{step:08d}-{uuid.uuid4().hex}"
     os.makedirs(root, exist_ok=True)
     os.mkdir(temporary)
@@ -98,6 +96,8 @@ def write_checkpoint(
         for name, content in (*contents.items(), (MANIFEST, _json_bytes(manifest))):
             _write_synced(temporary / name, content)
         _sync_folder(temporary)
+        if final.exists():  # damaged, or of a recipe that has changed since
+            discard(final)
         os.rename(temporary, final)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -115,7 +115,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     fault = _fault(path)
     if fault:
         raise ModelError(f"checkpoint {path}: {fault}")
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _manifest(path)
     trainer = json.loads((path / TRAINER).read_text(encoding="utf-8"))
     return Checkpoint(path, manifest["step"], manifest["identity"], trainer)
 
@@ -156,10 +156,15 @@ def _published(root: Path) -> list[Path]:
     return list(root.glob(f"{_PREFIX}*"))
 
 
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
 def _fault(path: Path) -> str:
     """What is wrong with a checkpoint; "" when every byte matches its manifest."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _manifest(path)
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']}, this version reads {FORMAT}"
         if path.name != checkpoint_name(manifest["step"]):

@@ -28,14 +28,12 @@ class Ranks:
     Attributes:
         rank: 0 to world_size - 1 over all nodes.
         local_rank: Among the processes of this node: the GPU's index.
-        local_world_size: Processes of this node.
         world_size: All processes.
         device: Where this rank computes.
     """
 
     rank: int
     local_rank: int
-    local_world_size: int
     world_size: int
     device: "Device"
 
@@ -68,7 +66,6 @@ def start(timeout_seconds: int) -> Ranks:
     return Ranks(
         rank=torch.distributed.get_rank(),
         local_rank=local_rank,
-        local_world_size=local_world_size,
         world_size=torch.distributed.get_world_size(),
         device=_device(local_rank),
     )
@@ -116,6 +113,8 @@ def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
         result = action()
     except ValueError as error:
         failure = error
+    except OSError as error:
+        failure = MachineError(f"{error}; make room or mend the path, the same command continues")
     code = torch.tensor(getattr(failure, "exit_code", 1) if failure else 0, device=ranks.device)
     dist.all_reduce(code, op=dist.ReduceOp.MAX)
     if failure is not None:

@@ -29,6 +29,3 @@ class StoppedError(ValueError):
     """A signal asked the run to stop; everything is saved and the same command continues it."""
 
     exit_code = 75
-
-
-FATAL = (ConfigError, ModelError, MachineError, DivergedError, StoppedError)

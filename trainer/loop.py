@@ -1,5 +1,6 @@
 """The one training loop: every task, method, precision and world size goes through it."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from trainer.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+
+_MOST_SKIPS = 50  # fp16 halves its scale at each: 2^16 would be 2^-34
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def train(
 
     Raises:
         StoppedError: A signal came; a checkpoint of the last step is on disk.
-        DivergedError: A logged loss or gradient norm is not finite.
+        DivergedError: A logged loss is not finite, or no step in a row has finite gradients.
     """
     run.engine.train()
     while state.step < run.total_steps:
@@ -79,7 +83,10 @@ def train(
         elif run.log is not None:
             run.log.advance(state.step)
         state.train_seconds += time.perf_counter() - started
-        due = _due(run.config.eval.interval, run, state.step)
+        # A run without validations still needs a threshold at its end.
+        due = _due(run.config.eval.interval, run, state.step) or (
+            is_last and state.best_step is None
+        )
         if due:
             validate()
         stopping = stop.agreed()
@@ -105,7 +112,7 @@ def optimizer_step(run: Run, batches: StepBatches, step: int, rate: float) -> Te
     set_learning_rate(run.engine, rate)
     seed_step(run.config.run.seed, step, run.ranks.rank)
     total = torch.zeros((), device=run.ranks.device)
-    scale = run.ranks.world_size / max(1.0, batches.num_functions)
+    scale = run.ranks.world_size / (batches.num_functions or 1.0)
     for batch in batches.micro_batches:
         loss = run.task.loss_sum(run.engine, batch.to(run.ranks.device))
         run.engine.backward(loss.sum * scale, scale_wrt_gas=False)
@@ -116,7 +123,15 @@ def optimizer_step(run: Run, batches: StepBatches, step: int, rate: float) -> Te
 
 def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches) -> None:
     state.step += 1
+    was_skipped = engine.skipped_steps > state.skipped_steps
+    state.consecutive_skips = state.consecutive_skips + 1 if was_skipped else 0
     state.skipped_steps = engine.skipped_steps
+    if state.consecutive_skips > _MOST_SKIPS:
+        raise DivergedError(
+            f"step {state.step}: gradients were not finite in {state.consecutive_skips} steps in a"
+            " row, so nothing is learned; the last checkpoint is intact: lower optim.lr, or train"
+            " in bf16 or fp32"
+        )
     state.functions_seen += batches.num_functions
     state.tokens_seen += batches.num_tokens
 
@@ -131,8 +146,8 @@ def _due(interval: str | int, run: Run, step: int) -> bool:
 def _log_step(
     run: Run, state: TrainState, batches: StepBatches, loss_sum: Tensor, rate: float, started: float
 ) -> None:
-    """Read the loss of this step, over all ranks; the only place that waits for the device."""
-    loss = float(all_reduce_sum(loss_sum)) / max(1.0, batches.num_functions)
+    """Read the loss of this step, over all ranks; nothing else of ours waits for the device."""
+    loss = float(all_reduce_sum(loss_sum)) / (batches.num_functions or 1.0)
     norm = run.engine.get_global_grad_norm()
     seconds = time.perf_counter() - started
     if run.log is not None:
@@ -142,7 +157,7 @@ def _log_step(
                 "epoch": state.step / run.loader.plan.steps_per_epoch,
                 "loss": loss,
                 "lr": rate,
-                "grad_norm": None if norm is None else float(norm),  # ZeRO 0 keeps none
+                "grad_norm": _finite_or_none(norm),  # ZeRO 0 keeps none
                 "functions_per_second": batches.num_functions / seconds,
                 "tokens_per_second": batches.num_tokens / seconds,
                 "packing_fill": run.loader.fill,
@@ -150,12 +165,17 @@ def _log_step(
                 "skipped_steps": state.skipped_steps,
             }
         )
-    if loss != loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss):
         raise DivergedError(
             f"loss is {loss} at step {state.step}, epoch"
             f" {state.step / run.loader.plan.steps_per_epoch:.2f}; the last checkpoint is intact:"
             " lower optim.lr, add optim.warmup_steps, or check the rows of this step"
         )
+
+
+def _finite_or_none(value: float | Tensor | None) -> float | None:
+    """A number that JSON can hold; a skipped step has an infinite norm."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _memory_gib(device: torch.device) -> float:

@@ -46,7 +46,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """A logged training step; `values` holds step, loss, lr and rates."""

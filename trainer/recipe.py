@@ -159,7 +159,7 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
         raise ConfigError(f"{text!r}: an override reads section.key=value, e.g. optim.lr=1e-4")
     try:
         return section, key, yaml.load(raw, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError) as error:
         raise ConfigError(f"{text!r}: the value is not YAML: {error}") from error
 
 
@@ -245,6 +245,11 @@ def _precision_faults(config: RunConfig) -> list[str]:
                 " or engine.precision=fp32"
             )
     frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
+    if frozen_in_16_bit and config.tuning.modules_to_save:
+        faults.append(
+            f"tuning.modules_to_save {config.tuning.modules_to_save} would be fp32 inside a {dtype}"
+            " base; take model.dtype=auto, or train adapters alone"
+        )
     if dtype not in ("auto", precision) and not frozen_in_16_bit:
         faults.append(
             f"model.dtype {dtype} with engine.precision {precision}: take model.dtype=auto, or"

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.prepare import Prepared
 from trainer.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, ModelError
+from trainer.models.files import base_digest
 from trainer.run_folder import CHECKPOINTS
 from trainer.state import TrainState
 
@@ -32,6 +34,8 @@ def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
                 f"run.resume {asked.path} is not the newest of its run, which is at step"
                 f" {found.step}: give the branch a run.output_dir of its own"
             )
+        if found is not None and found.step > asked.step:
+            return found, [f"the branch from {asked.path} has begun: it continues where it was"]
         return asked, []
     if found is None and passed_over:
         raise ModelError(
@@ -58,6 +62,23 @@ def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainStat
     return state
 
 
+def run_identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
+    """What must be equal to continue: base, tokenizer with its end token, the three files."""
+    end_token = prepared.tokenizer.end_token
+    return {"base": base_digest(config), "end_token": end_token, **prepared.digests}
+
+
+def moved_lines(checkpoint: Checkpoint, world_size: int) -> list[str]:
+    """A line where the number of ranks has changed."""
+    before = checkpoint.trainer["world_size"]
+    if before == world_size:
+        return []
+    return [
+        f"written by {before} ranks, continued by {world_size}: same state, same rows in the same"
+        " steps; dropout draws other numbers"
+    ]
+
+
 def refuse_other_run(
     checkpoint: Checkpoint, config: RunConfig, identity: Mapping[str, Any]
 ) -> list[str]:
@@ -70,18 +91,18 @@ def refuse_other_run(
         ModelError: Another base, tokenizer or dataset.
         ConfigError: The recipe differs where it decides the result, and that was not accepted.
     """
-    odd = [key for key, value in identity.items() if checkpoint.identity.get(key) != value]
-    if odd:
-        raise ModelError(
-            f"checkpoint {checkpoint.path} was made with another {', '.join(odd)}; restore the"
-            " files, or choose another run.output_dir to train from the start"
-        )
     changes = config_changes(checkpoint.trainer["recipe"], config.to_json())
     if changes and not config.run.accept_changes:
         raise ConfigError(
             "the recipe differs from the checkpoint's:\n  "
             + "\n  ".join(changes)
             + "\nrestore these values, or set run.accept_changes=true to continue with the new ones"
+        )
+    odd = [key for key, value in identity.items() if checkpoint.identity.get(key) != value]
+    if odd:
+        raise ModelError(
+            f"checkpoint {checkpoint.path} was made with another {', '.join(odd)}; restore the"
+            " files, or choose another run.output_dir to train from the start"
         )
     return [f"accepted change {line}" for line in changes]
 

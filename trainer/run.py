@@ -17,9 +17,14 @@ from trainer.errors import ConfigError, MachineError
 from trainer.evaluation.report import print_table
 from trainer.loop import Run, train
 from trainer.metrics import RunLog
-from trainer.models.files import base_digest
 from trainer.models.isolation import check_isolation, refuse_leaking
-from trainer.resume import find_checkpoint, initial_state, refuse_other_run
+from trainer.resume import (
+    find_checkpoint,
+    initial_state,
+    moved_lines,
+    refuse_other_run,
+    run_identity,
+)
 from trainer.run_folder import BASE, RunLock, open_run_folder, write_json, write_recipe
 from trainer.session import Session
 from trainer.stopping import StopRequest
@@ -44,12 +49,17 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
 
 
 def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any] | None:
-    identity = {"base": base_digest(config), **prepared.digests}
+    identity = agreed(ranks, lambda: run_identity(config, prepared))
     if not is_equal_everywhere(str(identity), ranks):
         raise MachineError("ranks read different data or models; give every node the same files")
     checkpoint, remarks = agreed(ranks, lambda: find_checkpoint(config))
+    if not is_equal_everywhere(str(checkpoint and checkpoint.trainer), ranks):
+        raise MachineError(
+            f"ranks find different checkpoints: all nodes must share {config.output_dir}"
+        )
     if checkpoint is not None:
         remarks += refuse_other_run(checkpoint, config, identity)
+        remarks += moved_lines(checkpoint, ranks.world_size)
     session = _build(config, prepared, ranks, identity, checkpoint)
     request = StopRequest(ranks)
     run, state = session.run, session.state
@@ -92,16 +102,21 @@ def _build(
     keep_base = config.output_dir / BASE if config.model.config and ranks.is_main else None
     model = agreed(ranks, lambda: build_model(config, choices, keep_base))
     settings = deepspeed_config(config, choices.preset, choices.precision)
-    log = None
-    if ranks.is_main:
+
+    def open_log() -> RunLog | None:
+        if not ranks.is_main:
+            return None
         _write_facts(config, prepared, settings)
-        log = RunLog(
+        return RunLog(
             config.output_dir,
             state.step,
             total_steps,
             tensorboard=config.log.tensorboard,
             progress=config.log.progress,
         )
+
+    log = agreed(ranks, open_log)
+    if log is not None:
         for line in banner_lines(config, ranks, choices, model, prepared, loader, total_steps):
             log.say(line)
     engine = build_engine(model, config, settings)
@@ -165,16 +180,16 @@ def _check_packing(session: Session) -> None:
 
 
 def _estimate_seconds(session: Session) -> float:
-    """Time one forward pass, the second of two; training costs three (forward, twice backward)."""
-    run, steps_left = session.run, session.run.total_steps - session.state.step
+    """Time a forward pass, the fastest of four; training costs three (forward, backward twice)."""
+    run, steps_left = session.run, max(0, session.run.total_steps - session.state.step)
     if not steps_left:
         return 0.0
     run.engine.eval()
     batch = run.loader.step(session.state.step).micro_batches[0].to(run.ranks.device)
-    seconds = 0.0
-    for _ in range(2):
+    seconds = []
+    for _ in range(4):  # the first compiles kernels
         started = time.perf_counter()
         with torch.no_grad():
             float(run.engine(batch).sum())  # waits for the device
-        seconds = time.perf_counter() - started
-    return 3 * seconds * run.loader.plan.gradient_accumulation_steps * steps_left
+        seconds.append(time.perf_counter() - started)
+    return 3 * min(seconds) * run.loader.plan.gradient_accumulation_steps * steps_left

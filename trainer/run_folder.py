@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,23 +53,27 @@ def open_run_folder(config: RunConfig) -> RunLock:
         MachineError: Not writable, or in use.
     """
     folder = config.output_dir
-    is_run = (folder / RECIPE).is_file()
+    is_run = (folder / LOCK).is_file()  # the first thing a run writes, before it can fail
     if folder.is_dir() and any(folder.iterdir()) and not is_run:
         raise ConfigError(
             f"run.output_dir {folder} is not empty and holds no run; nothing was touched: choose"
             " another folder"
         )
-    if is_run and config.run.resume == "never":
+    if (folder / RECIPE).is_file() and config.run.resume == "never":
         raise ConfigError(
             f"run.output_dir {folder} holds a run and run.resume=never; nothing was touched: choose"
             " another folder, or run.resume=auto to continue it"
         )
     try:
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder)
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
     except OSError as error:
         raise MachineError(f"run.output_dir {folder} is not writable: {error}") from error
     remove_leftovers(folder / CHECKPOINTS)
+    for pattern in (f".{BASE}-*", f".{ADAPTER}-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
     return lock
 
 

@@ -74,7 +74,7 @@ class Session:
         Raises:
             MachineError: The checkpoint could not be written; older ones are intact.
         """
-        tensors = gather_state(self.run.engine)
+        tensors = gather_state(self.run.engine, keep=self.run.ranks.is_main)
         trainer = {
             "state": self.state.to_json(),
             "counters": optimizer_counters(self.run.engine),
@@ -125,21 +125,38 @@ class Session:
         restore_weights(run.engine, weights)
         test = self.prepared.splits["test"]
         scores = score_functions(run.engine, test.examples, self.prior, config, run.ranks)
-        if not run.ranks.is_main:
-            return None
-        save_adapter(self.model.model, weights, config.output_dir / ADAPTER, self.adapter_facts())
-        return write_split_report(
-            config.output_dir / REPORT,
-            "test",
-            test,
-            scores,
-            self.state.threshold,
-            self.prepared.splits["train"],
-            self.prepared.splits["valid"],
-            {"best_step": self.state.best_step, "precision": self.choices.precision}
-            | {f"sha256_{name}": digest for name, digest in self.prepared.digests.items()}
-            | {"leaks": self.prepared.facts["leaks"]["shared_functions"]},
-        )
+
+        def export_and_report() -> dict[str, Any] | None:
+            if not run.ranks.is_main:
+                return None
+            adapter = config.output_dir / ADAPTER
+            save_adapter(self.model.model, weights, adapter, self.adapter_facts())
+            return write_split_report(
+                config.output_dir / REPORT,
+                "test",
+                test,
+                scores,
+                self.state.threshold,
+                self.prepared.splits["train"],
+                self.prepared.splits["valid"],
+                self.report_facts(),
+            )
+
+        return agreed(run.ranks, export_and_report)
+
+    def report_facts(self) -> dict[str, Any]:
+        """What the report's numbers rest on."""
+        return {
+            "best_step": self.state.best_step,
+            "steps": self.run.total_steps,
+            "precision": self.choices.precision,
+            "gamma": self.run.config.loss.gamma,
+            "alpha": self.run.config.loss.alpha,
+            "group_weights": self.run.config.loss.group_weights,
+            "long_functions": self.run.config.data.long_functions,
+            "leaks": self.prepared.facts["leaks"]["shared_functions"],
+            **{f"sha256_{name}": digest for name, digest in self.prepared.digests.items()},
+        }
 
     def adapter_facts(self) -> dict[str, Any]:
         """What a user of the adapter must do to get the same scores."""

@@ -29,7 +29,9 @@ class TrainState:
 
     Attributes:
         step: Optimizer steps begun, skipped ones included: the position in the data.
-        skipped_steps: Steps without an update because fp16 gradients overflowed.
+        skipped_steps: Steps without an update because gradients were not finite, as fp16's are
+            while its scale is searched.
+        consecutive_skips: How many of them the last steps were.
         functions_seen, tokens_seen: Over all ranks.
         best_step: Step of the best validation; None before the first.
         best_roc_auc: Its ROC AUC.
@@ -39,6 +41,7 @@ class TrainState:
 
     step: int = 0
     skipped_steps: int = 0
+    consecutive_skips: int = 0
     functions_seen: float = 0.0
     tokens_seen: int = 0
     best_step: int | None = None
@@ -56,8 +59,10 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
-def gather_state(engine: "DeepSpeedEngine") -> dict[str, Tensor]:
+def gather_state(engine: "DeepSpeedEngine", keep: bool) -> dict[str, Tensor]:
     """Weights and moments of every trained parameter in fp32, on the CPU; called by all ranks.
+
+    Tensors leave the device one by one, and only a rank that keeps them holds them in memory.
 
     Raises:
         DivergedError: A value is not finite; such a state is never written.
@@ -65,15 +70,19 @@ def gather_state(engine: "DeepSpeedEngine") -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     sharded = engine.zero_optimization_stage() > 0
-    state = {}
+    state: dict[str, Tensor] = {}
+    broken: list[str] = []
     for name, parameter in trained_parameters(engine):
-        state[name] = safe_get_full_fp32_param(parameter) if sharded else parameter.data
-        for key in MOMENTS:
-            state[f"{key}/{name}"] = _moment(engine, parameter, key, state[name])
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+        master = safe_get_full_fp32_param(parameter) if sharded else parameter.data
+        gathered = {name: master} | {
+            f"{key}/{name}": _moment(engine, parameter, key, master) for key in MOMENTS
+        }
+        broken += [key for key, tensor in gathered.items() if not torch.isfinite(tensor).all()]
+        if keep:
+            state |= {k: t.detach().float().cpu().clone() for k, t in gathered.items()}
     if broken:
         raise DivergedError(f"not saved: {len(broken)} tensors are not finite, first {broken[0]}")
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
+    return state
 
 
 def optimizer_counters(engine: "DeepSpeedEngine") -> dict[str, Any]:

@@ -211,3 +211,15 @@ def test_the_recipe_in_the_run_folder_continues_the_run(uninterrupted, tiny_reci
     again.write_text(recipe.read_text())
     assert run_ranks([str(again)]) == [0]
     assert len(losses(folder)) == 6
+
+
+def test_a_branch_that_was_cut_off_continues_where_it_was(tiny_recipe, tmp_path):
+    folder, branch, printed = tmp_path / "run", tmp_path / "branch", tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    older = sorted((folder / "checkpoints").iterdir())[0]
+    command = arguments(tiny_recipe, branch, f"run.resume={older}")
+    assert run_ranks(command, 1, printed) == [0]
+    log = (branch / "log.jsonl").read_bytes()
+    assert run_ranks(command, 1, printed) == [0]
+    assert "has begun" in printed.read_text()
+    assert (branch / "log.jsonl").read_bytes() == log

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -132,3 +133,41 @@ def test_the_log_loses_later_steps_and_a_torn_line(tmp_path):
     log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr')
     keep_lines(log, 3)
     assert [row["step"] for row in read_log(log)] == [1, 2, 3]
+
+
+def test_a_start_that_failed_does_not_lock_the_folder(tiny_recipe, tmp_path):
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    command = [str(tiny_recipe), f"run.output_dir={folder}"]
+    assert run_ranks([*command, "tuning.target_modules=[no_such]"], 2, printed) == [4, 4]
+    assert "it has ['c_attn', 'c_fc', 'c_proj']" in printed.read_text()
+    assert run_ranks(command, 2, printed) == [0, 0], printed.read_text()[-2000:]
+
+
+def test_a_run_without_validations_still_ends_with_a_threshold(tiny_recipe, tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    command = [str(tiny_recipe), f"run.output_dir={folder}", "eval.interval=never"]
+    assert run_ranks(command, 1, tmp_path / "printed") == [0]
+    assert len(read_log(folder / "log.jsonl", "valid")) == 1
+    assert evaluate([str(folder), str(tiny_data / "valid.jsonl")]) == 0
+
+
+def test_a_moved_run_is_evaluated_where_it_is(finished, tiny_data, tmp_path):
+    moved = shutil.copytree(finished[0], tmp_path / "moved here")
+    assert evaluate([str(moved), str(tiny_data / "valid.jsonl"), "--name", "v"]) == 0
+    assert (moved / "report" / "v.md").exists()
+    assert not (finished[0] / "report" / "v.md").exists()
+
+
+def test_evaluate_does_not_overwrite_the_test_report_or_take_any_name(finished, tiny_data):
+    folder, _ = finished
+    before = (folder / "report" / "test.json").read_bytes()
+    assert evaluate([str(folder), str(tiny_data / "valid.jsonl"), "--name", "test"]) == 2
+    assert evaluate([str(folder), str(tiny_data / "valid.jsonl"), "--name", "../x"]) == 2
+    assert (folder / "report" / "test.json").read_bytes() == before
+
+
+def test_a_group_weight_for_no_function_is_refused(tiny_recipe, tmp_path):
+    printed = tmp_path / "printed"
+    command = [str(tiny_recipe), f"run.output_dir={tmp_path / 'run'}"]
+    assert run_ranks([*command, "loss.group_weights={VULNERABEL: 2.0}"], 1, printed) == [3]
+    assert "['FIXED', 'VULNERABLE']" in printed.read_text()

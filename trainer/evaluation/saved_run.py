@@ -13,9 +13,8 @@ from trainer.distributed import Ranks
 from trainer.errors import ModelError
 from trainer.evaluation.split_report import write_split_report
 from trainer.evaluation.validation import score_functions
-from trainer.models.files import base_digest
 from trainer.models.load import DTYPES
-from trainer.resume import refuse_other_run
+from trainer.resume import refuse_other_run, run_identity
 from trainer.run_folder import CHECKPOINTS, REPORT
 
 
@@ -33,17 +32,20 @@ def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) 
         DataError: The file cannot be read.
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    ranks = Ranks(rank=0, local_rank=0, local_world_size=1, world_size=1, device=device)
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, device=device)
     newest, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
     state = newest.trainer["state"] if newest else {}
     if newest is None or state["best_step"] is None:
         raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
-    refuse_other_run(newest, config, {"base": base_digest(config), **prepared.digests})
+    refuse_other_run(newest, config, run_identity(config, prepared))
     best = load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state["best_step"]))
     choices = choose(config, device)
     model = build_model(config, choices)
     model.load_state_dict(best.tensors(), strict=False)
-    model = model.to(device=device, dtype=DTYPES[choices.precision])
+    for parameter in model.parameters():  # as the engine has them; the frozen base keeps its own
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[choices.precision])
+    model = model.to(device)
     split, facts = read_split(file, name, config.data, prepared.tokenizer)
     targets = prepared.splits["train"].targets
     prior = sum(targets) / len(targets)

@@ -9,7 +9,8 @@ from trainer.config import RunConfig
 from trainer.errors import ConfigError, ModelError
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
-_HEADER_BYTES = 1 << 20  # of each weight file: names, shapes and the first values
+_SAMPLE_BYTES = 4096  # of each tensor
+_LONGEST_HEADER = 100 << 20  # the format's own limit
 
 
 def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
@@ -30,7 +31,10 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
     path = source / "config.json" if source.is_dir() else source
     if not path.is_file():
         raise ModelError(f"{path} does not exist; a base model needs its config.json")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}; fetch it again") from error
     if "auto_map" in values:
         raise ModelError(f"{path} needs code of its own (auto_map); such models are never run")
     if config.model.path and not list(source.glob("*.safetensors")):
@@ -54,24 +58,44 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
 
 
 def base_digest(config: RunConfig) -> str:
-    """sha256 that tells one base from another: config.json and the head of every weight file.
+    """sha256 that tells one base from another: config.json and a sample of every tensor.
 
-    Reading all of a 30 GB base at every start would take minutes; the head holds every tensor's
-    name, shape and place, and the sizes are in too.
+    Reading all of a 30 GB base at every start would take minutes. Names, shapes and places stand in
+    the headers; the sample tells apart fine-tunes of one base.
     """
-    folder = config.model_folder
-    digest = hashlib.sha256()
+    source = Path(config.model.path or config.model.config or "")
+    digest = hashlib.sha256((source / "config.json" if source.is_dir() else source).read_bytes())
     if config.model.config:
-        digest.update(
-            Path(config.model.config).read_bytes()
-            if Path(config.model.config).is_file()
-            else (folder / "config.json").read_bytes()
-        )
         digest.update(f"random weights of seed {config.run.seed}".encode())
         return digest.hexdigest()
-    digest.update((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(source.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as stream:
-            digest.update(stream.read(_HEADER_BYTES))
+        _sample_tensors(path, digest)
     return digest.hexdigest()
+
+
+def _sample_tensors(path: Path, digest: Any) -> None:
+    """Feed a digest the header of a safetensors file and the middle of each of its tensors.
+
+    Layout: 8 bytes little-endian length, that many bytes of JSON, then the tensors, whose
+    data_offsets count from the end of the JSON.
+
+    Raises:
+        ModelError: The header is damaged or points outside the file.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(_LONGEST_HEADER, path.stat().st_size):
+            raise ModelError(f"{path}: the header claims {length} bytes; fetch the file again")
+        header = stream.read(length)
+        digest.update(header)
+        try:
+            tensors = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
+            places = sorted(tuple(tensor["data_offsets"]) for tensor in tensors.values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{path}: not a safetensors file: {error!r}; fetch it again"
+            ) from error
+        for first, last in places:
+            stream.seek(8 + length + (first + last) // 2)
+            digest.update(stream.read(min(_SAMPLE_BYTES, last - first)))

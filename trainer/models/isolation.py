@@ -30,7 +30,7 @@ class IsolationCheck:
     Attributes:
         packed_difference: Packed against each function alone.
         neighbour_difference: Last function when all functions before it change.
-        own_difference: Last function when its own first token changes: what a leak would look like.
+        own_difference: Last function when its own tokens are reversed: what a leak looks like.
         num_functions: Functions in the row.
     """
 
@@ -44,7 +44,7 @@ class IsolationCheck:
         return (
             f"packing self-check: max |diff| = {self.packed_difference:.1e} over"
             f" {self.num_functions} functions, {self.neighbour_difference:.1e} when others change"
-            f" ({self.own_difference:.1e} when its own first token does)"
+            f" ({self.own_difference:.1e} when its own tokens do)"
         )
 
 
@@ -64,7 +64,7 @@ def check_isolation(
         The differences found.
     """
     row = _row_of_functions(examples, seq_length)
-    own = _with_changed_token(examples, int(examples.starts[row[-1]]))
+    own = _reversed(examples, int(row[-1]))
     others = examples
     for example in row[:-1]:
         others = _reversed(others, int(example))
@@ -131,14 +131,4 @@ def _reversed(examples: ExampleSet, example: int) -> ExampleSet:
     tokens = examples.tokens.copy()
     first, last = examples.starts[example : example + 2]
     tokens[first:last] = tokens[first:last][::-1]
-    return _with_tokens(examples, tokens)
-
-
-def _with_changed_token(examples: ExampleSet, place: int) -> ExampleSet:
-    tokens = examples.tokens.copy()
-    tokens[place] = examples.tokens[place + 1] if tokens[place] == 0 else 0
-    return _with_tokens(examples, tokens)
-
-
-def _with_tokens(examples: ExampleSet, tokens: npt.NDArray[np.int32]) -> ExampleSet:
     return replace(examples, tokens=tokens)

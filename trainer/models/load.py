@@ -1,11 +1,13 @@
 """The base model from a folder or from a config, at the dtype and attention of the run."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 from trainer.config import RunConfig
-from trainer.errors import ConfigError, MachineError, ModelError
+from trainer.errors import MachineError, ModelError
 from trainer.models.packed_attention import FLASH, SEGMENT_SDPA
 
 if TYPE_CHECKING:
@@ -15,17 +17,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CLASSES = 2
 
 
-def choose_attention(wanted: str, device: torch.device) -> tuple[str, str]:
-    """The attention back end and the reason for it.
+def choose_attention(wanted: str, precision: str, device: torch.device) -> tuple[str, str]:
+    """The attention back end and the reason for it; FlashAttention computes in 16 bit only.
 
     Raises:
         ModelError: FlashAttention is asked for and is not there.
     """
-    has_flash = _flash_is_usable(device)
+    has_flash = precision != "fp32" and _flash_is_usable(device)
     if wanted == FLASH and not has_flash:
         raise ModelError(
-            "model.attention flash_attention_2 needs the flash_attn package and a GPU of sm80 or"
-            " newer; take auto or sdpa"
+            "model.attention flash_attention_2 needs the flash_attn package, a GPU of sm80 or newer"
+            " and bf16 or fp16; take auto or sdpa"
         )
     if wanted != "auto":
         return wanted, "asked for"
@@ -40,7 +42,6 @@ def choose_precision(config: RunConfig, zero_stage: int, device: torch.device) -
     """The training precision and the reason for it.
 
     Raises:
-        ConfigError: model.dtype does not go with the precision.
         MachineError: fp16 on a machine without it.
     """
     from deepspeed.accelerator import get_accelerator
@@ -57,9 +58,6 @@ def choose_precision(config: RunConfig, zero_stage: int, device: torch.device) -
             precision, reason = "fp16", "GPU older than sm80 has no bf16 tensor cores"
     if precision == "fp16" and not get_accelerator().is_fp16_supported():
         raise MachineError("this machine does not compute in fp16; take engine.precision auto")
-    dtype = config.model.dtype
-    if dtype not in ("auto", precision) and not (precision == "fp32" and dtype in ("bf16", "fp16")):
-        raise ConfigError(f"model.dtype {dtype} does not go with precision {precision}; take auto")
     return precision, reason
 
 
@@ -85,15 +83,19 @@ def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedM
     try:
         model_config = transformers.AutoConfig.from_pretrained(source, **settings)
         if config.model.path:
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, seen = transformers.AutoModelForSequenceClassification.from_pretrained(
                 config.model.path, config=model_config, dtype=dtype, use_safetensors=True,
                 attn_implementation=attention, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True,
             )  # fmt: skip
+            _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"])
         else:
             model = transformers.AutoModelForSequenceClassification.from_config(
                 model_config, dtype=dtype, attn_implementation=attention
             )
-    except (ValueError, OSError, KeyError) as error:
+    except ModelError:
+        raise
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source}: the base model does not load: {error}") from error
     # With a pad id, the model looks for it in every batch, which waits for the GPU; nothing here
     # needs one, because the padding of a row is a segment of its own.
@@ -102,6 +104,17 @@ def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedM
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model.eval()
+
+
+def _refuse_missing(source: str, missing: Iterable[str], mismatched: Iterable[object]) -> None:
+    """Weights the files lack would be drawn at random without a word; only the head may be new."""
+    absent = sorted(name for name in missing if not name.startswith("score."))
+    if absent or mismatched:
+        odd = [*absent, *map(str, mismatched)]
+        raise ModelError(
+            f"{source}: {len(odd)} weights of the model are missing or of another shape, first"
+            f" {odd[0]}; convert the weights again for this architecture"
+        )
 
 
 def _flash_is_usable(device: torch.device) -> bool:
