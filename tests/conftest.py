@@ -70,3 +70,19 @@ def tiny_recipe(tmp_path_factory, tiny_data, tiny_model) -> Path:
     }
     recipe.write_text(yaml.safe_dump(values))
     return recipe
+
+
+MINIMAL = {
+    "run": {"output_dir": "runs/x"},
+    "model": {"config": "data/samples/model"},
+    "data": {"path": "data/samples"},
+    "optim": {"epochs": 1},
+}
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """The shortest recipe that is sound."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path

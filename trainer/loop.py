@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,6 +71,7 @@ def train(
         DivergedError: A logged loss is not finite, or no step in a row has finite gradients.
     """
     run.engine.train()
+    logged = replace(state)
     while state.step < run.total_steps:
         started = time.perf_counter()
         batches = run.loader.step(state.step)
@@ -78,11 +79,14 @@ def train(
         loss_sum = optimizer_step(run, batches, state.step, rate)
         _advance(state, run.engine, batches)
         is_last = state.step == run.total_steps
-        if state.step % run.config.log.interval == 0 or is_last:
-            _log_step(run, state, batches, loss_sum, rate, started)
+        is_logged = state.step % run.config.log.interval == 0 or is_last
+        loss = _read_loss(loss_sum, batches) if is_logged else 0.0
+        state.train_seconds += time.perf_counter() - started
+        if is_logged:
+            _log_step(run, state, logged, loss, rate)
+            logged = replace(state)
         elif run.log is not None:
             run.log.advance(state.step)
-        state.train_seconds += time.perf_counter() - started
         # A run without validations still needs a threshold at its end.
         due = _due(run.config.eval.interval, run, state.step) or (
             is_last and state.best_step is None
@@ -143,13 +147,17 @@ def _due(interval: str | int, run: Run, step: int) -> bool:
     return step % every == 0 or (step == run.total_steps)
 
 
-def _log_step(
-    run: Run, state: TrainState, batches: StepBatches, loss_sum: Tensor, rate: float, started: float
-) -> None:
-    """Read the loss of this step, over all ranks; nothing else of ours waits for the device."""
-    loss = float(all_reduce_sum(loss_sum)) / (batches.num_functions or 1.0)
+def _read_loss(loss_sum: Tensor, batches: StepBatches) -> float:
+    """The loss of this step over all ranks; nothing else of ours waits for the device."""
+    return float(all_reduce_sum(loss_sum)) / (batches.num_functions or 1.0)
+
+
+def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate: float) -> None:
+    """Write a line: loss and norm of this step alone, so that they repeat; rates since `logged`."""
     norm = run.engine.get_global_grad_norm()
-    seconds = time.perf_counter() - started
+    seconds = state.train_seconds - logged.train_seconds
+    functions = state.functions_seen - logged.functions_seen
+    tokens = state.tokens_seen - logged.tokens_seen
     if run.log is not None:
         run.log.step(
             {
@@ -158,8 +166,8 @@ def _log_step(
                 "loss": loss,
                 "lr": rate,
                 "grad_norm": _finite_or_none(norm),  # ZeRO 0 keeps none
-                "functions_per_second": batches.num_functions / seconds,
-                "tokens_per_second": batches.num_tokens / seconds,
+                "functions_per_second": functions / seconds,
+                "tokens_per_second": tokens / seconds,
                 "packing_fill": run.loader.fill,
                 "memory_gib": _memory_gib(run.ranks.device),
                 "skipped_steps": state.skipped_steps,

@@ -7,25 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from trainer import recipe as recipe_module
 from trainer.errors import ConfigError
 from trainer.recipe import load_preset, load_run_config
-
-BASE = {
-    "run": {"output_dir": "runs/x"},
-    "model": {"config": "data/samples/model"},
-    "data": {"path": "data/samples"},
-    "optim": {"epochs": 1},
-}
-
-
-@pytest.fixture
-def base(tmp_path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(BASE))
-    return path
 
 
 def refusal(recipe: Path, *overrides: str) -> str:

@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import MINIMAL, REPOSITORY
 from pydantic import ValidationError
 
 from trainer import recipe as recipe_module
@@ -14,24 +13,11 @@ from trainer.config import RunConfig
 from trainer.recipe import describe_keys, load_preset, load_run_config
 
 NUM_KEYS = 52
-BASE: dict[str, dict[str, Any]] = {
-    "run": {"output_dir": "runs/x"},
-    "model": {"config": "data/samples/model"},
-    "data": {"path": "data/samples"},
-    "optim": {"epochs": 1},
-}
-
-
-@pytest.fixture
-def base(tmp_path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(BASE))
-    return path
 
 
 def with_text(path: Path, text: str) -> Path:
     """The base recipe with more sections, written as YAML."""
-    path.write_text(yaml.safe_dump(BASE) + text)
+    path.write_text(yaml.safe_dump(MINIMAL) + text)
     return path
 
 

@@ -10,7 +10,6 @@ from sklearn import metrics as sk
 from trainer.evaluation import resampling
 from trainer.evaluation.classification import (
     bootstrap,
-    bootstrap_intervals,
     paired_auc_difference,
 )
 from trainer.evaluation.resampling import (
@@ -22,6 +21,10 @@ from trainer.evaluation.resampling import (
     weighted_average_precision,
     weighted_roc_auc,
 )
+
+
+def bootstrap_intervals(*arguments, **options):
+    return bootstrap(*arguments, **options).intervals
 
 
 def sample(seed, num=80, decimals=1):

@@ -160,19 +160,6 @@ def best_threshold(scores_N: npt.ArrayLike, labels_N: npt.ArrayLike) -> float:
     return float(candidates_K[best])
 
 
-def bootstrap_intervals(
-    scores_N: npt.ArrayLike,
-    labels_N: npt.ArrayLike,
-    threshold: float,
-    groups_N: Sequence[object] | npt.NDArray[np.generic] | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, tuple[float, float]]:
-    """Intervals of roc_auc, pr_auc, f1 and mcc: `bootstrap` without its counts."""
-    return bootstrap(scores_N, labels_N, threshold, groups_N, num_resamples, seed, level).intervals
-
-
 def bootstrap(
     scores_N: npt.ArrayLike,
     labels_N: npt.ArrayLike,
