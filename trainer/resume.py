@@ -14,6 +14,13 @@ from trainer.state import TrainState
 
 # Sections whose change makes another run of it; the others say where and how, not what.
 _DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
+_FREE = {
+    # Paths may move: the digests of what they hold are compared instead.
+    "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
+    "model.path", "model.config",
+    # How a step is computed, not what: what one changes after running out of memory.
+    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing",
+}  # fmt: skip
 
 
 def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
@@ -117,13 +124,5 @@ def config_changes(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
     for section, key in (("run", "seed"), ("engine", "precision")):
         pairs.append((f"{section}.{key}", saved[section][key], given[section][key]))
     return [
-        f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and not _is_path(name)
+        f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and name not in _FREE
     ]
-
-
-def _is_path(name: str) -> bool:
-    """Paths may move: the digests of what they hold are compared instead."""
-    return name in {
-        "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
-        "model.path", "model.config",
-    }  # fmt: skip

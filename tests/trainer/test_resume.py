@@ -153,6 +153,18 @@ def test_resume_refuses_a_changed_recipe_and_names_the_change(tiny_recipe, tmp_p
     assert "run.accept_changes=true" in printed.read_text()
 
 
+def test_a_smaller_micro_batch_continues_the_run(uninterrupted, tiny_recipe, tmp_path):
+    folder, plain = tmp_path / "run", "tuning.lora_dropout=0.0"
+    first = arguments(tiny_recipe, folder, plain, "optim.micro_batch_size=2", "save.interval=1")
+    ranks = start_ranks(first, 1, tmp_path / "printed")
+    wait_for_line(folder, 5, ranks)
+    os.kill(ranks[0].pid, signal.SIGKILL)
+    wait_ranks(ranks)
+    second = arguments(tiny_recipe, folder, plain, "model.attention=sdpa")
+    assert run_ranks(second, 1, tmp_path / "printed") == [0]
+    assert losses(folder) == pytest.approx(uninterrupted(1, "cpu_zero1", plain)[0], rel=ROUNDING)
+
+
 def test_resume_refuses_other_data(tiny_recipe, tiny_data, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     assert run_ranks(arguments(tiny_recipe, folder)) == [0]
