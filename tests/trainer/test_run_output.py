@@ -120,6 +120,23 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny_recipe, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
+def test_70_a_folder_that_cannot_be_made_ends_with_code_5_on_all_ranks(tiny_recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    printed = tmp_path / "printed"
+    command = [str(tiny_recipe), f"run.output_dir={tmp_path / 'file' / 'run'}"]
+    assert run_ranks(command, 2, printed) == [5, 5]
+    assert "is not writable" in printed.read_text()
+
+
+def test_118_a_full_disk_in_the_log_ends_with_code_5_on_all_ranks(tiny_recipe, tmp_path):
+    """A folder where config.yaml belongs stands for a write that fails on rank 0 alone."""
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    (folder / "config.yaml").mkdir(parents=True)
+    (folder / ".lock").touch()
+    assert run_ranks([str(tiny_recipe), f"run.output_dir={folder}"], 2, printed) == [5, 5]
+    assert "the same command continues" in printed.read_text()
+
+
 def test_a_step_that_is_not_finite_ends_with_code_6_and_keeps_the_checkpoint(tiny_recipe, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     command = [str(tiny_recipe), f"run.output_dir={folder}", "optim.lr=1e30", "save.interval=1"]
