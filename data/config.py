@@ -4,7 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RECORD_FIELDS = ("code", "target", "id", "cwe", "status", "commit", "function_name")
+RECORD_FIELDS = (
+    "code", "target", "id", "cwe", "status", "commit", "function_name", "project", "cve"
+)  # fmt: skip
+PAIR_FIELDS = ("before", "after")  # mapped together, a row is two records
 
 
 class Section(BaseModel):
@@ -17,16 +20,35 @@ class DataConfig(Section):
     """Where the functions are and how they become rows of tokens."""
 
     path: str | None = Field(
-        None, description="folder or tar archive holding train, valid and test .jsonl(.gz)"
+        None, description="folder or archive (tar, zip) holding the files train, valid and test"
     )
     train: str | None = Field(None, description="training file; overrides data.path")
     valid: str | None = Field(None, description="validation file; overrides data.path")
     test: str | None = Field(None, description="test file; overrides data.path")
-    format: Literal["auto", "jsonl", "tar"] = Field(
-        "auto", description="auto looks at the file's first bytes, not its name"
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "folder", "datasets"] = Field(
+        "auto",
+        description="auto looks at the content, not the name; folder: one function a file, the"
+        " label by folder; datasets: Hugging Face datasets saved to disk",
     )
     fields: dict[str, str] = Field(
-        default_factory=dict, description="our field: the file's field, e.g. {code: func}"
+        default_factory=dict,
+        description="our field: the file's field, e.g. {code: func}; {before: vulnerable code,"
+        " after: fixed code} makes two functions of a row",
+    )
+    labels: dict[str, int] = Field(
+        default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"
+    )
+    max_bad_rows: Annotated[int, Field(ge=0)] = Field(
+        0, description="unreadable rows of a file passed over and counted; one more is an error"
+    )
+    encoding_errors: Literal["strict", "replace"] = Field(
+        "strict", description="replace puts U+FFFD where text is not UTF-8, and counts the rows"
+    )
+    max_function_bytes: Annotated[int, Field(ge=1)] = Field(
+        1_000_000, description="a longer function is dropped before it is tokenised, and counted"
+    )
+    cache_dir: str = Field(
+        "~/.cache/focaltune", description="where prepared data is kept, memory-mapped by every rank"
     )
     tokenizer: str | None = Field(
         None, description="folder with tokenizer.json; default: model.path or model.config's folder"
@@ -35,13 +57,30 @@ class DataConfig(Section):
         None, description="token appended to a function and read; default: the tokenizer's eos"
     )
     seq_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a packed row")
-    long_functions: Literal["drop", "truncate", "window"] = Field(
-        "truncate", description="what happens to functions above seq_length tokens"
+    long_functions: Literal["drop", "truncate", "truncate_left", "truncate_middle", "window"] = (
+        Field(
+            "truncate",
+            description="functions above seq_length: truncate keeps the head, truncate_left the"
+            " tail, truncate_middle half of each; window cuts pieces",
+        )
+    )
+    window_overlap: Annotated[int, Field(ge=0)] = Field(
+        0, description="tokens a window repeats of the one before it"
     )
     normalize_whitespace: Literal["none", "lines", "collapse"] = Field(
         "none", description="lines keeps line ends; collapse makes every run of blanks one space"
     )
     packing: bool = Field(True, description="several whole, isolated functions in a row")
+    packing_window: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="pack this many functions at a time, in bounded memory; null: all at once"
+    )
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced repeats the rarer class in every epoch until classes match"
+    )
+    leak_groups: list[Literal["commit", "cve", "project"]] = Field(
+        ["commit", "cve"],
+        description="fields whose value must not stand in two splits",
+    )
     allow_leaks: bool = Field(
-        False, description="train although functions of one split stand in another (recorded)"
+        False, description="train although splits share functions or groups (recorded)"
     )

@@ -16,6 +16,8 @@ class CodeSample:
         status: Group used by loss.group_weights, such as "VULNERABLE" or "FIXED".
         commit: Commit or project the function came from: pairs share it; "" where unknown.
         function_name: For people; never shown to the model.
+        project: Repository the function came from; "" where unknown.
+        cve: Vulnerability the function belongs to, such as "CVE-2021-44228"; "" where unknown.
     """
 
     id: str
@@ -26,3 +28,5 @@ class CodeSample:
     status: str = ""
     commit: str = ""
     function_name: str = ""
+    project: str = ""
+    cve: str = ""

@@ -19,7 +19,7 @@ PRESET_KEYS = frozenset(
     {"zero_optimization", "zero_force_ds_cpu_optimizer", "communication_data_type"}
 )
 _PATH_KEYS = (
-    *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer")),
+    *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer", "cache_dir")),
     ("model", "path"),
     ("model", "config"),
     ("run", "output_dir"),

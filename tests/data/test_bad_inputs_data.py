@@ -302,7 +302,7 @@ def test_38_a_named_column_is_read_and_an_unknown_field_of_ours_is_refused(tmp_p
     path.write_bytes(b'{"func": "a", "label": 1, "project": "p"}\n')
     fields = {"code": "func", "target": "label", "commit": "project"}
     assert read(path, fields=fields) == [
-        CodeSample(id="train.jsonl:1", code="a", target=1, origin="train.jsonl:1", commit="p")
+        CodeSample("train.jsonl:1", "a", 1, "train.jsonl:1", commit="p", project="p")
     ]
     with pytest.raises(DataError, match=r"data\.fields: \['cod'\] .* allowed: \['code', "):
         read(path, fields={"cod": "func"})
