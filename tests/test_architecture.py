@@ -15,7 +15,8 @@ MAX_FUNCTION_LINES = 60
 # package under it, and the longest name that fits decides. A new module belongs in one of them.
 LAYERS = [
     ["data.errors", "data.config", "data.records", "data.samples"],
-    ["data.readers", "data.splits", "data.tokenization", "data.packing", "data.order"],
+    ["data.packing", "data.order", "data.table"],
+    ["data.readers", "data.splits", "data.tokenization"],
     ["data.batch", "data.prepare"],
     ["data.loader"],
     ["trainer.errors", "trainer.config", "trainer.distributed"],
