@@ -100,7 +100,7 @@ def collate(examples: ExampleSet, rows: Sequence[npt.NDArray[np.int64]]) -> Batc
         last_token_S=torch.from_numpy(
             np.concatenate([np.cumsum(length) - 1 for length in lengths] or [np.zeros(0, np.int64)])
         ),
-        labels_S=torch.from_numpy(examples.label_E[example_S]),
+        labels_S=torch.from_numpy(examples.label_E[example_S].astype(np.int64)),
         weights_S=torch.from_numpy(
             (examples.weight_E[example_S] * examples.share_E[example_S]).astype(np.float32)
         ),

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from data.batch import Batch, collate
 from data.order import Plan, epoch_rng, rank_micro_batches, step_rows, steps_for
 from data.packing import Rows, one_per_row, pack
+from data.sampling import balanced
 from data.tokenization import ExampleSet
 
 
@@ -33,6 +36,8 @@ class TrainLoader:
         examples: Training split.
         seq_length: Tokens of a row.
         packing: False puts every function in its own row.
+        packing_window: Functions packed at a time; None is all.
+        sampling: "balanced" repeats functions of the rarer class until the classes match.
         seed: Order of rows and partners.
         global_batch_size: Functions or rows of an optimizer step.
         batch_unit: "functions" or "rows".
@@ -46,6 +51,8 @@ class TrainLoader:
         *,
         seq_length: int,
         packing: bool,
+        packing_window: int | None = None,
+        sampling: str = "natural",
         seed: int,
         global_batch_size: int,
         batch_unit: str,
@@ -56,11 +63,14 @@ class TrainLoader:
         self.examples = examples
         self.seq_length = seq_length
         self.packing = packing
+        self.packing_window = packing_window
+        self.sampling = sampling
         self.seed = seed
         self.rank = rank
         self._epoch = 0
         self._rows = self._pack(0)
-        num_functions = round(examples.share_E.sum())  # 1 + 6 x 1/6 adds up to a little above 2
+        # 1 + 6 x 1/6 adds up to a little above 2
+        num_functions = round(examples.share_E[self._rows.examples].sum())
         units = num_functions if batch_unit == "functions" else len(self._rows)
         steps = min(steps_for(units, global_batch_size), len(self._rows))
         self.plan = Plan(len(self._rows), steps, micro_batch_size, world_size)
@@ -69,7 +79,13 @@ class TrainLoader:
     @cached_property
     def fill(self) -> float:
         """Share of the rows' capacity that holds real tokens."""
-        return float(self.examples.lengths.sum()) / (len(self._rows) * self.seq_length)
+        tokens = self.examples.lengths[self._rows.examples].sum()
+        return float(tokens) / (len(self._rows) * self.seq_length)
+
+    @property
+    def num_functions(self) -> float:
+        """Functions of an epoch, repeated ones counted as often as they come."""
+        return float(self.examples.share_E[self._rows.examples].sum())
 
     def step(self, step: int) -> StepBatches:
         """The micro-batches of optimizer step `step`, counted from 0 over all epochs."""
@@ -94,10 +110,17 @@ class TrainLoader:
     def _pack(self, epoch: int) -> Rows:
         """Rows of an epoch; epoch 0's where new partners would leave a step without a row."""
         rng = epoch_rng(self.seed, epoch)
-        if not self.packing:
-            return one_per_row(len(self.examples), rng)
-        rows = pack(self.examples.lengths, self.seq_length, rng)
-        return self._pack(0) if epoch and len(rows) < self.plan.steps_per_epoch else rows
+        chosen = np.arange(len(self.examples))
+        if self.sampling == "balanced":
+            chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
+        if self.packing:
+            lengths = self.examples.lengths[chosen]
+            rows = pack(lengths, self.seq_length, rng)
+        else:
+            rows = one_per_row(len(chosen), rng)
+        if epoch and len(rows) < self.plan.steps_per_epoch:
+            return self._pack(0)
+        return Rows(chosen[rows.examples], rows.starts)
 
 
 def evaluation_batches(

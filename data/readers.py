@@ -31,6 +31,14 @@ class ReadFacts:
     num_empty: int = 0
     ignored_fields: set[str] = field(default_factory=set)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for data.json."""
+        return {
+            "num_rows": self.num_rows,
+            "num_empty_dropped": self.num_empty,
+            "ignored_fields": sorted(self.ignored_fields),
+        }
+
 
 def split_path(config: DataConfig, split: str) -> Path:
     """The file that holds a split: its own key, or the one found under data.path.
@@ -58,6 +66,11 @@ def file_digest(path: Path) -> str:
     """sha256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def source_digest(path: Path) -> str:
+    """sha256 of what a split is read from."""
+    return file_digest(path)
 
 
 def read_records(

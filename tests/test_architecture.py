@@ -15,12 +15,13 @@ MAX_FUNCTION_LINES = 60
 # package under it, and the longest name that fits decides. A new module belongs in one of them.
 LAYERS = [
     ["data.errors", "data.config", "data.records", "data.samples"],
-    ["data.packing", "data.order", "data.table"],
+    ["data.packing", "data.order", "data.sampling", "data.table"],
     ["data.readers", "data.splits", "data.tokenization"],
-    ["data.batch", "data.prepare"],
+    ["data.batch", "data.cache"],
+    ["data.prepare"],
     ["data.loader"],
     ["trainer.errors", "trainer.config", "trainer.distributed"],
-    ["trainer.recipe"],
+    ["trainer.recipe", "trainer.preparation", "trainer.data_report"],
     ["trainer.kernels"],
     ["trainer.losses"],
     ["trainer.models", "trainer.tuning"],

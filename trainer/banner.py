@@ -61,20 +61,18 @@ def _data_lines(prepared: Prepared) -> Sequence[str]:
             f" max {facts.tokens_max}; {facts.num_long} long ({facts.long_positive} vulnerable):"
             f" {facts.policy}"
         )
-    shared = prepared.facts["leaks"]["shared_functions"]
-    if any(shared.values()):
-        lines.append(f"  LEAKS      {shared} functions stand in two splits (data.allow_leaks)")
+    if prepared.leaks:
+        lines.append(f"  LEAKS      {prepared.leaks} stand in two splits (data.allow_leaks)")
     return lines
 
 
 def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Sequence[str]:
     plan, optim = loader.plan, config.optim
-    functions = float(loader.examples.share_E.sum())
     kind = f"packed, {loader.fill:.1%} full" if config.data.packing else "one function each"
     return [
         f"  rows       {plan.num_rows} of {config.data.seq_length} tokens, {kind}",
         f"  steps      {total_steps} ({plan.steps_per_epoch} an epoch)",
-        f"  batch      {functions / plan.steps_per_epoch:.1f} functions in"
+        f"  batch      {loader.num_functions / plan.steps_per_epoch:.1f} functions in"
         f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
         f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
         f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"

@@ -73,6 +73,9 @@ class LossSection(Section):
     alpha: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = Field(
         None, description="class weights [not vulnerable, vulnerable]"
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: inverse share of the class in training; or alpha"
+    )
     group_weights: dict[str, NotNegative] = Field(
         default_factory=dict, description="weight by the record's status, 1 where not named"
     )
@@ -115,6 +118,14 @@ class EvalSection(Section):
 
     interval: Literal["epoch", "never"] | Positive = Field(
         "epoch", description="epoch, never, or every N steps"
+    )
+    window_score: Literal["max", "mean"] = Field(
+        "max", description="of a function cut into windows"
+    )
+    compat_population: bool = Field(
+        False,
+        description="leave dropped functions out of the metrics, only to compare with work"
+        " that did; the whole split is scored otherwise",
     )
 
 

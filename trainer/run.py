@@ -11,6 +11,7 @@ from trainer.banner import banner_lines, time_line
 from trainer.build import build_model, choose
 from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
+from trainer.data_report import training_loader
 from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
 from trainer.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError
@@ -146,16 +147,8 @@ def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLo
             f" {optim.micro_batch_size} rows a micro-batch x {ranks.world_size} ranks = {taken};"
             f" take {max(1, optim.global_batch_size // taken) * taken}"
         )
-    return TrainLoader(
-        prepared.splits["train"].examples,
-        seq_length=config.data.seq_length,
-        packing=config.data.packing,
-        seed=config.run.seed,
-        global_batch_size=optim.global_batch_size,
-        batch_unit=optim.batch_unit,
-        micro_batch_size=optim.micro_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+    return training_loader(
+        config, prepared, ranks.rank, ranks.world_size, packing=config.data.packing
     )
 
 

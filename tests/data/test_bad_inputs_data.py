@@ -10,14 +10,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import write_rows
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.prepare import Prepared, prepare, read_split
 from data.readers import ReadFacts, read_records, split_path
 from data.records import CodeSample
-from data.tokenization import CodeTokenizer
 
 GOOD = {"code": "int a;", "target": 0}
 ROW = json.dumps(GOOD).encode()
@@ -330,69 +327,3 @@ def test_a_path_that_holds_no_split_names_its_key_and_what_was_looked_for(
     with pytest.raises(DataError) as caught:
         split_path(DataConfig.model_validate(config), "train")
     assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
-
-
-def prepared(
-    folder: Path, model: Path, train: list[dict[str, object]], **config: object
-) -> Prepared:
-    write_rows(folder / "train.jsonl", train)
-    for name in ("valid", "test"):
-        write_rows(folder / f"{name}.jsonl", [{"code": f"{name}();", "target": 1}])
-    return prepare(DataConfig.model_validate({"path": str(folder)} | config), model, {})
-
-
-def labelled(*pairs: tuple[str, int]) -> list[dict[str, object]]:
-    return [{"code": code, "target": target} for code, target in pairs]
-
-
-def test_40_a_leak_by_the_normalised_digest_is_refused_with_both_places(tmp_path, tiny_model):
-    rows = labelled(("a();", 0), ("test();\n", 1))
-    with pytest.raises(DataError, match=r"train\.jsonl:2 = test\.jsonl:1.*data\.allow_leaks=true"):
-        prepared(tmp_path, tiny_model, rows)
-    facts = prepared(tmp_path, tiny_model, rows, allow_leaks=True).facts
-    assert facts["leaks"]["allowed"] is True
-    assert facts["leaks"]["shared_functions"]["train/test"] == 1
-
-
-def test_41_contradictory_labels_are_counted_and_the_functions_kept(tmp_path, tiny_model):
-    found = prepared(tmp_path, tiny_model, labelled(("a();", 0), ("a( );", 0), ("a();", 1)))
-    assert found.facts["leaks"]["contradictory"] == {"train": 1, "valid": 0, "test": 0}
-    assert found.splits["train"].targets == [0, 0, 1]
-
-
-def test_42_training_on_one_class_is_refused_with_the_class(tmp_path, tiny_model):
-    with pytest.raises(DataError, match=r"train: all 2 functions have target 0; need both"):
-        prepared(tmp_path, tiny_model, labelled(("a();", 0), ("b();", 0)))
-
-
-def test_42_one_class_left_by_dropping_long_functions_is_refused(tmp_path, tiny_model):
-    rows = labelled(("a;", 0), ("b;", 0), ("int long_function; " * 20, 1))
-    with pytest.raises(DataError, match=r"long_functions.*all 2 functions have target 0"):
-        prepared(tmp_path, tiny_model, rows, seq_length=8, long_functions="drop")
-    kept = prepared(tmp_path, tiny_model, rows, seq_length=8, long_functions="truncate")
-    assert kept.splits["train"].examples.label_E.tolist() == [0, 0, 1]
-
-
-def test_43_no_function_left_gives_the_count_of_every_reason(tmp_path, tiny_model):
-    with pytest.raises(DataError, match=r"train: no function left of 3 rows: 3 had no code"):
-        prepared(tmp_path, tiny_model, labelled(("", 0), (" ", 1), ("", 1)))
-    rows = labelled(
-        ("", 0), *[("int long_function; " * 20 + name, n) for n, name in enumerate("ab")]
-    )
-    expected = (
-        r"train: no function left of 3 rows: 1 had no code, 2 were dropped as longer than"
-        r" data\.seq_length; raise it, or set data\.long_functions"
-    )
-    with pytest.raises(DataError, match=expected):
-        prepared(tmp_path, tiny_model, rows, seq_length=8, long_functions="drop")
-
-
-def test_43_a_file_evaluated_alone_is_refused_as_well_if_nothing_is_left(tmp_path, tiny_model):
-    tokenizer = CodeTokenizer(tiny_model)
-    path = write_rows(tmp_path / "test.jsonl", labelled(("int long_function; " * 20, 1)))
-    config = DataConfig(seq_length=8, long_functions="drop")
-    with pytest.raises(DataError, match=r"test: no function left of 1 rows: .* 1 were dropped"):
-        read_split(path, "test", config, tokenizer)
-    write_rows(path, labelled(("", 1)))
-    with pytest.raises(DataError, match=r"test: no function left of 1 rows: 1 had no code"):
-        read_split(path, "test", config, tokenizer)

@@ -61,7 +61,7 @@ def test_the_run_folder_holds_what_made_it(finished):
     assert settings["zero_optimization"]["stage"] == 1
     assert settings["gradient_clipping"] == recipe["optim"]["max_grad_norm"]
     facts = json.loads((folder / "data.json").read_text())
-    assert facts["splits"]["train"]["num_functions"] == 40
+    assert facts["splits"]["train"]["tokens"]["num_functions"] == 40
     assert set(facts["sha256"]) == {"tokenizer", "train", "valid", "test"}
 
 
