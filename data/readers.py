@@ -1,263 +1,170 @@
-"""Raw files -> CodeSample, streamed, with every fault named by file and line."""
+"""Files, archives, folders and saved datasets -> CodeSample, streamed; faults have their place."""
 
-import gzip
-import hashlib
-import json
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
 
-from data.config import RECORD_FIELDS, DataConfig
+from data.archives import Member, tar_members, zip_members
+from data.columns import Columns
+from data.config import DataConfig
 from data.errors import DataError
+from data.folders import folder_samples, member_samples
+from data.formats import Rows, csv_rows, json_rows, jsonl_rows
+from data.reading import ReadFacts, Reading, listed
 from data.records import CodeSample
+from data.rows import row_samples
+from data.sources import file_digest, is_split_file, named_format, source_digest, split_path
+from data.streams import decompressed, is_tar, is_zip
+from data.tables import dataset_rows, is_saved_dataset, parquet_rows
+
+__all__ = [
+    "SPLITS", "ReadFacts", "file_digest", "read_records", "source_digest", "split_path"
+]  # fmt: skip
 
 SPLITS = ("train", "valid", "test")
-_GZIP_MAGIC = b"\x1f\x8b"
-_TAR_MAGIC_OFFSET = 257
-_OTHER_ID = "idx"  # what CodeXGLUE and its descendants call the id
-_SHOWN = 60  # characters of a wrong value quoted in a message
-
-
-@dataclass
-class ReadFacts:
-    """What a reader passed over, for data.json and the banner."""
-
-    num_rows: int = 0
-    num_empty: int = 0
-    ignored_fields: set[str] = field(default_factory=set)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for data.json."""
-        return {
-            "num_rows": self.num_rows,
-            "num_empty_dropped": self.num_empty,
-            "ignored_fields": sorted(self.ignored_fields),
-        }
-
-
-def split_path(config: DataConfig, split: str) -> Path:
-    """The file that holds a split: its own key, or the one found under data.path.
-
-    Raises:
-        DataError: Nothing there; the message lists what was looked for.
-    """
-    explicit = getattr(config, split)
-    if explicit is not None:
-        return _existing(Path(explicit), f"data.{split}")
-    if config.path is None:
-        raise DataError(f"data.{split} is not set and there is no data.path; set one of the two")
-    root = _existing(Path(config.path), "data.path")
-    if root.is_file():
-        return root
-    candidates = [root / f"{split}{suffix}" for suffix in (".jsonl", ".jsonl.gz")]
-    found = [path for path in candidates if path.is_file()]
-    if len(found) != 1:
-        names = " or ".join(path.name for path in candidates)
-        raise DataError(f"{root}: expected exactly one of {names}, found {len(found)}")
-    return found[0]
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def source_digest(path: Path) -> str:
-    """sha256 of what a split is read from."""
-    return file_digest(path)
+_SNIFFED_BYTES = 1 << 12
+_BOM = b"\xef\xbb\xbf"
+_OPENINGS = {b"{": "jsonl", b"[": "json"}
 
 
 def read_records(
     path: Path, split: str, config: DataConfig, facts: ReadFacts | None = None
 ) -> Iterator[CodeSample]:
-    """Stream the samples of a split from .jsonl, .jsonl.gz or .tar[.gz].
+    """Stream the functions of a split, in the order of the source.
 
     Args:
-        path: File to read; of an archive the member named after the split is read.
+        path: What split_path found: a file of any format and compression, an archive, of which the
+            member named after the split is read, a saved dataset, or a folder of label folders.
         split: "train", "valid" or "test".
-        config: Field mapping and format.
+        config: Format, field and label mapping, tolerance for bad rows.
         facts: Filled while reading.
 
     Raises:
-        DataError: A row that is not what the dataset promises, with file and line.
+        DataError: A source or a row that is not what the dataset promises, with file and line.
     """
-    facts = facts if facts is not None else ReadFacts()
-    rename = _field_mapping(config)
-    with _opened(path, split, config.format) as (stream, name):
-        for number, line in _lines(stream, name):
-            row = _parse(line, f"{name}:{number}")
-            facts.num_rows += 1
-            facts.ignored_fields.update(row.keys() - rename.values() - {_OTHER_ID})
-            sample = _sample(row, rename, f"{name}:{number}")
-            if sample is None:
-                facts.num_empty += 1
-                continue
-            yield sample
-    if not facts.num_rows:
-        raise DataError(f"{name}: no rows; a dataset needs one JSON object per line")
-
-
-def _existing(path: Path, key: str) -> Path:
-    if not path.exists():
-        raise DataError(f"{key}: {path} does not exist (resolved: {path.resolve()})")
-    if path.is_dir() and key != "data.path":
-        raise DataError(f"{key}: {path} is a folder; name the file, or set data.path to the folder")
-    return path
-
-
-def _field_mapping(config: DataConfig) -> dict[str, str]:
-    unknown = config.fields.keys() - set(RECORD_FIELDS)
-    if unknown:
+    reading = Reading(path.name, config, facts if facts is not None else ReadFacts())
+    columns = Columns.of(config)
+    if path.is_dir() and _folder_format(path, config) == "folder":
+        yield from folder_samples(path, reading)
+    elif path.is_dir():
+        yield from row_samples(dataset_rows(path, reading, columns), columns, reading)
+    elif config.format == "folder":
+        yield from member_samples(_folder_archive(path, reading), split, reading)
+    else:
+        yield from row_samples(_file_rows(path, split, reading, columns), columns, reading)
+    if not reading.facts.num_rows:
         raise DataError(
-            f"data.fields: {sorted(unknown)} are not fields of ours; allowed: {list(RECORD_FIELDS)}"
+            f"{reading.name}: no rows; a split needs functions: one JSON object per line in jsonl,"
+            " elements of the array in json, rows under the header in csv, files in folders"
         )
-    return {name: name for name in RECORD_FIELDS} | config.fields
 
 
-@contextmanager
-def _opened(path: Path, split: str, wanted: str) -> Iterator[tuple[IO[bytes], str]]:
-    """The byte stream of a split and the name its rows are reported under."""
+def _folder_format(path: Path, config: DataConfig) -> str:
+    found = "datasets" if is_saved_dataset(path) and config.format != "folder" else "folder"
+    if config.format not in ("auto", found):
+        raise DataError(
+            f"{path}: data.format={config.format}, but this is a folder"
+            f"{' with a saved dataset' if found == 'datasets' else ''}; set data.format={found}"
+        )
+    return found
+
+
+def _file_rows(path: Path, split: str, reading: Reading, columns: Columns) -> Rows:
+    if not path.is_file():  # a fifo would wait for ever
+        raise DataError(f"{path}: no regular file; every file is read more than once")
+    if reading.config.format == "datasets":
+        raise DataError(
+            f"{path}: data.format=datasets, but this is a file; a dataset saved to disk is a folder"
+            " with state.json (unpack it if it is in an archive)"
+        )
     with path.open("rb") as raw:
-        is_gzip = raw.read(2) == _GZIP_MAGIC
-        raw.seek(0)
-        plain = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if is_gzip else raw)
-        is_tar = wanted == "tar" or (wanted == "auto" and _looks_like_tar(plain, path))
-        plain.seek(0)
-        if is_tar:
-            yield from _tar_member(plain, path, split)
+        members = _members(raw, reading)
+        if members is None:
+            yield from _stream_rows(decompressed(raw, reading), path.name, reading, columns)
         else:
-            yield plain, path.name
+            yield from _member_rows(members, split, reading, columns)
 
 
-def _looks_like_tar(stream: IO[bytes], path: Path) -> bool:
-    with _decompression_faults(path.name, lambda: 0):
-        head = stream.read(_TAR_MAGIC_OFFSET + 5)
-    return head[_TAR_MAGIC_OFFSET:] == b"ustar"
+def _folder_archive(path: Path, reading: Reading) -> Iterator[Member]:
+    with path.open("rb") as raw:
+        members = _members(raw, reading)
+        if members is None:
+            raise DataError(f"{path}: data.format=folder, but this is neither folder nor archive")
+        yield from members
 
 
-def _tar_member(stream: IO[bytes], path: Path, split: str) -> Iterator[tuple[IO[bytes], str]]:
-    """The one regular member called <split>.jsonl, read in place, never written to disk."""
-    seen = []
-    try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                seen.append(member.name)
-                if member.isreg() and Path(member.name).name == f"{split}.jsonl":
-                    content = archive.extractfile(member)
-                    assert content is not None  # a regular member always has content
-                    yield content, f"{path.name}::{member.name}"
-                    return
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+def _members(raw: io.BufferedReader, reading: Reading) -> Iterator[Member] | None:
+    """Members of an archive; None, with nothing consumed, where the file is none."""
+    if is_zip(raw):
+        return zip_members(raw, reading)
+    stream = decompressed(raw, reading)
+    if is_tar(stream):
+        return tar_members(stream, reading)
+    raw.seek(0)
+    return None
+
+
+def _member_rows(members: Iterable[Member], split: str, reading: Reading, columns: Columns) -> Rows:
+    """Rows of the one member called <split>.<format>."""
+    archive, seen, found = reading.name, [], ""
+    for member in members:
+        seen.append(member.name)
+        del seen[100:]
+        name = member.name.rpartition("/")[2]
+        if not is_split_file(name, split):
+            continue
+        if found:
+            raise DataError(f"{archive}: {found!r} and {member.name!r} both hold {split}; keep one")
+        found = member.name
+        reading.name = f"{archive}::{member.name}"
+        with member.open() as stream:
+            content = decompressed(stream, reading)
+            if is_tar(content) or is_zip(content):
+                raise DataError(f"{reading.name}: an archive within an archive; unpack the outer")
+            yield from _stream_rows(content, name, reading, columns)
+    if not found:
+        other = "; ".join(reading.facts.warnings)
         raise DataError(
-            f"{path}: the archive is damaged ({error}); fetch it again or check its digest"
-        ) from error
-    raise DataError(f"{path}: no member {split}.jsonl; the archive holds {seen[:20]}")
+            f"{archive}: no member {split}.jsonl, .json, .csv or .parquet; the archive holds"
+            f" {listed(seen)}{'; ' if other else ''}{other}; for {split}/<label>/ folders set"
+            " data.format=folder"
+        )
 
 
-def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """Numbered, non-blank, decoded lines; any line ending; a byte order mark is passed over."""
-    number = 0
-    with _decompression_faults(name, lambda: number):
-        for raw in chain.from_iterable(map(bytes.splitlines, stream)):  # a lone CR ends a line too
-            number += 1
-            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            if not line.strip():
-                continue
-            try:
-                yield number, line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{name}:{number}: not UTF-8 at byte {error.start}"
-                    f" ({line[error.start : error.start + 4]!r}); convert the file to UTF-8"
-                ) from error
+def _stream_rows(stream: io.BufferedReader, name: str, reading: Reading, columns: Columns) -> Rows:
+    chosen = _format(stream.peek(_SNIFFED_BYTES), name, reading)
+    if chosen == "parquet":
+        return parquet_rows(stream, reading, columns)
+    if chosen == "csv":
+        return csv_rows(stream, reading, columns)
+    return {"jsonl": jsonl_rows, "json": json_rows}[chosen](stream, reading)
 
 
-@contextmanager
-def _decompression_faults(name: str, row: Callable[[], int]) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+def _format(head: bytes, name: str, reading: Reading) -> str:
+    """The format by content; by name only where the content is text that could be anything."""
+    wanted, named = reading.config.format, named_format(name)
+    text = head.removeprefix(_BOM).lstrip()
+    content = "parquet" if head.startswith(b"PAR1") else _OPENINGS.get(text[:1])
+    if content == "json" and "jsonl" in (wanted, named if wanted == "auto" else None):
         raise DataError(
-            f"{name}: compressed data is damaged or cut off after {row()} rows ({error});"
-            " fetch the file again"
-        ) from error
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise DataError(f"{where}: key {key!r} stands twice in one row; keep one")
-        return dict(pairs)
-
-    is_array = line.lstrip().startswith("[")
-    advice = "this is a JSON array: write one object per line" if is_array else "write one per line"
-    try:
-        row = json.loads(line, object_pairs_hook=refuse_duplicates)
-    except DataError:
-        raise
-    except json.JSONDecodeError as error:
-        fault = f"{error.msg} at column {error.colno}"
-        raise DataError(f"{where}: not a JSON object: {fault}; {advice}") from error
-    except (ValueError, RecursionError) as error:  # digits without end, brackets without end
-        raise DataError(f"{where}: not a JSON object: {error}; {advice}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row must be a JSON object, found {_quote(row)}; {advice}")
-    return row
-
-
-def _sample(row: dict[str, Any], rename: dict[str, str], where: str) -> CodeSample | None:
-    """The row as a record; None when its code is blank."""
-    for name in ("code", "target"):
-        if rename[name] not in row:
+            f"{reading.name}:1: this is a JSON array: write one object per line, or set"
+            " data.format=json"
+        )
+    if wanted != "auto":
+        if text and content != wanted and (content is not None or wanted == "parquet"):
             raise DataError(
-                f"{where}: no field {rename[name]!r}; the row has {sorted(row)};"
-                f" name it with data.fields, e.g. data.fields={{{name}: NAME}}"
+                f"{reading.name}: data.format={wanted}, but the content is"
+                f" {content or 'something else'} (it begins with {text[:12]!r}); set"
+                f" data.format={content or 'auto'}"
             )
-    code, target = row[rename["code"]], row[rename["target"]]
-    if not isinstance(code, str):
-        _refuse(where, rename["code"], code, "text")
-    _refuse_lone_surrogate(where, rename["code"], code)
-    if not isinstance(target, int) or isinstance(target, bool) or target not in (0, 1):
-        _refuse(where, rename["target"], target, "the integer 0 or 1")
-    if not code.strip():
-        return None
-    texts = {name: _text(row.get(rename[name]), where, rename[name]) for name in RECORD_FIELDS[2:]}
-    texts["id"] = texts["id"] or _text(row.get(_OTHER_ID), where, _OTHER_ID) or where
-    return CodeSample(code=code, target=target, origin=where, **texts)
-
-
-def _text(value: Any, where: str, name: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        _refuse(where, name, value, "text or an integer")
-    text = str(value)
-    _refuse_lone_surrogate(where, name, text)
-    return text
-
-
-def _refuse_lone_surrogate(where: str, name: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+        return wanted
+    if content is not None:
+        if named not in (content, None):
+            reading.facts.warn(f"{reading.name}: named {named}, but read as {content}: it is that")
+        return content
+    if named == "parquet" or (named is None and text):
         raise DataError(
-            f"{where}: {name!r} holds {text[error.start]!r} at character {error.start}, half of a"
-            " surrogate pair, which is no text; write the whole character or remove it"
-        ) from error
-
-
-def _refuse(where: str, name: str, value: object, allowed: str) -> NoReturn:
-    raise DataError(f"{where}: {name!r} must be {allowed}, found {_quote(value)}")
-
-
-def _quote(value: object) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= _SHOWN else text[:_SHOWN] + '...'} ({type(value).__name__})"
+            f"{reading.name}: not recognised (it begins with {text[:12]!r}); name it .jsonl, .json,"
+            " .csv or .parquet after its content, or set data.format"
+        )
+    return named or "jsonl"

@@ -16,6 +16,8 @@ MAX_FUNCTION_LINES = 60
 LAYERS = [
     ["data.errors", "data.config", "data.records", "data.samples"],
     ["data.packing", "data.order", "data.sampling", "data.table"],
+    ["data.columns", "data.reading", "data.streams", "data.archives", "data.formats"],
+    ["data.rows", "data.tables", "data.folders", "data.sources"],
     ["data.readers", "data.splits", "data.tokenization"],
     ["data.batch", "data.cache"],
     ["data.prepare"],
