@@ -78,30 +78,29 @@ def _file_rows(path: Path, split: str, reading: Reading, columns: Columns) -> Ro
             " with state.json (unpack it if it is in an archive)"
         )
     with path.open("rb") as raw:
-        members = _members(raw, reading)
+        stream, members = _opened(raw, reading)
         if members is None:
-            yield from _stream_rows(decompressed(raw, reading), path.name, reading, columns)
+            yield from _stream_rows(stream, path.name, reading, columns)
         else:
             yield from _member_rows(members, split, reading, columns)
 
 
 def _folder_archive(path: Path, reading: Reading) -> Iterator[Member]:
     with path.open("rb") as raw:
-        members = _members(raw, reading)
+        _, members = _opened(raw, reading)
         if members is None:
             raise DataError(f"{path}: data.format=folder, but this is neither folder nor archive")
         yield from members
 
 
-def _members(raw: io.BufferedReader, reading: Reading) -> Iterator[Member] | None:
-    """Members of an archive; None, with nothing consumed, where the file is none."""
+def _opened(
+    raw: io.BufferedReader, reading: Reading
+) -> tuple[io.BufferedReader, Iterator[Member] | None]:
+    """The decompressed content, and its members where it is an archive."""
     if is_zip(raw):
-        return zip_members(raw, reading)
+        return raw, zip_members(raw, reading)
     stream = decompressed(raw, reading)
-    if is_tar(stream):
-        return tar_members(stream, reading)
-    raw.seek(0)
-    return None
+    return stream, tar_members(stream, reading) if is_tar(stream) else None
 
 
 def _member_rows(members: Iterable[Member], split: str, reading: Reading, columns: Columns) -> Rows:

@@ -8,7 +8,7 @@ from data.config import DataConfig
 from data.errors import DataError
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
-_LISTED = 20  # names listed in a message
+_LISTED = 160  # characters of names listed in a message
 _EXAMPLES = 5  # bad rows whose message is kept
 
 Place = int | str  # a line, a row, an element, or a file of a folder
@@ -130,7 +130,11 @@ def quote(value: object) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first names in a message, and how many more there are."""
-    every = list(names)
-    short = [name if len(name) <= _SHOWN else name[:_SHOWN] + "..." for name in every[:_LISTED]]
-    more = f" and {len(every) - _LISTED} more" if len(every) > _LISTED else ""
+    every, short, room = list(names), [], _LISTED
+    for name in every:
+        room -= min(len(name), _SHOWN)
+        if room < 0:
+            break
+        short.append(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")
+    more = f" and {len(every) - len(short)} more" if len(every) > len(short) else ""
     return f"{short}{more}"

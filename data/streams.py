@@ -51,14 +51,18 @@ def decompressed(stream: io.BufferedReader, reading: Reading) -> io.BufferedRead
     codec = compression(stream.peek(_HEAD_BYTES))
     if codec is None:
         return stream
-    start = stream.tell()
+    counted = _Counted(stream)
     if codec == "zst":
         import pyarrow
 
-        source = pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), "zstd")
-        return buffered(source.read, lambda: stream.tell() - start, reading)
-    inflater = _Inflater(stream, codec)
-    return buffered(inflater.read, lambda: inflater.num_read, reading)
+        file = pyarrow.PythonFile(counted, mode="r")
+        source = pyarrow.CompressedInputStream(file, "zstd")
+
+        def read(size: int) -> bytes:  # in pieces, for a fault takes the whole piece with it
+            return bytes(source.read(min(size, _CHUNK_BYTES)))
+    else:
+        read = _Inflater(counted, codec).read
+    return buffered(read, lambda: counted.num_bytes, reading)
 
 
 def compression(head: bytes) -> str | None:
@@ -133,6 +137,24 @@ class _Guarded(io.RawIOBase):
             )
 
 
+class _Counted:
+    """Passes reads on and counts them; the stream stays open when pyarrow has had enough."""
+
+    closed = False
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self.num_bytes = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.num_bytes += len(data)
+        return data
+
+    def close(self) -> None:
+        pass
+
+
 class _Codec(Protocol):
     """What lzma's and bz2's decompressors have in common."""
 
@@ -178,12 +200,11 @@ class _Inflater:
     """One or several compressed streams in a row; unlike the standard library's files for xz and
     bz2 it does not take trailing garbage for the end."""
 
-    def __init__(self, source: io.BufferedReader, name: str) -> None:
+    def __init__(self, source: _Counted, name: str) -> None:
         self._source = source
         self._name = name
         self._codec = _CODECS[name]()
         self._pending = b""
-        self.num_read = 0
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; b"" only at the end."""
@@ -192,7 +213,7 @@ class _Inflater:
                 return b""
             data = self._pending
             if not data and self._codec.needs_input:
-                data = self._more()
+                data = self._source.read(_CHUNK_BYTES)
             self._pending = b""
             out = self._codec.decompress(data, size)
             if out:
@@ -200,19 +221,14 @@ class _Inflater:
             if not data and not self._codec.eof:
                 raise EOFError("the end of the stream is missing")
 
-    def _more(self) -> bytes:
-        data = self._source.read(_CHUNK_BYTES)
-        self.num_read += len(data)
-        return data
-
     def _next_stream(self) -> bool:
         rest = self._codec.unused_data.lstrip(b"\0")  # padding is allowed between streams
         while not rest:
-            more = self._more()
+            more = self._source.read(_CHUNK_BYTES)
             if not more:
                 return False
             rest = more.lstrip(b"\0")
-        while len(rest) < 10 and (more := self._more()):  # 10: the longest magic
+        while len(rest) < 10 and (more := self._source.read(_CHUNK_BYTES)):  # 10: the longest magic
             rest += more
         if compression(rest) != self._name:
             raise OSError(f"{len(rest)} or more bytes of something else follow the compressed data")
