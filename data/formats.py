@@ -18,6 +18,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 BLOCK_BYTES = 1 << 20
 # A function of 50 MB is 100 MB when every character of it is escaped; a longer line is no function.
 MAX_LINE_BYTES = 256 << 20
+MAX_FIELD_CHARACTERS = 64 << 20  # of CSV, whose reader holds four bytes for each
+_UNCLOSED = ("unexpected end of data", "field larger than field limit")
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = " \t\r\n"  # JSON's own
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
@@ -88,7 +90,7 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> R
         columns: Those that must be there. In the target's "0" and "1" are numbers, for CSV has no
             types; with data.labels they stay text, as the map's keys are.
     """
-    csv.field_size_limit(MAX_LINE_BYTES)  # of the process; the default of 128 KiB is no function
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # of the process; the default is 128 Ki
     undecodable: list[RowFault] = []
     reader = csv.reader(_csv_lines(stream, reading, undecodable), strict=True)
     header = _header(reader, reading, undecodable)
@@ -103,10 +105,10 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> R
         except StopIteration:
             return
         except csv.Error as error:
-            if "unexpected end of data" in str(error):  # everything from here on is in one field
+            if any(fault in str(error) for fault in _UNCLOSED):  # one field took all the rest
                 raise DataError(
-                    f"{reading.origin(place)}: a quote opens in this row and never closes; double"
-                    " every quote within a field"
+                    f"{reading.origin(place)}: a quote opens in this row and never closes"
+                    f" ({error}); double every quote within a field"
                 ) from error
             reading.bad_line(place, f"not CSV: {error}; double every quote within a field")
             continue

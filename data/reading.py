@@ -46,7 +46,8 @@ class ReadFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for data.json."""
-        return asdict(self) | {"ignored_fields": sorted(self.ignored_fields)}
+        values = asdict(self) | {"ignored_fields": sorted(self.ignored_fields)}
+        return {"num_rows": self.num_rows, "num_empty_dropped": values.pop("num_empty")} | values
 
     def warn(self, sentence: str) -> None:
         """Keep a sentence for the user, once."""

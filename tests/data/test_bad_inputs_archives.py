@@ -74,6 +74,10 @@ REFUSED = {
     "05-tar-cut-between-two-members": (TWO_MEMBERS[:1024], *DAMAGED, "empty blocks"),
     "05-gzipped-tar-cut": (gzip.compress(BIG_TAR)[:-20], *DAMAGED),
     "05-gzipped-tar-without-its-checksum": (gzip.compress(BIG_TAR)[:-8], *DAMAGED),
+    "05-gzipped-tar-cut-within-a-zstd-member": (
+        half(gzip.compress(tar(("train.jsonl.zst", zstd(LONG))))),
+        *DAMAGED,
+    ),
     "05-zip-cut": (half(zipped(("train.jsonl", LONG))), *DAMAGED),
     "06-dots-in-a-tar": (tar(("../train.jsonl", PAIR)), "'../train.jsonl' leads out", "new one"),
     "06-dots-in-another-member": (

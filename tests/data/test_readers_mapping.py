@@ -144,7 +144,7 @@ def test_the_facts_are_plain_values(tmp_path):
     read(path, facts=facts, max_bad_rows=1)
     found = json.loads(json.dumps(facts.to_json()))
     assert found["ignored_fields"] == ["x", "y"]
-    assert (found["num_rows"], found["num_bad"], found["num_empty"]) == (5, 1, 1)
+    assert (found["num_rows"], found["num_bad"], found["num_empty_dropped"]) == (5, 1, 1)
     assert found["bad_examples"] == [
         "train.jsonl:4: not a JSON object: Expecting value at column 1; write one object per line"
     ]
