@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from data.batch import Batch, collate
-from data.order import Plan, epoch_rng, rank_micro_batches, step_rows, steps_for
+from data.order import Plan, epoch_rng, rank_micro_batches, row_costs, step_rows, steps_for
 from data.packing import Rows, one_per_row, pack
 from data.sampling import balanced
 from data.tokenization import ExampleSet
@@ -92,10 +92,11 @@ class TrainLoader:
         rows = self._rows_of(step // self.plan.steps_per_epoch)
         places = step_rows(self._plan, step)
         chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
+        costs_R = row_costs(self.examples.lengths, rows, places)
         return StepBatches(
             micro_batches=[
                 collate(self.examples, [rows.row(place) for place in micro_batch])
-                for micro_batch in rank_micro_batches(self._plan, step, self.rank)
+                for micro_batch in rank_micro_batches(self._plan, step, costs_R)[self.rank]
             ],
             num_functions=float(self.examples.share_E[chosen].sum()),
             num_tokens=int(self.examples.lengths[chosen].sum()),
@@ -140,5 +141,6 @@ def evaluation_batches(
     if not len(rows):
         return
     whole = Plan(len(rows), 1, micro_batch_size, world_size)
-    for places in rank_micro_batches(whole, 0, rank):
+    costs_R = row_costs(examples.lengths, rows, range(len(rows)))
+    for places in rank_micro_batches(whole, 0, costs_R)[rank]:
         yield collate(examples, [rows.row(place) for place in places])
