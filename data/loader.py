@@ -7,7 +7,16 @@ from functools import cached_property
 import numpy as np
 
 from data.batch import Batch, collate
-from data.order import Plan, epoch_rng, rank_micro_batches, row_costs, step_rows, steps_for
+from data.order import (
+    Imbalance,
+    Plan,
+    epoch_rng,
+    imbalance,
+    rank_micro_batches,
+    row_costs,
+    step_rows,
+    steps_for,
+)
 from data.packing import Rows, one_per_row, pack
 from data.sampling import balanced
 from data.tokenization import ExampleSet
@@ -22,11 +31,13 @@ class StepBatches:
         num_functions: Labelled functions of the step over all ranks and micro-batches. Every rank
             derives it from the plan, so no collective and no device sync is needed.
         num_tokens: Real tokens of the step over all ranks.
+        imbalance: What the slowest rank computes over what the mean rank does.
     """
 
     micro_batches: list[Batch]
     num_functions: float
     num_tokens: int
+    imbalance: Imbalance
 
 
 class TrainLoader:
@@ -43,6 +54,7 @@ class TrainLoader:
         batch_unit: "functions" or "rows".
         micro_batch_size: Rows of one forward pass on one rank.
         rank, world_size: This process among all.
+        hidden_size: Of the model: the share of its matrices in what a row costs.
     """
 
     def __init__(
@@ -59,6 +71,7 @@ class TrainLoader:
         micro_batch_size: int,
         rank: int,
         world_size: int,
+        hidden_size: int = 2048,
     ) -> None:
         self.examples = examples
         self.seq_length = seq_length
@@ -67,6 +80,7 @@ class TrainLoader:
         self.sampling = sampling
         self.seed = seed
         self.rank = rank
+        self.hidden_size = hidden_size
         self._epoch = 0
         self._rows = self._pack(0)
         # 1 + 6 x 1/6 adds up to a little above 2
@@ -92,14 +106,28 @@ class TrainLoader:
         rows = self._rows_of(step // self.plan.steps_per_epoch)
         places = step_rows(self._plan, step)
         chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
-        costs_R = row_costs(self.examples.lengths, rows, places)
+        costs_R = row_costs(self.examples.lengths, rows, places, self.hidden_size)
+        dealt = rank_micro_batches(self._plan, step, costs_R)
         return StepBatches(
             micro_batches=[
                 collate(self.examples, [rows.row(place) for place in micro_batch])
-                for micro_batch in rank_micro_batches(self._plan, step, costs_R)[self.rank]
+                for micro_batch in dealt[self.rank]
             ],
             num_functions=float(self.examples.share_E[chosen].sum()),
             num_tokens=int(self.examples.lengths[chosen].sum()),
+            imbalance=imbalance(dealt, costs_R),
+        )
+
+    def mean_imbalance(self, most_steps: int = 100) -> Imbalance:
+        """Of the first steps of the first epoch, for the plan."""
+        found = []
+        for step in range(min(most_steps, self.plan.steps_per_epoch)):
+            places = step_rows(self.plan, step)
+            costs_R = row_costs(self.examples.lengths, self._rows, places, self.hidden_size)
+            found.append(imbalance(rank_micro_batches(self.plan, step, costs_R), costs_R))
+        return Imbalance(
+            micro_step=sum(one.micro_step for one in found) / len(found),
+            optimizer_step=sum(one.optimizer_step for one in found) / len(found),
         )
 
     def _rows_of(self, epoch: int) -> Rows:
@@ -116,7 +144,7 @@ class TrainLoader:
             chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
         if self.packing:
             lengths = self.examples.lengths[chosen]
-            rows = pack(lengths, self.seq_length, rng)
+            rows = pack(lengths, self.seq_length, rng, self.packing_window)
         else:
             rows = one_per_row(len(chosen), rng)
         if epoch and len(rows) < self.plan.steps_per_epoch:

@@ -320,7 +320,7 @@ def _parallel_tokenizer() -> Iterator[None]:
 
 def _code_digest() -> str:
     """Of the sources that read and tokenise: another version of them builds anew."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
@@ -330,7 +330,9 @@ def raise_empty(name: str, rows: ReadFacts, tokens: TokenFacts | None = None) ->
     Raises:
         DataError: Always, with the count of each reason.
     """
-    reasons = f"{rows.num_empty} had no code"
+    reasons = f"{rows.num_empty} had no code, {rows.num_bad} were bad"
+    if rows.num_identical:
+        reasons += f", {rows.num_identical} pairs had a fix that changed nothing"
     if tokens is not None:
         reasons += (
             f", {tokens.num_oversized} were above data.max_function_bytes, {tokens.num_long} were"

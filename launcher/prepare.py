@@ -28,11 +28,11 @@ def _prepare(recipe: Path, overrides: list[str]) -> None:
 
     from rich.console import Console
 
-    from trainer.data_report import split_table, step_lines
+    from trainer.data_report import remark_lines, split_table, step_lines
 
     console = Console()
     console.print(split_table(config, prepared))
-    for line in step_lines(config, prepared):
+    for line in [*step_lines(config, prepared), *remark_lines(prepared)]:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"cache: {prepared.facts['cache']}", highlight=False, soft_wrap=True)
 

@@ -7,6 +7,7 @@ from data.order import step_rows
 from data.prepare import Prepared
 from trainer.build import Choices
 from trainer.config import RunConfig
+from trainer.data_report import remark_lines
 from trainer.distributed import Ranks
 from trainer.models.heads import PackedClassifier
 
@@ -61,9 +62,7 @@ def _data_lines(prepared: Prepared) -> Sequence[str]:
             f" max {facts.tokens_max}; {facts.num_long} long ({facts.long_positive} vulnerable):"
             f" {facts.policy}"
         )
-    if prepared.leaks:
-        lines.append(f"  LEAKS      {prepared.leaks} stand in two splits (data.allow_leaks)")
-    return lines
+    return lines + [f"  data       {line}" for line in remark_lines(prepared)]
 
 
 def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Sequence[str]:
@@ -77,4 +76,15 @@ def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Seq
         f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
         f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
         f" {idle_share(loader):.0%} of micro-batches empty",
+        *_balance_lines(loader),
+    ]
+
+
+def _balance_lines(loader: TrainLoader) -> Sequence[str]:
+    if loader.plan.world_size == 1:
+        return []
+    uneven = loader.mean_imbalance()
+    return [
+        f"  balance    the slowest rank computes {uneven.optimizer_step - 1:.1%} above the mean in"
+        f" a step, {uneven.micro_step - 1:.1%} in a micro-step"
     ]

@@ -1,5 +1,8 @@
 """What prepared data came to: rows, their fill and the steps they make."""
 
+from dataclasses import asdict
+from typing import Any
+
 from rich.table import Table
 
 from data.loader import TrainLoader
@@ -7,6 +10,15 @@ from data.order import steps_for
 from data.packing import pack
 from data.prepare import Prepared, Split
 from trainer.config import RunConfig
+from trainer.models.files import hidden_size
+
+_PASSED_OVER = {
+    "num_bad": "bad rows passed over (data.max_bad_rows)",
+    "num_empty_dropped": "functions without code dropped",
+    "num_identical": "pairs dropped whose fix changed nothing",
+    "num_replaced": "texts were not UTF-8 and were repaired",
+    "num_nul": "functions hold a NUL character, which is kept",
+}
 
 
 def split_table(config: RunConfig, prepared: Prepared) -> Table:
@@ -57,7 +69,43 @@ def training_loader(
         micro_batch_size=config.optim.micro_batch_size,
         rank=rank,
         world_size=world_size,
+        hidden_size=hidden_size(config),
     )
+
+
+def remark_lines(prepared: Prepared) -> list[str]:
+    """What a user should know of the files: rows passed over, warnings, repetitions, leaks."""
+    lines = []
+    for name, facts in prepared.facts["splits"].items():
+        counts = {words: facts[key] for key, words in _PASSED_OVER.items() if facts[key]}
+        lines += [f"{name}: {count:,} {words}" for words, count in counts.items()]
+        lines += [f"{name}: {example}" for example in facts["bad_examples"]]
+        lines += [f"{name}: {sentence}" for sentence in facts["warnings"]]
+    sharing = prepared.sharing
+    for name in prepared.splits:
+        if sharing.contradictory[name]:
+            lines.append(
+                f"{name}: {sharing.contradictory[name]:,} functions stand there with both labels"
+            )
+        if sharing.duplicates[name]:
+            lines.append(f"{name}: {sharing.duplicates[name]:,} functions repeat an earlier one")
+    for field, pairs in sharing.shared_groups.items():
+        lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
+    if prepared.leaks:
+        lines.append(f"LEAKS: {prepared.leaks} stand in two splits (data.allow_leaks)")
+    return lines
+
+
+def plan_facts(loader: TrainLoader, total_steps: int) -> dict[str, Any]:
+    """The content of plan.json: rows, steps and how evenly ranks are loaded."""
+    return {
+        **asdict(loader.plan),
+        "gradient_accumulation_steps": loader.plan.gradient_accumulation_steps,
+        "total_steps": total_steps,
+        "functions_per_epoch": loader.num_functions,
+        "packing_fill": loader.fill,
+        "imbalance": asdict(loader.mean_imbalance()),
+    }
 
 
 def _split_facts(config: RunConfig, split: Split) -> dict[str, str]:

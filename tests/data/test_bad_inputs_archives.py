@@ -25,10 +25,9 @@ from dataset_files import (
     zstd,
 )
 
-from data import archives
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers import ReadFacts, read_records
+from data.readers import ReadFacts, archives, read_records
 
 LONG = b"".join(row(code=f"int x{n * n};") for n in range(10_000))
 BIG_TAR = tar(("train.jsonl", ROW + b"\n" + row(code="x" * 4000)))

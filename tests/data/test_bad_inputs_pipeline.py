@@ -63,7 +63,7 @@ def test_43_no_function_left_gives_the_count_of_every_reason(tmp_path, tiny_mode
         ("", 0), *[("int long_function; " * 20 + name, n) for n, name in enumerate("ab")]
     )
     expected = (
-        r"train: no function left of 3 rows: 1 had no code, 0 were above"
+        r"train: no function left of 3 rows: 1 had no code, 0 were bad, 0 were above"
         r" data\.max_function_bytes, 2 were dropped as longer than data\.seq_length; raise it,"
         r" or set data\.long_functions"
     )

@@ -6,10 +6,9 @@ import json
 import pytest
 from dataset_files import GOOD, PAIR, ROW, read, refused, row, tar
 
-from data import formats
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers import ReadFacts, read_records
+from data.readers import ReadFacts, formats, read_records
 from data.records import CodeSample
 
 ADVICE = "write one object per line"

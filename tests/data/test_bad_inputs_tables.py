@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from dataset_files import PAIR, ROW, csv_bytes, json_bytes, parquet_bytes, read, refused
 
-from data import formats
 from data.errors import DataError
-from data.readers import ReadFacts
+from data.readers import ReadFacts, formats
 
 GOOD = {"code": "int a;", "target": 0}
 ROWS = [GOOD, {"code": "int b;", "target": 1}]

@@ -12,10 +12,9 @@ from dataset_files import COMPRESSIONS, FORMATS, read, tar, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import formats
-from data.columns import TEXT_FIELDS
 from data.config import DataConfig
-from data.readers import read_records, split_path
+from data.readers import formats, read_records, split_path
+from data.readers.columns import TEXT_FIELDS
 from data.records import CodeSample
 
 FUNCTIONS = [

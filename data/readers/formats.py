@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from data.columns import Columns
 from data.errors import DataError
-from data.reading import Reading, RowFault, listed, quote
+from data.readers.columns import Columns
+from data.readers.reading import Reading, RowFault, listed, quote
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 

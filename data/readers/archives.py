@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 from data.errors import DataError
-from data.reading import Reading, listed
-from data.streams import buffered
+from data.readers.reading import Reading, listed
+from data.readers.streams import buffered
 
 # The largest public set of single functions has 330,000; the headers of half a million cost 300 MB.
 MAX_MEMBERS = 500_000

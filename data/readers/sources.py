@@ -5,13 +5,13 @@ import os
 import re
 from pathlib import Path
 
-from data.columns import FOLDER_LABELS
 from data.config import DataConfig
 from data.errors import DataError
-from data.folders import label_folders
-from data.reading import ReadFacts, Reading, listed
-from data.streams import decompressed, is_tar, is_zip
-from data.tables import is_saved_dataset
+from data.readers.columns import FOLDER_LABELS
+from data.readers.folders import label_folders
+from data.readers.reading import ReadFacts, Reading, listed
+from data.readers.streams import decompressed, is_tar, is_zip
+from data.readers.tables import is_saved_dataset
 
 FORMATS = ("jsonl", "json", "csv", "parquet")
 _COMPRESSIONS = ("", ".gz", ".xz", ".zst", ".bz2")

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from data.columns import TEXT_FIELDS, Columns
 from data.errors import DataError
-from data.formats import Rows
-from data.reading import Place, ReadFacts, Reading, RowFault, quote
+from data.readers.columns import TEXT_FIELDS, Columns
+from data.readers.formats import Rows
+from data.readers.reading import Place, ReadFacts, Reading, RowFault, quote
 from data.records import CodeSample
 
 _STATUS, _COMMIT = TEXT_FIELDS.index("status"), TEXT_FIELDS.index("commit")

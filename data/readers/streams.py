@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from data.errors import DataError
-from data.reading import Reading
+from data.readers.reading import Reading
 
 BUFFER_BYTES = 1 << 18  # of each layer; large, because a layer in Python costs a call a buffer
 _CHUNK_BYTES = 1 << 16  # compressed bytes fed at a time

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from data.config import PAIR_FIELDS, RECORD_FIELDS, DataConfig
 from data.errors import DataError
-from data.reading import listed
+from data.readers.reading import listed
 
 OTHER_ID = "idx"  # what CodeXGLUE and its descendants call the id
 TEXT_FIELDS = RECORD_FIELDS[3:]  # after code, target and id, in the order of CodeSample

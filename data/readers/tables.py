@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.columns import Columns
 from data.errors import DataError
-from data.formats import Rows
-from data.reading import Reading, RowFault, listed
-from data.streams import MAX_RATIO, RATIO_FLOOR_BYTES
+from data.readers.columns import Columns
+from data.readers.formats import Rows
+from data.readers.reading import Reading, RowFault, listed
+from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
 
 _BATCH_ROWS = 256  # held at once; 256 of the longest functions seen in the field are 100 MB
 # A parquet file needs seeking. Inside an archive, where there is none, it is held in memory.

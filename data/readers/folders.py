@@ -5,11 +5,11 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from data.archives import Member
-from data.columns import FOLDER_LABELS
 from data.errors import DataError
-from data.formats import MAX_LINE_BYTES
-from data.reading import Reading, RowFault, listed
+from data.readers.archives import Member
+from data.readers.columns import FOLDER_LABELS
+from data.readers.formats import MAX_LINE_BYTES
+from data.readers.reading import Reading, RowFault, listed
 from data.records import CodeSample
 
 _BOM = b"\xef\xbb\xbf"

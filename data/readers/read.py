@@ -4,22 +4,18 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data.archives import Member, tar_members, zip_members
-from data.columns import Columns
 from data.config import DataConfig
 from data.errors import DataError
-from data.folders import folder_samples, member_samples
-from data.formats import Rows, csv_rows, json_rows, jsonl_rows
-from data.reading import ReadFacts, Reading, listed
+from data.readers.archives import Member, tar_members, zip_members
+from data.readers.columns import Columns
+from data.readers.folders import folder_samples, member_samples
+from data.readers.formats import Rows, csv_rows, json_rows, jsonl_rows
+from data.readers.reading import ReadFacts, Reading, listed
+from data.readers.rows import row_samples
+from data.readers.sources import is_split_file, named_format
+from data.readers.streams import decompressed, is_tar, is_zip
+from data.readers.tables import dataset_rows, is_saved_dataset, parquet_rows
 from data.records import CodeSample
-from data.rows import row_samples
-from data.sources import file_digest, is_split_file, named_format, source_digest, split_path
-from data.streams import decompressed, is_tar, is_zip
-from data.tables import dataset_rows, is_saved_dataset, parquet_rows
-
-__all__ = [
-    "SPLITS", "ReadFacts", "file_digest", "read_records", "source_digest", "split_path"
-]  # fmt: skip
 
 SPLITS = ("train", "valid", "test")
 _SNIFFED_BYTES = 1 << 12
