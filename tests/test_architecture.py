@@ -17,6 +17,7 @@ LAYERS = [
     ["data.errors", "data.config", "data.records", "data.samples"],
     ["data.packing", "data.order", "data.table"],
     ["data.readers", "data.splits", "data.tokenization"],
+    ["data.audit"],
     ["data.batch", "data.prepare"],
     ["data.loader"],
     ["trainer.errors", "trainer.config", "trainer.distributed"],
