@@ -24,7 +24,7 @@ from data.table import RecordTable, RecordWriter
 from data.tokenization import ExampleSet, Pieces
 
 FACTS = "facts.json"
-_RECORDS, _TOKENS = "records.arrow", "tokens.bin"
+RECORDS, _TOKENS = "records.arrow", "tokens.bin"
 
 
 def default_root() -> Path:
@@ -91,7 +91,7 @@ class SplitWriter:
         self.num_examples = 0
         self.num_tokens = 0
         with ExitStack() as stack:
-            self._table = stack.enter_context(RecordWriter(folder / _RECORDS))
+            self._table = stack.enter_context(RecordWriter(folder / RECORDS))
             self._tokens = stack.enter_context((folder / _TOKENS).open("wb"))
             self._stack = stack.pop_all()
 
@@ -130,7 +130,7 @@ class SplitWriter:
 
 def open_split(folder: Path, vocab_size: int) -> tuple[RecordTable, ExampleSet]:
     """The records and examples of a split that has some, mapped from disk; all weights are 1."""
-    table = RecordTable(folder / _RECORDS)
+    table = RecordTable(folder / RECORDS)
     record_E = _mapped(folder, "record")
     examples = ExampleSet(
         tokens=np.memmap(folder / _TOKENS, token_dtype(vocab_size), "r"),

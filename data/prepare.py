@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from data.audit import collapse_damage
 from data.cache import (
+    RECORDS,
     SplitWriter,
     cached,
     code_lengths,
@@ -127,8 +129,7 @@ def prepare(
     Raises:
         DataError: A file, a row or a combination of splits that cannot be used.
     """
-    paths = {name: split_path(config, name) for name in SPLITS}
-    prepared = _open(config, paths, tokenizer_folder, progress)
+    prepared = open_splits(config, tokenizer_folder, progress)
     refuse_leaks(prepared.sharing, config.leak_groups, config.allow_leaks)
     train = prepared.splits["train"]
     refuse_one_class(train.samples.targets, "train")
@@ -138,11 +139,21 @@ def prepare(
     weight_N = loss_weights(train, group_weights, class_weights)
     examples = replace(train.examples, weight_E=weight_N[train.examples.record_E])
     splits = prepared.splits | {"train": replace(train, examples=examples)}
-    facts = prepared.facts | {
-        "leak_groups": config.leak_groups,
-        "leaks_allowed": config.allow_leaks,
-    }
-    return Prepared(splits, prepared.tokenizer, facts)
+    return replace(prepared, splits=splits)
+
+
+def open_splits(
+    config: DataConfig, tokenizer_folder: Path, progress: Progress | None = None
+) -> Prepared:
+    """The three splits, read and tokenised, as they are: also what training refuses.
+
+    Raises:
+        DataError: A file or a row that cannot be read.
+    """
+    paths = {name: split_path(config, name) for name in SPLITS}
+    prepared = _open(config, paths, tokenizer_folder, progress)
+    asked = {"leak_groups": config.leak_groups, "leaks_allowed": config.allow_leaks}
+    return replace(prepared, facts=prepared.facts | asked)
 
 
 def read_split(
@@ -272,6 +283,9 @@ def _build_split(
     tokens = token_facts(code_lengths(folder / name), keys.target_N, writer.num_examples, config)
     if not tokens.num_examples:
         raise_empty(name, rows, tokens)
+    if config.normalize_whitespace == "collapse":
+        warning = collapse_damage(RecordTable(folder / name / RECORDS)).warning()
+        rows.warnings += [warning] if warning else []
     return {"tokens": tokens.to_json(), "cwe": keys.cwe_table(), **rows.to_json()}
 
 

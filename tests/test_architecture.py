@@ -17,7 +17,7 @@ LAYERS = [
     ["data.errors", "data.config", "data.records", "data.samples"],
     ["data.packing", "data.order", "data.sampling", "data.table"],
     ["data.readers", "data.splits", "data.tokenization"],
-    ["data.batch", "data.cache"],
+    ["data.audit", "data.batch", "data.cache"],
     ["data.prepare"],
     ["data.loader"],
     ["trainer.errors", "trainer.config", "trainer.distributed"],

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data.prepare import Prepared, prepare
+from data.prepare import Prepared, open_splits, prepare
 from trainer.config import RunConfig
 
 
@@ -24,6 +25,29 @@ def prepare_run(config: RunConfig) -> Prepared:
             class_weights=config.loss.class_weights,
             progress=progress,
         )
+
+
+def audit_run(config: RunConfig) -> list[str]:
+    """Audit the splits of a recipe, leaking ones too, into <output_dir>.audit.
+
+    Returns:
+        What was found, in short, and where the rest is.
+    """
+    from data.audit import audit_splits, summary_lines, write_audit
+
+    with _shown_progress() as progress:
+        splits = open_splits(config.data, config.tokenizer_folder, progress).splits
+    facts = audit_splits(
+        {name: split.samples for name, split in splits.items()},
+        {name: np.maximum(split.code_lengths, 0) for name, split in splits.items()},
+        leak_groups=config.data.leak_groups,
+        normalize_whitespace=config.data.normalize_whitespace,
+        seq_length=config.data.seq_length,
+        show_progress=True,
+    )
+    folder = config.output_dir.with_name(f"{config.output_dir.name}.audit")
+    written = write_audit(folder, facts)
+    return [*summary_lines(facts), f"audit: {', '.join(map(str, written))}"]
 
 
 @contextmanager

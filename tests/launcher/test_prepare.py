@@ -46,3 +46,31 @@ def test_bad_data_ends_prepare_with_the_datas_exit_code(tiny_recipe, tmp_path, c
     (tmp_path / "train.jsonl").write_text('{"code": "a"}\n')
     assert prepare_main([str(tiny_recipe), f"data.train={tmp_path / 'train.jsonl'}"]) == 3
     assert "train.jsonl:1: no field 'target'" in capsys.readouterr().err
+
+
+def test_an_audit_is_written_although_the_leak_it_found_stops_the_command(
+    tiny_recipe, tiny_data, tmp_path, capsys
+):
+    rows = (tiny_data / "train.jsonl").read_text().splitlines(keepends=True)
+    leaking = tmp_path / "test.jsonl"
+    leaking.write_text((tiny_data / "test.jsonl").read_text() + rows[4])
+    recipe = [str(tiny_recipe), f"data.test={leaking}", f"run.output_dir={tmp_path / 'run'}"]
+    assert prepare_main([*recipe, "--audit"]) == 3
+    printed = capsys.readouterr()
+    assert "leak: " in printed.out
+    assert "train.jsonl:5 = test.jsonl:21" in printed.out
+    assert "data.allow_leaks=true" in printed.err
+    folder = tmp_path / "run.audit"
+    assert {path.name for path in folder.iterdir()} == {"audit.json", "audit.md", "lengths.png"}
+    assert not (tmp_path / "run").exists()
+    assert prepare_main([*recipe, "data.allow_leaks=true"]) == 0
+    assert "LEAKS: " in capsys.readouterr().out
+
+
+def test_collapse_says_how_many_functions_it_harms(tiny_recipe, tmp_path, capsys):
+    collapse = ["data.normalize_whitespace=collapse", f"run.output_dir={tmp_path / 'run'}"]
+    assert prepare_main([str(tiny_recipe), *collapse]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"train: normalize_whitespace=collapse changes the meaning of \d+ of 40", printed
+    )
