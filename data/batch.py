@@ -11,6 +11,8 @@ from torch import Tensor
 
 from data.tokenization import ExampleSet
 
+Ints = npt.NDArray[np.int64]
+
 _WIDTH_MULTIPLE = 8  # tensor cores want it; the padding is never read
 
 
@@ -66,45 +68,67 @@ def collate(examples: ExampleSet, rows: Sequence[npt.NDArray[np.int64]]) -> Batc
     """Lay out rows of examples; no row at all gives a batch of padding without functions.
 
     Args:
-        examples: The split.
+        examples: The split; its tokens are an array or a memory map of any integer type.
         rows: Example indices of each row.
 
     Returns:
         A batch on the host.
     """
-    lengths = [examples.lengths[row] for row in rows]
-    longest = max((int(length.sum()) for length in lengths), default=1)
-    width = -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
-    shape = (max(1, len(rows)), width)
-    input_ids, positions, segments = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    segment_lengths: list[int] = []
-    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        ends = np.cumsum(length)
-        used = int(ends[-1])
-        tokens = [examples.tokens[examples.starts[e] : examples.starts[e + 1]] for e in row]
-        input_ids[place, :used] = np.concatenate(tokens)
-        all_lengths = [*length.tolist(), *([width - used] if used < width else [])]
-        positions[place] = np.concatenate([np.arange(n) for n in all_lengths])
-        segments[place] = np.repeat(np.arange(len(all_lengths)), all_lengths)
-        segment_lengths += all_lengths
-    if not rows:
-        positions[0] = np.arange(width)
-        segment_lengths = [width]
-    example_S = np.concatenate([*rows, np.zeros(0, np.int64)]).astype(np.int64)
+    num_functions_B = np.array([len(row) for row in rows] or [0], dtype=np.int64)
+    example_S = np.concatenate([*rows, np.zeros(0, np.int64)], dtype=np.int64)
+    ends_S = np.cumsum(examples.lengths[example_S])
+    row_ends_B = np.append(0, ends_S)[np.cumsum(num_functions_B)]
+    used_B = np.diff(row_ends_B, prepend=0)
+    width = -(-max(1, int(used_B.max())) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+    input_ids_BT, position_ids_BT, segment_ids_BT, segment_lengths = _lay_out(
+        examples, example_S, num_functions_B, width - used_B, width
+    )
+    row_S = np.repeat(np.arange(len(num_functions_B)), num_functions_B)
     return Batch(
-        input_ids_BT=torch.from_numpy(input_ids),
-        position_ids_BT=torch.from_numpy(positions),
-        segment_ids_BT=torch.from_numpy(segments),
-        segment_lengths=tuple(segment_lengths),
-        row_S=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows])),
-        last_token_S=torch.from_numpy(
-            np.concatenate([np.cumsum(length) - 1 for length in lengths] or [np.zeros(0, np.int64)])
-        ),
+        input_ids_BT=torch.from_numpy(input_ids_BT),
+        position_ids_BT=torch.from_numpy(position_ids_BT),
+        segment_ids_BT=torch.from_numpy(segment_ids_BT),
+        segment_lengths=segment_lengths,
+        row_S=torch.from_numpy(row_S),
+        last_token_S=torch.from_numpy(ends_S - 1 - (row_ends_B - used_B)[row_S]),
         labels_S=torch.from_numpy(examples.label_E[example_S].astype(np.int64)),
         weights_S=torch.from_numpy(
             (examples.weight_E[example_S] * examples.share_E[example_S]).astype(np.float32)
         ),
         example_S=example_S,
         num_functions=float(examples.share_E[example_S].sum()),
-        num_tokens=int(examples.lengths[example_S].sum()),
+        num_tokens=int(used_B.sum()),
+    )
+
+
+def _lay_out(
+    examples: ExampleSet, example_S: Ints, num_functions_B: Ints, padding_B: Ints, width: int
+) -> tuple[Ints, Ints, Ints, tuple[int, ...]]:
+    """Tokens, positions and segments of rows, without a loop over functions.
+
+    G segments: the functions and, at the end of each row, its padding, which can be of no token.
+    """
+    shape = (len(num_functions_B), width)
+    row_ends_B = np.cumsum(num_functions_B)
+    lengths_G = np.insert(examples.lengths[example_S], row_ends_B, padding_B)
+    sources_G = np.insert(examples.starts[example_S], row_ends_B, 0)
+    starts_G = np.cumsum(lengths_G) - lengths_G
+    segments_B = num_functions_B + 1
+    first_of_row_G = np.repeat(np.cumsum(segments_B) - segments_B, segments_B)
+    segment_ids = np.repeat(np.arange(len(lengths_G)) - first_of_row_G, lengths_G)
+    places = np.arange(shape[0] * width)
+    position_ids = places - np.repeat(starts_G, lengths_G)
+    input_ids = np.zeros(shape, np.int64)
+    if len(example_S):
+        sources = places + np.repeat(sources_G - starts_G, lengths_G)
+        # clip, as what stands for the padding can lie behind the last token: it is overwritten
+        tokens = np.asarray(examples.tokens).take(sources, mode="clip")
+        input_ids[:] = tokens.reshape(shape)
+    for row, padding in enumerate(padding_B.tolist()):
+        input_ids[row, width - padding :] = 0
+    return (
+        input_ids,
+        position_ids.reshape(shape),
+        segment_ids.reshape(shape),
+        tuple(lengths_G[lengths_G > 0].tolist()),
     )

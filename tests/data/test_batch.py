@@ -1,5 +1,7 @@
 """A batch is laid out as its docstring draws it, and reads labels where the packer put them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,26 @@ def test_any_packing_keeps_tokens_positions_and_segments_apart(num_examples, num
         assert set(batch.segment_ids_BT[place][column:].tolist()) <= {len(row)}
     read = batch.input_ids_BT[batch.row_S, batch.last_token_S]
     assert read.tolist() == [example + 1 for row in rows for example in row.tolist()]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_a_memory_map_of_tokens_gives_the_batch_of_the_array(tmp_path, dtype):
+    examples = random_examples(30, longest=20, seed=3)
+    examples.tokens.astype(dtype).tofile(tmp_path / "tokens.bin")
+    tokens = np.memmap(tmp_path / "tokens.bin", dtype=dtype, mode="r")
+    packed = pack(examples.lengths, 20, np.random.default_rng(0))
+    rows = [packed.row(index) for index in range(len(packed))]
+    from_array, from_map = collate(examples, rows), collate(replace(examples, tokens=tokens), rows)
+    assert from_map.input_ids_BT.dtype == torch.int64
+    assert type(from_array.input_ids_BT) is type(from_map.input_ids_BT) is torch.Tensor
+    assert torch.equal(from_array.input_ids_BT, from_map.input_ids_BT)
+    assert from_map.num_tokens == len(tokens)
+
+
+def test_padding_is_zero_where_the_tokens_end_before_it_does():
+    examples = example_set([[A, END], [B] * 9])
+    assert collate(examples, rows_of([0])).input_ids_BT.tolist() == [[A, END] + [0] * 6]
+    assert collate(examples, rows_of([1])).input_ids_BT.tolist() == [[B] * 9 + [0] * 7]
 
 
 @pytest.mark.parametrize("end", [END, 0], ids=["end-token-is-99", "end-token-is-the-padding"])
