@@ -29,6 +29,7 @@ def banner_lines(
         f"  precision  {choices.precision} ({choices.precision_reason})",
         f"  preset     {choices.preset} ({choices.preset_reason})",
         f"  attention  {choices.attention} ({choices.attention_reason})",
+        f"  loss       {choices.loss_backend} ({choices.loss_reason})",
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
         f" {config.tuning.method} r {config.tuning.lora_r})",
         *_data_lines(prepared),

@@ -67,7 +67,7 @@ class TuningSection(Section):
 
 
 class LossSection(Section):
-    """Focal loss over labelled functions."""
+    """Focal loss over labelled functions or tokens."""
 
     gamma: NotNegative = Field(0.0, description="focusing; 0 is cross-entropy")
     alpha: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = Field(
@@ -78,6 +78,9 @@ class LossSection(Section):
     )
     detach_modulator: bool = Field(
         False, description="drop the modulator's gradient, only to reproduce work that did"
+    )
+    backend: Literal["auto", "triton", "torch", "reference"] = Field(
+        "auto", description="of a language model's loss; the choice and its reason are printed"
     )
 
 

@@ -19,7 +19,7 @@ _FREE = {
     "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
     "model.path", "model.config",
     # How a step is computed, not what: what one changes after running out of memory.
-    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing",
+    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing", "loss.backend",
 }  # fmt: skip
 
 
