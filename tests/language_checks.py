@@ -18,6 +18,9 @@ def build(is_tied: bool, method: str) -> nn.Module:
     """The model of a case, the same on every rank and in every process."""
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.pytorch_utils import Conv1D
+
+    from trainer.tuning.fused_lora import FusedLoraLinear
 
     torch.manual_seed(5)
     model = GPT2LMHeadModel(
@@ -30,8 +33,12 @@ def build(is_tied: bool, method: str) -> nn.Module:
     if method == "full":
         return model
     settings = LoraConfig(
-        r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True
+        r=2,
+        target_modules=["c_attn", "c_fc", "c_proj"],
+        init_lora_weights=False,
+        fan_in_fan_out=True,
     )
+    settings._register_custom_module({Conv1D: FusedLoraLinear})
     return get_peft_model(model, settings)
 
 

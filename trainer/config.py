@@ -61,6 +61,9 @@ class TuningSection(Section):
     target_modules: Literal["auto"] | list[str] = Field(
         "auto", description="names of linear layers; auto takes all but the head"
     )
+    lora_backend: Literal["auto", "fused", "peft"] = Field(
+        "auto", description="of the adapted layers; the choice and its reason are printed"
+    )
     modules_to_save: list[str] = Field(
         default_factory=list, description="modules trained whole beside the adapters, e.g. [wte]"
     )

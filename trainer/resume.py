@@ -20,6 +20,7 @@ _FREE = {
     "model.path", "model.config",
     # How a step is computed, not what: what one changes after running out of memory.
     "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing", "loss.backend",
+    "tuning.lora_backend",
 }  # fmt: skip
 
 

@@ -57,9 +57,8 @@ def test_every_stage_equals_the_formula_in_loss_and_gradient(stage, world_size, 
         for key, weight in after.items():
             moved = torch.tensor(ours["weights"][f"model.{key}"]).double() - before[key].flatten()
             exact = (weight - before[key]).flatten()
-            # The sum of two gradients, out of fp32 weights of about 1: 6e-8 each.
-            assert (moved - exact).abs().max() < 2e-6 + 1e-5 * exact.abs().max(), key
-            assert exact.abs().max() > 1e-4, key
+            # fp32 against float64 through the model, and a second step that starts from the first.
+            assert float((moved - exact).norm() / exact.norm()) < 5e-5, key
         head = [key for key in after if "lm_head" in key or "wte" in key]
         assert len(head) == (0 if method == "lora" else 1 if is_tied else 2)
 
