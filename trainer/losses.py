@@ -114,9 +114,8 @@ def linear_focal_loss(
         targets_T = targets_T[valid_index]
         weights_T = None if weights_T is None else weights_T[valid_index]
     labelled_T = targets_T != IGNORE_INDEX
-    if valid_index is None:  # what is ignored may hold anything, NaN too
-        hidden_TD = torch.where(labelled_T[:, None], hidden_TD, 0)
     if backend == "reference":
+        hidden_TD = torch.where(labelled_T[:, None], hidden_TD, 0)  # it may hold NaN
         logits_TV = _all_logits(hidden_TD, weight_VD, bias_V)
         return focal_loss(
             logits_TV, targets_T, gamma,

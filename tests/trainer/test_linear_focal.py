@@ -314,7 +314,7 @@ def test_the_peak_memory_of_a_process_is_a_chunk_and_the_gradient():
         [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     grown = float(run.stdout)
-    chunk, gradient = 256 * 49152 * 4 / 2**20, 2048 * 64 * 4 / 2**20
+    chunk, gradient = 80 * 49152 * 4 / 2**20, 2048 * 64 * 4 / 2**20
     assert chunk / 2 < grown < chunk + 4 * gradient + 16  # MiB; all logits would be 384
 
 
@@ -325,11 +325,12 @@ def test_the_peak_memory_of_a_process_is_a_chunk_and_the_gradient():
         (8192, 2048, 49152, torch.bfloat16, 640 << 20, 132, 2048),
         (8192, 6144, 49152, torch.bfloat16, 640 << 20, 132, 1408),  # two waves of 768, evenly
         (8192, 2048, 256000, torch.bfloat16, 640 << 20, 132, 384),  # less than a wave fits
-        (8192, 512, 49152, torch.float32, 64 << 20, 0, 256),
-        (8192, 512, 10**6, torch.float32, 1, 0, 128),  # never below a tile
+        (8192, 2048, 10**6, torch.float32, 1, 132, 128),  # never below a tile
+        (8192, 512, 49152, torch.float32, 16 << 20, 0, 80),  # 85 fit
+        (8192, 512, 10**6, torch.float32, 1, 0, 16),
         (100, 512, 49152, torch.float32, 64 << 20, 0, 100),
-        (129, 512, 49152, torch.float32, 32 << 20, 0, 128),
-        (0, 512, 49152, torch.float32, 64 << 20, 0, 1),
+        (81, 512, 49152, torch.float32, 16 << 20, 0, 48),  # two chunks: 41 rows, to 16
+        (0, 512, 49152, torch.float32, 16 << 20, 0, 1),
     ],
 )
 def test_chunks_keep_the_budget_and_fill_whole_waves(

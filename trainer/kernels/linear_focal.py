@@ -104,18 +104,20 @@ class _LinearFocalSum(torch.autograd.Function):
         share_T = weight_T / peak
         sums = _Sums.zeros(hidden_TD, weight_VD, bias_V, wanted, share_T)
         for start in range(0, len(hidden_TD), len(logits_MV)):
-            chunk = slice(start, min(start + len(logits_MV), len(hidden_TD)))
-            height = chunk.stop - start
+            chunk = slice(start, start + len(logits_MV))
+            height = len(hidden_TD[chunk])  # the last one is shorter
             here_MV = logits_MV[:height]
             here_unit_MV = None if unit_MV is None else unit_MV[:height]
-            _project(hidden_TD[chunk], weight_VD, bias_V, here_MV)
+            # A token left out may hold anything, NaN too.
+            hidden_MD = torch.where(share_T[chunk, None] > 0, hidden_TD[chunk], 0)
+            _project(hidden_MD, weight_VD, bias_V, here_MV)
             nll_M = kernel(here_MV, target_T[chunk], here_unit_MV)
             value_M, slope_M = focal_value_and_slope(nll_M, loss.gamma, loss.detach_modulator)
             # where, not a product: a token left out adds 0 even where its nll is infinite.
             sums.loss += torch.where(share_T[chunk] > 0, value_M * share_T[chunk], 0.0).sum()
             if here_unit_MV is not None:
                 slope_M = torch.where(share_T[chunk] > 0, slope_M * share_T[chunk], 0.0)
-                sums.add(chunk, here_unit_MV, slope_M, hidden_TD, weight_VD)
+                sums.add(chunk, here_unit_MV, slope_M, hidden_MD, weight_VD)
         ctx.save_for_backward(sums.unit_TD, sums.slope_T, sums.weight_VD, sums.bias_V, peak)
         ctx.dtypes = weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return sums.loss * peak
@@ -125,15 +127,12 @@ class _LinearFocalSum(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         unit_TD, slope_T, weight_VD, bias_V, peak = ctx.saved_tensors
         scale = upstream * peak
-        hidden_TD = None
-        if unit_TD is not None:
-            hidden_TD = torch.empty_like(unit_TD)
-            torch.mul(unit_TD, (slope_T * scale)[:, None], out=hidden_TD)  # rounded once
-        scaled = [
-            None if gradient is None else (gradient * scale).to(dtype)
-            for gradient, dtype in zip((weight_VD, bias_V), ctx.dtypes, strict=True)
-        ]
-        return hidden_TD, *scaled, None, None, None, None
+        scaled = (
+            _scaled(unit_TD, (slope_T * scale)[:, None], ctx.dtypes[0]),
+            _scaled(weight_VD, scale, ctx.dtypes[0]),
+            _scaled(bias_V, scale, ctx.dtypes[1]),
+        )
+        return *scaled, None, None, None, None
 
 
 @dataclass
@@ -165,14 +164,14 @@ class _Sums:
         )
 
     def add(
-        self, chunk: slice, unit_MV: Tensor, slope_M: Tensor, hidden_TD: Tensor, weight_VD: Tensor
+        self, chunk: slice, unit_MV: Tensor, slope_M: Tensor, hidden_MD: Tensor, weight_VD: Tensor
     ) -> None:
         """Add the gradients of a chunk."""
         self.slope_T[chunk] = slope_M
         if self.unit_TD is not None:
             torch.mm(unit_MV, weight_VD, out=self.unit_TD[chunk])
         if self.weight_VD is not None:
-            scaled_MD = (hidden_TD[chunk] * slope_M[:, None]).to(hidden_TD.dtype)
+            scaled_MD = (hidden_MD * slope_M[:, None]).to(hidden_MD.dtype)
             _add_product(self.weight_VD, unit_MV.t(), scaled_MD)
         if self.bias_V is not None:
             self.bias_V += torch.mv(unit_MV.t(), slope_M.to(unit_MV.dtype))
@@ -211,6 +210,13 @@ def _project(
             torch.mm(wide_MD, wide_weight.t(), out=logits_MV[:, columns])
     if bias_V is not None:
         logits_MV += bias_V
+
+
+def _scaled(sums: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """sums x scale, rounded to dtype once and without a wide copy."""
+    if sums is None:
+        return None
+    return torch.mul(sums, scale, out=torch.empty_like(sums, dtype=dtype))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -38,6 +38,6 @@ def nll_and_gradient(logits_MV: Tensor, target_M: Tensor, gradient_MV: Tensor | 
         q_M1 = sigma_M1.sigmoid()
         others_MV.mul_(torch.where(sum_M1 > 0, q_M1 / sum_M1, 0.0))
         others_MV.scatter_(1, target_M1, -q_M1)
-        if gradient_MV is not logits_MV:
+        if gradient_MV.data_ptr() != logits_MV.data_ptr():
             gradient_MV.copy_(others_MV)
     return -F.logsigmoid(-sigma_M1.squeeze(1))
