@@ -66,7 +66,7 @@ def _measure_gpu(run: Callable[[], object], repeats: int) -> dict[str, float]:
 
 
 def in_own_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run a script of this folder; the JSON of its last line, or what stood in the way."""
+    """Run a script of this folder; {"cases": ...} of its last line, or {"absent": why not}."""
     child = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
         capture_output=True, text=True, check=False, cwd=ROOT,

@@ -183,7 +183,7 @@ def _row_weights(
     weight_S = labelled_S.to(dtype)
     count = weight_S.sum()
     if weights_S is not None:
-        weight_S = weight_S * weights_S
+        weight_S = weight_S * weights_S.to(dtype)
     if alpha_C is not None:
         weight_S = weight_S * alpha_C.to(weight_S)[target_S]
     return target_S, weight_S, count

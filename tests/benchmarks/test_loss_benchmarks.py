@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
+import torch
 from conftest import REPOSITORY
 
+from benchmarks.lora_linear import BACKENDS, Case, measure_layer, table
 from benchmarks.loss_goals import cpu_goals, gpu_goals
 
 
@@ -28,12 +31,14 @@ def test_the_loss_benchmark_measures_ours_and_a_peer(tmp_path):
     assert "not measured" in printed
 
 
-def test_the_lora_benchmark_sets_both_side_by_side(tmp_path):
-    result = tmp_path / "lora.json"
-    assert "PEFT" in run("lora_linear.py", "--tokens", "64", "--size", "32", "--json", str(result))
-    rows = json.loads(result.read_text())["rows"]
-    assert [row["precision"] for row in rows] == ["fp32", "fp32", "mixed", "mixed"]
-    assert all(row[backend]["seconds"] > 0 for row in rows for backend in ("fused", "peft"))
+def test_the_lora_benchmark_sets_both_side_by_side():
+    device, case = torch.device("cpu"), Case("mixed", 0.05, 64, 32)
+    found = {backend: measure_layer(backend, case, device) for backend in BACKENDS}
+    assert all(found[backend]["seconds"] > 0 for backend in BACKENDS)
+    by_hand = {b: found[b] | {"seconds": s} for b, s in (("fused", 2.0), ("peft", 3.0))}
+    printed = table([asdict(case) | by_hand], device)
+    assert "1.50x" in printed
+    assert ">= 1x: met" in printed
 
 
 def row(contender, seconds, peak_bytes, **changes):

@@ -68,8 +68,11 @@ def choose_lora_backend(
     Raises:
         ConfigError: The fused layer is asked for and does not fit.
     """
-    kinds = {"Linear" if type(layer) is nn.Linear else type(layer).__name__ for layer in layers}
-    odd = [f"layers of type {kind}" for kind in sorted(kinds - {"Linear", "Conv1D"})]
+    from transformers.pytorch_utils import Conv1D
+
+    # Not isinstance: quantised layers are nn.Linear by inheritance.
+    kinds = {type(layer) for layer in layers} - {nn.Linear, Conv1D}
+    odd = [f"layers of type {name}" for name in sorted(kind.__name__ for kind in kinds)]
     odd += [name for name in ("use_dora", "lora_bias") if getattr(settings, name)]
     odd += ["trained biases"] if settings.bias != "none" else []
     if wanted == "peft":
