@@ -10,6 +10,7 @@ from trainer.config import RunConfig
 from trainer.data_report import remark_lines
 from trainer.distributed import Ranks
 from trainer.models.heads import PackedClassifier
+from trainer.tuning.lora import lora_backend
 
 
 def banner_lines(
@@ -30,6 +31,8 @@ def banner_lines(
         f"  precision  {choices.precision} ({choices.precision_reason})",
         f"  preset     {choices.preset} ({choices.preset_reason})",
         f"  attention  {choices.attention} ({choices.attention_reason})",
+        f"  loss       {choices.loss_backend} ({choices.loss_reason})",
+        "  lora       {} ({})".format(*lora_backend(model.model, config.tuning.lora_backend)),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
         f" {config.tuning.method} r {config.tuning.lora_r})",
         *_data_lines(prepared),

@@ -61,13 +61,16 @@ class TuningSection(Section):
     target_modules: Literal["auto"] | list[str] = Field(
         "auto", description="names of linear layers; auto takes all but the head"
     )
+    lora_backend: Literal["auto", "fused", "peft"] = Field(
+        "auto", description="of the adapted layers; the choice and its reason are printed"
+    )
     modules_to_save: list[str] = Field(
         default_factory=list, description="modules trained whole beside the adapters, e.g. [wte]"
     )
 
 
 class LossSection(Section):
-    """Focal loss over labelled functions."""
+    """Focal loss over labelled functions or tokens."""
 
     gamma: NotNegative = Field(0.0, description="focusing; 0 is cross-entropy")
     alpha: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = Field(
@@ -81,6 +84,9 @@ class LossSection(Section):
     )
     detach_modulator: bool = Field(
         False, description="drop the modulator's gradient, only to reproduce work that did"
+    )
+    backend: Literal["auto", "triton", "torch", "reference"] = Field(
+        "auto", description="of a language model's loss; the choice and its reason are printed"
     )
 
 

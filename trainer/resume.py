@@ -20,7 +20,8 @@ _FREE = {
     "data.cache_dir",
     "model.path", "model.config",
     # How a step is computed, not what: what one changes after running out of memory.
-    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing",
+    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing", "loss.backend",
+    "tuning.lora_backend",
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def test_the_banner_says_what_the_run_is(finished):
     _, printed = finished
     for said in (
         "device     cpu x 2", "precision  fp32 (CPU)", "attention  segment_sdpa (CPU:",
+        "loss       reference (classification", "lora       fused (plain linear layers",
         "68,288 of", "40 functions, 20 vulnerable", "8 of 640 tokens, packed, 88.4% full",
         "8 (4 an epoch)", "packing self-check: max |diff| =", "estimate",
     ):  # fmt: skip
