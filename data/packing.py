@@ -10,11 +10,12 @@ import numpy.typing as npt
 # What gives new partners, by the share of pairs that meet again in the next epoch, measured on
 # lengths of real functions resampled to 1,000 - 1,000,000, rows of 512 to 4,096 tokens. Exchanging
 # equal lengths leaves 1.8 to 7 pairs per distinct length among a hundred examples, so 140 examples
-# of each keep it below 5%; 16 random windows leave at most 3%, a blur of 16 / sqrt(n) at most 5%
+# of each keep it below 5%; ten random windows leave at most 5%, a blur of 16 / sqrt(n) at most 5%
 # (of 0.4, where fewer than 1,600 examples cannot be mixed further without wasting rows, 8%).
 _EXAMPLES_PER_LENGTH = 140
+_LARGE = 90_000  # from here on windows are quicker than the blur and waste as little
+_WINDOWS = 10
 _WINDOW = 16_384
-_WINDOWS = 16
 
 Integers = npt.NDArray[np.integer[Any]]
 Contents = tuple["Contents", int, int] | None  # what a row held before, a run, how many of it
@@ -68,8 +69,8 @@ def pack(
     if rng is not None:
         rng.shuffle(order)
         if _equal_lengths_are_rare(spaces):
-            if len(order) >= _WINDOWS * (window or _WINDOW):
-                window = window or _WINDOW
+            if len(order) >= _LARGE:
+                window = min(window or _WINDOW, len(order) // _WINDOWS)
             else:
                 sort_keys = rng.normal(-np.log(lengths), _blur(len(order)))
     window = window or max(1, len(order))
