@@ -122,8 +122,8 @@ def _measure_case(
         loss(hidden, weight, target, case.gamma).backward()
 
     def warm_up() -> None:
-        few = hidden.detach()[:64].requires_grad_()
-        loss(few, weight, target[:64], case.gamma).backward()
+        few = hidden.detach()[:1024].requires_grad_()  # several chunks of every contender
+        loss(few, weight, target[:1024], case.gamma).backward()
 
     is_small = device.type == "cpu" and not arguments.child.startswith("torch.compile")
     for _ in range(2):
