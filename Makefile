@@ -1,12 +1,17 @@
 # make quickstart   install, train the embedded default, evaluate
 # make test         everything that needs no GPU
 # make lint         format, style, types
+# make bench        the loss and the LoRA layer against their peers, on this CPU
+# make bench-gpu    the same, the settings and tests/gpu on a GPU; GPU_PYTHON names another Python,
+#                   PEERS a folder of packages to compare with
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test lint format samples clean
+GPU_PYTHON ?= $(BIN)/python
+
+.PHONY: quickstart test lint format samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -40,6 +45,19 @@ format: $(VENV)/.dev
 
 samples: $(VENV)/.run
 	$(BIN)/python data/samples/generate.py
+
+bench: $(VENV)/.run
+	$(BIN)/python benchmarks/loss.py $(PEERS:%=--peers %) --json benchmarks/loss_cpu.json
+	$(BIN)/python benchmarks/lora_linear.py --json benchmarks/lora_linear_cpu.json
+
+# Another Python needs the stack, and nothing is installed into it. The tests come last, so that
+# they cannot keep the tables.
+bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+	$(GPU_PYTHON) benchmarks/loss.py --device cuda $(PEERS:%=--peers %) \
+		--json benchmarks/loss_gpu.json
+	$(GPU_PYTHON) benchmarks/lora_linear.py --device cuda --json benchmarks/lora_linear_gpu.json
+	$(GPU_PYTHON) benchmarks/sweep.py --json benchmarks/sweep_gpu.json
+	$(GPU_PYTHON) -m pytest tests/gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

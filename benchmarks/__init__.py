@@ -1,1 +1,1 @@
-"""What we claim, one script a claim, each against its peer in the same run."""
+"""What we claim, one script a claim, each against its peers in the same run."""

@@ -91,7 +91,7 @@ def collate(examples: ExampleSet, rows: Sequence[npt.NDArray[np.int64]]) -> Batc
         segment_lengths=segment_lengths,
         row_S=torch.from_numpy(row_S),
         last_token_S=torch.from_numpy(ends_S - 1 - (row_ends_B - used_B)[row_S]),
-        labels_S=torch.from_numpy(examples.label_E[example_S]),
+        labels_S=torch.from_numpy(examples.label_E[example_S].astype(np.int64)),
         weights_S=torch.from_numpy(
             (examples.weight_E[example_S] * examples.share_E[example_S]).astype(np.float32)
         ),

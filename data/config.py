@@ -47,8 +47,8 @@ class DataConfig(Section):
     max_function_bytes: Annotated[int, Field(ge=1)] = Field(
         1_000_000, description="a longer function is dropped before it is tokenised, and counted"
     )
-    cache_dir: str = Field(
-        "~/.cache/focaltune", description="where prepared data is kept, memory-mapped by every rank"
+    cache_dir: str | None = Field(
+        None, description="where prepared data is kept for every rank; null: ~/.cache/focaltune"
     )
     tokenizer: str | None = Field(
         None, description="folder with tokenizer.json; default: model.path or model.config's folder"

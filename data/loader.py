@@ -4,9 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from data.batch import Batch, collate
-from data.order import Plan, epoch_rng, rank_micro_batches, row_costs, step_rows, steps_for
+from data.order import (
+    Imbalance,
+    Plan,
+    epoch_rng,
+    imbalance,
+    rank_micro_batches,
+    row_costs,
+    step_rows,
+    steps_for,
+)
 from data.packing import Rows, one_per_row, pack
+from data.sampling import balanced
 from data.tokenization import ExampleSet
 
 
@@ -19,11 +31,13 @@ class StepBatches:
         num_functions: Labelled functions of the step over all ranks and micro-batches. Every rank
             derives it from the plan, so no collective and no device sync is needed.
         num_tokens: Real tokens of the step over all ranks.
+        imbalance: What the slowest rank computes over what the mean rank does.
     """
 
     micro_batches: list[Batch]
     num_functions: float
     num_tokens: int
+    imbalance: Imbalance
 
 
 class TrainLoader:
@@ -33,11 +47,14 @@ class TrainLoader:
         examples: Training split.
         seq_length: Tokens of a row.
         packing: False puts every function in its own row.
+        packing_window: Functions packed at a time; None is all.
+        sampling: "balanced" repeats functions of the rarer class until the classes match.
         seed: Order of rows and partners.
         global_batch_size: Functions or rows of an optimizer step.
         batch_unit: "functions" or "rows".
         micro_batch_size: Rows of one forward pass on one rank.
         rank, world_size: This process among all.
+        hidden_size: Of the model: the share of its matrices in what a row costs.
     """
 
     def __init__(
@@ -46,21 +63,28 @@ class TrainLoader:
         *,
         seq_length: int,
         packing: bool,
+        packing_window: int | None = None,
+        sampling: str = "natural",
         seed: int,
         global_batch_size: int,
         batch_unit: str,
         micro_batch_size: int,
         rank: int,
         world_size: int,
+        hidden_size: int = 2048,
     ) -> None:
         self.examples = examples
         self.seq_length = seq_length
         self.packing = packing
+        self.packing_window = packing_window
+        self.sampling = sampling
         self.seed = seed
         self.rank = rank
+        self.hidden_size = hidden_size
         self._epoch = 0
         self._rows = self._pack(0)
-        num_functions = round(examples.share_E.sum())  # 1 + 6 x 1/6 adds up to a little above 2
+        # 1 + 6 x 1/6 adds up to a little above 2
+        num_functions = round(examples.share_E[self._rows.examples].sum())
         units = num_functions if batch_unit == "functions" else len(self._rows)
         steps = min(steps_for(units, global_batch_size), len(self._rows))
         self.plan = Plan(len(self._rows), steps, micro_batch_size, world_size)
@@ -69,21 +93,41 @@ class TrainLoader:
     @cached_property
     def fill(self) -> float:
         """Share of the rows' capacity that holds real tokens."""
-        return float(self.examples.lengths.sum()) / (len(self._rows) * self.seq_length)
+        tokens = self.examples.lengths[self._rows.examples].sum()
+        return float(tokens) / (len(self._rows) * self.seq_length)
+
+    @property
+    def num_functions(self) -> float:
+        """Functions of an epoch, repeated ones counted as often as they come."""
+        return float(self.examples.share_E[self._rows.examples].sum())
 
     def step(self, step: int) -> StepBatches:
         """The micro-batches of optimizer step `step`, counted from 0 over all epochs."""
         rows = self._rows_of(step // self.plan.steps_per_epoch)
         places = step_rows(self._plan, step)
         chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
-        costs_R = row_costs(self.examples.lengths, rows, places)
+        costs_R = row_costs(self.examples.lengths, rows, places, self.hidden_size)
+        dealt = rank_micro_batches(self._plan, step, costs_R)
         return StepBatches(
             micro_batches=[
                 collate(self.examples, [rows.row(place) for place in micro_batch])
-                for micro_batch in rank_micro_batches(self._plan, step, costs_R)[self.rank]
+                for micro_batch in dealt[self.rank]
             ],
             num_functions=float(self.examples.share_E[chosen].sum()),
             num_tokens=int(self.examples.lengths[chosen].sum()),
+            imbalance=imbalance(dealt, costs_R),
+        )
+
+    def mean_imbalance(self, most_steps: int = 100) -> Imbalance:
+        """Of the first steps of the first epoch, for the plan."""
+        found = []
+        for step in range(min(most_steps, self.plan.steps_per_epoch)):
+            places = step_rows(self.plan, step)
+            costs_R = row_costs(self.examples.lengths, self._rows, places, self.hidden_size)
+            found.append(imbalance(rank_micro_batches(self.plan, step, costs_R), costs_R))
+        return Imbalance(
+            micro_step=sum(one.micro_step for one in found) / len(found),
+            optimizer_step=sum(one.optimizer_step for one in found) / len(found),
         )
 
     def _rows_of(self, epoch: int) -> Rows:
@@ -95,10 +139,17 @@ class TrainLoader:
     def _pack(self, epoch: int) -> Rows:
         """Rows of an epoch; epoch 0's where new partners would leave a step without a row."""
         rng = epoch_rng(self.seed, epoch)
-        if not self.packing:
-            return one_per_row(len(self.examples), rng)
-        rows = pack(self.examples.lengths, self.seq_length, rng)
-        return self._pack(0) if epoch and len(rows) < self.plan.steps_per_epoch else rows
+        chosen = np.arange(len(self.examples))
+        if self.sampling == "balanced":
+            chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
+        if self.packing:
+            lengths = self.examples.lengths[chosen]
+            rows = pack(lengths, self.seq_length, rng, self.packing_window)
+        else:
+            rows = one_per_row(len(chosen), rng)
+        if epoch and len(rows) < self.plan.steps_per_epoch:
+            return self._pack(0)
+        return Rows(chosen[rows.examples], rows.starts)
 
 
 def evaluation_batches(

@@ -1,84 +1,182 @@
-"""Functions that stand in several splits, or twice with different labels."""
+"""Functions and groups that stand in several splits, or twice with different labels.
+
+Functions are compared by 8 bytes of a digest, so that millions fit in memory: among 5 million, two
+different ones are taken for the same with a chance of 1 in 1.5 million.
+"""
 
 import hashlib
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from data.errors import DataError
 from data.records import CodeSample
 
+GROUPS = ("commit", "cve", "project")
 _SHOWN = 3  # examples quoted in a message
+_MOST_CWES = 200  # named in data.json
+
+Digests = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """Duplicates found by the digest of the whitespace-collapsed code."""
+    """What splits share, by pair of splits such as "train/test", and what repeats within one.
 
-    shared_functions: dict[str, int]  # "train/test": functions of both
-    shared_commits: dict[str, int]
-    contradictory: dict[str, int]  # split: functions with both labels
-    examples: list[str]  # "train.jsonl:3 = test.jsonl:9"
+    Attributes:
+        shared_functions: Functions of both, equal after whitespace.
+        shared_groups: By field: values that stand in both.
+        duplicates: By split: functions that repeat an earlier one.
+        contradictory: By split: functions that stand there with both labels.
+        examples: "train.jsonl:3 = test.jsonl:9".
+    """
 
-    @property
-    def num_leaks(self) -> int:
-        """Functions that stand in more than one split."""
-        return sum(self.shared_functions.values())
+    shared_functions: dict[str, int]
+    shared_groups: dict[str, dict[str, int]]
+    duplicates: dict[str, int]
+    contradictory: dict[str, int]
+    examples: list[str]
+
+    def leaks(self, groups: Sequence[str]) -> dict[str, dict[str, int]]:
+        """What stands in two splits and must not, by kind and pair of splits."""
+        found = {"functions": self.shared_functions} | {
+            f"{group}s": self.shared_groups[group] for group in groups
+        }
+        kept = {kind: {k: n for k, n in pairs.items() if n} for kind, pairs in found.items()}
+        return {kind: pairs for kind, pairs in kept.items() if pairs}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for data.json."""
         return asdict(self)
 
 
+class SplitKeys:
+    """Digests of a split's functions and groups, 8 bytes each, and its classes."""
+
+    def __init__(self) -> None:
+        self._codes = array("Q")
+        self._groups = {group: array("Q") for group in GROUPS}
+        self._targets = array("b")
+        self.cwes: Counter[tuple[str, int]] = Counter()
+
+    def append(self, samples: Sequence[CodeSample]) -> None:
+        """Add functions."""
+        self._codes.frombytes(b"".join(_code_key(s.code) for s in samples))
+        for group, keys in self._groups.items():
+            values = [getattr(s, group) for s in samples]
+            keys.frombytes(b"".join(_key(v.encode()) if v else bytes(8) for v in values))
+        self._targets.extend(s.target for s in samples)
+        self.cwes.update((s.cwe, s.target) for s in samples)
+
+    @property
+    def code_N(self) -> Digests:
+        """Of every function, whitespace apart."""
+        return np.frombuffer(self._codes, np.uint64)
+
+    @property
+    def target_N(self) -> npt.NDArray[np.int8]:
+        """Of every function."""
+        return np.frombuffer(self._targets, np.int8)
+
+    def groups(self, field: str) -> Digests:
+        """Values of a group field that are there, each once."""
+        keys: Digests = np.unique(np.frombuffer(self._groups[field], np.uint64))
+        return keys[1:] if len(keys) and not keys[0] else keys  # 0 stands for no value
+
+    def cwe_table(self) -> dict[str, list[int]]:
+        """Functions of each weakness: [not vulnerable, vulnerable], the most frequent first."""
+        total = Counter[str]()
+        for (cwe, _), count in self.cwes.items():
+            total[cwe or "unknown"] += count
+        return {
+            cwe: [self.cwes["" if cwe == "unknown" else cwe, target] for target in (0, 1)]
+            for cwe, _ in total.most_common(_MOST_CWES)
+        }
+
+
 def code_digest(code: str) -> str:
-    """sha256 of the code with every run of whitespace made one space."""
-    return hashlib.sha256(" ".join(code.split()).encode("utf-8", "surrogatepass")).hexdigest()
+    """Digest of the code with every run of whitespace made one space."""
+    return _code_key(code).hex()
 
 
-def compare_splits(splits: Mapping[str, Sequence[CodeSample]]) -> SplitFacts:
-    """Count the functions and commits that splits share, and contradictory labels within one."""
-    origins = {
-        name: {code_digest(s.code): s.origin for s in split} for name, split in splits.items()
-    }
-    commits = {name: {s.commit for s in split if s.commit} for name, split in splits.items()}
-    functions_shared, commits_shared, examples = {}, {}, []
+def compare_splits(
+    splits: Mapping[str, Sequence[CodeSample]], keys: Mapping[str, SplitKeys]
+) -> SplitFacts:
+    """Count what splits share, and repetitions within one.
+
+    Args:
+        splits: Records, read for the origins of a few examples alone.
+        keys: Their digests.
+    """
+    functions: dict[str, int] = {}
+    groups: dict[str, dict[str, int]] = {group: {} for group in GROUPS}
+    examples: list[str] = []
     for one, other in combinations(splits, 2):
-        both = origins[one].keys() & origins[other].keys()
-        functions_shared[f"{one}/{other}"] = len(both)
-        commits_shared[f"{one}/{other}"] = len(commits[one] & commits[other])
-        examples += [f"{origins[one][d]} = {origins[other][d]}" for d in sorted(both)[:_SHOWN]]
-    contradictory = {name: _contradictions(split) for name, split in splits.items()}
-    return SplitFacts(functions_shared, commits_shared, contradictory, examples)
+        pair = f"{one}/{other}"
+        both, at_one, at_other = np.intersect1d(
+            keys[one].code_N, keys[other].code_N, return_indices=True
+        )
+        functions[pair] = len(both)
+        places = sorted(zip(at_one.tolist(), at_other.tolist(), strict=True))[:_SHOWN]
+        examples += [f"{splits[one][a].origin} = {splits[other][b].origin}" for a, b in places]
+        for group, shared in groups.items():
+            shared[pair] = len(np.intersect1d(keys[one].groups(group), keys[other].groups(group)))
+    return SplitFacts(
+        shared_functions=functions,
+        shared_groups=groups,
+        duplicates={n: len(k.code_N) - len(np.unique(k.code_N)) for n, k in keys.items()},
+        contradictory={name: _contradictions(k) for name, k in keys.items()},
+        examples=examples,
+    )
 
 
-def refuse_leaks(facts: SplitFacts, allow: bool) -> None:
-    """Stop a training run whose splits share functions.
+def refuse_leaks(facts: SplitFacts, groups: Sequence[str], allow: bool) -> None:
+    """Stop a training run whose splits share functions or groups.
+
+    Args:
+        facts: Of its splits.
+        groups: Fields that must not be shared.
+        allow: Let it pass.
 
     Raises:
-        DataError: A function stands in two splits and the recipe does not allow it.
+        DataError: Something stands in two splits and the recipe does not allow it.
     """
-    if facts.num_leaks and not allow:
-        shared = {pair: count for pair, count in facts.shared_functions.items() if count}
+    leaks = facts.leaks(groups)
+    if leaks and not allow:
+        examples = "; ".join(facts.examples[:_SHOWN])
         raise DataError(
-            f"functions stand in several splits (equal after whitespace): {shared}, for example"
-            f" {'; '.join(facts.examples[:_SHOWN])}. Remove them from one split, or set"
-            " data.allow_leaks=true, which the report will state"
+            f"splits share what they must not (functions equal after whitespace, data.leak_groups):"
+            f" {leaks}{', for example ' + examples if examples else ''}. Remove it from one split,"
+            " or set data.allow_leaks=true, which the report will state"
         )
 
 
-def refuse_one_class(targets: Sequence[int], name: str) -> None:
+def refuse_one_class(targets: npt.ArrayLike, name: str) -> None:
     """Training needs both classes.
 
     Raises:
         DataError: Every function has the same target.
     """
-    if len(set(targets)) < 2:
-        raise DataError(f"{name}: all {len(targets)} functions have target {targets[0]}; need both")
+    present = np.unique(np.asarray(targets))
+    if len(present) < 2:
+        count = len(np.asarray(targets))
+        raise DataError(f"{name}: all {count} functions have target {present[0]}; need both")
 
 
-def _contradictions(split: Sequence[CodeSample]) -> int:
-    seen: dict[str, set[int]] = {}
-    for sample in split:
-        seen.setdefault(code_digest(sample.code), set()).add(sample.target)
-    return sum(len(targets) > 1 for targets in seen.values())
+def _contradictions(keys: SplitKeys) -> int:
+    safe, vulnerable = (keys.code_N[keys.target_N == target] for target in (0, 1))
+    return len(np.intersect1d(safe, vulnerable))
+
+
+def _code_key(code: str) -> bytes:
+    return _key(" ".join(code.split()).encode("utf-8", "surrogatepass"))
+
+
+def _key(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()

@@ -3,7 +3,7 @@
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.records import CodeSample
 
 _BATCH = 1024  # functions per call of the tokenizer
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
@@ -28,21 +27,21 @@ class ExampleSet:
     A function gives one example, several when it is cut into windows, none when it is dropped.
 
     Attributes:
-        tokens: All ids, end tokens included, int32.
+        tokens: All ids, end tokens included, uint16 or int32, possibly a file in memory.
         starts: E + 1 offsets, int64.
         record_E: Index of the function each example came from.
         label_E: Target of the function.
         share_E: 1 / number of examples of the function, so that shares sum to functions.
-        weight_E: Group weight of the function; multiplies its loss, not its count.
+        weight_E: Weight of the function's class and group; multiplies its loss, not its count.
         num_records: Functions read, dropped ones included.
     """
 
-    tokens: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]
     record_E: npt.NDArray[np.int64]
-    label_E: npt.NDArray[np.int64]
+    label_E: npt.NDArray[np.int8]
     share_E: npt.NDArray[np.float64]
-    weight_E: npt.NDArray[np.float64]
+    weight_E: npt.NDArray[np.float32]
     num_records: int
 
     @cached_property
@@ -57,7 +56,10 @@ class ExampleSet:
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """What tokenisation did to a split; token counts are those of the code, without end token."""
+    """What tokenisation did to a split; token counts are those of the code, without end token.
+
+    Long functions are above seq_length, oversized ones above max_function_bytes.
+    """
 
     num_functions: int
     num_positive: int
@@ -67,6 +69,8 @@ class TokenFacts:
     tokens_max: int
     num_long: int
     long_positive: int
+    num_oversized: int
+    oversized_positive: int
     policy: str
     num_examples: int
 
@@ -141,78 +145,112 @@ def normalize_whitespace(code: str, mode: str) -> str:
     return "\n".join(_BLANKS_INSIDE.sub(" ", line) for line in lines if line)
 
 
-def tokenize(
-    samples: Sequence[CodeSample],
-    tokenizer: CodeTokenizer,
-    config: DataConfig,
-    group_weights: Mapping[str, float] | None = None,
-) -> tuple[ExampleSet, TokenFacts]:
-    """Token ids of every function, the end token after each piece.
+@dataclass(frozen=True)
+class Pieces:
+    """The examples of a few functions, flat.
+
+    Attributes:
+        tokens: Ids of all examples one after the other, end tokens included.
+        lengths_E: Tokens of each example.
+        record_E: Which of the functions each came from, counted from 0.
+        code_lengths_N: Tokens of each function's whole code; -1 where it was not tokenised.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    lengths_E: npt.NDArray[np.int64]
+    record_E: npt.NDArray[np.int64]
+    code_lengths_N: npt.NDArray[np.int32]
+
+
+def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: DataConfig) -> Pieces:
+    """Token ids of functions, the end token after each piece.
 
     Args:
-        samples: Records of one split.
+        codes: Source texts.
         tokenizer: Encodes and ends.
-        config: seq_length, long_functions and normalize_whitespace.
-        group_weights: Loss weight by CodeSample.status; 1 where not named.
-
-    Returns:
-        The examples and the facts of the split. A function above seq_length - 1 tokens (one is the
-        end token) is dropped, cut to its head, or cut into windows that follow one another.
+        config: seq_length, long_functions, window_overlap, normalize_whitespace and
+            max_function_bytes: a longer text is dropped unread.
     """
-    weights = group_weights or {}
-    texts = [normalize_whitespace(s.code, config.normalize_whitespace) for s in samples]
-    code_lengths = np.zeros(len(samples), dtype=np.int64)
-    pieces, record, share = [], [], []
-    for index, ids in enumerate(tokenizer.encode(texts)):
+    is_read = [_num_bytes(code) <= config.max_function_bytes for code in codes]
+    texts = [
+        normalize_whitespace(code, config.normalize_whitespace)
+        for code, read in zip(codes, is_read, strict=True)
+        if read
+    ]
+    ids_N = tokenizer.encode(texts)
+    end = np.array([tokenizer.end_id], dtype=np.int32)
+    parts, lengths, num_pieces = [], [], np.zeros(len(codes), dtype=np.int64)
+    code_lengths = np.full(len(codes), -1, dtype=np.int32)
+    for index, read in enumerate(is_read):
+        if not read:
+            continue
+        ids = next(ids_N)
         code_lengths[index] = len(ids)
-        cut = _cut(ids, config.seq_length - 1, config.long_functions)
-        pieces += [np.append(piece, np.int32(tokenizer.end_id)) for piece in cut]
-        record += [index] * len(cut)
-        share += [1.0 / len(cut) for _ in cut]  # none of a dropped function
-    label = np.array([s.target for s in samples], dtype=np.int64)
-    weight = np.array([weights.get(s.status, 1.0) for s in samples], dtype=np.float64)
-    record_E = np.array(record, dtype=np.int64)
-    examples = ExampleSet(
-        tokens=np.concatenate(pieces) if pieces else np.zeros(0, np.int32),
-        starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
-        record_E=record_E,
-        label_E=label[record_E],
-        share_E=np.array(share, dtype=np.float64),
-        weight_E=weight[record_E],
-        num_records=len(samples),
+        pieces = cut(ids, config.seq_length - 1, config.long_functions, config.window_overlap)
+        num_pieces[index] = len(pieces)
+        for piece in pieces:
+            parts += [piece, end]
+            lengths.append(len(piece) + 1)
+    return Pieces(
+        tokens=np.concatenate(parts) if parts else np.zeros(0, np.int32),
+        lengths_E=np.array(lengths, dtype=np.int64),
+        record_E=np.repeat(np.arange(len(codes)), num_pieces),
+        code_lengths_N=code_lengths,
     )
-    return examples, _facts(code_lengths, label, len(pieces), config)
 
 
-def _cut(ids: npt.NDArray[np.int32], limit: int, policy: str) -> list[npt.NDArray[np.int32]]:
+def cut(
+    ids: npt.NDArray[np.int32], limit: int, policy: str, overlap: int = 0
+) -> list[npt.NDArray[np.int32]]:
+    """What is kept of a function, as pieces of at most `limit` tokens.
+
+    Args:
+        ids: All its tokens.
+        limit: Above it the policy applies.
+        policy: "drop" none; "truncate" the head, "truncate_left" the tail, "truncate_middle" half
+            of each; "window" pieces that follow one another.
+        overlap: Tokens that a window repeats of the one before it, below `limit`.
+    """
     if len(ids) <= limit:
         return [ids]
+    if policy == "window":
+        return [ids[n : n + limit] for n in range(0, len(ids) - overlap, limit - overlap)]
+    tail = {"truncate": 0, "truncate_middle": limit // 2, "truncate_left": limit}
     if policy == "drop":
         return []
-    if policy == "truncate":
-        return [ids[:limit]]
-    return [ids[first : first + limit] for first in range(0, len(ids), limit)]
+    return [np.concatenate([ids[: limit - tail[policy]], ids[len(ids) - tail[policy] :]])]
 
 
-def _facts(
-    lengths: npt.NDArray[np.int64],
-    label: npt.NDArray[np.int64],
+def token_facts(
+    code_lengths_N: npt.NDArray[np.int32],
+    target_N: npt.NDArray[np.int8],
     num_examples: int,
     config: DataConfig,
 ) -> TokenFacts:
-    is_long = lengths > config.seq_length - 1
+    """Counts of a split from its functions' lengths (-1: never tokenised) and targets."""
+    is_oversized = code_lengths_N < 0
+    is_long = code_lengths_N > config.seq_length - 1
+    lengths = code_lengths_N[~is_oversized]
+    if not len(lengths):
+        lengths = np.zeros(1, np.int32)
     return TokenFacts(
-        num_functions=len(lengths),
-        num_positive=int(label.sum()),
+        num_functions=len(code_lengths_N),
+        num_positive=int(target_N.sum(dtype=np.int64)),
         tokens_mean=float(lengths.mean()),
         tokens_median=float(np.median(lengths)),
         tokens_p90=float(np.percentile(lengths, 90)),
         tokens_max=int(lengths.max()),
         num_long=int(is_long.sum()),
-        long_positive=int(label[is_long].sum()),
+        long_positive=int(target_N[is_long].sum(dtype=np.int64)),
+        num_oversized=int(is_oversized.sum()),
+        oversized_positive=int(target_N[is_oversized].sum(dtype=np.int64)),
         policy=config.long_functions,
         num_examples=num_examples,
     )
+
+
+def _num_bytes(code: str) -> int:
+    return len(code) if code.isascii() else len(code.encode("utf-8", "surrogatepass"))
 
 
 def _named_end_token(folder: Path) -> str | None:

@@ -27,9 +27,9 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(run: Path, file: Path, name: str) -> None:
     from data.errors import DataError
-    from data.prepare import prepare
     from data.readers import file_digest
     from trainer.errors import ConfigError
+    from trainer.preparation import prepare_run
     from trainer.recipe import load_run_config
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -38,7 +38,7 @@ def _evaluate(run: Path, file: Path, name: str) -> None:
     config = load_run_config(run / "config.yaml", [here])
     if not file.is_file():
         raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
-    prepared = prepare(config.data, config.tokenizer_folder, config.loss.group_weights)
+    prepared = prepare_run(config)
     if name == "test" and file_digest(file) != prepared.digests["test"]:
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 

@@ -20,10 +20,10 @@ def _train(recipe: Path, overrides: list[str]) -> None:
 
     config = load_run_config(recipe, overrides)
 
-    from data.prepare import prepare
     from trainer.models.files import check_model_files
+    from trainer.preparation import prepare_run
 
-    prepared = prepare(config.data, config.tokenizer_folder, config.loss.group_weights)
+    prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size)
 
     from trainer.run import run_training  # torch and DeepSpeed: only once the input is sound

@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,17 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = REPOSITORY / "data" / "samples"
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+CACHE = tempfile.mkdtemp(prefix="focaltune-tests-")  # of prepared data: never the user's own
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", XDG_CACHE_HOME=CACHE
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_is_removed() -> Iterator[None]:
+    """Take the prepared data of the tests away."""
+    yield
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def sample_rows(split: str, count: int, longest: int = 900) -> list[dict[str, object]]:

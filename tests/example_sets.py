@@ -1,10 +1,37 @@
-"""Splits made of nothing but tokens, for tests that need no tokenizer."""
+"""Splits in memory: made of nothing but tokens, or of a few functions."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from data.tokenization import ExampleSet
+from data.config import DataConfig
+from data.records import CodeSample
+from data.tokenization import (
+    CodeTokenizer,
+    ExampleSet,
+    TokenFacts,
+    encode_functions,
+    token_facts,
+)
+
+
+def tokenized(
+    samples: Sequence[CodeSample], tokenizer: CodeTokenizer, config: DataConfig
+) -> tuple[ExampleSet, TokenFacts]:
+    """Examples of a few functions and their facts, without a cache."""
+    pieces = encode_functions([sample.code for sample in samples], tokenizer, config)
+    targets = np.array([sample.target for sample in samples], dtype=np.int8)
+    num_E = np.bincount(pieces.record_E, minlength=len(samples))[pieces.record_E]
+    examples = ExampleSet(
+        tokens=pieces.tokens,
+        starts=np.concatenate([[0], np.cumsum(pieces.lengths_E)]),
+        record_E=pieces.record_E,
+        label_E=targets[pieces.record_E],
+        share_E=1.0 / num_E,
+        weight_E=np.ones(len(num_E), dtype=np.float32),
+        num_records=len(samples),
+    )
+    return examples, token_facts(pieces.code_lengths_N, targets, len(num_E), config)
 
 
 def example_set(
@@ -20,9 +47,9 @@ def example_set(
         tokens=np.array([token for piece in pieces for token in piece], dtype=np.int32),
         starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
         record_E=record_E,
-        label_E=np.array(record_E % 2 if labels is None else labels, dtype=np.int64),
+        label_E=np.array(record_E % 2 if labels is None else labels, dtype=np.int8),
         share_E=1.0 / windows_E,
-        weight_E=np.array(np.ones(len(pieces)) if weights is None else weights, dtype=np.float64),
+        weight_E=np.array(np.ones(len(pieces)) if weights is None else weights, dtype=np.float32),
         num_records=len(set(record_E.tolist())),
     )
 

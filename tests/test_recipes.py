@@ -53,14 +53,14 @@ def test_real_functions_train_and_the_report_states_the_known_baseline(world_siz
     assert run_ranks(command, world_size, printed) == [0] * world_size, printed.read_text()[-3000:]
     facts = json.loads((folder / "data.json").read_text())
     counted = {
-        name: (split["num_functions"], split["num_positive"])
+        name: (split["tokens"]["num_functions"], split["tokens"]["num_positive"])
         for name, split in facts["splits"].items()
     }
     assert counted == {"train": (810, 403), "valid": (272, 139), "test": (252, 123)}
-    train = facts["splits"]["train"]
+    train = facts["splits"]["train"]["tokens"]
     assert int(train["tokens_mean"]) == 396  # 396.54
     assert (train["tokens_median"], train["tokens_max"]) == (238, 3397)
-    assert facts["leaks"]["shared_functions"]["train/test"] == 1
+    assert facts["sharing"]["shared_functions"]["train/test"] == 1
     report = json.loads((folder / "report" / "test.json").read_text())
     assert report["population"]["num"] == 252
     positive = report["predictors"]["always positive"]["metrics"]

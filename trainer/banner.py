@@ -7,8 +7,10 @@ from data.order import step_rows
 from data.prepare import Prepared
 from trainer.build import Choices
 from trainer.config import RunConfig
+from trainer.data_report import remark_lines
 from trainer.distributed import Ranks
 from trainer.models.heads import PackedClassifier
+from trainer.tuning.lora import lora_backend
 
 
 def banner_lines(
@@ -29,6 +31,8 @@ def banner_lines(
         f"  precision  {choices.precision} ({choices.precision_reason})",
         f"  preset     {choices.preset} ({choices.preset_reason})",
         f"  attention  {choices.attention} ({choices.attention_reason})",
+        f"  loss       {choices.loss_backend} ({choices.loss_reason})",
+        "  lora       {} ({})".format(*lora_backend(model.model, config.tuning.lora_backend)),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
         f" {config.tuning.method} r {config.tuning.lora_r})",
         *_data_lines(prepared),
@@ -61,22 +65,29 @@ def _data_lines(prepared: Prepared) -> Sequence[str]:
             f" max {facts.tokens_max}; {facts.num_long} long ({facts.long_positive} vulnerable):"
             f" {facts.policy}"
         )
-    shared = prepared.facts["leaks"]["shared_functions"]
-    if any(shared.values()):
-        lines.append(f"  LEAKS      {shared} functions stand in two splits (data.allow_leaks)")
-    return lines
+    return lines + [f"  data       {line}" for line in remark_lines(prepared)]
 
 
 def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Sequence[str]:
     plan, optim = loader.plan, config.optim
-    functions = float(loader.examples.share_E.sum())
     kind = f"packed, {loader.fill:.1%} full" if config.data.packing else "one function each"
     return [
         f"  rows       {plan.num_rows} of {config.data.seq_length} tokens, {kind}",
         f"  steps      {total_steps} ({plan.steps_per_epoch} an epoch)",
-        f"  batch      {functions / plan.steps_per_epoch:.1f} functions in"
+        f"  batch      {loader.num_functions / plan.steps_per_epoch:.1f} functions in"
         f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
         f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
         f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
         f" {idle_share(loader):.0%} of micro-batches empty",
+        *_balance_lines(loader),
+    ]
+
+
+def _balance_lines(loader: TrainLoader) -> Sequence[str]:
+    if loader.plan.world_size == 1:
+        return []
+    uneven = loader.mean_imbalance()
+    return [
+        f"  balance    the slowest rank computes {uneven.optimizer_step - 1:.1%} above the mean in"
+        f" a step, {uneven.micro_step - 1:.1%} in a micro-step"
     ]

@@ -9,6 +9,7 @@ import torch
 
 from trainer.config import RunConfig
 from trainer.engine import choose_preset
+from trainer.losses import choose_backend
 from trainer.models.heads import PackedClassifier
 from trainer.models.load import choose_attention, choose_precision, load_base
 from trainer.recipe import load_preset
@@ -27,22 +28,26 @@ class Choices:
     precision_reason: str
     attention: str
     attention_reason: str
+    loss_backend: str
+    loss_reason: str
 
 
 def choose(config: RunConfig, device: torch.device) -> Choices:
     """Resolve every `auto` of a recipe on this machine.
 
     Raises:
-        ConfigError: A combination the stack gets wrong.
+        ConfigError: A combination the stack gets wrong, or a loss back end that is not there.
         ModelError: An attention back end that is not there.
     """
     preset, preset_reason = choose_preset(config, device)
     stage = int(load_preset(preset)["zero_optimization"]["stage"])
     precision, precision_reason = choose_precision(config, stage, device)
     attention, attention_reason = choose_attention(config.model.attention, precision, device)
+    loss_backend, loss_reason = choose_backend(config.loss.backend, config.task.name, device)
     return Choices(
-        preset, preset_reason, stage, precision, precision_reason, attention, attention_reason
-    )
+        preset, preset_reason, stage, precision, precision_reason, attention, attention_reason,
+        loss_backend, loss_reason,
+    )  # fmt: skip
 
 
 def build_model(

@@ -61,23 +61,32 @@ class TuningSection(Section):
     target_modules: Literal["auto"] | list[str] = Field(
         "auto", description="names of linear layers; auto takes all but the head"
     )
+    lora_backend: Literal["auto", "fused", "peft"] = Field(
+        "auto", description="of the adapted layers; the choice and its reason are printed"
+    )
     modules_to_save: list[str] = Field(
         default_factory=list, description="modules trained whole beside the adapters, e.g. [wte]"
     )
 
 
 class LossSection(Section):
-    """Focal loss over labelled functions."""
+    """Focal loss over labelled functions or tokens."""
 
     gamma: NotNegative = Field(0.0, description="focusing; 0 is cross-entropy")
     alpha: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = Field(
         None, description="class weights [not vulnerable, vulnerable]"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: inverse share of the class in training; or alpha"
     )
     group_weights: dict[str, NotNegative] = Field(
         default_factory=dict, description="weight by the record's status, 1 where not named"
     )
     detach_modulator: bool = Field(
         False, description="drop the modulator's gradient, only to reproduce work that did"
+    )
+    backend: Literal["auto", "triton", "torch", "reference"] = Field(
+        "auto", description="of a language model's loss; the choice and its reason are printed"
     )
 
 
@@ -115,6 +124,14 @@ class EvalSection(Section):
 
     interval: Literal["epoch", "never"] | Positive = Field(
         "epoch", description="epoch, never, or every N steps"
+    )
+    window_score: Literal["max", "mean"] = Field(
+        "max", description="of a function cut into windows"
+    )
+    compat_population: bool = Field(
+        False,
+        description="leave dropped functions out of the metrics, only to compare with work"
+        " that did; the whole split is scored otherwise",
     )
 
 

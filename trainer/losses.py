@@ -1,14 +1,22 @@
-"""The reference of each loss. Every loss returns a sum and a count, divided once for the step.
+"""The reference of each loss, and the choice of what computes it.
 
-S rows to score, C classes.
+Every loss returns a sum and a count, divided once for the step.
+
+S rows to score, C classes; T tokens, D hidden, V vocabulary.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from trainer.errors import ConfigError
+from trainer.kernels.focal import focal_from_nll
+from trainer.kernels.linear_focal import LinearFocal
+from trainer.kernels.rows import nll_and_gradient
 
 IGNORE_INDEX = -100
 
@@ -51,81 +59,156 @@ def focal_loss(
     Raises:
         ValueError: gamma is negative or not finite.
     """
-    if not 0 <= gamma < float("inf"):
-        raise ValueError(f"gamma must be finite and >= 0, found {gamma}")
+    _check_gamma(gamma)
     if logits_SC.dtype != torch.float64:
         logits_SC = logits_SC.float()
     labelled_S = targets_S != IGNORE_INDEX
-    target_S = torch.where(labelled_S, targets_S, 0)
-    weight_S = labelled_S.to(logits_SC.dtype)
-    count = weight_S.sum()
-    if weights_S is not None:
-        weight_S = weight_S * weights_S
-    if alpha_C is not None:
-        weight_S = weight_S * alpha_C.to(logits_SC)[target_S]
+    target_S, weight_S, count = _row_weights(labelled_S, targets_S, alpha_C, weights_S, logits_SC)
     nll_S = _NegativeLogLikelihood.apply(logits_SC, target_S)  # type: ignore[no-untyped-call]
-    value_S = _FocalOfNll.apply(nll_S, gamma, detach_modulator)  # type: ignore[no-untyped-call]
+    value_S = focal_from_nll(nll_S, gamma, detach_modulator)
     # where, not a product: an ignored row of infinite logits must add 0, not NaN.
     return LossSum(torch.where(labelled_S, value_S * weight_S, 0).sum(), count)
 
 
-class _NegativeLogLikelihood(torch.autograd.Function):
-    """nll = log1p(s), s = sum over j != y of exp(z_j - z_y).
+def linear_focal_loss(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    gamma: float,
+    *,
+    bias_V: Tensor | None = None,
+    alpha_V: Tensor | None = None,
+    weights: Tensor | None = None,
+    function_T: Tensor | None = None,
+    valid_index: Tensor | None = None,
+    detach_modulator: bool = False,
+    backend: str = "torch",
+) -> LossSum:
+    """`focal_loss` of the logits hidden_TD @ weight_VD.T + bias_V, which never stand in memory.
 
-    Leaving the target out of the sum keeps the relative accuracy of a confident row, whose nll is
-    tiny. The gradient is P - [j = y], stored as -(1 - p) = -s / (1 + s) at the target, never formed
-    by subtracting from 1.
+    Args:
+        hidden_TD: Hidden states, each at the token before the one it predicts.
+        weight_VD: Of the output layer, in the dtype of hidden_TD; frozen or trained.
+        targets_T: Token ids; IGNORE_INDEX tokens add neither loss nor count.
+        gamma: >= 0; 0 is plain cross-entropy.
+        bias_V: Of the output layer.
+        alpha_V: Weight of each token of the vocabulary; None is 1.
+        weights: Of each token, or of each function where function_T is given; on the loss only.
+        function_T: The function each token belongs to.
+        valid_index: Where targets_T is not IGNORE_INDEX, as the collator knows it: the other
+            tokens are dropped before the projection, and no device is asked for them.
+        detach_modulator: As in `focal_loss`.
+        backend: torch, triton or reference; see `choose_backend`.
+
+    Raises:
+        ValueError: gamma is negative or not finite, or the dtypes differ.
     """
+    _check_gamma(gamma)
+    if hidden_TD.dtype != weight_VD.dtype:
+        raise ValueError(
+            f"hidden states are {hidden_TD.dtype}, the output layer {weight_VD.dtype}; convert one"
+        )
+    weights_T = weights if weights is None or function_T is None else weights[function_T]
+    if valid_index is not None:
+        hidden_TD = hidden_TD.index_select(0, valid_index)
+        targets_T = targets_T[valid_index]
+        weights_T = None if weights_T is None else weights_T[valid_index]
+    labelled_T = targets_T != IGNORE_INDEX
+    if backend == "reference":
+        hidden_TD = torch.where(labelled_T[:, None], hidden_TD, 0)  # it may hold NaN
+        logits_TV = _all_logits(hidden_TD, weight_VD, bias_V)
+        return focal_loss(
+            logits_TV, targets_T, gamma,
+            alpha_C=alpha_V, weights_S=weights_T, detach_modulator=detach_modulator,
+        )  # fmt: skip
+    target_T, weight_T, count = _row_weights(labelled_T, targets_T, alpha_V, weights_T, hidden_TD)
+    loss = LinearFocal(gamma, detach_modulator, backend)
+    return LossSum(loss.loss_sum(hidden_TD, weight_VD, bias_V, target_T, weight_T), count)
+
+
+def choose_backend(wanted: str, task: str, device: torch.device) -> tuple[str, str]:
+    """What computes the loss, and the reason for it.
+
+    Args:
+        wanted: loss.backend of the recipe.
+        task: task.name of the recipe.
+        device: Of the model.
+
+    Raises:
+        ConfigError: What is asked for cannot be had for this task or on this machine.
+    """
+    if task == "classification":
+        if wanted not in ("auto", "reference"):
+            raise ConfigError(
+                f"loss.backend {wanted} fuses the output layer of a language model into its loss;"
+                " task.name classification scores functions x 2 logits: take auto or reference"
+            )
+        return "reference", "classification: functions x 2 logits, nothing to fuse"
+    if wanted == "reference":
+        return wanted, "asked for; tokens x vocabulary stand in memory"
+    missing = _triton_is_missing(device)
+    if wanted == "triton" and missing:
+        raise ConfigError(f"loss.backend triton: {missing}; take auto or torch")
+    if wanted != "auto":
+        return wanted, "asked for"
+    return ("torch", missing) if missing else ("triton", "fused kernel on the GPU")
+
+
+def _triton_is_missing(device: torch.device) -> str:
+    """Why the Triton kernel does not run on a device; empty where it does."""
+    if device.type != "cuda":
+        return f"{device.type} has no Triton kernels, which need a GPU"
+    if find_spec("triton") is None:
+        return "the triton package is not installed"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "Triton needs a GPU of sm70 or newer"
+    return ""
+
+
+def _check_gamma(gamma: float) -> None:
+    if not 0 <= gamma < float("inf"):
+        raise ValueError(f"gamma must be finite and >= 0, found {gamma}")
+
+
+def _row_weights(
+    labelled_S: Tensor,
+    targets_S: Tensor,
+    alpha_C: Tensor | None,
+    weights_S: Tensor | None,
+    like: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A target in range for every row, its weight (0 where ignored), and how many are labelled."""
+    target_S = torch.where(labelled_S, targets_S, 0)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    weight_S = labelled_S.to(dtype)
+    count = weight_S.sum()
+    if weights_S is not None:
+        weight_S = weight_S * weights_S.to(dtype)
+    if alpha_C is not None:
+        weight_S = weight_S * alpha_C.to(weight_S)[target_S]
+    return target_S, weight_S, count
+
+
+def _all_logits(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Tokens x vocabulary, in fp32 or float64."""
+    if hidden_TD.dtype != torch.float64:
+        hidden_TD, weight_VD = hidden_TD.float(), weight_VD.float()
+    logits_TV = hidden_TD @ weight_VD.t()
+    return logits_TV if bias_V is None else logits_TV + bias_V
+
+
+class _NegativeLogLikelihood(torch.autograd.Function):
+    """The nll of whole rows of logits, which are kept; see trainer/kernels/rows.py."""
 
     @staticmethod
     def forward(ctx: Any, logits_SC: Tensor, target_S: Tensor) -> Tensor:
-        target_S1 = target_S[:, None]
-        target_logit_S1 = logits_SC.gather(1, target_S1)
-        others_SC = logits_SC.scatter(1, target_S1, float("-inf"))
-        highest_S1 = torch.maximum(others_SC.amax(1, keepdim=True), target_logit_S1)
-        others_SC = (others_SC - highest_S1).exp()
-        sum_others_S1 = others_SC.sum(1, keepdim=True)
-        target_exp_S1 = (target_logit_S1 - highest_S1).exp()
-        total_S1 = sum_others_S1 + target_exp_S1
-        nll_S1 = torch.where(
-            sum_others_S1 < target_exp_S1,
-            torch.log1p(sum_others_S1 / target_exp_S1),
-            highest_S1 - target_logit_S1 + total_S1.log(),
-        )
-        gradient_SC = (others_SC / total_S1).scatter(1, target_S1, -sum_others_S1 / total_S1)
+        gradient_SC = logits_SC.clone()
+        nll_S = nll_and_gradient(gradient_SC, target_S, gradient_SC)
         ctx.save_for_backward(gradient_SC)
-        return nll_S1.squeeze(1)
+        return nll_S
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_S: Tensor) -> tuple[Tensor, None]:
         (gradient_SC,) = ctx.saved_tensors
         return upstream_S[:, None] * gradient_SC, None
-
-
-class _FocalOfNll(torch.autograd.Function):
-    """FL = q^gamma l with q = 1 - exp(-l), a function of the nll l alone.
-
-    dFL/dl = q^gamma (1 + gamma r), r = l p / q = l / expm1(l), in (0, 1], r(0) = 1. For gamma < 1
-    the pole of q^(gamma - 1) cancels against r, where autograd through (1 - p) ** gamma gives NaN.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, nll_S: Tensor, gamma: float, detach_modulator: bool) -> Tensor:
-        if gamma == 0:
-            ctx.save_for_backward(torch.ones_like(nll_S))
-            return nll_S.clone()
-        modulator_S = (-torch.expm1(-nll_S)).pow(gamma)
-        slope_S = modulator_S
-        if not detach_modulator:
-            odds_S = torch.expm1(nll_S)  # q / p; infinite above 88 nats in fp32, then r = 0
-            ratio_S = torch.where(odds_S > 0, nll_S / odds_S, 1.0)
-            slope_S = modulator_S * (1 + gamma * ratio_S)
-        ctx.save_for_backward(slope_S)
-        return modulator_S * nll_S
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream_S: Tensor) -> tuple[Tensor, None, None]:
-        (slope_S,) = ctx.saved_tensors
-        return upstream_S * slope_S, None, None

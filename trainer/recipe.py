@@ -116,7 +116,12 @@ def cross_check(config: RunConfig) -> None:
     Raises:
         ConfigError: With every combination found.
     """
-    faults = [*_source_faults(config), *_optim_faults(config), *_precision_faults(config)]
+    faults = [
+        *_source_faults(config),
+        *_data_faults(config),
+        *_optim_faults(config),
+        *_precision_faults(config),
+    ]
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -219,6 +224,26 @@ def _source_faults(config: RunConfig) -> list[str]:
     if any(source is not None and output == Path(source) for source in inputs):
         faults.append(
             f"run.output_dir {output} is the dataset's or the model's folder; choose another"
+        )
+    return faults
+
+
+def _data_faults(config: RunConfig) -> list[str]:
+    data, loss, faults = config.data, config.loss, []
+    if data.window_overlap >= data.seq_length - 1:
+        faults.append(
+            f"data.window_overlap {data.window_overlap} leaves windows of data.seq_length"
+            f" {data.seq_length} no new token; take at most {data.seq_length - 2}"
+        )
+    asked = {
+        "loss.alpha": loss.alpha is not None,
+        "loss.class_weights": loss.class_weights == "balanced",
+        "data.sampling": data.sampling == "balanced",
+    }
+    if sum(asked.values()) > 1:
+        faults.append(
+            f"{' and '.join(key for key, is_set in asked.items() if is_set)} would each weigh the"
+            " classes, once more than meant; take one"
         )
     return faults
 

@@ -17,9 +17,11 @@ _DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
 _FREE = {
     # Paths may move: the digests of what they hold are compared instead.
     "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
+    "data.cache_dir",
     "model.path", "model.config",
     # How a step is computed, not what: what one changes after running out of memory.
-    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing",
+    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing", "loss.backend",
+    "tuning.lora_backend",
 }  # fmt: skip
 
 

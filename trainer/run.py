@@ -11,6 +11,7 @@ from trainer.banner import banner_lines, time_line
 from trainer.build import build_model, choose
 from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
+from trainer.data_report import plan_facts, training_loader
 from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
 from trainer.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError
@@ -102,11 +103,12 @@ def _build(
     keep_base = config.output_dir / BASE if config.model.config and ranks.is_main else None
     model = agreed(ranks, lambda: build_model(config, choices, keep_base))
     settings = deepspeed_config(config, choices.preset, choices.precision)
+    plan = plan_facts(loader, total_steps)
 
     def open_log() -> RunLog | None:
         if not ranks.is_main:
             return None
-        _write_facts(config, prepared, settings)
+        _write_facts(config, prepared, settings, plan)
         return RunLog(
             config.output_dir,
             state.step,
@@ -146,23 +148,18 @@ def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLo
             f" {optim.micro_batch_size} rows a micro-batch x {ranks.world_size} ranks = {taken};"
             f" take {max(1, optim.global_batch_size // taken) * taken}"
         )
-    return TrainLoader(
-        prepared.splits["train"].examples,
-        seq_length=config.data.seq_length,
-        packing=config.data.packing,
-        seed=config.run.seed,
-        global_batch_size=optim.global_batch_size,
-        batch_unit=optim.batch_unit,
-        micro_batch_size=optim.micro_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+    return training_loader(
+        config, prepared, ranks.rank, ranks.world_size, packing=config.data.packing
     )
 
 
-def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]) -> None:
+def _write_facts(
+    config: RunConfig, prepared: Prepared, settings: dict[str, Any], plan: dict[str, Any]
+) -> None:
     write_recipe(config.output_dir, config.to_json())
     write_json(config.output_dir / "ds_config.json", settings)
     write_json(config.output_dir / "data.json", prepared.facts)
+    write_json(config.output_dir / "plan.json", plan)
 
 
 def _check_packing(session: Session) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.batch import collate
 from data.prepare import Prepared
 from trainer.build import Choices
@@ -18,7 +20,7 @@ from trainer.distributed import agreed
 from trainer.errors import MachineError
 from trainer.evaluation.classification import best_threshold, classification_metrics
 from trainer.evaluation.split_report import write_split_report
-from trainer.evaluation.validation import score_functions
+from trainer.evaluation.validation import population, score_functions
 from trainer.export import save_adapter
 from trainer.loop import Run
 from trainer.models.heads import PackedClassifier
@@ -58,8 +60,10 @@ class Session:
         """Score the whole validation split and keep the best step and its threshold."""
         run, state, valid = self.run, self.state, self.prepared.splits["valid"]
         scores = score_functions(run.engine, valid.examples, self.prior, run.config, run.ranks)
-        threshold = best_threshold(scores, valid.targets)
-        metrics = classification_metrics(scores, valid.targets, threshold)
+        scored = population(valid.examples, run.config.eval.compat_population)
+        scores, targets = scores[scored], np.array(valid.targets)[scored]
+        threshold = best_threshold(scores, targets)
+        metrics = classification_metrics(scores, targets, threshold)
         is_best = metrics.roc_auc is None or metrics.roc_auc > (state.best_roc_auc or 0.0)
         if is_best or state.best_step is None:
             state.best_step, state.best_roc_auc = state.step, metrics.roc_auc
@@ -140,6 +144,7 @@ class Session:
                 self.prepared.splits["train"],
                 self.prepared.splits["valid"],
                 self.report_facts(),
+                compat_population=config.eval.compat_population,
             )
 
         return agreed(run.ranks, export_and_report)
@@ -153,8 +158,12 @@ class Session:
             "gamma": self.run.config.loss.gamma,
             "alpha": self.run.config.loss.alpha,
             "group_weights": self.run.config.loss.group_weights,
+            "class_weights": self.run.config.loss.class_weights,
+            "sampling": self.run.config.data.sampling,
             "long_functions": self.run.config.data.long_functions,
-            "leaks": self.prepared.facts["leaks"]["shared_functions"],
+            "window_score": self.run.config.eval.window_score,
+            "leaks": self.prepared.leaks,
+            "leaks_allowed": self.run.config.data.allow_leaks,
             **{f"sha256_{name}": digest for name, digest in self.prepared.digests.items()},
         }
 

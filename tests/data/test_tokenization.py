@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from example_sets import tokenized
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -14,7 +15,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.readers import read_records
 from data.records import CodeSample
-from data.tokenization import CodeTokenizer, normalize_whitespace, tokenize
+from data.tokenization import CodeTokenizer, cut, normalize_whitespace
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 ARCHIVE = SHARED / "vul_java_x1_without_p3" / "java_k_1_strict_2023_07_03.tar.gz"
@@ -98,12 +99,12 @@ def test_seven_words_and_the_end_fill_a_row_of_eight_and_one_more_is_long(
     words, policy, lengths_of_nine_words
 ):
     config = DataConfig(seq_length=8, long_functions=policy)
-    fits, facts = tokenize(functions(7), words, config)
+    fits, facts = tokenized(functions(7), words, config)
     assert fits.lengths.tolist() == [8]
     assert facts.num_long == 0
-    _, facts = tokenize(functions(8), words, config)
+    _, facts = tokenized(functions(8), words, config)
     assert facts.num_long == 1
-    long, _ = tokenize(functions(9), words, config)
+    long, _ = tokenized(functions(9), words, config)
     assert long.lengths.tolist() == lengths_of_nine_words
 
 
@@ -117,15 +118,56 @@ def test_truncate_keeps_the_head_and_window_keeps_all_words_in_order(tmp_path):
         ("window", [[*range(7), end], [*range(7, 14), end], [14, 15, end]]),
     ):
         config = DataConfig(seq_length=8, long_functions=policy)
-        examples, _ = tokenize([sample], tokenizer, config)
+        examples, _ = tokenized([sample], tokenizer, config)
         found = np.split(examples.tokens, examples.starts[1:-1])
         assert [piece.tolist() for piece in found] == pieces
+
+
+@pytest.mark.parametrize(
+    ("policy", "overlap", "kept"),
+    [
+        ("drop", 0, []),
+        ("truncate", 0, [[0, 1, 2, 3, 4]]),
+        ("truncate_left", 0, [[6, 7, 8, 9, 10]]),
+        ("truncate_middle", 0, [[0, 1, 2, 9, 10]]),
+        ("window", 0, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]),
+        ("window", 2, [[0, 1, 2, 3, 4], [3, 4, 5, 6, 7], [6, 7, 8, 9, 10]]),
+        ("window", 4, [list(range(n, n + 5)) for n in range(7)]),
+    ],
+)
+def test_what_is_kept_of_eleven_tokens_in_pieces_of_five(policy, overlap, kept):
+    ids = np.arange(11, dtype=np.int32)
+    assert [piece.tolist() for piece in cut(ids, 5, policy, overlap)] == kept
+    assert [piece.tolist() for piece in cut(ids[:5], 5, policy, overlap)] == [[0, 1, 2, 3, 4]]
+
+
+@given(st.integers(1, 200), st.integers(2, 30), st.data())
+def test_windows_cover_every_token_and_repeat_exactly_the_overlap(length, limit, data):
+    overlap = data.draw(st.integers(0, limit - 1))
+    pieces = cut(np.arange(length, dtype=np.int32), limit, "window", overlap)
+    assert max(map(len, pieces)) <= limit
+    whole = pieces[0].tolist()
+    for piece in pieces[1:]:
+        assert piece[:overlap].tolist() == whole[len(whole) - overlap :]
+        assert len(piece) > overlap  # every window brings something new
+        whole += piece[overlap:].tolist()
+    assert whole == list(range(length))
+
+
+def test_28_a_function_above_the_cap_is_dropped_before_it_is_tokenised_and_counted(words):
+    config = DataConfig(max_function_bytes=9)
+    samples = functions(5, 6, 4)  # 2 n - 1 bytes: 9, 11 and 7; the second is vulnerable
+    examples, facts = tokenized(samples, words, config)
+    assert examples.record_E.tolist() == [0, 2]
+    assert (facts.num_oversized, facts.oversized_positive, facts.tokens_max) == (1, 1, 5)
+    umlauts = [CodeSample("0", "\u00e9" * 5, 1, "train:0")]  # five characters in ten bytes
+    assert tokenized(umlauts, words, config)[1].num_oversized == 1
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
 def test_windows_hold_every_token_once_and_their_shares_add_up_to_the_functions(words, lengths):
     config = DataConfig(seq_length=8, long_functions="window")
-    examples, facts = tokenize(functions(*lengths), words, config)
+    examples, facts = tokenized(functions(*lengths), words, config)
     per_function = np.bincount(examples.record_E, weights=examples.lengths - 1)
     assert per_function.tolist() == lengths
     assert examples.lengths.max() <= 8
@@ -137,7 +179,7 @@ def test_windows_hold_every_token_once_and_their_shares_add_up_to_the_functions(
 
 def test_a_dropped_function_leaves_its_neighbours_with_their_own_labels(words):
     config = DataConfig(seq_length=8, long_functions="drop")
-    examples, facts = tokenize(functions(3, 20, 5, 6), words, config)
+    examples, facts = tokenized(functions(3, 20, 5, 6), words, config)
     assert examples.record_E.tolist() == [0, 2, 3]
     assert examples.label_E.tolist() == [0, 0, 1]
     assert examples.share_E.tolist() == [1.0, 1.0, 1.0]
@@ -146,21 +188,15 @@ def test_a_dropped_function_leaves_its_neighbours_with_their_own_labels(words):
 
 def test_every_piece_ends_with_the_end_token(words):
     config = DataConfig(seq_length=8, long_functions="window")
-    examples, _ = tokenize(functions(3, 20, 7), words, config)
+    examples, _ = tokenized(functions(3, 20, 7), words, config)
     assert len(examples) == 5
     assert set(examples.tokens[examples.starts[1:] - 1].tolist()) == {words.end_id}
-
-
-def test_group_weights_follow_the_status_and_are_one_elsewhere(words):
-    samples = functions(2, status="FIXED") + functions(2, status="VULNERABLE") + functions(2)
-    examples, _ = tokenize(samples, words, DataConfig(), {"FIXED": 0.25})
-    assert examples.weight_E.tolist() == [0.25, 1.0, 1.0]
 
 
 def test_facts_count_the_words_of_the_code_by_hand(words):
     # lengths 2 4 6 20 (targets 0 1 0 1), limit 7: mean 8, median 5, one long function, positive
     config = DataConfig(seq_length=8, long_functions="drop")
-    _, facts = tokenize(functions(2, 4, 6, 20), words, config)
+    _, facts = tokenized(functions(2, 4, 6, 20), words, config)
     assert (facts.tokens_mean, facts.tokens_median, facts.tokens_max) == (8.0, 5.0, 20)
     assert facts.tokens_p90 == pytest.approx(6 + 0.7 * 14)  # place 0.9 x 3 = 2.7 of the sorted four
     assert (facts.num_functions, facts.num_positive) == (4, 2)
@@ -214,7 +250,7 @@ def test_the_real_archive_has_the_counts_and_token_lengths_that_are_known_of_it(
     found = {}
     for split in ("train", "valid", "test"):
         samples = list(read_records(ARCHIVE, split, config))
-        _, facts = tokenize(samples, tokenizer, config)
+        _, facts = tokenized(samples, tokenizer, config)
         found[split] = (facts.num_functions, facts.num_positive)
         if split == "train":
             train = facts

@@ -36,12 +36,17 @@ print(json.dumps(scores))
 """
 
 
-@pytest.mark.parametrize("preset", ["cpu_zero1", "cpu_zero3"])
+@pytest.mark.parametrize(
+    ("preset", "backend"), [("cpu_zero1", "fused"), ("cpu_zero1", "peft"), ("cpu_zero3", "fused")]
+)
 def test_stock_peft_gives_the_scores_of_the_report(
-    preset, tiny_recipe, tiny_data, tiny_model, tmp_path
+    preset, backend, tiny_recipe, tiny_data, tiny_model, tmp_path
 ):
     folder, printed = tmp_path / "run", tmp_path / "printed"
-    command = [str(tiny_recipe), f"run.output_dir={folder}", f"engine.preset={preset}"]
+    command = [
+        str(tiny_recipe), f"run.output_dir={folder}", f"engine.preset={preset}",
+        f"tuning.lora_backend={backend}",
+    ]  # fmt: skip
     assert run_ranks(command, 2, printed) == [0, 0], printed.read_text()[-3000:]
     rows = [json.loads(line) for line in (tiny_data / "test.jsonl").read_text().splitlines()]
     inputs = tmp_path / "inputs.json"

@@ -81,6 +81,16 @@ COMBINATIONS = {
         ("model.dtype=fp16", "engine.precision=bf16"),
         "model.dtype fp16 with engine.precision bf16: take model.dtype=auto",
     ),
+    "67-windows-that-repeat-all-of-the-one-before": (
+        ("data.seq_length=64", "data.window_overlap=63"),
+        "data.window_overlap 63 leaves windows of data.seq_length 64 no new token",
+        "at most 62",
+    ),
+    "67-classes-weighed-twice": (
+        ("loss.alpha=[1.0, 2.0]", "loss.class_weights=balanced", "data.sampling=balanced"),
+        "loss.alpha and loss.class_weights and data.sampling would each weigh the classes",
+        "take one",
+    ),
     "67-zero-0-with-bf16": (
         ("engine.preset=gpu_zero0", "engine.precision=bf16"),
         "engine.preset gpu_zero0 is ZeRO 0, where DeepSpeed scales bf16 gradients wrongly",

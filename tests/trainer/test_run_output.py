@@ -45,6 +45,7 @@ def test_the_banner_says_what_the_run_is(finished):
     _, printed = finished
     for said in (
         "device     cpu x 2", "precision  fp32 (CPU)", "attention  segment_sdpa (CPU:",
+        "loss       reference (classification", "lora       fused (plain linear layers",
         "68,288 of", "40 functions, 20 vulnerable", "8 of 640 tokens, packed, 88.4% full",
         "8 (4 an epoch)", "packing self-check: max |diff| =", "estimate",
     ):  # fmt: skip
@@ -61,7 +62,7 @@ def test_the_run_folder_holds_what_made_it(finished):
     assert settings["zero_optimization"]["stage"] == 1
     assert settings["gradient_clipping"] == recipe["optim"]["max_grad_norm"]
     facts = json.loads((folder / "data.json").read_text())
-    assert facts["splits"]["train"]["num_functions"] == 40
+    assert facts["splits"]["train"]["tokens"]["num_functions"] == 40
     assert set(facts["sha256"]) == {"tokenizer", "train", "valid", "test"}
 
 

@@ -24,6 +24,7 @@ CASES = {
     "eager": (1, ["model.attention=eager"]),
     "sdpa with a mask": (1, ["model.attention=sdpa"]),
     "gradient checkpointing": (2, ["model.gradient_checkpointing=true"]),
+    "PEFT's adapters": (1, ["tuning.lora_backend=peft"]),
 }
 # One step an epoch: packed or not, a step then holds the same functions.
 FULL_BATCH = ["optim.global_batch_size=40"]

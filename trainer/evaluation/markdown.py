@@ -52,6 +52,12 @@ def _population(report: Mapping[str, Any]) -> str:
         f"{num} functions, {num_positive} vulnerable ({num_positive / num:.1%}), in "
         f"{population['num_groups']} groups (a commit each, or a function that has none)."
     )
+    num_left_out = report["facts"].get("num_left_out", 0)
+    if report["facts"].get("compat_population"):
+        text += (
+            f" **{num_left_out} dropped functions are left out** (eval.compat_population), so these"
+            " numbers compare with other work that did the same, not with the whole split."
+        )
     if not num_dropped:
         return f"{text} The model scored every one of them."
     return f"{text} Dropped before the model saw them, and scored by the prior: {num_dropped}."

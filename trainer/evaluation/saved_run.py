@@ -59,4 +59,5 @@ def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) 
         prepared.splits["valid"],
         {"best_step": state["best_step"], "precision": choices.precision, "file": file.name}
         | {f"sha256_{name}": facts["sha256"]},
+        compat_population=config.eval.compat_population,
     )

@@ -15,16 +15,25 @@ from trainer.evaluation.baselines import (
     tfidf_logistic,
 )
 from trainer.evaluation.report import DROPPED, Prediction, write_report
+from trainer.evaluation.validation import population
+
+# The baseline's matrix of word pairs has to fit in memory: of more functions it learns from these.
+MOST_BASELINE_FUNCTIONS = 50_000
 
 
 def predictions(
-    split: Split, scores_N: npt.NDArray[np.float64], threshold: float
+    split: Split,
+    scores_N: npt.NDArray[np.float64],
+    threshold: float,
+    population_P: npt.NDArray[np.int64],
 ) -> list[Prediction]:
-    """One prediction for every function of a split, with its origin."""
+    """One prediction for every function of a population, with its origin."""
     examples = split.examples
     num_tokens = np.bincount(
         examples.record_E, weights=examples.lengths, minlength=examples.num_records
     )
+    is_member = np.zeros(examples.num_records, dtype=bool)
+    is_member[population_P] = True
     return [
         Prediction(
             id=sample.id,
@@ -38,7 +47,10 @@ def predictions(
             num_tokens=int(tokens),
             note="" if tokens else DROPPED,
         )
-        for sample, score, tokens in zip(split.samples, scores_N, num_tokens, strict=True)
+        for sample, score, tokens, member in zip(
+            split.samples, scores_N, num_tokens, is_member, strict=True
+        )
+        if member
     ]
 
 
@@ -51,25 +63,57 @@ def write_split_report(
     train: Split,
     valid: Split,
     facts: Mapping[str, Any],
+    *,
+    compat_population: bool = False,
 ) -> dict[str, Any]:
     """Report of a split; every threshold, also the baseline's, comes from validation.
+
+    Args:
+        folder: Where the files go.
+        name: Of the report.
+        split: What was scored.
+        scores_N: P(vulnerable) of every function.
+        threshold: Of the model.
+        train: What the baselines learn from.
+        valid: What their thresholds come from.
+        facts: What the numbers rest on.
+        compat_population: Leave dropped functions out.
 
     Returns:
         The content of <name>.json.
     """
-    scorer = tfidf_logistic([sample.code for sample in train.samples], train.targets)
-    valid_codes = [sample.code for sample in valid.samples]
-    codes = [sample.code for sample in split.samples]
-    baselines = {
-        TFIDF_LOGISTIC: tfidf_baseline(scorer, valid_codes, valid.targets, codes),
-        **constant_baselines(train.targets, split.targets),
-    }
+    learned_F = _sample(len(train.samples), MOST_BASELINE_FUNCTIONS)
+    scorer = tfidf_logistic(
+        _codes(train, learned_F), [train.targets[place] for place in learned_F.tolist()]
+    )
+    scored_P, valid_P = (population(s.examples, compat_population) for s in (split, valid))
+    valid_targets = [valid.targets[place] for place in valid_P.tolist()]
+    baseline = tfidf_baseline(
+        scorer, _codes(valid, valid_P), valid_targets, _codes(split, scored_P)
+    )
     return write_report(
         folder,
         name,
-        predictions(split, scores_N, threshold),
+        predictions(split, scores_N, threshold, scored_P),
         threshold,
         "highest F1 on validation",
-        baselines,
-        facts,
+        {TFIDF_LOGISTIC: baseline, **constant_baselines(train.targets, scored_P)},
+        {
+            **facts,
+            "baseline_functions": len(learned_F),
+            "compat_population": compat_population,
+            "num_left_out": len(split.samples) - len(scored_P),
+        },
     )
+
+
+def _sample(num: int, most: int) -> npt.NDArray[np.int64]:
+    """All of `num` places, or `most` of them drawn with a fixed seed, ascending."""
+    if num <= most:
+        return np.arange(num)
+    return np.sort(np.random.default_rng(0).choice(num, most, replace=False))
+
+
+def _codes(split: Split, places: npt.NDArray[np.int64]) -> list[str]:
+    codes: list[str] = split.samples.column("code").take(places).to_pylist()
+    return codes

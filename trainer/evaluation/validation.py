@@ -20,8 +20,8 @@ def score_functions(
 ) -> npt.NDArray[np.float64]:
     """P(vulnerable) of every function, equal on all ranks; called by all ranks.
 
-    A function cut into windows has the score of its highest window; a dropped one has the prior, so
-    the population is always the whole split.
+    A function cut into windows has the highest or the mean of their scores (eval.window_score); a
+    dropped one has the prior, so that the population is the whole split.
 
     Args:
         model: Batch -> logits (S, C): an engine, or the model itself; left in training mode.
@@ -54,7 +54,23 @@ def score_functions(
     scores_E = all_reduce_sum(scores_E.to(ranks.device)).cpu()
     if not torch.isfinite(scores_E).all():
         raise DivergedError("the model's scores are not finite; lower optim.lr or check the base")
+    return of_functions(scores_E.numpy(), examples, prior, config.eval.window_score)
+
+
+def of_functions(
+    scores_E: npt.NDArray[np.float64], examples: ExampleSet, prior: float, window_score: str
+) -> npt.NDArray[np.float64]:
+    """Scores of functions from those of their examples: "max" or "mean" over windows."""
     scores_N = np.full(examples.num_records, -1.0)
-    np.maximum.at(scores_N, examples.record_E, scores_E.numpy())
+    if window_score == "max":
+        np.maximum.at(scores_N, examples.record_E, scores_E)
+    else:
+        sums_N = np.bincount(examples.record_E, scores_E * examples.share_E, len(scores_N))
+        scores_N[examples.record_E] = sums_N[examples.record_E]
     scores_N[scores_N < 0] = prior
     return scores_N
+
+
+def population(examples: ExampleSet, compat: bool) -> npt.NDArray[np.int64]:
+    """Functions that metrics are taken over: all, or with eval.compat_population the kept ones."""
+    return np.unique(examples.record_E) if compat else np.arange(examples.num_records)

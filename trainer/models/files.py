@@ -9,6 +9,7 @@ from trainer.config import RunConfig
 from trainer.errors import ConfigError, ModelError
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
+_WIDTH_KEYS, _USUAL_WIDTH = ("hidden_size", "n_embd", "d_model"), 2048
 _SAMPLE_BYTES = 4096  # of each tensor
 _LONGEST_HEADER = 100 << 20  # the format's own limit
 
@@ -28,13 +29,7 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
         ConfigError: data.seq_length is above the model's positions.
     """
     source = Path(config.model.path or config.model.config or "")
-    path = source / "config.json" if source.is_dir() else source
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist; a base model needs its config.json")
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}; fetch it again") from error
+    path, values = _read_config(source)
     if "auto_map" in values:
         raise ModelError(f"{path} needs code of its own (auto_map); such models are never run")
     if config.model.path and not list(source.glob("*.safetensors")):
@@ -55,6 +50,27 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
             f" ({path}); lower it to {limit} or less"
         )
     return values
+
+
+def hidden_size(config: RunConfig) -> int:
+    """Width of the base model, for the cost of a row.
+
+    Raises:
+        ModelError: No config.json.
+    """
+    _, values = _read_config(Path(config.model.path or config.model.config or ""))
+    return int(next((values[key] for key in _WIDTH_KEYS if key in values), _USUAL_WIDTH))
+
+
+def _read_config(source: Path) -> tuple[Path, dict[str, Any]]:
+    path = source / "config.json" if source.is_dir() else source
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist; a base model needs its config.json")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}; fetch it again") from error
+    return path, values
 
 
 def base_digest(config: RunConfig) -> str:

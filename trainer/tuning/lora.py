@@ -1,15 +1,16 @@
 """LoRA (Hu et al. 2021) through PEFT, in the layout every PEFT user can load."""
 
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from trainer.config import TuningSection
-from trainer.errors import ModelError
+from trainer.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 
@@ -22,6 +23,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
     Raises:
         ModelError: A name matches no layer, or the rank is above a layer's size.
+        ConfigError: The fused layer is asked for and does not fit.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -39,10 +41,57 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         modules_to_save=list(tuning.modules_to_save) or None,  # a copy: PEFT adds the head to it
         fan_in_fan_out=transposed,
     )
+    adapted = [m for n, m in base.base_model.named_modules() if n.rpartition(".")[2] in targets]
+    if choose_lora_backend(tuning.lora_backend, settings, adapted)[0] == "fused":
+        from transformers.pytorch_utils import Conv1D
+
+        from trainer.tuning.fused_lora import FusedLoraLinear
+
+        # PEFT's own way to give its layers another class.
+        settings._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         model: PeftModel = get_peft_model(base, settings)
     return model
+
+
+def choose_lora_backend(
+    wanted: str, settings: "LoraConfig", layers: Iterable[nn.Module]
+) -> tuple[str, str]:
+    """What computes the adapted layers, and the reason for it.
+
+    Args:
+        wanted: tuning.lora_backend of the recipe.
+        settings: What PEFT is told.
+        layers: The layers under the adapters.
+
+    Raises:
+        ConfigError: The fused layer is asked for and does not fit.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    # Not isinstance: quantised layers are nn.Linear by inheritance.
+    kinds = {type(layer) for layer in layers} - {nn.Linear, Conv1D}
+    odd = [f"layers of type {name}" for name in sorted(kind.__name__ for kind in kinds)]
+    odd += [name for name in ("use_dora", "lora_bias") if getattr(settings, name)]
+    odd += ["trained biases"] if settings.bias != "none" else []
+    if wanted == "peft":
+        return wanted, "asked for"
+    if not odd:
+        return "fused", "plain linear layers: no copy of the activations, no fp32 of them"
+    if wanted == "fused":
+        raise ConfigError(
+            f"tuning.lora_backend fused does not know {', '.join(odd)}; take auto or peft"
+        )
+    return "peft", f"the fused layer does not know {', '.join(odd)}"
+
+
+def lora_backend(model: "PeftModel", wanted: str) -> tuple[str, str]:
+    """`choose_lora_backend` of a model with its adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [m.get_base_layer() for m in model.modules() if isinstance(m, LoraLayer)]
+    return choose_lora_backend(wanted, model.peft_config["default"], layers)
 
 
 def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:

@@ -1,0 +1,177 @@
+"""What an audit finds: frozen records of plain values, ready for JSON."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data.audit.whitespace import CollapseFacts
+
+IntArray = npt.NDArray[np.int64]
+HashArray = npt.NDArray[np.uint64]
+
+Severity = Literal["leak", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("leak", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict: what was found, what it means, what to do."""
+
+    severity: Severity
+    found: str
+    meaning: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class SplitPopulation:
+    """Who is in a split; lengths are in tokens and empty where none were given.
+
+    Attributes:
+        num_distinct: Functions that differ after whitespace.
+        num_fix_pairs: Functions (a commit and a name) that stand with both labels.
+        groups: "commit", "project", "cve": distinct values, 0 where the dataset names none.
+        lengths: min, median, mean, p90, p99, max.
+        length_auc: ROC AUC of the length alone as a score; None with one class or no lengths.
+        histogram: "safe" and "vulnerable": functions in each bin of AuditFacts.length_edges.
+    """
+
+    name: str
+    num_functions: int
+    num_positive: int
+    num_distinct: int
+    num_fix_pairs: int
+    groups: dict[str, int]
+    lengths: dict[str, float]
+    length_auc: float | None
+    histogram: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Something found within a split ("train") or in both of two ("train/test").
+
+    Attributes:
+        where: One split, or two with a slash.
+        num_things: Codes or groups found there.
+        num_functions: By split: functions they are or hold.
+        examples: For a person to look up.
+    """
+
+    where: str
+    num_things: int
+    num_functions: dict[str, int]
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class NearPairs:
+    """Near duplicates within a split or between two.
+
+    Attributes:
+        num_pairs: Pairs at or above the threshold; a lower bound in dense clusters.
+        num_opposite: Of these, with opposite labels.
+        num_functions: By split: functions with at least one such twin on the other side.
+        examples: The most alike.
+    """
+
+    where: str
+    num_pairs: int
+    num_opposite: int
+    num_functions: dict[str, int]
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class NearFacts:
+    """The search for near duplicates.
+
+    Attributes:
+        examined: By split: (functions looked at, functions there are).
+        pairs: Per split and per pair of splits, exact duplicates and pairs of a fix left out.
+        num_fix_pairs: By split: pairs above the threshold that share a commit and differ in the
+            label, which a fix makes by nature.
+        clusters: Connected exact and near duplicates: their number, the functions in them, the
+            largest, and those that reach over splits.
+        functions_per_second: Of the whole search.
+    """
+
+    method: str
+    examined: dict[str, tuple[int, int]]
+    pairs: list[NearPairs]
+    num_fix_pairs: dict[str, int]
+    clusters: dict[str, int]
+    functions_per_second: float
+
+
+@dataclass(frozen=True)
+class TellingWord:
+    """A word whose presence goes with the label.
+
+    Attributes:
+        words: Those that stand in the very same functions: known ones first, then short ones.
+        place: "comment", "string", "name" (the function's own), "code" or "file".
+        num_positive: Vulnerable functions that hold it; num_negative likewise.
+        bits: Mutual information of presence and label.
+        balanced_accuracy: Of the better rule "with it: one class; without it: the other".
+        p_value: Fisher's exact test, two-sided, before correction.
+        is_known: One of the words that datasets are known to leak by.
+        carries_label: Alone it tells the label to an extent no real weakness does.
+    """
+
+    words: list[str]
+    place: str
+    num_positive: int
+    num_negative: int
+    bits: float
+    balanced_accuracy: float
+    p_value: float
+    is_known: bool
+    carries_label: bool
+
+
+@dataclass(frozen=True)
+class WordFacts:
+    """Words of the train split tested against the label.
+
+    Attributes:
+        num_examined: Distinct functions looked at.
+        num_tested: Words above the floor of functions; the p-value is corrected by this number.
+        label_bits: Entropy of the label, the most that any word could tell.
+        num_telling: Words beyond chance; words holds the first of them.
+    """
+
+    num_examined: int
+    num_tested: int
+    label_bits: float
+    num_telling: int
+    words: list[TellingWord]
+
+
+@dataclass(frozen=True)
+class AuditFacts:
+    """Everything an audit finds, verdicts first."""
+
+    findings: list[Finding]
+    splits: list[SplitPopulation]
+    exact: list[Shared]
+    near: NearFacts
+    contradictions: list[Shared]
+    ids: list[Shared]
+    groups: dict[str, list[Shared]]
+    words: WordFacts
+    cwes: dict[str, dict[str, tuple[int, int]]]  # CWE: split: (functions, positives)
+    length_edges: list[float]
+    seq_length: int | None
+    collapse: CollapseFacts | None
+
+    @property
+    def num_leaks(self) -> int:
+        """Findings that make a test result untrue."""
+        return sum(finding.severity == "leak" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)

@@ -1,0 +1,285 @@
+"""The verdicts: what was found, what it means, what to do, the gravest first."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from data.audit.facts import (
+    SEVERITIES,
+    Finding,
+    NearFacts,
+    Shared,
+    SplitPopulation,
+    TellingWord,
+    WordFacts,
+)
+from data.audit.whitespace import CollapseFacts
+
+_LENGTH_AUC = 0.6  # length alone ranks this well: a model may learn nothing else
+_PRIOR_SHIFT = 0.1
+_RARE = 0.05
+_NAMED = 6  # words quoted in a verdict
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that the verdicts rest on."""
+
+    splits: Sequence[SplitPopulation]
+    exact: Sequence[Shared]
+    near: NearFacts
+    contradictions: Sequence[Shared]
+    ids: Sequence[Shared]
+    groups: dict[str, list[Shared]]
+    words: WordFacts
+    collapse: CollapseFacts | None
+    leak_groups: Sequence[str]
+
+
+def verdicts(evidence: Evidence) -> list[Finding]:
+    """All findings, leaks before warnings before notes."""
+    found = [
+        *_exact(evidence.exact),
+        *_groups(evidence.groups, evidence.leak_groups, evidence.splits),
+        *_near(evidence.near),
+        *_contradictory(evidence.contradictions),
+        *_repeated_ids(evidence.ids),
+        *_words(evidence.words),
+        *_classes(evidence.splits),
+        *_lengths(evidence.splits),
+        *_collapse(evidence.collapse),
+        *_samples(evidence.near),
+    ]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _exact(exact: Sequence[Shared]) -> Iterator[Finding]:
+    for shared in exact:
+        if not shared.num_things:
+            continue
+        first, *second = shared.where.split("/")
+        if second:
+            yield Finding(
+                "leak",
+                f"{_functions(shared.num_functions[second[0]])} of {second[0]}"
+                f" {_stand(shared.num_functions[second[0]])} in {first} too, whitespace aside"
+                f" ({shared.examples[0]})",
+                "scores reward memory",
+                "remove them from one of the two, or set data.allow_leaks=true",
+            )
+        else:
+            extra = shared.num_functions[first] - shared.num_things
+            yield Finding(
+                "note",
+                f"{first}: {_functions(extra)} repeat another of the split, whitespace aside",
+                "what is repeated weighs more, and intervals come out too narrow",
+                "keep one of each",
+            )
+
+
+def _groups(
+    groups: dict[str, list[Shared]], leak_groups: Sequence[str], splits: Sequence[SplitPopulation]
+) -> Iterator[Finding]:
+    for field, pairs in groups.items():
+        for shared in pairs:
+            if not shared.num_things:
+                continue
+            one, other = shared.where.split("/")
+            sides = shared.num_functions
+            yield Finding(
+                "leak" if field in leak_groups else "note",
+                f"{one} and {other} share {_count(shared.num_things, field)}:"
+                f" {_functions(sides[one])} of {one}, {sides[other]:,} of {other}"
+                f" ({shared.examples[0]})",
+                f"functions of one {field} resemble each other: scores hold for known {field}s"
+                " only",
+                f"split by {field}, or take {field} out of data.leak_groups"
+                if field in leak_groups
+                else f"split by {field} to measure unseen {field}s",
+            )
+    if not any(groups.values()) and len(splits) > 1:
+        yield Finding(
+            "note",
+            "no function names its commit, project or CVE",
+            "groups that reach over splits, and the pairs of a fix, cannot be seen",
+            "map the fields with data.fields where the dataset has them",
+        )
+
+
+def _near(near: NearFacts) -> Iterator[Finding]:
+    for pairs in near.pairs:
+        if not pairs.num_pairs:
+            continue
+        first, *second = pairs.where.split("/")
+        opposite = f", {pairs.num_opposite:,} with opposite labels" if pairs.num_opposite else ""
+        if second:
+            num, (looked_at, _) = pairs.num_functions[second[0]], near.examined[second[0]]
+            yield Finding(
+                "warning",
+                f"{_functions(num)} of {second[0]} ({num / looked_at:.1%})"
+                f" {'has a near twin' if num == 1 else 'have near twins'} in {first}"
+                f" ({_count(pairs.num_pairs, 'pair')}{opposite})",
+                "copies of code seen in training are easier than new code, and harder where the"
+                " label differs",
+                "keep near twins in one split, or report without them; audit.json lists them",
+            )
+        else:
+            yield Finding(
+                "note",
+                f"{first}: {_functions(pairs.num_functions[first])} have near twins in the split"
+                f" ({_count(pairs.num_pairs, 'pair')}{opposite})",
+                "there is less variety than the count of functions says",
+                "keep one of each cluster, or give a cluster one commit so that it stays together",
+            )
+
+
+def _contradictory(contradictions: Sequence[Shared]) -> Iterator[Finding]:
+    for shared in contradictions:
+        if shared.num_things:
+            number = _count(shared.num_things, "code")
+            yield Finding(
+                "warning",
+                f"{shared.where}: {number} with both labels, whitespace aside"
+                f" ({shared.examples[0]})",
+                "no model can be right about both; the flaw lies outside the function, or a label"
+                " is wrong",
+                "correct or remove them",
+            )
+
+
+def _repeated_ids(ids: Sequence[Shared]) -> Iterator[Finding]:
+    for shared in ids:
+        if shared.num_things:
+            yield Finding(
+                "warning",
+                f"{shared.where}: {_count(shared.num_things, 'id')} given to"
+                f" {_functions(shared.num_functions[shared.where])} ({shared.examples[0]})",
+                "a prediction cannot be traced back by its id",
+                "number them anew, or leave the id out: each then gets its place in the file",
+            )
+
+
+def _words(facts: WordFacts) -> Iterator[Finding]:
+    carries = [w for w in facts.words if w.carries_label]
+    artefacts = [w for w in carries if w.place in ("comment", "name") or w.is_known]
+    artefacts = [w for w in artefacts if w.place != "file"]
+    if artefacts:
+        yield Finding(
+            "leak",
+            f"carries the label: {_quoted(artefacts)}",
+            "the model can read the answer and learn nothing about flaws",
+            "rename or remove these words in all splits",
+        )
+    hints = [w for w in facts.words if w not in artefacts and (w.is_known or w.place == "comment")]
+    plain = [w for w in carries if w not in artefacts and w not in hints]
+    if plain:
+        yield Finding(
+            "warning",
+            f"carries the label alone: {_quoted(plain)}",
+            "either the task is this easy or the word is an artefact of how the data was made",
+            "look at the functions that hold it; report a baseline without it",
+        )
+    if hints:
+        yield Finding(
+            "warning",
+            f"comments or telling names go with the label: {_quoted(hints)}",
+            "a hint for people or a trace of the fix, not the flaw itself",
+            "strip comments or rename, and see whether the score stays",
+        )
+    rest = facts.num_telling - len(artefacts) - len(hints) - len(plain)
+    if rest > 0:
+        others = [w for w in facts.words if w not in (*artefacts, *hints, *plain)]
+        yield Finding(
+            "note",
+            f"{_count(rest, 'other word')} go with the label beyond chance: {_quoted(others)}",
+            "real signals (an unsafe call) or habits of the source; none tells the label alone",
+            "read the table of words",
+        )
+
+
+def _classes(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
+    for split in splits:
+        share = split.num_positive / max(split.num_functions, 1)
+        if share in (0.0, 1.0):
+            only = "vulnerable" if share else "safe"
+            yield Finding(
+                "warning",
+                f"{split.name}: every function is {only}",
+                "nothing to tell apart; ROC AUC is undefined",
+                "add functions of the other class, or check data.labels",
+            )
+        elif share < _RARE:
+            yield Finding(
+                "note",
+                f"{split.name}: {share:.1%} are vulnerable",
+                "accuracy says little; calling everything safe is nearly always right",
+                "read PR AUC; weigh the classes (loss.alpha) or set data.sampling=balanced",
+            )
+    if splits:
+        first = splits[0].num_positive / max(splits[0].num_functions, 1)
+        for split in splits[1:]:
+            share = split.num_positive / max(split.num_functions, 1)
+            if abs(share - first) > _PRIOR_SHIFT:
+                yield Finding(
+                    "note",
+                    f"{first:.1%} of {splits[0].name} are vulnerable, {share:.1%} of {split.name}",
+                    "scores are calibrated to the first; a threshold of 0.5 misleads on the second",
+                    "choose the threshold on a split with the share you expect in use",
+                )
+
+
+def _lengths(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
+    for split in splits:
+        auc = split.length_auc
+        if auc is not None and max(auc, 1 - auc) >= _LENGTH_AUC:
+            kind = "longer" if auc > 0.5 else "shorter"
+            yield Finding(
+                "warning",
+                f"{split.name}: vulnerable functions are {kind}: length alone ranks them with"
+                f" ROC AUC {max(auc, 1 - auc):.2f}",
+                "a model may learn the length and look skilled",
+                "set the score of a length-only baseline beside the model's",
+            )
+
+
+def _collapse(collapse: CollapseFacts | None) -> Iterator[Finding]:
+    if collapse is not None and collapse.num_harmed:
+        yield Finding(
+            "warning",
+            f"train: {collapse.warning()}",
+            "the model reads code whose rest is a comment, or that no longer parses",
+            "use data.normalize_whitespace=lines, which keeps line ends",
+        )
+
+
+def _samples(near: NearFacts) -> Iterator[Finding]:
+    for name, (looked_at, num) in near.examined.items():
+        if looked_at < num:
+            yield Finding(
+                "note",
+                f"{name}: near twins and words come from a seeded sample of {looked_at:,} of"
+                f" {num:,} functions",
+                "counts of near twins are lower bounds; exact duplicates and groups cover all",
+                "raise the limit of the audit to look at more",
+            )
+
+
+def _quoted(words: Sequence[TellingWord]) -> str:
+    shown = [
+        f"{word.words[0]!r} in {word.place} ({word.num_positive:,} vulnerable,"
+        f" {word.num_negative:,} safe)"
+        for word in words[:_NAMED]
+    ]
+    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    return ", ".join(shown) + more
+
+
+def _functions(num: int) -> str:
+    return _count(num, "function")
+
+
+def _count(num: int, thing: str) -> str:
+    return f"{num:,} {thing}" if num == 1 else f"{num:,} {thing}s"
+
+
+def _stand(num: int) -> str:
+    return "stands" if num == 1 else "stand"

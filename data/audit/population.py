@@ -1,0 +1,96 @@
+"""Who is in each split: classes, groups, weaknesses, lengths.
+
+Shapes: N functions of a split.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from data.audit.columns import GROUP_FIELDS, Columns
+from data.audit.facts import IntArray, SplitPopulation
+
+_BINS = 36
+CLASSES = ("safe", "vulnerable")
+
+
+def length_edges(lengths: Mapping[str, IntArray]) -> list[float]:
+    """Edges of bins that grow by a ratio, whole numbers, one for all splits."""
+    present = [lengths_N for lengths_N in lengths.values() if len(lengths_N)]
+    if not present:
+        return []
+    low = max(1, min(int(lengths_N.min()) for lengths_N in present))
+    high = max(int(lengths_N.max()) for lengths_N in present) + 1
+    edges = np.unique(np.geomspace(low, max(high, low + 1), _BINS + 1).round())
+    return [float(edge) for edge in edges]
+
+
+def population(split: Columns, lengths_N: IntArray | None, edges: list[float]) -> SplitPopulation:
+    """The facts of one split."""
+    groups = {field: len(np.unique(keys_N[keys_N != 0])) for field, keys_N in split.group_N.items()}
+    return SplitPopulation(
+        name=split.name,
+        num_functions=len(split.target_N),
+        num_positive=int(split.target_N.sum()),
+        num_distinct=len(np.unique(split.digest_N)),
+        num_fix_pairs=_fix_pairs(split),
+        groups={field: groups[field] for field in GROUP_FIELDS},
+        lengths=_summary(lengths_N),
+        length_auc=_length_auc(lengths_N, split.target_N),
+        histogram=_histogram(lengths_N, split.target_N, edges),
+    )
+
+
+def cwe_table(splits: Sequence[Columns]) -> dict[str, dict[str, tuple[int, int]]]:
+    """CWE: split: (functions, positives), the most frequent first."""
+    totals: dict[str, int] = {}
+    for split in splits:
+        for cwe, (num, _) in split.cwes.items():
+            totals[cwe] = totals.get(cwe, 0) + num
+    ordered = sorted(totals, key=lambda cwe: (-totals[cwe], cwe))
+    return {cwe: {split.name: split.cwes.get(cwe, (0, 0)) for split in splits} for cwe in ordered}
+
+
+def _fix_pairs(split: Columns) -> int:
+    """Functions (a commit and a name) that stand with both labels."""
+    both = np.intersect1d(split.fix_N[split.target_N == 0], split.fix_N[split.target_N == 1])
+    return int((both != 0).sum())
+
+
+def _summary(lengths_N: IntArray | None) -> dict[str, float]:
+    if lengths_N is None or not len(lengths_N):
+        return {}
+    p90, p99 = np.percentile(lengths_N, [90, 99])
+    return {
+        "min": float(lengths_N.min()),
+        "median": float(np.median(lengths_N)),
+        "mean": float(lengths_N.mean()),
+        "p90": float(p90),
+        "p99": float(p99),
+        "max": float(lengths_N.max()),
+    }
+
+
+def _length_auc(lengths_N: IntArray | None, target_N: npt.NDArray[np.int8]) -> float | None:
+    """Chance that a vulnerable function is longer than a safe one, ties halved (Mann-Whitney)."""
+    num_positive = int(target_N.sum())
+    num_negative = len(target_N) - num_positive
+    if lengths_N is None or not num_positive or not num_negative:
+        return None
+    from scipy.stats import rankdata
+
+    rank_sum = float(rankdata(lengths_N)[target_N == 1].sum())
+    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def _histogram(
+    lengths_N: IntArray | None, target_N: npt.NDArray[np.int8], edges: list[float]
+) -> dict[str, list[int]]:
+    if lengths_N is None or not edges:
+        return {}
+    counts = {}
+    for target, name in enumerate(CLASSES):
+        chosen = np.clip(lengths_N[target_N == target], edges[0], edges[-1])
+        counts[name] = [int(count) for count in np.histogram(chosen, bins=edges)[0]]
+    return counts

@@ -1,0 +1,100 @@
+"""Audit the splits of a dataset and write what was found."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data.audit.columns import read_columns
+from data.audit.facts import AuditFacts, IntArray
+from data.audit.figure import lengths_png
+from data.audit.findings import Evidence, verdicts
+from data.audit.markdown import headline, render
+from data.audit.near import near_duplicates
+from data.audit.population import cwe_table, length_edges, population
+from data.audit.shared import contradictions, duplicate_ids, exact_duplicates, shared_groups
+from data.audit.whitespace import collapse_damage
+from data.audit.words import telling_words
+from data.records import CodeSample
+
+FIGURE = "lengths.png"
+
+
+def audit_splits(
+    splits: Mapping[str, Sequence[CodeSample]],
+    lengths: Mapping[str, IntArray],
+    *,
+    leak_groups: Sequence[str] = ("commit", "cve"),
+    normalize_whitespace: str = "none",
+    seq_length: int | None = None,
+    max_functions: int = 50_000,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> AuditFacts:
+    """Look for everything that makes a test result untrue.
+
+    Args:
+        splits: Records by name, the training split first; none is empty.
+        lengths: Tokens of every function, by split; {} before tokenisation.
+        leak_groups: Fields of "commit", "project", "cve" that must not stand in two splits.
+        normalize_whitespace: "collapse" counts the functions it harms.
+        seq_length: Marked in the picture of lengths.
+        max_functions: Of a larger split, near duplicates and words see a seeded sample of so many;
+            exact duplicates, groups and classes always cover all.
+        seed: Of that sample.
+        show_progress: Draw bars on stderr where it is a terminal.
+    """
+    for name, lengths_N in lengths.items():
+        assert len(lengths_N) == len(splits[name]), f"{name}: a length for every function"
+    columns = [read_columns(name, samples, show_progress) for name, samples in splits.items()]
+    edges = length_edges(lengths)
+    collapse = None
+    if normalize_whitespace == "collapse":
+        collapse = collapse_damage(columns[0].samples, max_functions)
+    evidence = Evidence(
+        splits=[population(split, lengths.get(split.name), edges) for split in columns],
+        exact=exact_duplicates(columns),
+        near=near_duplicates(columns, max_functions, seed, show_progress),
+        contradictions=contradictions(columns),
+        ids=duplicate_ids(columns),
+        groups=shared_groups(columns),
+        words=telling_words(columns[0], max_functions, seed, show_progress),
+        collapse=collapse,
+        leak_groups=leak_groups,
+    )
+    return AuditFacts(
+        findings=verdicts(evidence),
+        splits=list(evidence.splits),
+        exact=list(evidence.exact),
+        near=evidence.near,
+        contradictions=list(evidence.contradictions),
+        ids=list(evidence.ids),
+        groups=evidence.groups,
+        words=evidence.words,
+        cwes=cwe_table(columns),
+        length_edges=edges,
+        seq_length=seq_length,
+        collapse=collapse,
+    )
+
+
+def write_audit(folder: Path, facts: AuditFacts) -> list[Path]:
+    """Write audit.json, audit.md and, where lengths are known, lengths.png; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = FIGURE if facts.length_edges else None
+    text = json.dumps(facts.to_json(), indent=2, ensure_ascii=False) + "\n"
+    written = [folder / "audit.json", folder / "audit.md"]
+    written[0].write_text(text, encoding="utf-8")
+    written[1].write_text(render(facts, figure), encoding="utf-8")
+    if figure is not None:
+        written.append(folder / figure)
+        written[-1].write_bytes(lengths_png(facts))
+    return written
+
+
+def summary_lines(facts: AuditFacts) -> list[str]:
+    """The short form: a headline, then each leak and warning with its remedy."""
+    graver = [finding for finding in facts.findings if finding.severity != "note"]
+    return [
+        f"audit: {headline(facts)}",
+        *(f"  {f.severity}: {f.found}; {f.remedy}" for f in graver),
+    ]

@@ -1,0 +1,7 @@
+"""Files, archives, folders and saved datasets -> records, streamed, every fault with its place."""
+
+from data.readers.read import SPLITS, read_records
+from data.readers.reading import ReadFacts
+from data.readers.sources import file_digest, source_digest, split_path
+
+__all__ = ["SPLITS", "ReadFacts", "file_digest", "read_records", "source_digest", "split_path"]

@@ -1,0 +1,299 @@
+"""Bytes of a jsonl, json or csv file -> rows (place, {column: value}), streamed."""
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from data.errors import DataError
+from data.readers.columns import Columns
+from data.readers.reading import Reading, RowFault, listed, quote
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+BLOCK_BYTES = 1 << 20
+# A function of 50 MB is 100 MB when every character of it is escaped; a longer line is no function.
+MAX_LINE_BYTES = 256 << 20
+MAX_FIELD_CHARACTERS = 64 << 20  # of CSV, whose reader holds four bytes for each
+_UNCLOSED = ("unexpected end of data", "field larger than field limit")
+_BOM = b"\xef\xbb\xbf"
+_BLANKS = " \t\r\n"  # JSON's own
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
+_JSONL_ADVICE = "write one object per line"
+_ARRAY_ADVICE = "this is a JSON array: write one object per line, or set data.format=json"
+
+
+def jsonl_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
+    """One object a line; a row's place is its line."""
+    decode = _decoder().raw_decode
+    for number, raw in _lines(stream, reading):
+        if len(raw) < 3 and not raw.strip():  # no object is shorter; an exception costs 4 us
+            continue
+        try:
+            line = raw.decode("utf-8")
+            row, end = decode(line)
+            if line[end:].strip(_BLANKS):
+                raise ValueError("text after the object")
+        except (ValueError, RecursionError):  # blank, indented, damaged: rare, so taken slowly
+            if not raw.strip():
+                continue
+            try:
+                row = _decoded_row(reading.decoded(raw))
+            except RowFault as fault:
+                reading.bad_line(number, str(fault))
+                continue
+        if row.__class__ is dict:
+            yield number, row
+        else:
+            advice = _ARRAY_ADVICE if isinstance(row, list) else _JSONL_ADVICE
+            reading.bad_line(number, f"a row must be a JSON object, found {quote(row)}; {advice}")
+
+
+def json_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
+    """Elements of one array, parsed one by one; a row's place is its element, counted from 1.
+
+    Raises:
+        DataError: The array is damaged. That ends it whatever data.max_bad_rows says, because
+            nothing tells where the next element begins.
+    """
+    reading.unit = "element "
+    text = _ArrayText(stream, reading)
+    if text.next_character() != "[":
+        raise text.fault("an array of objects must begin with '['")
+    number, character = 0, text.next_character(skip=1)
+    while character != "]":
+        if number:
+            if character != ",":
+                raise text.fault("',' or ']' must follow an element", number)
+            text.next_character(skip=1)
+        number += 1
+        row = text.element(number)
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            reading.bad_line(number, f"an element must be a JSON object, found {quote(row)}")
+        character = text.next_character()
+    if text.next_character(skip=1):
+        raise text.fault("text follows the array", number)
+
+
+def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> Rows:
+    """Rows under a header; a row's place is its first line. Text stays text: "NA", "007", "".
+
+    Args:
+        stream: Comma separated, quoted with '"', quotes within doubled.
+        reading: Names the file.
+        columns: Those that must be there. In the target's "0" and "1" are numbers, for CSV has no
+            types; with data.labels they stay text, as the map's keys are.
+    """
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # of the process; the default is 128 Ki
+    undecodable: list[RowFault] = []
+    reader = csv.reader(_csv_lines(stream, reading, undecodable), strict=True)
+    header = _header(reader, reading, undecodable)
+    if not header:
+        return
+    columns.refuse_missing(header, f"{reading.name}:1: the first line must name the columns: ")
+    numbers = header.index(columns.target) if columns.target and not columns.labels else None
+    while True:
+        place = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if any(fault in str(error) for fault in _UNCLOSED):  # one field took all the rest
+                raise DataError(
+                    f"{reading.origin(place)}: a quote opens in this row and never closes"
+                    f" ({error}); double every quote within a field"
+                ) from error
+            reading.bad_line(place, f"not CSV: {error}; double every quote within a field")
+            continue
+        if undecodable:
+            reading.bad_line(place, str(undecodable[0]))
+            undecodable.clear()
+        elif len(fields) == len(header):
+            row: dict[str, Any] = dict(zip(header, fields, strict=True))
+            if numbers is not None and fields[numbers] in ("0", "1"):
+                row[header[numbers]] = int(fields[numbers])
+            yield place, row
+        elif fields:
+            found = f"{len(fields)} fields, the header has {len(header)}"
+            reading.bad_line(place, f"{found}; quote fields that hold commas or line ends")
+
+
+def _lines(stream: io.BufferedReader, reading: Reading) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines with their ends, as an editor counts them: LF, CRLF or a lone CR.
+
+    Whole blocks are split at once: an iteration a line costs more than parsing saves.
+    """
+    number, rest, size = 1, [_after_bom(stream)], 0
+    while True:
+        block = stream.read1(BLOCK_BYTES)
+        # a CR at the very end may be half of a CRLF
+        cut = max(block.rfind(b"\n"), block.rfind(b"\r", 0, -1)) + 1 if block else 0
+        if block and not cut:
+            rest.append(block)
+            size += len(block)
+            if size > MAX_LINE_BYTES:
+                raise DataError(
+                    f"{reading.name}:{number}: a line above {MAX_LINE_BYTES} bytes; this is no"
+                    " function: check the file, or split it"
+                )
+            continue
+        whole = b"".join([*rest, block[:cut]])
+        lines = whole.splitlines(keepends=True)
+        yield from enumerate(lines, number)
+        if not block:
+            return
+        number += len(lines)
+        rest, size = [block[cut:]], len(block) - cut
+
+
+def _after_bom(stream: io.BufferedReader) -> bytes:
+    return stream.read(len(_BOM)).removeprefix(_BOM)
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _decoder() -> json.JSONDecoder:
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise _DuplicateKeyError(f"key {twice[:60]!r} stands twice in one row; keep one")
+        return row
+
+    return json.JSONDecoder(object_pairs_hook=refuse_duplicates)
+
+
+def _decoded_row(line: str) -> Any:
+    advice = _ARRAY_ADVICE if line.lstrip(_BLANKS).startswith("[") else _JSONL_ADVICE
+    try:
+        return _decoder().decode(line)
+    except _DuplicateKeyError as error:
+        raise RowFault(str(error)) from error
+    except json.JSONDecodeError as error:
+        fault = f"{error.msg} at column {error.colno}"
+        raise RowFault(f"not a JSON object: {fault}; {advice}") from error
+    except (ValueError, RecursionError) as error:  # digits without end, brackets without end
+        raise RowFault(f"not a JSON object: {error}; {advice}") from error
+
+
+class _ArrayText:
+    """The text of an array, of which only the element being parsed is held."""
+
+    def __init__(self, stream: io.BufferedReader, reading: Reading) -> None:
+        self._stream = stream
+        self._reading = reading
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(reading.config.encoding_errors)
+        self._decode = _decoder().raw_decode
+        self._text = ""
+        self._place = 0  # within the text held
+        self._line = 1  # of the text's first character
+        self._ended = False
+        self._add(_after_bom(stream))
+
+    def next_character(self, skip: int = 0) -> str:
+        """The next one that is not blank, left where it is; "" at the end."""
+        self._place += skip
+        while (found := _NOT_BLANK.search(self._text, self._place)) is None:
+            self._place = len(self._text)
+            if not self._read(BLOCK_BYTES):
+                return ""
+        self._place = found.start()
+        return found.group()
+
+    def element(self, number: int) -> Any:
+        """Parse the element that begins here."""
+        while True:
+            try:
+                row, self._place = self._decode(self._text, self._place)
+            except json.JSONDecodeError as error:
+                # Cut off by the end of the text held? Then the fault stands there, or in the
+                # string that has no end; the 16 are an escape or a word such as -Infinity.
+                cut = error.pos >= len(self._text) - 16 or error.msg.startswith("Unterminated")
+                size = len(self._text) - self._place
+                if size > MAX_LINE_BYTES:
+                    raise self.fault(f"longer than {MAX_LINE_BYTES} characters", number) from error
+                if not cut or not self._read(max(BLOCK_BYTES, size)):  # doubling: linear in all
+                    self._place = min(error.pos, len(self._text))
+                    raise self.fault(error.msg, number) from error
+            except (ValueError, RecursionError) as error:
+                raise self.fault(str(error), number) from error
+            else:
+                return row
+
+    def fault(self, message: str, number: int = 0) -> DataError:
+        """What is wrong here, with the element and the line."""
+        line = self._line + self._text.count("\n", 0, self._place)
+        found = self._text[self._place : self._place + 20]
+        where = f"{self._reading.name}:element {number}" if number else self._reading.name
+        return DataError(
+            f"{where}: line {line}: {message}, found {found!r}; the array is damaged or cut off"
+        )
+
+    def _read(self, size: int) -> bool:
+        """Add text, drop what is parsed; False at the end."""
+        if self._ended:
+            return False
+        raw = self._stream.read1(size)
+        self._ended = not raw
+        self._line += self._text.count("\n", 0, self._place)
+        self._text, self._place = self._text[self._place :], 0
+        self._add(raw)
+        return True
+
+    def _add(self, raw: bytes) -> None:
+        try:
+            new = self._utf8.decode(raw, final=self._ended)
+        except UnicodeDecodeError as error:
+            text = self._text + error.object[: error.start].decode()
+            line = self._line + text.count("\n")
+            raise DataError(
+                f"{self._reading.name}: line {line}: not UTF-8"
+                f" ({error.object[error.start : error.start + 4]!r}); convert the file to UTF-8, or"
+                " set data.encoding_errors=replace"
+            ) from error
+        if "\ufffd" in new:
+            written = raw.count("\ufffd".encode())
+            self._reading.facts.num_replaced += max(new.count("\ufffd") - written, 0)
+        self._text += new
+
+
+def _csv_lines(
+    stream: io.BufferedReader, reading: Reading, undecodable: list[RowFault]
+) -> Iterator[str]:
+    for _, raw in _lines(stream, reading):
+        try:
+            yield reading.decoded(raw)
+        except RowFault as fault:
+            undecodable.append(fault)
+            yield raw.decode("utf-8", "replace")  # the row is refused once it is whole
+
+
+def _header(reader: Any, reading: Reading, undecodable: list[RowFault]) -> list[str]:
+    try:
+        header: list[str] = next((fields for fields in reader if fields), [])
+    except csv.Error as error:
+        raise DataError(f"{reading.name}:1: the header is not CSV: {error}") from error
+    if undecodable:
+        raise DataError(f"{reading.name}:1: the header is {undecodable[0]}")
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
+    if twice:
+        raise DataError(
+            f"{reading.name}:1: the header names {listed(twice)} twice; name every column once"
+        )
+    for delimiter in ";\t|":
+        if len(header) == 1 and delimiter in header[0]:
+            raise DataError(
+                f"{reading.name}:1: fields are separated by {delimiter!r}, found"
+                f" {quote(header[0])}; CSV needs commas: convert the file"
+            )
+    return header

@@ -1,0 +1,141 @@
+"""What readers share: the facts they gather, how a place is named, which faults are let pass."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data.config import DataConfig
+from data.errors import DataError
+
+_SHOWN = 60  # characters of a wrong value quoted in a message
+_LISTED = 160  # characters of names listed in a message
+_EXAMPLES = 5  # bad rows whose message is kept
+
+Place = int | str  # a line, a row, an element, or a file of a folder
+
+
+class RowFault(ValueError):
+    """What is wrong with one row; the place is added by the reader."""
+
+
+@dataclass
+class ReadFacts:
+    """What a reader found and passed over in one split, for data.json and the banner.
+
+    Attributes:
+        num_rows: Rows found, whatever became of them.
+        num_empty: Functions dropped because they are blank; a side of a pair counts once.
+        num_identical: Pairs dropped because the fix did not change the function.
+        num_bad: Rows passed over under data.max_bad_rows.
+        bad_examples: The messages of the first of them.
+        num_replaced: Lines, files or cells that were not UTF-8 and were repaired on request.
+        num_nul: Functions that hold a NUL character, which is kept.
+        ignored_fields: Columns that no field of ours is mapped to.
+        warnings: Sentences for the user, each once.
+    """
+
+    num_rows: int = 0
+    num_empty: int = 0
+    num_identical: int = 0
+    num_bad: int = 0
+    bad_examples: list[str] = field(default_factory=list)
+    num_replaced: int = 0
+    num_nul: int = 0
+    ignored_fields: set[str] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for data.json."""
+        values = asdict(self) | {"ignored_fields": sorted(self.ignored_fields)}
+        return {"num_rows": self.num_rows, "num_empty_dropped": values.pop("num_empty")} | values
+
+    def warn(self, sentence: str) -> None:
+        """Keep a sentence for the user, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+
+@dataclass
+class Reading:
+    """One split being read.
+
+    Attributes:
+        name: What is read, such as "data.tar::train.jsonl".
+        config: Tolerance for bad rows and bad encoding.
+        facts: Filled while reading.
+        unit: Stands between the name and the number of a row: nothing where rows are lines.
+    """
+
+    name: str
+    config: DataConfig
+    facts: ReadFacts
+    unit: str = ""
+
+    def origin(self, place: Place) -> str:
+        """Where a row stands; a file of a folder is its own place."""
+        return place if isinstance(place, str) else f"{self.name}:{self.unit}{place}"
+
+    def bad(self, place: Place, message: str) -> None:
+        """Count a row that cannot be used.
+
+        Raises:
+            DataError: There are more of them than data.max_bad_rows.
+        """
+        facts, allowed = self.facts, self.config.max_bad_rows
+        facts.num_bad += 1
+        whole = f"{self.origin(place)}: {message}"
+        if facts.num_bad > allowed:
+            passed = f"; {allowed} bad rows before it were passed over" if allowed else ""
+            raise DataError(whole + passed)
+        if len(facts.bad_examples) < _EXAMPLES:
+            facts.bad_examples.append(whole)
+
+    def bad_line(self, place: Place, message: str) -> None:
+        """Count a row that never became columns: as a row, and as a bad one."""
+        self.facts.num_rows += 1
+        self.bad(place, message)
+
+    def keeps(self, code: str) -> bool:
+        """Count what is odd about a function; False where it is blank and has to be dropped."""
+        if not code or code.isspace():
+            self.facts.num_empty += 1
+            return False
+        if "\0" in code:
+            self.facts.num_nul += 1
+        return True
+
+    def decoded(self, raw: bytes) -> str:
+        """UTF-8, repaired and counted where the recipe asks for it.
+
+        Raises:
+            RowFault: It is not UTF-8 and data.encoding_errors is strict.
+        """
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if self.config.encoding_errors == "strict":
+                raise RowFault(
+                    f"not UTF-8 at byte {error.start} ({raw[error.start : error.start + 4]!r});"
+                    " convert the file to UTF-8, or set data.encoding_errors=replace"
+                ) from error
+            self.facts.num_replaced += 1
+            return raw.decode("utf-8", "replace")
+
+
+def quote(value: object) -> str:
+    """A value as a message shows it: shortened, with its type."""
+    # repr of a long text would build a second one
+    text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value)
+    return f"{text if len(text) <= _SHOWN else text[:_SHOWN] + '...'} ({type(value).__name__})"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names in a message, and how many more there are."""
+    every, short, room = list(names), [], _LISTED
+    for name in every:
+        room -= min(len(name), _SHOWN)
+        if room < 0:
+            break
+        short.append(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")
+    more = f" and {len(every) - len(short)} more" if len(every) > len(short) else ""
+    return f"{short}{more}"

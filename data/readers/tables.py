@@ -1,0 +1,199 @@
+"""Parquet files and Hugging Face datasets saved to disk -> rows (number, {column: value})."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from data.readers.columns import Columns
+from data.readers.formats import Rows
+from data.readers.reading import Reading, RowFault, listed
+from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
+
+_BATCH_ROWS = 256  # held at once; 256 of the longest functions seen in the field are 100 MB
+# A parquet file needs seeking. Inside an archive, where there is none, it is held in memory.
+MAX_SPOOLED_BYTES = 1 << 30
+_DATASET_FILES = ("state.json", "dataset_info.json")
+
+
+def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> Rows:
+    """Rows of a parquet file, a batch at a time; a row's place is its number, counted from 1.
+
+    Raises:
+        DataError: Damaged, or a column is missing or of a type that holds no code or label.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    reading.unit = "row "
+    source = stream if stream.seekable() else _spooled(stream, reading)
+    num_bytes = source.seek(0, io.SEEK_END)
+    source.seek(0)
+    try:
+        with parquet.ParquetFile(source) as file:
+            wanted = _wanted(file.schema_arrow, reading, columns)
+            # no threads: arrow's would not survive the fork of a tokenising worker
+            batches = file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False)
+            yield from _rows(batches, reading, num_bytes)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{reading.name}: the parquet file is damaged or cut off after"
+            f" {reading.facts.num_rows} rows ({_first_line(error)}); fetch it again"
+        ) from error
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """One split written by datasets.Dataset.save_to_disk."""
+    return all((folder / name).is_file() for name in _DATASET_FILES)
+
+
+def dataset_rows(folder: Path, reading: Reading, columns: Columns) -> Rows:
+    """Rows of a saved dataset, memory-mapped, no network and no code of the dataset's.
+
+    Raises:
+        DataError: As parquet_rows.
+    """
+    import datasets
+    import pyarrow
+
+    reading.unit = "row "
+    _refuse_outside(folder, reading)
+    try:
+        dataset = datasets.load_from_disk(str(folder.resolve()), keep_in_memory=False)
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(f"{folder}: holds several splits; name one of its folders")
+        schema = dataset.features.arrow_schema
+        wanted = _wanted(schema, reading, columns)
+        names = _class_names(dataset.features, reading, columns)
+        tables = dataset.with_format("arrow").select_columns(wanted).iter(_BATCH_ROWS)
+        batches = (batch for table in tables for batch in table.to_batches())
+        target = str(columns.target)
+        for number, row in _rows(batches, reading):
+            value = row[target] if names else None
+            if value is not None and 0 <= value < len(names):
+                row[target] = names[value]
+            yield number, row
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder}: the saved dataset is damaged ({_first_line(error)}); save it again"
+        ) from error
+
+
+def _wanted(schema: Any, reading: Reading, columns: Columns) -> list[str]:
+    """The columns to read, after their types are known to be right."""
+    from pyarrow import types
+
+    names: list[str] = schema.names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{reading.name}: the schema names {listed(twice)} twice; keep one")
+    columns.refuse_missing(names, f"{reading.name}: ")
+    reading.facts.ignored_fields.update(set(names) - columns.known)
+    for name in columns.needed:
+        kind = schema.field(name).type
+        is_text = _is_text(kind.value_type if types.is_dictionary(kind) else kind)
+        is_target = name == columns.target
+        fits = (
+            types.is_integer(kind) or (bool(columns.labels) and is_text) if is_target else is_text
+        )
+        if not fits and not (is_target and columns.labels and types.is_boolean(kind)):
+            allowed = (
+                "an integer column of 0 and 1, or text with data.labels"
+                if is_target
+                else ("a column of text")
+            )
+            raise DataError(f"{reading.name}: column {name!r} is {kind}; it must be {allowed}")
+    return [name for name in names if name in columns.known]
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(
+        test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view)
+    )
+
+
+def _rows(batches: Iterator[Any], reading: Reading, num_compressed: int | None = None) -> Rows:
+    number = num_bytes = 0
+    for batch in batches:
+        num_bytes += batch.nbytes
+        # a dictionary page of one long text can stand for millions of rows
+        too_large = num_compressed and num_bytes > num_compressed * MAX_RATIO
+        if too_large and num_bytes > RATIO_FLOOR_BYTES:
+            raise DataError(
+                f"{reading.name}: {num_compressed} bytes became more than {num_bytes}: above"
+                f" {MAX_RATIO} to 1 this is taken for a decompression bomb"
+            )
+        names = batch.schema.names
+        for values in zip(*(_values(column, reading) for column in batch.columns), strict=True):
+            number += 1
+            yield number, dict(zip(names, values, strict=True))
+
+
+def _values(column: Any, reading: Reading) -> list[Any]:
+    """A column's values; where a text is not UTF-8 it is repaired, or left as bytes and refused."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow
+
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        values = [_text(raw, reading) for raw in column.cast(pyarrow.large_binary()).to_pylist()]
+    return values
+
+
+def _text(raw: bytes | None, reading: Reading) -> str | bytes | None:
+    if raw is None:
+        return None
+    try:
+        return reading.decoded(raw)
+    except RowFault:
+        return raw
+
+
+def _class_names(features: Any, reading: Reading, columns: Columns) -> list[str]:
+    """Names of a ClassLabel column: [vulnerable, safe] stores 0 for vulnerable."""
+    names = list(getattr(features.get(columns.target), "names", None) or [])
+    if not names or names == ["0", "1"]:
+        return []
+    if not columns.labels:
+        raise DataError(
+            f"{reading.name}: column {columns.target!r} stores the classes {listed(names)}; say"
+            f" which is which, e.g. data.labels={{{names[0]}: 0, {names[-1]}: 1}}"
+        )
+    return names
+
+
+def _refuse_outside(folder: Path, reading: Reading) -> None:
+    """A dataset's state.json lists its files: none may stand elsewhere."""
+    import json
+
+    try:
+        files = json.loads((folder / _DATASET_FILES[0]).read_text("utf-8"))["_data_files"]
+        paths = [folder / str(entry["filename"]) for entry in files]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}/state.json is no list of data files: {error}") from error
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{folder}/state.json names {path}, which stands outside the dataset")
+
+
+def _spooled(stream: io.BufferedReader, reading: Reading) -> io.BytesIO:
+    content = io.BytesIO()
+    while block := stream.read1(1 << 20):
+        content.write(block)
+        if content.tell() > MAX_SPOOLED_BYTES:
+            raise DataError(
+                f"{reading.name}: parquet above {MAX_SPOOLED_BYTES} bytes within an archive is held"
+                " in memory and refused; unpack the archive"
+            )
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:160]

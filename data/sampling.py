@@ -1,0 +1,32 @@
+"""Which examples an epoch holds, when that is not simply all of them once."""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def balanced(
+    label_E: npt.NDArray[np.int8], record_E: npt.NDArray[np.int64], rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Examples of an epoch in which both classes have as many functions as the more frequent one.
+
+    No function is left out: every one of the rarer class comes equally often, and a random few,
+    others in every epoch, once more. The windows of a function stay together.
+
+    Args:
+        label_E: Class of each example, both present.
+        record_E: Function of each example.
+        rng: Chooses the few.
+
+    Returns:
+        Indices of examples, ascending.
+    """
+    functions, first_E = np.unique(record_E, return_index=True)
+    label_F = label_E[first_E]
+    most = np.bincount(label_F, minlength=2).max()
+    times = np.zeros(int(record_E.max()) + 1, dtype=np.int64)
+    for label in (0, 1):
+        of_class = functions[label_F == label]
+        whole, rest = divmod(most, len(of_class))
+        times[of_class] = whole
+        times[rng.choice(of_class, rest, replace=False)] += 1
+    return np.repeat(np.arange(len(record_E)), times[record_E])

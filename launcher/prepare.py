@@ -1,0 +1,48 @@
+"""Prepare a recipe's data before the GPU time starts: launcher/prepare.py RECIPE [KEY=VALUE ...].
+
+Reads, checks, tokenises and packs on the CPU, keeps the result where training maps it from, and
+prints what the data came to. --audit looks for near duplicates, labels that contradict and words
+that give the label away, and writes what it finds beside the run folder, as OUTPUT_DIR.audit.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.command import recipe_parser, run_command
+
+
+def main(arguments: list[str]) -> int:
+    """Prepare as the recipe says; the exit code."""
+    parser = recipe_parser(__doc__ or "")
+    parser.add_argument("--audit", action="store_true", help="look deeper; seconds to minutes")
+    given = parser.parse_args(arguments)
+    return run_command(lambda: _prepare(given.recipe, given.overrides, given.audit))
+
+
+def _prepare(recipe: Path, overrides: list[str], audit: bool) -> None:
+    from trainer.preparation import audit_run, prepare_run
+    from trainer.recipe import load_run_config
+
+    config = load_run_config(recipe, overrides)
+
+    from rich.console import Console
+
+    console = Console()
+    if audit:  # first: it also shows what training refuses
+        for line in audit_run(config):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    prepared = prepare_run(config)
+
+    from trainer.data_report import remark_lines, split_table, step_lines
+
+    console.print(split_table(config, prepared))
+    for line in [*step_lines(config, prepared), *remark_lines(prepared)]:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"cache: {prepared.facts['cache']}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

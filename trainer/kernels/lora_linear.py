@@ -1,0 +1,104 @@
+"""A linear layer with LoRA adapters as one step of autograd (Hu et al. 2021).
+
+    Y = X W' + b + s D(X) A' B',    D: dropout, a mask m / (1 - p)
+
+With G = dL/dY, H = D(X) A' and K = s G B,
+
+    dX = G W + D(K A)        dA = K' D(X)        dB = s G' H
+
+The adapters' term is accumulated into X W' by its GEMM, and K A into G W. Kept for the backward
+pass are X, which the layer before holds anyway, m (a byte an element) and H (T x r). Activations
+stay in their own dtype: fp32 adapters over a 16-bit base are rounded to it, X is never widened.
+
+T tokens, I inputs, O outputs, R rank.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias_O: Tensor | None,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scale: float,
+    dropout: float = 0.0,
+    is_transposed: bool = False,
+) -> Tensor:
+    """X W' + b + scale x dropout(X) A' B', with gradients for X, A and B.
+
+    Args:
+        x: (..., I) in the dtype of the weight.
+        weight: Frozen, (O, I), or (I, O) where is_transposed.
+        bias_O: Frozen.
+        a_RI, b_OR: Adapters, in the dtype of x or in fp32.
+        scale: alpha / r.
+        dropout: p of the adapters' input; drawn as torch's dropout draws.
+        is_transposed: The layout of GPT-2's Conv1D.
+    """
+    y: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias_O, a_RI, b_OR, scale, dropout, is_transposed
+    )
+    return y
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
+        dropout: float,
+        is_transposed: bool,
+    ) -> Tensor:
+        x_TI = x.reshape(-1, x.shape[-1])
+        y_TO = F.linear(x_TI, weight.t() if is_transposed else weight, bias_O)
+        dropped_TI, mask_TI = x_TI, None
+        if dropout:
+            dropped_TI, mask_TI = torch.native_dropout(x_TI, dropout, True)
+        h_TR = torch.mm(dropped_TI, a_RI.to(x.dtype).t())
+        y_TO.addmm_(h_TR, b_OR.to(x.dtype).t(), alpha=scale)
+        # Parameters, not views: under ZeRO-3 they are empty until gathered again.
+        ctx.save_for_backward(x_TI, weight, a_RI, b_OR, h_TR, mask_TI)
+        ctx.scale, ctx.dropout, ctx.is_transposed = scale, dropout, is_transposed
+        return y_TO.view(*x.shape[:-1], y_TO.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, weight, a_RI, b_OR, h_TR, mask_TI = ctx.saved_tensors
+        g_TO = upstream.reshape(-1, upstream.shape[-1])
+        k_TR = torch.mm(g_TO, b_OR.to(g_TO.dtype)).mul_(ctx.scale)
+        gradient_b = _product(g_TO.t(), h_TR, b_OR.dtype).mul_(ctx.scale)
+        gradient_x = None
+        if ctx.needs_input_grad[0]:
+            gradient_x = torch.mm(g_TO, weight.t() if ctx.is_transposed else weight)
+            narrow_RI = a_RI.to(g_TO.dtype)
+            if mask_TI is None:
+                gradient_x.addmm_(k_TR, narrow_RI)
+            else:
+                through_TI = torch.mm(k_TR, narrow_RI).mul_(mask_TI)
+                gradient_x.add_(through_TI, alpha=1 / (1 - ctx.dropout))
+            gradient_x = gradient_x.view(*upstream.shape[:-1], gradient_x.shape[1])
+        if mask_TI is not None:
+            k_TR = k_TR.mul_(1 / (1 - ctx.dropout))
+            x_TI = x_TI * mask_TI
+        gradient_a = _product(k_TR.t(), x_TI, a_RI.dtype)
+        return gradient_x, None, None, gradient_a, gradient_b, None, None, None
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right in dtype, out of the GEMM's own fp32 accumulator where a GPU has it."""
+    if left.dtype != dtype and left.is_cuda:
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left, right).to(dtype)

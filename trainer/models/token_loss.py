@@ -1,0 +1,87 @@
+"""The output layer of a language model and its token loss in one, for any ZeRO stage.
+
+T tokens, D hidden, V vocabulary.
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from trainer.config import LossSection
+from trainer.errors import ModelError
+from trainer.losses import linear_focal_loss
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class TokenLoss(nn.Module):
+    """Loss sum and count of hidden states, in place of the output layer's logits.
+
+    It belongs inside the module given to DeepSpeed. Under ZeRO-3 the weight is read within this
+    forward, so DeepSpeed gathers it for this module alone, in the forward and the backward pass,
+    and not while the backbone runs.
+
+    Args:
+        model: Its output layer is used where it stands, tied or not, and not registered again.
+        loss: gamma and detach_modulator.
+        backend: From `choose_backend`.
+
+    Raises:
+        ModelError: The output layer is not one plain linear layer.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel | PeftModel", loss: LossSection, backend: str
+    ) -> None:
+        super().__init__()
+        self._head = (output_layer(model),)  # in a tuple: not a child of this module
+        self.loss = loss
+        self.backend = backend
+
+    def forward(
+        self,
+        hidden_TD: Tensor,
+        targets_T: Tensor,
+        weights: Tensor | None = None,
+        function_T: Tensor | None = None,
+        valid_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sum and count; arguments as of `linear_focal_loss`.
+
+        A tuple, not a LossSum: DeepSpeed finds the tensors of tuples only.
+        """
+        head = self._head[0]
+        loss = linear_focal_loss(
+            hidden_TD.to(head.weight.dtype),
+            head.weight,
+            targets_T,
+            self.loss.gamma,
+            bias_V=head.bias,
+            weights=weights,
+            function_T=function_T,
+            valid_index=valid_index,
+            detach_modulator=self.loss.detach_modulator,
+            backend=self.backend,
+        )
+        return loss.sum, loss.count
+
+
+def output_layer(model: "PreTrainedModel | PeftModel") -> nn.Linear:
+    """The layer that projects to the vocabulary; the trained copy where PEFT trains it whole.
+
+    Raises:
+        ModelError: There is none, or it carries adapters or is quantised: its weight alone is then
+            not the projection.
+    """
+    head = model.get_output_embeddings()
+    copies = getattr(head, "modules_to_save", None)
+    if copies is not None:
+        head = copies[head.active_adapter]
+    if type(head) is not nn.Linear:
+        raise ModelError(
+            f"the output layer is {type(head).__name__}; the fused loss needs one nn.Linear: leave"
+            " it out of tuning.target_modules, or train it whole by tuning.modules_to_save"
+        )
+    return head

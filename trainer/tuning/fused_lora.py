@@ -1,0 +1,44 @@
+"""PEFT's LoRA layer, fused forward and backward; parameters, names and files are PEFT's."""
+
+from typing import Any
+
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from trainer.kernels.lora_linear import lora_linear
+
+
+class FusedLoraLinear(Linear):  # type: ignore[misc]
+    """A drop-in for PEFT's layer over nn.Linear or Conv1D.
+
+    Training with one active adapter is fused; merging, disabled adapters, several of them, and
+    whatever else PEFT can do stay PEFT's. Under ZeRO-3 the weights are read within this forward, so
+    DeepSpeed gathers them for this layer, in the forward and the backward pass.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
+        is_transposed = isinstance(base_layer, Conv1D)
+        super().__init__(base_layer, adapter_name, is_target_conv_1d_layer=is_transposed, **kwargs)
+        self.fan_in_fan_out = is_transposed
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output, in the dtype of x."""
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        is_plain = not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
+        base = self.base_layer
+        if not is_plain or len(names) != 1 or x.dtype != base.weight.dtype:
+            output: Tensor = super().forward(x, *args, **kwargs)
+            return output
+        (name,) = names
+        dropout = self.lora_dropout[name]
+        return lora_linear(
+            x,
+            base.weight,
+            base.bias,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
+            dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0,
+            self.is_target_conv_1d_layer,
+        )
