@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.tokenization import ExampleSet
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -75,6 +77,21 @@ def resampled(lengths: Ints, size: int, longest: int, seed: int = 0) -> Ints:
     drawn = lengths[rng.integers(len(lengths), size=size)] * rng.normal(1, 0.1, size)
     rounded = np.maximum(1, np.rint(drawn)).astype(np.int64)
     return rounded[rounded <= longest]
+
+
+def random_examples(lengths: Ints, vocabulary: int) -> ExampleSet:
+    """Functions of the given lengths and any tokens."""
+    count, ones = len(lengths), np.ones(len(lengths))
+    tokens = np.random.default_rng(0).integers(0, vocabulary, int(lengths.sum()))
+    return ExampleSet(
+        tokens=tokens.astype(np.int32),
+        starts=np.append(0, np.cumsum(lengths)),
+        record_E=np.arange(count),
+        label_E=np.zeros(count, np.int8),
+        share_E=ones,
+        weight_E=ones.astype(np.float32),
+        num_records=count,
+    )
 
 
 def lower_bound(lengths: Ints, capacity: int) -> int:

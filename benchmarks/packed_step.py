@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.lengths import Ints, add_length_arguments, read_lengths
+from benchmarks.lengths import Ints, add_length_arguments, random_examples, read_lengths
 from benchmarks.tables import Goal, print_goals, print_table
 from data.batch import Batch, collate
 from data.order import epoch_rng
@@ -137,28 +136,11 @@ def small_model(width: int, layers: int, seq_length: int) -> torch.nn.Module:
     return model
 
 
-def random_examples(lengths: Ints) -> ExampleSet:
-    """Functions of the given lengths and any tokens."""
-    count = len(lengths)
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, int(lengths.sum()))
-    starts = np.append(0, np.cumsum(lengths))
-    ones = np.ones(count)
-    return ExampleSet(
-        tokens.astype(np.int32),
-        starts,
-        np.arange(count),
-        np.zeros(count, np.int64),
-        ones,
-        ones,
-        count,
-    )
-
-
 def step(model: torch.nn.Module, arguments: dict[str, Any], batch: Batch) -> Tensor:
     """Forward, a loss on the last token of each function, backward."""
     hidden_BTD = model(use_cache=False, **arguments).last_hidden_state
     loss: Tensor = hidden_BTD[batch.row_S, batch.last_token_S].square().mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss
 
 
@@ -166,7 +148,7 @@ def measure(
     lengths: Ints, seq_length: int, num_batches: int, width: int, layers: int
 ) -> dict[str, float]:
     """Microseconds of CPU a real token of every layout, their batches taken in turn."""
-    examples = random_examples(lengths[lengths <= seq_length])
+    examples = random_examples(lengths[lengths <= seq_length], VOCABULARY)
     model = small_model(width, layers, seq_length)
     batches = {name: layout.batches(examples, seq_length) for name, layout in LAYOUTS.items()}
     seconds, tokens = dict.fromkeys(LAYOUTS, 0.0), dict.fromkeys(LAYOUTS, 0)

@@ -49,7 +49,7 @@ def pack(
     it. With an rng, every epoch has new partners and its rows stand in random order: examples of
     equal length change places, which costs no row. Where few are equal that would change little:
     there a large set is packed in random windows, for at most 0.1% more rows, and a small one by
-    lengths blurred a little, for at most 0.8% (0.1% from 100,000 on).
+    lengths blurred a little, for at most 0.8%.
 
     Args:
         lengths: Tokens of each example, 1 to capacity; any integer type.
