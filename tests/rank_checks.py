@@ -9,15 +9,15 @@ import torch
 def count_optimizer_state(arguments: list[str]) -> int:
     """Train, then write the elements of Adam's moments that this rank holds to state-RANK.txt."""
     from launcher.train import main
+    from trainer.moments import adam_of
     from trainer.session import Session
-    from trainer.state import _adam
 
     finish = Session.finish
 
     def counted_finish(session: Session) -> object:
         moments = [
             value
-            for entry in _adam(session.run.engine).state.values()
+            for entry in adam_of(session.run.engine).state.values()
             for value in entry.values()
             if torch.is_tensor(value) and value.numel() > 1
         ]

@@ -8,7 +8,7 @@ import torch
 from data.loader import TrainLoader
 from data.prepare import Prepared
 from trainer.banner import banner_lines, time_line
-from trainer.build import build_model, choose
+from trainer.build import build_model, choose, write_random_base
 from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
 from trainer.data_report import training_loader
@@ -26,7 +26,7 @@ from trainer.resume import (
     refuse_other_run,
     run_identity,
 )
-from trainer.run_folder import BASE, RunLock, open_run_folder, write_json, write_recipe
+from trainer.run_folder import RunLock, open_run_folder, write_json, write_recipe
 from trainer.session import Session
 from trainer.stopping import StopRequest
 from trainer.tasks import TASKS
@@ -100,8 +100,8 @@ def _build(
             f"optim.warmup_steps {config.optim.warmup_steps} is above the run's {total_steps} steps"
             f" ({loader.plan.steps_per_epoch} an epoch x {config.optim.epochs} epochs); lower it"
         )
-    keep_base = config.output_dir / BASE if config.model.config and ranks.is_main else None
-    model = agreed(ranks, lambda: build_model(config, choices, keep_base))
+    agreed(ranks, lambda: write_random_base(config, choices) if ranks.is_main else None)
+    model = agreed(ranks, lambda: build_model(config, choices))
     settings = deepspeed_config(config, choices.preset, choices.precision)
 
     def open_log() -> RunLog | None:
