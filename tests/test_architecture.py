@@ -31,7 +31,7 @@ LAYERS = [
     ["trainer.metrics", "trainer.export", "trainer.resume", "trainer.build"],
     ["trainer.evaluation"],
     ["trainer.loop"],
-    ["trainer.session", "trainer.banner"],
+    ["trainer.session", "trainer.banner", "trainer.merge"],
     ["trainer.run"],
     ["launcher"],
 ]

@@ -292,12 +292,9 @@ def _precision_faults(config: RunConfig) -> list[str]:
 
 
 def _tuning_faults(config: RunConfig) -> list[str]:
-    tuning, faults = config.tuning, []
-    if tuning.init_from is not None and not Path(tuning.init_from).is_dir():
-        faults.append(f"tuning.init_from: no folder {tuning.init_from}")
-    if config.model.quantize_cache is not None and tuning.method != "qlora":
-        faults.append(
-            f"model.quantize_cache with tuning.method {tuning.method}: nothing is quantised;"
-            " take tuning.method=qlora, or remove it"
-        )
-    return faults
+    if config.model.quantize_cache is None or config.tuning.method == "qlora":
+        return []
+    return [
+        f"model.quantize_cache with tuning.method {config.tuning.method}: nothing is quantised;"
+        " take tuning.method=qlora, or remove it"
+    ]

@@ -1,6 +1,7 @@
 """A whole run in the order it happens: take the folder, build, continue, train, report."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from trainer.run_folder import RunLock, open_run_folder, write_json, write_recip
 from trainer.session import Session
 from trainer.stopping import StopRequest
 from trainer.tasks import TASKS
+from trainer.tuning.continued import adapter_folder, take_adapter
 
 
 def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
@@ -61,7 +63,8 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
     if checkpoint is not None:
         remarks += refuse_other_run(checkpoint, config, identity)
         remarks += moved_lines(checkpoint, ranks.world_size)
-    session = _build(config, prepared, ranks, identity, checkpoint)
+    initial = _initial_adapter(config, identity["base"]) if checkpoint is None else None
+    session = _build(config, prepared, ranks, identity, checkpoint, initial)
     request = StopRequest(ranks)
     run, state = session.run, session.state
     try:
@@ -89,6 +92,7 @@ def _build(
     ranks: Ranks,
     identity: dict[str, Any],
     checkpoint: Checkpoint | None,
+    initial: Path | None,
 ) -> Session:
     """Everything up to the first step, with the banner and the packing self-check."""
     state = initial_state(config, checkpoint)
@@ -102,6 +106,8 @@ def _build(
         )
     agreed(ranks, lambda: write_random_base(config, choices) if ranks.is_main else None)
     model = agreed(ranks, lambda: build_model(config, choices))
+    if initial is not None:
+        agreed(ranks, lambda: take_adapter(model.model, initial))
     settings = deepspeed_config(config, choices.preset, choices.precision)
 
     def open_log() -> RunLog | None:
@@ -131,6 +137,11 @@ def _build(
     if log is not None:
         log.say(time_line(seconds))
     return session
+
+
+def _initial_adapter(config: RunConfig, base_sha256: str) -> Path | None:
+    start_from = config.tuning.init_from
+    return None if start_from is None else adapter_folder(Path(start_from), base_sha256)
 
 
 def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLoader:

@@ -82,7 +82,7 @@ def quantization_line(model: nn.Module, tuning: TuningSection, dtype: torch.dtyp
     stored = sum(layer.weight.nbytes for layer in layers.values())
     return (
         f"{tuning.quant_type}{twice}, products in {str(dtype).removeprefix('torch.')}:"
-        f" {len(layers)} layers ({', '.join(names)}) in {stored / 2**20:,.0f} MiB; embeddings,"
+        f" {len(layers)} layers ({', '.join(names)}) in {stored / 2**20:,.1f} MiB; embeddings,"
         " norms and the head are not quantised"
     )
 
