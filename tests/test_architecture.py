@@ -22,6 +22,10 @@ LAYERS = [
     ["data.loader"],
     ["trainer.errors", "trainer.config", "trainer.distributed", "trainer.capabilities"],
     ["trainer.recipe", "trainer.preparation", "trainer.data_report"],
+    ["trainer.shapes", "trainer.devices", "trainer.data_facts"],
+    ["trainer.memory"],
+    ["trainer.plan"],
+    ["trainer.plan_view"],
     ["trainer.kernels"],
     ["trainer.losses"],
     ["trainer.models", "trainer.tuning"],
@@ -32,6 +36,7 @@ LAYERS = [
     ["trainer.evaluation"],
     ["trainer.loop"],
     ["trainer.session", "trainer.banner", "trainer.merge"],
+    ["trainer.planned_run"],
     ["trainer.run"],
     ["launcher"],
 ]

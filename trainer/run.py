@@ -15,11 +15,12 @@ from trainer.config import RunConfig
 from trainer.data_report import training_loader
 from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
 from trainer.engine import build_engine, deepspeed_config
-from trainer.errors import ConfigError, MachineError
+from trainer.errors import ConfigError, MachineError, MemoryExceededError
 from trainer.evaluation.report import print_table
-from trainer.loop import Run, train
+from trainer.loop import Run, memory_errors_named, train
 from trainer.metrics import RunLog
 from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.planned_run import explained, peak_line, write_plan
 from trainer.resume import (
     find_checkpoint,
     initial_state,
@@ -64,7 +65,8 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
         remarks += refuse_other_run(checkpoint, config, identity)
         remarks += moved_lines(checkpoint, ranks.world_size)
     initial = _initial_adapter(config, identity["base"]) if checkpoint is None else None
-    session = _build(config, prepared, ranks, identity, checkpoint, initial)
+    with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
+        session = _build(config, prepared, ranks, identity, checkpoint, initial)
     request = StopRequest(ranks)
     run, state = session.run, session.state
     try:
@@ -75,8 +77,15 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
             session.restore(checkpoint)
             if run.log is not None:
                 run.log.say(f"continues after step {state.step} from {checkpoint.path}")
-        train(run, state, request, session.validate, session.save)
-        report = session.finish()
+        try:
+            with memory_errors_named("while scoring"):
+                train(run, state, request, session.validate, session.save)
+                report = session.finish()
+        except MemoryExceededError as error:
+            raise explained(error, session) from error
+        measured = peak_line(session)
+        if run.log is not None and measured is not None:
+            run.log.say(measured)
     finally:
         request.restore()
         if run.log is not None:
@@ -108,7 +117,8 @@ def _build(
     model = agreed(ranks, lambda: build_model(config, choices))
     if initial is not None:
         agreed(ranks, lambda: take_adapter(model.model, initial))
-    settings = deepspeed_config(config, choices.preset, choices.precision)
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    settings = deepspeed_config(config, choices.preset, choices.precision, num_trained)
 
     def open_log() -> RunLog | None:
         if not ranks.is_main:
@@ -132,6 +142,9 @@ def _build(
         total_steps, log,
     )  # fmt: skip
     session = Session(run, prepared, model, choices, identity, state)
+    if log is not None:
+        for line in write_plan(session):
+            log.say(line)
     _check_packing(session)
     seconds = _estimate_seconds(session)
     if log is not None:
