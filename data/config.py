@@ -35,6 +35,22 @@ class DataConfig(Section):
         description="our field: the file's field, e.g. {code: func}; {before: vulnerable code,"
         " after: fixed code} makes two functions of a row",
     )
+    records: Literal[
+        "auto", "alpaca", "prompt_completion", "chat", "commit", "text", "vulnerability"
+    ] = Field(
+        "auto",
+        description="kind of language records; auto looks at the fields of a file's first row",
+    )
+    template: str = Field(
+        "auto",
+        description="alpaca, question_answer, human_assistant, plain, or chat_template: the"
+        " tokenizer's own; auto: alpaca for alpaca records, for chat the tokenizer's own where it"
+        " has one, else question_answer",
+    )
+    supervise: Literal["answers", "last_answer", "all"] = Field(
+        "answers",
+        description="tokens that count in the loss of language records; all: the prompt's too",
+    )
     labels: dict[str, int] = Field(
         default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"
     )
