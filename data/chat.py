@@ -78,7 +78,7 @@ def chat_segments(
             continue
         before = _rendered(record, turns[:place], template, special_tokens, True)
         upto = _rendered(record, turns[: place + 1], template, special_tokens, False)
-        for text, what in ((before, "before it"), (upto, "with it")):
+        for text, what in ((before, "before"), (upto, "up to")):
             _refuse_other_beginning(record, whole, text, place, what)
         answer = upto[len(before) :]
         end, ends = _answer_end(answer, turn, record.origin)
@@ -91,7 +91,7 @@ def chat_segments(
 def _answer_end(answer: str, turn: Turn, origin: str) -> tuple[int, bool]:
     """Where the span of an answer ends, and whether the end token has to follow."""
     content = turn.content.strip()
-    place = answer.rfind(content)
+    place = answer.find(content)
     if place < 0:
         raise DataError(
             f"{origin}: the chat template changes the answer {content[:40]!r} to"
@@ -112,9 +112,9 @@ def _refuse_other_beginning(
         min(len(whole), len(text)),
     )
     raise DataError(
-        f"{record.origin}: the chat template does not write the turns up to turn {place + 1} as it"
-        f" writes them {what} in the whole: {text[same : same + 40]!r} against"
-        f" {whole[same : same + 40]!r}, so that no span can be told{_ADVICE}"
+        f"{record.origin}: the chat template writes the turns {what} turn {place + 1} otherwise"
+        f" alone ({text[same : same + 40]!r}) than in the whole ({whole[same : same + 40]!r}), so"
+        f" that no span can be told{_ADVICE}"
     )
 
 

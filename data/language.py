@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,15 @@ from data.records import Conversation, Document
 from data.templates import Segment, render
 from data.tokenization import CodeTokenizer
 
+if TYPE_CHECKING:
+    from rich.text import Text
+    from tokenizers import Tokenizer
+
 _BLOCK_CHARACTERS = 1 << 20  # of a document, tokenised at a time: bounded memory
 _NUM_BINS = 10  # of the histogram of supervised shares
+
+_MAX_CHARACTER_TOKENS = 4  # bytes of a character in UTF-8
+_LEARNED, _CONTEXT = "green", "dim"
 
 # E examples, N records
 Tokens = npt.NDArray[np.int32]
@@ -203,6 +211,40 @@ def supervised_facts(
         policy=config.long_functions,
         warnings=warnings,
     )
+
+
+def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> "Text":
+    """An example decoded token by token: targets green, context dim, special tokens inverse.
+
+    Args:
+        tokens: Ids of one example.
+        supervised: Which of them are targets; the first never is, for nothing predicts it.
+        tokenizer: What encoded them.
+    """
+    from rich.text import Text
+
+    decoder, shown = _decoder(str(tokenizer.path)), Text()
+    special = {n for n, token in decoder.get_added_tokens_decoder().items() if token.special}
+    before: list[int] = []  # some tokenizers drop the blank that begins a text
+    pending: list[int] = []  # a character can be several tokens
+    for place, number in enumerate(tokens.tolist()):
+        style = _LEARNED if place and supervised[place] else _CONTEXT
+        pending.append(number)
+        head = decoder.decode(before, skip_special_tokens=False)
+        text = decoder.decode([*before, *pending], skip_special_tokens=False)[len(head) :]
+        is_last = place + 1 == len(tokens) or len(pending) == _MAX_CHARACTER_TOKENS
+        if text.endswith("\ufffd") and not is_last:
+            continue
+        shown.append(text, f"reverse {style}" if number in special else style)
+        before, pending = [number], []
+    return shown
+
+
+@lru_cache(maxsize=1)
+def _decoder(path: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
 
 
 def _rendered(
