@@ -84,3 +84,24 @@ class DataConfig(Section):
     allow_leaks: bool = Field(
         False, description="train although splits share functions or groups (recorded)"
     )
+
+
+class LanguageConfig(DataConfig):
+    """Where conversations and documents are, and which of their tokens are learned."""
+
+    records: Literal[
+        "auto", "alpaca", "prompt_completion", "chat", "commit", "text", "vulnerability"
+    ] = Field(
+        "auto",
+        description="kind of language records; auto looks at the fields of a file's first row",
+    )
+    template: str = Field(
+        "auto",
+        description="alpaca, question_answer, human_assistant, plain, or chat_template: the"
+        " tokenizer's own; auto: alpaca for alpaca records, for chat the tokenizer's own where it"
+        " has one, else question_answer",
+    )
+    supervise: Literal["answers", "last_answer", "all"] = Field(
+        "answers",
+        description="tokens that count in the loss of language records; all: the prompt's too",
+    )

@@ -30,3 +30,53 @@ class CodeSample:
     function_name: str = ""
     project: str = ""
     cve: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant". Two user turns in a row are an instruction and its
+            input, which the alpaca template keeps apart.
+        content: What was said.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns of which the assistant's are to be learned.
+
+    Attributes:
+        id: The dataset's own identifier, or the origin where it has none.
+        turns: At most one system turn, first; a user turn before every assistant turn.
+        origin: "file:line" of the row.
+        source: Name of the file it came from.
+        kind: Kind of record it was, one of data.records; decides what template "auto" is.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    origin: str
+    source: str
+    kind: str = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to be learned as it stands.
+
+    Attributes:
+        id: The dataset's own identifier, or the origin where it has none.
+        text: Never empty.
+        origin: "file:line" of the row, or the file.
+        source: Name of the file it came from.
+    """
+
+    id: str
+    text: str
+    origin: str
+    source: str

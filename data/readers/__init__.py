@@ -1,7 +1,18 @@
 """Files, archives, folders and saved datasets -> records, streamed, every fault with its place."""
 
+from data.readers.corpus import language_paths
+from data.readers.language import read_language
 from data.readers.read import SPLITS, read_records
 from data.readers.reading import ReadFacts
 from data.readers.sources import file_digest, source_digest, split_path
 
-__all__ = ["SPLITS", "ReadFacts", "file_digest", "read_records", "source_digest", "split_path"]
+__all__ = [
+    "SPLITS",
+    "ReadFacts",
+    "file_digest",
+    "language_paths",
+    "read_language",
+    "read_records",
+    "source_digest",
+    "split_path",
+]

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from data.config import PAIR_FIELDS, RECORD_FIELDS, DataConfig
 from data.errors import DataError
@@ -10,6 +11,29 @@ from data.readers.reading import listed
 OTHER_ID = "idx"  # what CodeXGLUE and its descendants call the id
 TEXT_FIELDS = RECORD_FIELDS[3:]  # after code, target and id, in the order of CodeSample
 FOLDER_LABELS = {"vulnerable": 1, "safe": 0}
+
+
+class WantedColumns(Protocol):
+    """What a reader of rows asks of the columns it looks for."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns that must be there and hold text, but for the target."""
+
+    @property
+    def known(self) -> set[str]:
+        """Every column that is read."""
+
+    @property
+    def target(self) -> str | None:
+        """The column of the label, if there is one."""
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """The file's label -> ours."""
+
+    def refuse_missing(self, names: Collection[str], where: str) -> None:
+        """Raises DataError where a needed column is not among the names."""
 
 
 @dataclass(frozen=True)

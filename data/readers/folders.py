@@ -27,7 +27,7 @@ def folder_samples(folder: Path, reading: Reading) -> Iterator[CodeSample]:
     """
     labels = _labels(reading)
     stray = []
-    for path in _files(folder, folder.resolve()):
+    for path in files_below(folder, folder.resolve()):
         parts = path.relative_to(folder).parts
         if any(part.startswith(".") for part in parts) or len(parts) == 1:
             stray.append("/".join(parts))
@@ -97,7 +97,7 @@ def _content(path: Path, origin: str) -> bytes:
         return stream.read(MAX_LINE_BYTES + 1)
 
 
-def _files(folder: Path, root: Path) -> Iterator[Path]:
+def files_below(folder: Path, root: Path) -> Iterator[Path]:
     """Everything below that is no folder, sorted, links checked; a folder at a time in memory."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
@@ -108,7 +108,7 @@ def _files(folder: Path, root: Path) -> Iterator[Path]:
             if not real.is_file():
                 raise DataError(f"{path}: a link to {real}, which is no file; remove it")
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(path, root)
+            yield from files_below(path, root)
         else:
             yield path
 

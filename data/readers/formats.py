@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError
-from data.readers.columns import Columns
+from data.readers.columns import WantedColumns
 from data.readers.reading import Reading, RowFault, listed, quote
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -81,7 +81,7 @@ def json_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
         raise text.fault("text follows the array", number)
 
 
-def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> Rows:
+def csv_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns) -> Rows:
     """Rows under a header; a row's place is its first line. Text stays text: "NA", "007", "".
 
     Args:

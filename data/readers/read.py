@@ -7,7 +7,7 @@ from pathlib import Path
 from data.config import DataConfig
 from data.errors import DataError
 from data.readers.archives import Member, tar_members, zip_members
-from data.readers.columns import Columns
+from data.readers.columns import Columns, WantedColumns
 from data.readers.folders import folder_samples, member_samples
 from data.readers.formats import Rows, csv_rows, json_rows, jsonl_rows
 from data.readers.reading import ReadFacts, Reading, listed
@@ -65,7 +65,7 @@ def _folder_format(path: Path, config: DataConfig) -> str:
     return found
 
 
-def _file_rows(path: Path, split: str, reading: Reading, columns: Columns) -> Rows:
+def _file_rows(path: Path, split: str, reading: Reading, columns: WantedColumns) -> Rows:
     if not path.is_file():  # a fifo would wait for ever
         raise DataError(f"{path}: no regular file; every file is read more than once")
     if reading.config.format == "datasets":
@@ -74,22 +74,22 @@ def _file_rows(path: Path, split: str, reading: Reading, columns: Columns) -> Ro
             " with state.json (unpack it if it is in an archive)"
         )
     with path.open("rb") as raw:
-        stream, members = _opened(raw, reading)
+        stream, members = opened(raw, reading)
         if members is None:
-            yield from _stream_rows(stream, path.name, reading, columns)
+            yield from stream_rows(stream, path.name, reading, columns)
         else:
             yield from _member_rows(members, split, reading, columns)
 
 
 def _folder_archive(path: Path, reading: Reading) -> Iterator[Member]:
     with path.open("rb") as raw:
-        _, members = _opened(raw, reading)
+        _, members = opened(raw, reading)
         if members is None:
             raise DataError(f"{path}: data.format=folder, but this is neither folder nor archive")
         yield from members
 
 
-def _opened(
+def opened(
     raw: io.BufferedReader, reading: Reading
 ) -> tuple[io.BufferedReader, Iterator[Member] | None]:
     """The decompressed content, and its members where it is an archive."""
@@ -99,7 +99,9 @@ def _opened(
     return stream, tar_members(stream, reading) if is_tar(stream) else None
 
 
-def _member_rows(members: Iterable[Member], split: str, reading: Reading, columns: Columns) -> Rows:
+def _member_rows(
+    members: Iterable[Member], split: str, reading: Reading, columns: WantedColumns
+) -> Rows:
     """Rows of the one member called <split>.<format>."""
     archive, seen, found = reading.name, [], ""
     for member in members:
@@ -116,7 +118,7 @@ def _member_rows(members: Iterable[Member], split: str, reading: Reading, column
             content = decompressed(stream, reading)
             if is_tar(content) or is_zip(content):
                 raise DataError(f"{reading.name}: an archive within an archive; unpack the outer")
-            yield from _stream_rows(content, name, reading, columns)
+            yield from stream_rows(content, name, reading, columns)
     if not found:
         other = "; ".join(reading.facts.warnings)
         raise DataError(
@@ -126,7 +128,10 @@ def _member_rows(members: Iterable[Member], split: str, reading: Reading, column
         )
 
 
-def _stream_rows(stream: io.BufferedReader, name: str, reading: Reading, columns: Columns) -> Rows:
+def stream_rows(
+    stream: io.BufferedReader, name: str, reading: Reading, columns: WantedColumns
+) -> Rows:
+    """Rows of a decompressed file, in the format that its content shows."""
     chosen = _format(stream.peek(_SNIFFED_BYTES), name, reading)
     if chosen == "parquet":
         return parquet_rows(stream, reading, columns)

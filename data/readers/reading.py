@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from data.config import DataConfig
 from data.errors import DataError
@@ -139,3 +139,35 @@ def listed(names: Iterable[str]) -> str:
         short.append(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")
     more = f" and {len(every) - len(short)} more" if len(every) > len(short) else ""
     return f"{short}{more}"
+
+
+def refuse(name: str, value: object, allowed: str) -> NoReturn:
+    """Raises RowFault: a column's value is not what it must be."""
+    raise RowFault(f"{name!r} must be {allowed}, found {quote(value)}")
+
+
+def refuse_lone_surrogate(name: str, text: str) -> None:
+    """Raises RowFault where a text holds half of a surrogate pair, which no encoding takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowFault(
+            f"{name!r} holds {text[error.start]!r} at character {error.start}, half of a surrogate"
+            " pair, which is no text; write the whole character or remove it"
+        ) from error
+
+
+def plain_text(value: Any, name: str) -> str:
+    """A column of text or integers as text; null is empty.
+
+    Raises:
+        RowFault: It is neither.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        refuse(name, value, "text or an integer")
+    text = str(value)
+    if not text.isascii():
+        refuse_lone_surrogate(name, text)
+    return text

@@ -3,12 +3,20 @@
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from data.errors import DataError
 from data.readers.columns import TEXT_FIELDS, Columns
 from data.readers.formats import Rows
-from data.readers.reading import Place, ReadFacts, Reading, RowFault, quote
+from data.readers.reading import (
+    Place,
+    ReadFacts,
+    Reading,
+    RowFault,
+    plain_text,
+    refuse,
+    refuse_lone_surrogate,
+)
 from data.records import CodeSample
 
 _STATUS, _COMMIT = TEXT_FIELDS.index("status"), TEXT_FIELDS.index("commit")
@@ -30,7 +38,7 @@ def row_samples(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Code
     Raises:
         DataError: More bad rows than data.max_bad_rows, or an id that stands twice.
     """
-    facts, ids = reading.facts, _Ids(reading)
+    facts, ids = reading.facts, Ids(reading)
     layouts: dict[tuple[str, ...], _Layout] = {}
     names: tuple[str, ...] | None = None
     for place, row in rows:
@@ -45,7 +53,7 @@ def row_samples(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Code
             for index, column in layout.texts:
                 value = row[column]
                 plain = value.__class__ is str and value.isascii()
-                texts[index] = value if plain else _text(value, column)
+                texts[index] = value if plain else plain_text(value, column)
             origin = reading.origin(place)
             own_id = _own_id(row, layout)
             if columns.pair is None:
@@ -80,13 +88,13 @@ def _function(row: dict[str, Any], columns: Columns) -> tuple[str, int]:
     assert columns.target is not None
     code, target = row[columns.code], row[columns.target]
     if code.__class__ is not str:
-        _refuse(columns.code, code, "text")
+        refuse(columns.code, code, "text")
     if not code.isascii():
-        _refuse_lone_surrogate(columns.code, code)
+        refuse_lone_surrogate(columns.code, code)
     if columns.labels:
         return code, _mapped(target, columns)
     if target.__class__ is not int or not 0 <= target <= 1:
-        _refuse(columns.target, target, "the integer 0 or 1 (else map it with data.labels)")
+        refuse(columns.target, target, "the integer 0 or 1 (else map it with data.labels)")
     return code, target
 
 
@@ -94,7 +102,7 @@ def _mapped(target: Any, columns: Columns) -> int:
     """The target that data.labels gives a label; JSON's true is the label "true"."""
     label = str(target).lower() if isinstance(target, bool) else str(target)
     if not isinstance(target, str | int | float) or label not in columns.labels:
-        _refuse(str(columns.target), target, f"one of data.labels {dict(columns.labels)}")
+        refuse(str(columns.target), target, f"one of data.labels {dict(columns.labels)}")
     return columns.labels[label]
 
 
@@ -124,31 +132,24 @@ def _side(code: Any, name: str) -> str:
     if code is None:  # a function that was added or removed
         return ""
     if not isinstance(code, str):
-        _refuse(name, code, "text")
-    _refuse_lone_surrogate(name, code)
+        refuse(name, code, "text")
+    refuse_lone_surrogate(name, code)
     return code
 
 
 def _own_id(row: dict[str, Any], layout: _Layout) -> str:
     for name in layout.ids:
-        if text := _text(row[name], name):
+        if text := plain_text(row[name], name):
             return text
     return ""
 
 
-def _text(value: Any, name: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        _refuse(name, value, "text or an integer")
-    text = str(value)
-    if not text.isascii():
-        _refuse_lone_surrogate(name, text)
-    return text
+class Ids:
+    """The ids a dataset states, 16 bytes each, whatever their length.
 
-
-class _Ids:
-    """The ids a dataset states, 16 bytes each, whatever their length."""
+    Args:
+        reading: Names the rows.
+    """
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -156,6 +157,7 @@ class _Ids:
         self._places = array("q")
 
     def add(self, own_id: str, place: Place) -> None:
+        """The id of the row at a place, which is a number."""
         self._hashes.append(hash(own_id))
         self._places.append(int(place))
 
@@ -174,17 +176,3 @@ class _Ids:
                 " make ids unique, or name another column: data.fields={id: NAME}; where no row has"
                 " that column, a row's place is its id"
             )
-
-
-def _refuse_lone_surrogate(name: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowFault(
-            f"{name!r} holds {text[error.start]!r} at character {error.start}, half of a surrogate"
-            " pair, which is no text; write the whole character or remove it"
-        ) from error
-
-
-def _refuse(name: str, value: object, allowed: str) -> NoReturn:
-    raise RowFault(f"{name!r} must be {allowed}, found {quote(value)}")

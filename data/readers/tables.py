@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.readers.columns import Columns
+from data.readers.columns import WantedColumns
 from data.readers.formats import Rows
 from data.readers.reading import Reading, RowFault, listed
 from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
@@ -17,7 +17,7 @@ MAX_SPOOLED_BYTES = 1 << 30
 _DATASET_FILES = ("state.json", "dataset_info.json")
 
 
-def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> Rows:
+def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns) -> Rows:
     """Rows of a parquet file, a batch at a time; a row's place is its number, counted from 1.
 
     Raises:
@@ -48,7 +48,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _DATASET_FILES)
 
 
-def dataset_rows(folder: Path, reading: Reading, columns: Columns) -> Rows:
+def dataset_rows(folder: Path, reading: Reading, columns: WantedColumns) -> Rows:
     """Rows of a saved dataset, memory-mapped, no network and no code of the dataset's.
 
     Raises:
@@ -82,7 +82,7 @@ def dataset_rows(folder: Path, reading: Reading, columns: Columns) -> Rows:
         ) from error
 
 
-def _wanted(schema: Any, reading: Reading, columns: Columns) -> list[str]:
+def _wanted(schema: Any, reading: Reading, columns: WantedColumns) -> list[str]:
     """The columns to read, after their types are known to be right."""
     from pyarrow import types
 
@@ -156,7 +156,7 @@ def _text(raw: bytes | None, reading: Reading) -> str | bytes | None:
         return raw
 
 
-def _class_names(features: Any, reading: Reading, columns: Columns) -> list[str]:
+def _class_names(features: Any, reading: Reading, columns: WantedColumns) -> list[str]:
     """Names of a ClassLabel column: [vulnerable, safe] stores 0 for vulnerable."""
     names = list(getattr(features.get(columns.target), "names", None) or [])
     if not names or names == ["0", "1"]:

@@ -1,0 +1,147 @@
+"""The kinds of language records: which columns each has, and which kind a file holds."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from data.config import PAIR_FIELDS, RECORD_FIELDS, LanguageConfig
+from data.errors import DataError
+from data.readers.reading import listed
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The fields of a kind, each with the columns it is looked for in, in this order.
+
+    Attributes:
+        needed: Without them a row is no record.
+        optional: Empty where they are not there.
+        holds_text: The needed columns are text; messages are lists.
+    """
+
+    needed: Mapping[str, tuple[str, ...]]
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    holds_text: bool = True
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What data.fields may map."""
+        return (*self.needed, *self.optional, "id")
+
+
+# In the order in which a file's first row is tried.
+KINDS: dict[str, Kind] = {
+    "chat": Kind({"messages": ("messages", "conversations")}, holds_text=False),
+    "commit": Kind(
+        {
+            "old_contents": ("old_contents",),
+            "message": ("subject", "message"),
+            "new_contents": ("new_contents",),
+        }
+    ),
+    "alpaca": Kind({"instruction": ("instruction",), "output": ("output",)}, {"input": ("input",)}),
+    "prompt_completion": Kind({"prompt": ("prompt",), "completion": ("completion", "response")}),
+    "text": Kind({"text": ("text",)}),
+    "vulnerability": Kind(
+        {"code": ("code",), "target": ("target",)},
+        {name: (name,) for name in (*RECORD_FIELDS[3:], *PAIR_FIELDS)},
+    ),
+}
+
+
+@dataclass
+class LanguageColumns:
+    """The columns of one kind in a file, known once the file's names are.
+
+    Attributes:
+        kind: A name in KINDS.
+        fields: data.fields.
+        found: Our field -> the file's column, of the names looked at last.
+    """
+
+    kind: str
+    fields: Mapping[str, str]
+    found: dict[str, str] = field(default_factory=dict)
+    target: str | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns of text that must be there."""
+        kind = KINDS[self.kind]
+        return tuple(self.found[name] for name in kind.needed) if kind.holds_text else ()
+
+    @property
+    def known(self) -> set[str]:
+        """Every column that is read."""
+        return set(self.found.values())
+
+    def missing(self, names: Collection[str]) -> str:
+        """Look for the columns among names; what a message says where one is not there."""
+        kind, self.found = KINDS[self.kind], {}
+        for name, choices in ({**kind.needed, **kind.optional, "id": ("id",)}).items():
+            wanted = (self.fields[name],) if name in self.fields else choices
+            there = [column for column in wanted if column in names]
+            if there:
+                self.found[name] = there[0]
+            elif name in kind.needed:
+                return (
+                    f"no field {' or '.join(map(repr, wanted))}; there are"
+                    f" {listed(sorted(map(str, names)))}; name it with data.fields, e.g."
+                    f" data.fields={{{name}: NAME}}"
+                )
+        return ""
+
+    def refuse_missing(self, names: Collection[str], where: str) -> None:
+        """For formats whose columns are those of the whole file.
+
+        Raises:
+            DataError: Beginning with `where`.
+        """
+        if fault := self.missing(names):
+            raise DataError(where + fault)
+
+
+@dataclass
+class AnyColumns:
+    """What reads a file's first row, whatever its columns are."""
+
+    needed: tuple[str, ...] = ()
+    known: set[str] = field(default_factory=set)
+    target: str | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def refuse_missing(self, names: Collection[str], where: str) -> None:
+        """Take them all."""
+        self.known = set(names)
+
+
+def refuse_other_fields(config: LanguageConfig) -> None:
+    """A mapping of a field that the kind does not have is a slip of the pen.
+
+    Raises:
+        DataError: Naming it and what the kind has.
+    """
+    kinds = list(KINDS) if config.records == "auto" else [config.records]
+    if any(config.fields.keys() <= set(KINDS[kind].fields) for kind in kinds):
+        return
+    allowed = "; ".join(f"{kind} has {list(KINDS[kind].fields)}" for kind in kinds)
+    raise DataError(f"data.fields: {sorted(config.fields)} are no fields of one kind: {allowed}")
+
+
+def kind_of(names: Collection[str], config: LanguageConfig, where: str) -> str:
+    """The kind of a file from the fields of its first row.
+
+    Raises:
+        DataError: None fits.
+    """
+    for name, kind in KINDS.items():
+        if not config.fields.keys() <= set(kind.fields):
+            continue
+        is_pair = name == "vulnerability" and set(PAIR_FIELDS) <= config.fields.keys()
+        if is_pair or not LanguageColumns(name, config.fields).missing(names):
+            return name
+    kinds = "; ".join(f"{name}: {', '.join(kind.needed)}" for name, kind in KINDS.items())
+    raise DataError(
+        f"{where}: the fields {listed(sorted(map(str, names)))} are those of no kind of language"
+        f" record ({kinds}); set data.records and name them with data.fields"
+    )
