@@ -53,6 +53,19 @@ class ExampleSet:
         """Number of examples."""
         return len(self.record_E)
 
+    def subset(self, chosen: npt.NDArray[np.int64]) -> "ExampleSet":
+        """Some of the examples, copied into memory."""
+        pieces = [self.tokens[self.starts[e] : self.starts[e + 1]] for e in chosen]
+        return ExampleSet(
+            tokens=np.concatenate(pieces).astype(np.int32),
+            starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
+            record_E=self.record_E[chosen],
+            label_E=self.label_E[chosen],
+            share_E=self.share_E[chosen],
+            weight_E=self.weight_E[chosen],
+            num_records=self.num_records,
+        )
+
 
 @dataclass(frozen=True)
 class TokenFacts:

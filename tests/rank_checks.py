@@ -9,15 +9,15 @@ import torch
 def count_optimizer_state(arguments: list[str]) -> int:
     """Train, then write the elements of Adam's moments that this rank holds to state-RANK.txt."""
     from launcher.train import main
+    from trainer.moments import adam_of
     from trainer.session import Session
-    from trainer.state import _adam
 
     finish = Session.finish
 
     def counted_finish(session: Session) -> object:
         moments = [
             value
-            for entry in _adam(session.run.engine).state.values()
+            for entry in adam_of(session.run.engine).state.values()
             for value in entry.values()
             if torch.is_tensor(value) and value.numel() > 1
         ]
@@ -44,3 +44,20 @@ def report_group_timeout(arguments: list[str]) -> int:
         sys.stdout.flush()
     stop()
     return 0
+
+
+def run_out_of_memory(arguments: list[str]) -> int:
+    """Train until the third step, where the device has no memory left."""
+    from launcher.train import main
+    from trainer.tasks.classification import Classification
+
+    loss_sum, calls = Classification.loss_sum, []
+
+    def failing_loss_sum(*given: object) -> object:
+        calls.append(1)
+        if len(calls) == 5:  # two micro-batches a step
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss_sum(*given)  # type: ignore[arg-type]
+
+    Classification.loss_sum = failing_loss_sum  # type: ignore[method-assign, assignment]
+    return main(arguments)

@@ -19,6 +19,7 @@ _PRELOAD = [
     "trainer.run",
     "deepspeed",
     "peft",
+    "bitsandbytes",
     "sklearn.linear_model",
     "sklearn.feature_extraction.text",
     "matplotlib.figure",

@@ -10,6 +10,8 @@ from trainer.config import RunConfig
 from trainer.data_report import remark_lines
 from trainer.distributed import Ranks
 from trainer.models.heads import PackedClassifier
+from trainer.models.load import base_dtype
+from trainer.models.quantized import quantization_line, quantized_layers
 from trainer.tuning.lora import lora_backend
 
 
@@ -24,13 +26,17 @@ def banner_lines(
 ) -> list[str]:
     """Device, choices with their reasons, model, data and steps."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    packed = quantized_layers(model)  # whose numel is that of the packed weight
+    total = sum(p.numel() for p in model.parameters()) + sum(
+        layer.in_features * layer.out_features - layer.weight.numel() for layer in packed.values()
+    )
     return [
         f"focaltune: {config.output_dir}",
         f"  device     {ranks.device.type} x {ranks.world_size}",
         f"  precision  {choices.precision} ({choices.precision_reason})",
         f"  preset     {choices.preset} ({choices.preset_reason})",
         f"  attention  {choices.attention} ({choices.attention_reason})",
+        *_base_lines(config, choices, model),
         f"  loss       {choices.loss_backend} ({choices.loss_reason})",
         "  lora       {} ({})".format(*lora_backend(model.model, config.tuning.lora_backend)),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
@@ -53,6 +59,13 @@ def idle_share(loader: TrainLoader) -> float:
     steps = range(plan.steps_per_epoch)
     used = sum(-(-len(step_rows(plan, step)) // plan.micro_batch_size) for step in steps)
     return 1 - used / micro_batches
+
+
+def _base_lines(config: RunConfig, choices: Choices, model: PackedClassifier) -> Sequence[str]:
+    if config.tuning.method != "qlora":
+        return []
+    dtype = base_dtype(config, choices.precision)
+    return [f"  quantised  {quantization_line(model, config.tuning, dtype)}"]
 
 
 def _data_lines(prepared: Prepared) -> Sequence[str]:

@@ -2,19 +2,31 @@
 
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
 from trainer.config import RunConfig
 from trainer.engine import choose_preset
+from trainer.errors import ConfigError, MachineError
 from trainer.losses import choose_backend
+from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier
-from trainer.models.load import choose_attention, choose_precision, load_base
-from trainer.recipe import load_preset
+from trainer.models.load import (
+    choose_attention,
+    choose_precision,
+    load_base,
+    load_quantized_base,
+)
+from trainer.recipe import load_preset, recipe_setup
 from trainer.run_folder import BASE
 from trainer.tuning import METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -37,11 +49,13 @@ def choose(config: RunConfig, device: torch.device) -> Choices:
 
     Raises:
         ConfigError: A combination the stack gets wrong, or a loss back end that is not there.
+        MachineError: One that this machine cannot run.
         ModelError: An attention back end that is not there.
     """
     preset, preset_reason = choose_preset(config, device)
     stage = int(load_preset(preset)["zero_optimization"]["stage"])
     precision, precision_reason = choose_precision(config, stage, device)
+    _refuse(config, preset, precision, device)
     attention, attention_reason = choose_attention(config.model.attention, precision, device)
     loss_backend, loss_reason = choose_backend(config.loss.backend, config.task.name, device)
     return Choices(
@@ -50,24 +64,29 @@ def choose(config: RunConfig, device: torch.device) -> Choices:
     )  # fmt: skip
 
 
-def build_model(
-    config: RunConfig, choices: Choices, base_folder: Path | None = None
-) -> PackedClassifier:
-    """Base, adapters and head on the CPU, the trained parameters in the precision of the run.
+def write_random_base(config: RunConfig, choices: Choices) -> None:
+    """Keep a base of random weights in the run folder: the adapter needs it, and QLoRA reads it."""
+    folder = config.output_dir / BASE
+    if not config.model.config or folder.exists():
+        return
+    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    load_base(config, choices.attention, choices.precision).save_pretrained(str(building))
+    os.rename(building, folder)
+
+
+def build_model(config: RunConfig, choices: Choices) -> PackedClassifier:
+    """Base, adapters and head, the trained parameters in the precision of the run.
+
+    On the CPU, but for a quantised base on a GPU.
 
     Args:
-        config: The run.
+        config: The run; a base of random weights is already in its folder where it is quantised.
         choices: Resolved on this machine.
-        base_folder: Where a base of random weights is kept: the adapter needs it.
 
     Raises:
         ModelError: The base does not load or the adapters do not fit it.
     """
-    base = load_base(config, choices.attention, choices.precision)
-    if base_folder is not None and not base_folder.exists():
-        building = base_folder.with_name(f".{base_folder.name}-{uuid.uuid4().hex}")
-        base.save_pretrained(str(building))
-        os.rename(building, base_folder)
+    base = _load(config, choices)
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
     model = PackedClassifier(METHODS[config.tuning.method](base, config.tuning), choices.attention)
@@ -76,3 +95,23 @@ def build_model(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return model
+
+
+def _load(config: RunConfig, choices: Choices) -> "PreTrainedModel":
+    if config.tuning.method != "qlora":
+        return load_base(config, choices.attention, choices.precision)
+    source = Path(config.model.path or config.output_dir / BASE)
+    return load_quantized_base(
+        config, choices.attention, choices.precision, source, base_digest(config)
+    )
+
+
+def _refuse(config: RunConfig, preset: str, precision: str, device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    setup = replace(
+        recipe_setup(config, preset, precision), device=device.type, compute_capability=capability
+    )
+    if faults := refusals(setup, STACK_LIMITS):
+        raise ConfigError("\n".join(faults))
+    if faults := refusals(setup, MACHINE_LIMITS):
+        raise MachineError("\n".join(faults))

@@ -43,6 +43,9 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass"
     )
+    quantize_cache: str | None = Field(
+        None, description="folder that keeps a qlora base quantised; null: quantise at every start"
+    )
 
 
 class TaskSection(Section):
@@ -54,7 +57,14 @@ class TaskSection(Section):
 class TuningSection(Section):
     """Which parameters are trained."""
 
-    method: Literal["lora"] = Field("lora", description="tuning method")
+    method: Literal["lora", "qlora"] = Field(
+        "lora", description="qlora is lora on a base quantised by bitsandbytes"
+    )
+    quant_type: Literal["nf4", "fp4", "int8"] = Field("nf4", description="of a qlora base")
+    double_quant: bool = Field(True, description="quantise the scales of nf4 and fp4 too")
+    init_from: str | None = Field(
+        None, description="run folder or adapter folder whose adapter is trained further"
+    )
     lora_r: Positive = Field(8, description="rank")
     lora_alpha: AboveZero = Field(16.0, description="scale is alpha / r")
     lora_dropout: Share = Field(0.05, description="on the input of the adapters")
@@ -93,6 +103,9 @@ class LossSection(Section):
 class OptimSection(Section):
     """Updates. Batches: global in functions or rows, micro in rows; accumulation follows."""
 
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
+        "adamw", description="8bit and paged are bitsandbytes': moments in 8 bit, or in host memory"
+    )
     lr: AboveZero = Field(2e-4, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(

@@ -19,6 +19,10 @@ class MachineError(ValueError):
     exit_code = 5
 
 
+class MemoryExceededError(MachineError):
+    """The device's memory does not hold a step."""
+
+
 class DivergedError(ValueError):
     """Loss or gradients are no longer finite."""
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from data.prepare import Prepared
+from trainer.config import RunConfig
+from trainer.models.files import base_digest
 from trainer.run_folder import write_json
 
 if TYPE_CHECKING:
@@ -42,3 +45,27 @@ def save_adapter(
         shutil.rmtree(old)
     else:
         os.rename(building, folder)
+
+
+def adapter_facts(
+    config: RunConfig,
+    prepared: Prepared,
+    threshold: float,
+    step: int | None,
+    valid_roc_auc: float | None,
+) -> dict[str, Any]:
+    """What a user of the adapter must do to get the same scores: focaltune.json."""
+    tuning = config.tuning
+    quantised = {"quant_type": tuning.quant_type, "double_quant": tuning.double_quant}
+    return {
+        "task": config.task.name,
+        "classes": ["not vulnerable", "vulnerable"],
+        "end_token": prepared.tokenizer.end_token,
+        "normalize_whitespace": config.data.normalize_whitespace,
+        "seq_length": config.data.seq_length,
+        "threshold": threshold,
+        "valid_roc_auc": valid_roc_auc,
+        "step": step,
+        "base_sha256": base_digest(config),
+        "quantization": quantised if tuning.method == "qlora" else None,
+    }

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from data.loader import StepBatches, TrainLoader
 from trainer.config import RunConfig
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.engine import set_learning_rate
-from trainer.errors import DivergedError, StoppedError
+from trainer.errors import DivergedError, MemoryExceededError, StoppedError
 from trainer.metrics import RunLog
 from trainer.optim import learning_rate
 from trainer.state import TrainState, seed_step
@@ -118,11 +119,31 @@ def optimizer_step(run: Run, batches: StepBatches, step: int, rate: float) -> Te
     total = torch.zeros((), device=run.ranks.device)
     scale = run.ranks.world_size / (batches.num_functions or 1.0)
     for batch in batches.micro_batches:
-        loss = run.task.loss_sum(run.engine, batch.to(run.ranks.device))
-        run.engine.backward(loss.sum * scale, scale_wrt_gas=False)
-        total += loss.sum.detach()
-    run.engine.step()
+        shape = tuple(batch.input_ids_BT.shape)
+        with memory_errors_named(f"at step {step + 1}, micro-batch of shape {shape}"):
+            loss = run.task.loss_sum(run.engine, batch.to(run.ranks.device))
+            run.engine.backward(loss.sum * scale, scale_wrt_gas=False)
+            total += loss.sum.detach()
+    with memory_errors_named(f"at step {step + 1}, in the optimizer"):
+        run.engine.step()
     return total
+
+
+@contextmanager
+def memory_errors_named(where: str) -> Iterator[None]:
+    """The device's own error as ours, with the place; torch's CPU allocator has no class for it.
+
+    Raises:
+        MemoryExceededError: The device's memory did not hold it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryExceededError(f"out of memory {where}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise MemoryExceededError(f"out of memory {where}") from error
 
 
 def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches) -> None:
@@ -180,6 +201,7 @@ def _log_step(
                 "imbalance_step": batches.imbalance.optimizer_step,
                 "memory_gib": _memory_gib(run.ranks.device),
                 "skipped_steps": state.skipped_steps,
+                **_loss_scale(run.engine),
             }
         )
     if not math.isfinite(loss):
@@ -188,6 +210,11 @@ def _log_step(
             f" {state.step / run.loader.plan.steps_per_epoch:.2f}; the last checkpoint is intact:"
             " lower optim.lr, add optim.warmup_steps, or check the rows of this step"
         )
+
+
+def _loss_scale(engine: "DeepSpeedEngine") -> dict[str, float]:
+    """fp16's scale beside the count of its overflows, skipped_steps."""
+    return {"loss_scale": float(engine.optimizer.cur_scale)} if engine.fp16_enabled() else {}
 
 
 def _finite_or_none(value: float | Tensor | None) -> float | None:

@@ -12,10 +12,14 @@ _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimSection) -> torch.optim.AdamW:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], optim: OptimSection
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters.
 
-    Weight decay applies to matrices: vectors are biases and norms.
+    Weight decay applies to matrices: vectors are biases and norms. 8-bit moments are those of
+    Dettmers et al. 2022, in blocks of 256 with a scale each; paged ones lie in memory that the
+    driver moves to the host when the GPU is full (Dettmers et al. 2023).
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim > 1]
@@ -24,9 +28,20 @@ def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimSection) -> 
         {"params": matrices, "weight_decay": optim.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=optim.lr, betas=_BETAS, eps=_EPSILON
+    kept = [group for group in groups if group["params"]]
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(kept, lr=optim.lr, betas=_BETAS, eps=_EPSILON)
+    import bitsandbytes
+
+    classes = {
+        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+        "paged_adamw": bitsandbytes.optim.PagedAdamW32bit,
+        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+    }
+    built: torch.optim.Optimizer = classes[optim.optimizer](
+        kept, lr=optim.lr, betas=_BETAS, eps=_EPSILON
     )
+    return built
 
 
 def learning_rate(optim: OptimSection, update: int, total_updates: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from trainer.capabilities import STACK_LIMITS, Setup, refusals
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 
@@ -20,8 +21,8 @@ PRESET_KEYS = frozenset(
 )
 _PATH_KEYS = (
     *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer", "cache_dir")),
-    ("model", "path"),
-    ("model", "config"),
+    *(("model", name) for name in ("path", "config", "quantize_cache")),
+    ("tuning", "init_from"),
     ("run", "output_dir"),
 )
 
@@ -121,9 +122,22 @@ def cross_check(config: RunConfig) -> None:
         *_data_faults(config),
         *_optim_faults(config),
         *_precision_faults(config),
+        *_tuning_faults(config),
     ]
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
+    """What the table of capabilities is asked about, on a machine that is not known yet."""
+    return Setup(
+        preset=preset,
+        zero_stage=load_preset(preset)["zero_optimization"]["stage"],
+        precision=precision,
+        method=config.tuning.method,
+        quant_type=config.tuning.quant_type,
+        optimizer=config.optim.optimizer,
+    )
 
 
 def describe_keys() -> str:
@@ -262,13 +276,7 @@ def _optim_faults(config: RunConfig) -> list[str]:
 def _precision_faults(config: RunConfig) -> list[str]:
     precision, dtype, faults = config.engine.precision, config.model.dtype, []
     if config.engine.preset != "auto":
-        stage = load_preset(config.engine.preset)["zero_optimization"]["stage"]
-        if stage == 0 and precision in ("fp16", "bf16"):
-            faults.append(
-                f"engine.preset {config.engine.preset} is ZeRO 0, where DeepSpeed scales"
-                f" {precision} gradients wrongly; take a zero1 preset, also on one GPU,"
-                " or engine.precision=fp32"
-            )
+        faults += refusals(recipe_setup(config, config.engine.preset, precision), STACK_LIMITS)
     frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
     if frozen_in_16_bit and config.tuning.modules_to_save:
         faults.append(
@@ -281,3 +289,12 @@ def _precision_faults(config: RunConfig) -> list[str]:
             " engine.precision=fp32 for fp32 adapters on a 16-bit frozen base"
         )
     return faults
+
+
+def _tuning_faults(config: RunConfig) -> list[str]:
+    if config.model.quantize_cache is None or config.tuning.method == "qlora":
+        return []
+    return [
+        f"model.quantize_cache with tuning.method {config.tuning.method}: nothing is quantised;"
+        " take tuning.method=qlora, or remove it"
+    ]

@@ -1,6 +1,7 @@
 """A whole run in the order it happens: take the folder, build, continue, train, report."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,17 +9,18 @@ import torch
 from data.loader import TrainLoader
 from data.prepare import Prepared
 from trainer.banner import banner_lines, time_line
-from trainer.build import build_model, choose
+from trainer.build import build_model, choose, write_random_base
 from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
-from trainer.data_report import plan_facts, training_loader
+from trainer.data_report import training_loader
 from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
 from trainer.engine import build_engine, deepspeed_config
-from trainer.errors import ConfigError, MachineError
+from trainer.errors import ConfigError, MachineError, MemoryExceededError
 from trainer.evaluation.report import print_table
-from trainer.loop import Run, train
+from trainer.loop import Run, memory_errors_named, train
 from trainer.metrics import RunLog
 from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.planned_run import explained, peak_line, write_plan
 from trainer.resume import (
     find_checkpoint,
     initial_state,
@@ -26,10 +28,11 @@ from trainer.resume import (
     refuse_other_run,
     run_identity,
 )
-from trainer.run_folder import BASE, RunLock, open_run_folder, write_json, write_recipe
+from trainer.run_folder import RunLock, open_run_folder, write_json, write_recipe
 from trainer.session import Session
 from trainer.stopping import StopRequest
 from trainer.tasks import TASKS
+from trainer.tuning.continued import adapter_folder, take_adapter
 
 
 def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
@@ -61,7 +64,9 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
     if checkpoint is not None:
         remarks += refuse_other_run(checkpoint, config, identity)
         remarks += moved_lines(checkpoint, ranks.world_size)
-    session = _build(config, prepared, ranks, identity, checkpoint)
+    initial = _initial_adapter(config, identity["base"]) if checkpoint is None else None
+    with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
+        session = _build(config, prepared, ranks, identity, checkpoint, initial)
     request = StopRequest(ranks)
     run, state = session.run, session.state
     try:
@@ -72,8 +77,15 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
             session.restore(checkpoint)
             if run.log is not None:
                 run.log.say(f"continues after step {state.step} from {checkpoint.path}")
-        train(run, state, request, session.validate, session.save)
-        report = session.finish()
+        try:
+            with memory_errors_named("while scoring"):
+                train(run, state, request, session.validate, session.save)
+                report = session.finish()
+        except MemoryExceededError as error:
+            raise explained(error, session) from error
+        measured = peak_line(session)
+        if run.log is not None and measured is not None:
+            run.log.say(measured)
     finally:
         request.restore()
         if run.log is not None:
@@ -89,6 +101,7 @@ def _build(
     ranks: Ranks,
     identity: dict[str, Any],
     checkpoint: Checkpoint | None,
+    initial: Path | None,
 ) -> Session:
     """Everything up to the first step, with the banner and the packing self-check."""
     state = initial_state(config, checkpoint)
@@ -100,15 +113,17 @@ def _build(
             f"optim.warmup_steps {config.optim.warmup_steps} is above the run's {total_steps} steps"
             f" ({loader.plan.steps_per_epoch} an epoch x {config.optim.epochs} epochs); lower it"
         )
-    keep_base = config.output_dir / BASE if config.model.config and ranks.is_main else None
-    model = agreed(ranks, lambda: build_model(config, choices, keep_base))
-    settings = deepspeed_config(config, choices.preset, choices.precision)
-    plan = plan_facts(loader, total_steps)
+    agreed(ranks, lambda: write_random_base(config, choices) if ranks.is_main else None)
+    model = agreed(ranks, lambda: build_model(config, choices))
+    if initial is not None:
+        agreed(ranks, lambda: take_adapter(model.model, initial))
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    settings = deepspeed_config(config, choices.preset, choices.precision, num_trained)
 
     def open_log() -> RunLog | None:
         if not ranks.is_main:
             return None
-        _write_facts(config, prepared, settings, plan)
+        _write_facts(config, prepared, settings)
         return RunLog(
             config.output_dir,
             state.step,
@@ -127,11 +142,19 @@ def _build(
         total_steps, log,
     )  # fmt: skip
     session = Session(run, prepared, model, choices, identity, state)
+    if log is not None:
+        for line in write_plan(session):
+            log.say(line)
     _check_packing(session)
     seconds = _estimate_seconds(session)
     if log is not None:
         log.say(time_line(seconds))
     return session
+
+
+def _initial_adapter(config: RunConfig, base_sha256: str) -> Path | None:
+    start_from = config.tuning.init_from
+    return None if start_from is None else adapter_folder(Path(start_from), base_sha256)
 
 
 def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLoader:
@@ -153,13 +176,10 @@ def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLo
     )
 
 
-def _write_facts(
-    config: RunConfig, prepared: Prepared, settings: dict[str, Any], plan: dict[str, Any]
-) -> None:
+def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]) -> None:
     write_recipe(config.output_dir, config.to_json())
     write_json(config.output_dir / "ds_config.json", settings)
     write_json(config.output_dir / "data.json", prepared.facts)
-    write_json(config.output_dir / "plan.json", plan)
 
 
 def _check_packing(session: Session) -> None:

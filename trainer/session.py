@@ -21,7 +21,7 @@ from trainer.errors import MachineError
 from trainer.evaluation.classification import best_threshold, classification_metrics
 from trainer.evaluation.split_report import write_split_report
 from trainer.evaluation.validation import population, score_functions
-from trainer.export import save_adapter
+from trainer.export import adapter_facts, save_adapter
 from trainer.loop import Run
 from trainer.models.heads import PackedClassifier
 from trainer.run_folder import ADAPTER, CHECKPOINTS, REPORT
@@ -134,7 +134,11 @@ class Session:
             if not run.ranks.is_main:
                 return None
             adapter = config.output_dir / ADAPTER
-            save_adapter(self.model.model, weights, adapter, self.adapter_facts())
+            state = self.state
+            facts = adapter_facts(
+                config, self.prepared, state.threshold, state.best_step, state.best_roc_auc
+            )
+            save_adapter(self.model.model, weights, adapter, facts)
             return write_split_report(
                 config.output_dir / REPORT,
                 "test",
@@ -165,17 +169,4 @@ class Session:
             "leaks": self.prepared.leaks,
             "leaks_allowed": self.run.config.data.allow_leaks,
             **{f"sha256_{name}": digest for name, digest in self.prepared.digests.items()},
-        }
-
-    def adapter_facts(self) -> dict[str, Any]:
-        """What a user of the adapter must do to get the same scores."""
-        return {
-            "task": self.run.config.task.name,
-            "classes": ["not vulnerable", "vulnerable"],
-            "end_token": self.prepared.tokenizer.end_token,
-            "normalize_whitespace": self.run.config.data.normalize_whitespace,
-            "seq_length": self.run.config.data.seq_length,
-            "threshold": self.state.threshold,
-            "valid_roc_auc": self.state.best_roc_auc,
-            "step": self.state.best_step,
         }

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import DivergedError, ModelError
+from trainer.moments import MOMENTS, SCALES, adam_of, moment_names, named_moments
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+_BESIDE_WEIGHTS = tuple(f"{name}/" for name in MOMENTS + SCALES)
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -72,14 +73,16 @@ def gather_state(engine: "DeepSpeedEngine", keep: bool) -> dict[str, Tensor]:
     sharded = engine.zero_optimization_stage() > 0
     state: dict[str, Tensor] = {}
     broken: list[str] = []
-    for name, parameter in trained_parameters(engine):
-        master = safe_get_full_fp32_param(parameter) if sharded else parameter.data
-        gathered = {name: master} | {
-            f"{key}/{name}": _moment(engine, parameter, key, master) for key in MOMENTS
-        }
-        broken += [key for key, tensor in gathered.items() if not torch.isfinite(tensor).all()]
-        if keep:
-            state |= {k: t.detach().float().cpu().clone() for k, t in gathered.items()}
+    with named_moments(engine):
+        for name, parameter in trained_parameters(engine):
+            master = safe_get_full_fp32_param(parameter) if sharded else parameter.data
+            gathered = {name: master} | {
+                f"{key}/{name}": _moment(engine, parameter, key, master)
+                for key in moment_names(engine)
+            }
+            broken += [key for key, tensor in gathered.items() if not torch.isfinite(tensor).all()]
+            if keep:
+                state |= {k: t.detach().float().cpu().clone() for k, t in gathered.items()}
     if broken:
         raise DivergedError(f"not saved: {len(broken)} tensors are not finite, first {broken[0]}")
     return state
@@ -87,7 +90,7 @@ def gather_state(engine: "DeepSpeedEngine", keep: bool) -> dict[str, Tensor]:
 
 def optimizer_counters(engine: "DeepSpeedEngine") -> dict[str, Any]:
     """Adam's step and the loss scaler's state, as plain values."""
-    steps = [float(entry["step"]) for entry in _adam(engine).state.values() if "step" in entry]
+    steps = [float(entry["step"]) for entry in adam_of(engine).state.values() if "step" in entry]
     scaler = engine.optimizer.loss_scaler if engine.fp16_enabled() else None
     return {
         "adam_step": max(steps, default=0.0),
@@ -115,12 +118,17 @@ def restore_state(
     """
     empty_step()
     restore_weights(engine, tensors)
-    for name, parameter in trained_parameters(engine):
-        for key in MOMENTS:
-            _set_moment(engine, parameter, key, tensors[f"{key}/{name}"])
-    for entry in _adam(engine).state.values():
-        if "step" in entry:
-            entry["step"] = torch.full_like(torch.as_tensor(entry["step"]), counters["adam_step"])
+    with named_moments(engine, write=True):
+        for name, parameter in trained_parameters(engine):
+            for key in moment_names(engine):
+                # A state of plain AdamW has no scales: those of its values are found anew.
+                value = tensors.get(f"{key}/{name}", torch.zeros_like(tensors[name]))
+                _set_moment(engine, parameter, key, value)
+    for entry in adam_of(engine).state.values():
+        if torch.is_tensor(entry.get("step")):
+            entry["step"] = torch.full_like(entry["step"], counters["adam_step"])
+        elif "step" in entry:  # bitsandbytes counts in an int
+            entry["step"] = int(counters["adam_step"])
     if engine.fp16_enabled():
         for key, value in counters["loss_scaler"].items():
             setattr(engine.optimizer.loss_scaler, key, value)
@@ -147,12 +155,6 @@ def trained_parameters(engine: "DeepSpeedEngine") -> list[tuple[str, nn.Paramete
     return [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
 
 
-def _adam(engine: "DeepSpeedEngine") -> torch.optim.Optimizer:
-    """The optimizer inside ZeRO's wrapper."""
-    optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return optimizer
-
-
 @contextmanager
 def _writable(engine: "DeepSpeedEngine", parameters: list[nn.Parameter]) -> Iterator[None]:
     """Whole parameters to write to; under ZeRO-3 rank 0's values are spread on leaving."""
@@ -169,7 +171,7 @@ def _moment(engine: "DeepSpeedEngine", parameter: nn.Parameter, key: str, like: 
     """A full moment; zeros before the first update, which fp16 overflows can put off."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    adam = _adam(engine)
+    adam = adam_of(engine)
     if not adam.state:
         return torch.zeros_like(like)
     if engine.zero_optimization_stage():
@@ -210,7 +212,7 @@ def _local_part(engine: "DeepSpeedEngine", value: Tensor) -> Tensor:
 
 
 def _check_shapes(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    saved = {name for name in tensors if not name.startswith(tuple(f"{m}/" for m in MOMENTS))}
+    saved = {name for name in tensors if not name.startswith(_BESIDE_WEIGHTS)}
     if saved != parameters.keys():
         odd = sorted(saved ^ parameters.keys())
         raise ModelError(

@@ -53,7 +53,11 @@ REFUSED = {
     "61-gamma-nan": ("loss.gamma=.nan", "loss.gamma: ", "a finite number, found nan"),
     "62-dropout-1": ("tuning.lora_dropout=1.0", "tuning.lora_dropout: ", "less than 1, found 1.0"),
     "66-unknown-schedule": ("optim.schedule=cosin", "'cosine', 'linear' or 'constant', found 'cos"),
-    "66-unknown-optimizer": ("optim.optimizer=lion", "unknown key optim.optimizer"),
+    "66-unknown-optimizer": (
+        "optim.optimizer=lion",
+        "'adamw', 'adamw_8bit', 'paged",
+        "found 'lion'",
+    ),
     "68-no-such-model": ("model.config=/no/such/model", "model.config: /no/such/model does not"),
     "71-output-is-the-dataset": ("run.output_dir={data}", "run.output_dir", "choose another"),
     "72-save-interval-0": ("save.interval=0", "save.interval", "equal to 1, found 0"),
@@ -100,6 +104,21 @@ COMBINATIONS = {
     "67-zero-0-with-fp16": (
         ("engine.preset=cpu_zero0", "engine.precision=fp16"),
         "scales fp16 gradients wrongly",
+    ),
+    "67-qlora-with-zero-3": (
+        ("tuning.method=qlora", "engine.preset=gpu_zero3"),
+        "tuning.method qlora with engine.preset gpu_zero3: ZeRO 3 would shard packed weights",
+        "take a zero1 or zero2 preset",
+        "tuning.method=lora with ZeRO 3",
+    ),
+    "67-8-bit-optimizer-with-zero-3": (
+        ("optim.optimizer=paged_adamw_8bit", "engine.preset=gpu_zero3"),
+        "optim.optimizer paged_adamw_8bit with engine.preset gpu_zero3",
+        "or optim.optimizer=adamw",
+    ),
+    "67-a-cache-of-nothing": (
+        ("model.quantize_cache=/tmp/x",),
+        "model.quantize_cache with tuning.method lora: nothing is quantised",
     ),
     "67-epochs-and-steps": (("optim.max_steps=5",), "set exactly one of epochs and max_steps"),
     "67-neither-epochs-nor-steps": (("optim.epochs=null",), "set exactly one of epochs and max"),

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from data.prepare import Prepared, read_split
-from trainer.build import build_model, choose
-from trainer.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint
+from trainer.build import Choices, build_model, choose
+from trainer.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.distributed import Ranks
 from trainer.errors import ModelError
 from trainer.evaluation.split_report import write_split_report
 from trainer.evaluation.validation import score_functions
+from trainer.models.heads import PackedClassifier
 from trainer.models.load import DTYPES
 from trainer.resume import refuse_other_run, run_identity
 from trainer.run_folder import CHECKPOINTS, REPORT
@@ -33,19 +34,10 @@ def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) 
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=device)
-    newest, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
-    state = newest.trainer["state"] if newest else {}
-    if newest is None or state["best_step"] is None:
-        raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
-    refuse_other_run(newest, config, run_identity(config, prepared))
-    best = load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state["best_step"]))
+    best = best_checkpoint(config, prepared)
+    state = best.trainer["state"]
     choices = choose(config, device)
-    model = build_model(config, choices)
-    model.load_state_dict(best.tensors(), strict=False)
-    for parameter in model.parameters():  # as the engine has them; the frozen base keeps its own
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(DTYPES[choices.precision])
-    model = model.to(device)
+    model = trained_model(config, choices, best).to(device)
     split, facts = read_split(file, name, config.data, prepared.tokenizer)
     targets = prepared.splits["train"].targets
     prior = sum(targets) / len(targets)
@@ -61,3 +53,27 @@ def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) 
         | {f"sha256_{name}": facts["sha256"]},
         compat_population=config.eval.compat_population,
     )
+
+
+def best_checkpoint(config: RunConfig, prepared: Prepared) -> Checkpoint:
+    """The checkpoint of a run's best validation.
+
+    Raises:
+        ModelError: There is none, or it is of another base or other data.
+    """
+    newest, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
+    if newest is None or newest.trainer["state"]["best_step"] is None:
+        raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
+    refuse_other_run(newest, config, run_identity(config, prepared))
+    step = newest.trainer["state"]["best_step"]
+    return load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(step))
+
+
+def trained_model(config: RunConfig, choices: Choices, checkpoint: Checkpoint) -> PackedClassifier:
+    """The model of a recipe with a checkpoint's weights, as the engine has it."""
+    model = build_model(config, choices)
+    model.load_state_dict(checkpoint.tensors(), strict=False)
+    for parameter in model.parameters():  # the frozen base keeps its own dtype
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[choices.precision])
+    return model

@@ -9,8 +9,8 @@ import torch
 _TILE_ROWS, _TILE_COLUMNS, _CPU_ROWS = 128, 256, 16
 
 # A GPU: one wave of the gradient's GEMM at D = 2048, V = 49152 is 594 MiB. A CPU: 80 rows at
-# V = 49152, with which both time and peak are below every peer's; 128 rows are 10% faster and take
-# 8 MiB more (benchmarks/RESULTS.md).
+# V = 49152, where time and peak are both below torch's, TRL's and DeepSpeed's; 128 rows are 10%
+# faster and take 8 MiB more (benchmarks/RESULTS.md).
 BUDGET_BYTES = {"cuda": 640 << 20, "cpu": 16 << 20}
 
 

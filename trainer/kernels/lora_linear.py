@@ -64,7 +64,7 @@ class _LoraLinear(torch.autograd.Function):
         x_TI = x.reshape(-1, x.shape[-1])
         y_TO = F.linear(x_TI, weight.t() if is_transposed else weight, bias_O)
         dropped_TI, mask_TI = x_TI, None
-        if dropout:
+        if dropout and len(x_TI):
             dropped_TI, mask_TI = torch.native_dropout(x_TI, dropout, True)
         h_TR = torch.mm(dropped_TI, a_RI.to(x.dtype).t())
         y_TO.addmm_(h_TR, b_OR.to(x.dtype).t(), alpha=scale)
@@ -80,20 +80,20 @@ class _LoraLinear(torch.autograd.Function):
         g_TO = upstream.reshape(-1, upstream.shape[-1])
         k_TR = torch.mm(g_TO, b_OR.to(g_TO.dtype)).mul_(ctx.scale)
         gradient_b = _product(g_TO.t(), h_TR, b_OR.dtype).mul_(ctx.scale)
+        # fill, not a product with the mask: a CPU would first convert the mask.
+        lost_TI = None if mask_TI is None else ~mask_TI
+        kept_TI = x_TI if lost_TI is None else x_TI.masked_fill(lost_TI, 0)
+        gradient_a = _product(k_TR.t(), kept_TI, a_RI.dtype).mul_(1 / (1 - ctx.dropout))
         gradient_x = None
         if ctx.needs_input_grad[0]:
             gradient_x = torch.mm(g_TO, weight.t() if ctx.is_transposed else weight)
             narrow_RI = a_RI.to(g_TO.dtype)
-            if mask_TI is None:
+            if lost_TI is None:
                 gradient_x.addmm_(k_TR, narrow_RI)
             else:
-                through_TI = torch.mm(k_TR, narrow_RI).mul_(mask_TI)
+                through_TI = torch.mm(k_TR, narrow_RI, out=kept_TI).masked_fill_(lost_TI, 0)
                 gradient_x.add_(through_TI, alpha=1 / (1 - ctx.dropout))
             gradient_x = gradient_x.view(*upstream.shape[:-1], gradient_x.shape[1])
-        if mask_TI is not None:
-            k_TR = k_TR.mul_(1 / (1 - ctx.dropout))
-            x_TI = x_TI * mask_TI
-        gradient_a = _product(k_TR.t(), x_TI, a_RI.dtype)
         return gradient_x, None, None, gradient_a, gradient_b, None, None, None
 
 

@@ -63,7 +63,8 @@ def check_isolation(
     Returns:
         The differences found.
     """
-    row = _row_of_functions(examples, seq_length)
+    examples = examples.subset(_row_of_functions(examples, seq_length))
+    row = np.arange(len(examples))
     own = _reversed(examples, int(row[-1]))
     others = examples
     for example in row[:-1]:

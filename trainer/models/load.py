@@ -1,7 +1,9 @@
 """The base model from a folder or from a config, at the dtype and attention of the run."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -9,6 +11,7 @@ from safetensors import SafetensorError
 from trainer.config import RunConfig
 from trainer.errors import MachineError, ModelError
 from trainer.models.packed_attention import FLASH, SEGMENT_SDPA
+from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,6 +64,11 @@ def choose_precision(config: RunConfig, zero_stage: int, device: torch.device) -
     return precision, reason
 
 
+def base_dtype(config: RunConfig, precision: str) -> torch.dtype:
+    """Of the weights as stored, and of the products of a quantised base."""
+    return DTYPES[precision if config.model.dtype == "auto" else config.model.dtype]
+
+
 def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedModel":
     """The base with an untrained classification head, on the CPU, in evaluation mode.
 
@@ -72,31 +80,98 @@ def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedM
     Raises:
         ModelError: The architecture has no sequence classification, or the weights do not load.
     """
+    dtype = base_dtype(config, precision)
+    torch.manual_seed(config.run.seed)
+    if config.model.path:
+        model = _from_files(Path(config.model.path), dtype, attention)
+    else:
+        model = _from_config(str(config.model.config), dtype, attention)
+    return _ready_to_train(model, config)
+
+
+def load_quantized_base(
+    config: RunConfig, attention: str, precision: str, source: Path, base_sha256: str
+) -> "PreTrainedModel":
+    """The base with its linear layers quantised, the rest and the head in the compute dtype.
+
+    On a GPU it is quantised, and stays, there: bitsandbytes packs for the device.
+
+    Args:
+        config: The run; the head is drawn from run.seed, wherever the base comes from.
+        attention: Resolved back end.
+        precision: Resolved.
+        source: Folder of the weights.
+        base_sha256: Of base_digest, names the base in model.quantize_cache.
+
+    Raises:
+        ModelError: As load_base.
+    """
+    dtype = base_dtype(config, precision)
+    settings = quantization_config(config.tuning, dtype)
+
+    def quantize() -> "PreTrainedModel":
+        return _from_files(source, dtype, attention, quantization_config=settings)
+
+    if config.model.quantize_cache is None:
+        model = quantize()
+    else:
+        cache = Path(config.model.quantize_cache)
+        model = _from_files(
+            quantized_folder(cache, base_sha256, settings, quantize), dtype, attention
+        )
+    torch.manual_seed(config.run.seed)
+    model._init_weights(model.score)
+    prepare_layers(model)
+    return _ready_to_train(model, config)
+
+
+def _from_files(source: Path, dtype: torch.dtype, attention: str, **more: Any) -> "PreTrainedModel":
+    with _model_errors(str(source)):
+        import transformers
+
+        model, seen = transformers.AutoModelForSequenceClassification.from_pretrained(
+            str(source), config=_model_config(str(source)), dtype=dtype, use_safetensors=True,
+            attn_implementation=attention, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True, **more,
+        )  # fmt: skip
+        _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"])
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _from_config(source: str, dtype: torch.dtype, attention: str) -> "PreTrainedModel":
+    with _model_errors(source):
+        import transformers
+
+        drawn: PreTrainedModel = transformers.AutoModelForSequenceClassification.from_config(
+            _model_config(source), dtype=dtype, attn_implementation=attention
+        )
+    return drawn
+
+
+def _model_config(source: str) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(
+        source, num_labels=NUM_CLASSES, local_files_only=True, trust_remote_code=False
+    )
+
+
+@contextmanager
+def _model_errors(source: str) -> Iterator[None]:
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    dtype = DTYPES[precision if config.model.dtype == "auto" else config.model.dtype]
-    settings = {"num_labels": NUM_CLASSES, "local_files_only": True, "trust_remote_code": False}
-    source = config.model.path or config.model.config
-    torch.manual_seed(config.run.seed)
     try:
-        model_config = transformers.AutoConfig.from_pretrained(source, **settings)
-        if config.model.path:
-            model, seen = transformers.AutoModelForSequenceClassification.from_pretrained(
-                config.model.path, config=model_config, dtype=dtype, use_safetensors=True,
-                attn_implementation=attention, local_files_only=True, trust_remote_code=False,
-                output_loading_info=True,
-            )  # fmt: skip
-            _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"])
-        else:
-            model = transformers.AutoModelForSequenceClassification.from_config(
-                model_config, dtype=dtype, attn_implementation=attention
-            )
+        yield
     except ModelError:
         raise
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source}: the base model does not load: {error}") from error
+
+
+def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedModel":
     # With a pad id, the model looks for it in every batch, which waits for the GPU; nothing here
     # needs one, because the padding of a row is a segment of its own.
     model.config.pad_token_id = None

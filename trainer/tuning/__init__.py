@@ -2,4 +2,4 @@
 
 from trainer.tuning.lora import add_lora
 
-METHODS = {"lora": add_lora}
+METHODS = {"lora": add_lora, "qlora": add_lora}  # qlora differs in its base

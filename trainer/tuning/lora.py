@@ -130,6 +130,8 @@ def _check_modules(base: "PreTrainedModel", names: list[str]) -> None:
 
 
 def _smallest_side(layer: nn.Module) -> int:
+    if isinstance(layer, nn.Linear):  # the weight of a quantised one is packed
+        return min(layer.in_features, layer.out_features)
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     return min(weight.shape)

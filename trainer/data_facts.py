@@ -1,0 +1,122 @@
+"""How much data a recipe has, from what was prepared before, else assumed and said so."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.cache import FACTS, default_root
+from data.errors import DataError
+from data.order import steps_for
+from data.readers import source_digest, split_path
+from trainer.config import RunConfig
+
+_ASSUMED_FUNCTIONS, _ASSUMED_TOKENS = 1000, 400.0
+_FILL = 0.97  # of packed rows; real functions at 512 to 2,048 tokens fill 95 to 99%
+_LARGEST_DIGESTED = 256 << 20  # bytes: a second of sha256
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The training split in numbers.
+
+    Attributes:
+        num_functions: Trained on in an epoch.
+        tokens_mean: Of a whole function, without end token.
+        source: Where the numbers are from, for people.
+        is_assumed: True where nothing was prepared.
+    """
+
+    num_functions: int
+    tokens_mean: float
+    source: str
+    is_assumed: bool
+
+    def tokens_of_function(self, config: RunConfig) -> float:
+        """Tokens of a function in a row, end token included."""
+        return min(self.tokens_mean + 1, config.data.seq_length)
+
+    def num_rows(self, config: RunConfig) -> int:
+        """Rows of an epoch."""
+        if not config.data.packing:
+            return self.num_functions
+        tokens = self.num_functions * self.tokens_of_function(config)
+        return max(1, round(tokens / (config.data.seq_length * _FILL)))
+
+    def steps_per_epoch(self, config: RunConfig) -> int:
+        """Optimizer steps of an epoch."""
+        is_rows = config.optim.batch_unit == "rows"
+        units = self.num_rows(config) if is_rows else self.num_functions
+        return min(steps_for(units, config.optim.global_batch_size), self.num_rows(config))
+
+    def num_steps(self, config: RunConfig) -> int:
+        """Optimizer steps of the run."""
+        return config.optim.max_steps or (config.optim.epochs or 0) * self.steps_per_epoch(config)
+
+    def accumulation(self, config: RunConfig, world_size: int) -> int:
+        """Micro-batches of a rank in a step."""
+        rows = -(-self.num_rows(config) // self.steps_per_epoch(config))
+        return -(-rows // (config.optim.micro_batch_size * world_size))
+
+    def tokens_of_step(self, config: RunConfig) -> float:
+        """Real tokens of a step over all ranks."""
+        return self.num_functions * self.tokens_of_function(config) / self.steps_per_epoch(config)
+
+
+def data_facts(config: RunConfig) -> DataFacts:
+    """Counts of the training split: of the run folder, of the cache, or assumed."""
+    run = config.output_dir / "data.json"
+    if run.is_file() and (found := facts_of(config, _json(run), str(run))):
+        return found
+    digest = _train_digest(config)
+    root = Path(config.data.cache_dir) if config.data.cache_dir else default_root()
+    for entry in sorted(root.glob(f"*/{FACTS}")) if digest else []:
+        facts = _json(entry)
+        if facts.get("sha256", {}).get("train") != digest:
+            continue
+        if found := facts_of(config, facts, f"prepared data {entry.parent}"):
+            return found
+    return DataFacts(
+        _ASSUMED_FUNCTIONS,
+        _ASSUMED_TOKENS,
+        f"ASSUMED {_ASSUMED_FUNCTIONS:,} functions of {_ASSUMED_TOKENS:g} tokens: nothing is"
+        " prepared; launcher/prepare.py RECIPE counts them",
+        is_assumed=True,
+    )
+
+
+def facts_of(config: RunConfig, facts: Mapping[str, Any], source: str) -> DataFacts | None:
+    """Counts out of data.json's content; None where they are of other settings."""
+    same = all(
+        facts.get(key) == getattr(config.data, key)
+        for key in ("seq_length", "normalize_whitespace")
+    )
+    try:
+        tokens = facts["splits"]["train"]["tokens"]
+        if not same or tokens["policy"] != config.data.long_functions:
+            return None
+        dropped = tokens["num_oversized"]
+        dropped += tokens["num_long"] if config.data.long_functions == "drop" else 0
+        return DataFacts(
+            tokens["num_functions"] - dropped, tokens["tokens_mean"], source, is_assumed=False
+        )
+    except KeyError:
+        return None
+
+
+def _train_digest(config: RunConfig) -> str | None:
+    try:
+        path = split_path(config.data, "train")
+        small = path.is_file() and path.stat().st_size <= _LARGEST_DIGESTED
+        return source_digest(path) if small else None
+    except (DataError, OSError):
+        return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values

@@ -1,0 +1,73 @@
+"""GPUs the planner knows."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trainer.errors import ConfigError
+
+_AMPERE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU.
+
+    Attributes:
+        name: As --device takes it.
+        memory_gib: As nvidia-smi reports it, which is below the name's.
+        peak_tflops: Dense 16-bit matrix products with fp32 sums, from the maker's data sheet; None
+            where it is not known.
+        compute_capability: As CUDA counts it.
+    """
+
+    name: str
+    memory_gib: float
+    peak_tflops: float | None
+    compute_capability: tuple[int, int]
+
+    @property
+    def precision(self) -> str:
+        """What engine.precision=auto becomes."""
+        return "bf16" if self.compute_capability >= _AMPERE else "fp16"
+
+
+DEVICES: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        Device("T4", 14.7, 65, (7, 5)),
+        Device("RTX3060", 12.0, 25.5, (8, 6)),
+        Device("RTX4080", 16.0, 97.5, (8, 9)),
+        Device("RTX4090", 24.0, 165, (8, 9)),
+        Device("V100-16", 15.8, 125, (7, 0)),
+        Device("V100-32", 31.7, 125, (7, 0)),
+        Device("A100-40", 39.6, 312, (8, 0)),
+        Device("A100-80", 79.3, 312, (8, 0)),
+        Device("H100", 79.6, 989, (9, 0)),
+        Device("H200", 140.4, 989, (9, 0)),
+    )
+}
+
+
+def device_named(name: str) -> Device:
+    """A GPU of the table, however its name is written.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    wanted = name.upper().replace("-", "").replace(" ", "").replace("_", "")
+    by_key = {key.upper().replace("-", ""): device for key, device in DEVICES.items()}
+    for key in (wanted, f"RTX{wanted}"):
+        if key in by_key:
+            return by_key[key]
+    close = difflib.get_close_matches(wanted, by_key, n=1)
+    hint = f"; did you mean {by_key[close[0]].name}?" if close else ""
+    raise ConfigError(
+        f"--device {name}: not in the table{hint}; it has {', '.join(DEVICES)}. For another give"
+        " --memory GIB"
+    )
+
+
+def other_device(memory_gib: float) -> Device:
+    """A GPU of which only the memory is known; taken for sm80 or newer."""
+    return Device(f"{memory_gib:g} GiB", memory_gib, None, _AMPERE)

@@ -1,0 +1,132 @@
+"""The adapter of a finished run merged into its base, with what merging changes.
+
+A QLoRA adapter was trained beside quantised weights. Merged into those weights, decoded, it
+computes what it did, to rounding; merged into the unquantised base it meets other weights, and the
+difference is that of the quantisation. Merging into the packed weights themselves, as PEFT does,
+would quantise the sum again and is not offered.
+
+S packed functions, C classes.
+"""
+
+import os
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.loader import evaluation_batches
+from data.prepare import Prepared
+from data.tokenization import ExampleSet
+from trainer.build import choose
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+from trainer.evaluation.saved_run import best_checkpoint, trained_model
+from trainer.export import FACTS, adapter_facts
+from trainer.models.heads import PackedClassifier
+from trainer.models.quantized import decoded_weight, quantized_layers
+from trainer.run_folder import BASE, write_json
+
+_MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
+
+
+def merge_run(config: RunConfig, prepared: Prepared, target: Path, onto: str) -> dict[str, Any]:
+    """Write the merged model and its tokenizer as a plain transformers folder.
+
+    Args:
+        config: The run's own recipe.
+        prepared: The run's data: the drift is measured on its validation split.
+        target: New folder.
+        onto: "dequantized" or "full"; without quantisation they are the same.
+
+    Returns:
+        What was merged and the drift, also in focaltune.json of the folder.
+
+    Raises:
+        ConfigError: The folder exists.
+        ModelError: No validated checkpoint, or the base does not load.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists; give --output another folder")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    best, choices = best_checkpoint(config, prepared), choose(config, device)
+    trained = trained_model(config, choices, best).to(device)
+    valid = prepared.splits["valid"].examples
+    before_SC = _logits(trained, config, valid, device)
+    decoded = {
+        name.replace(".base_layer", ""): decoded_weight(layer).cpu()
+        for name, layer in quantized_layers(trained).items()
+    }
+    del trained
+    plain = _plain(config)
+    merged = trained_model(plain, replace(choices, zero_stage=1), best)
+    if onto == "dequantized":
+        _take_weights(merged, decoded)
+    merged.model.merge_adapter()
+    merged = merged.to(device)
+    difference_S = (_logits(merged, config, valid, device) - before_SC).abs().amax(1)
+    drift = {
+        "onto": onto if decoded else "full",
+        "max_logit_difference": float(difference_S.max()),
+        "mean_logit_difference": float(difference_S.mean()),
+        "largest_logit": float(before_SC.abs().max()),
+        "num_functions": len(difference_S),
+    }
+    state = best.trainer["state"]
+    facts = adapter_facts(config, prepared, state["threshold"], best.step, state["best_roc_auc"])
+    _write(merged, config, target, facts | {"merge": drift})
+    return drift
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """The recipe on the unquantised base: the model's files, or those that were drawn."""
+    folder = config.model.path or str(config.output_dir / BASE)
+    model = config.model.model_copy(update={"path": folder, "config": None, "quantize_cache": None})
+    tuning = config.tuning.model_copy(update={"method": "lora"})
+    return config.model_copy(update={"model": model, "tuning": tuning})
+
+
+def _logits(
+    model: PackedClassifier, config: RunConfig, examples: ExampleSet, device: torch.device
+) -> Tensor:
+    """fp32 logits (S, C) of the first functions of a split, on the CPU."""
+    model.eval()
+    rows = []
+    batches = evaluation_batches(
+        examples,
+        seq_length=config.data.seq_length,
+        packing=config.data.packing,
+        micro_batch_size=config.optim.micro_batch_size,
+        rank=0,
+        world_size=1,
+    )
+    with torch.no_grad():
+        for _, batch in zip(range(_MOST_BATCHES), batches, strict=False):
+            rows.append(model(batch.to(device)).float().cpu())
+    return torch.cat(rows)
+
+
+def _take_weights(model: PackedClassifier, weights: dict[str, Tensor]) -> None:
+    """Put decoded weights (out, in) under the adapters; GPT-2's Conv1D stands transposed."""
+    layers = dict(model.named_modules())
+    for name, weight in weights.items():
+        layer: Any = layers[name]
+        layer = getattr(layer, "base_layer", layer)
+        transposed = type(layer).__name__ == "Conv1D"
+        layer.weight.data.copy_(weight.T if transposed else weight)
+
+
+def _write(
+    merged: PackedClassifier, config: RunConfig, target: Path, facts: dict[str, Any]
+) -> None:
+    model = merged.model.unload()
+    building = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+    model.save_pretrained(str(building))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (config.tokenizer_folder / name).is_file():
+            shutil.copy(config.tokenizer_folder / name, building)
+    write_json(building / FACTS, facts)
+    os.rename(building, target)

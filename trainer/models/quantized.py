@@ -1,0 +1,113 @@
+"""A base whose linear layers bitsandbytes keeps in 4 or 8 bits (QLoRA, Dettmers et al. 2023)."""
+
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from data.cache import cached
+from trainer.config import TuningSection
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+HEAD = "score"
+
+
+def quantization_config(tuning: TuningSection, dtype: torch.dtype) -> "BitsAndBytesConfig":
+    """What transformers is told: the head, and modules trained whole, stay as they are.
+
+    Args:
+        tuning: quant_type, double_quant, modules_to_save.
+        dtype: Of the products: weights are decoded to it, layer by layer, when they are used.
+    """
+    from transformers import BitsAndBytesConfig
+
+    kept = [HEAD, *tuning.modules_to_save]
+    if tuning.quant_type == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=tuning.quant_type,
+        bnb_4bit_use_double_quant=tuning.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def prepare_layers(model: nn.Module) -> None:
+    """Keep 4-bit layers trainable on CPUs with AVX512-BF16.
+
+    There a forward pass in evaluation mode repacks the weights for inference, and every gradient
+    after it is wrong (88% off, with only a warning).
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The quantised layers by name."""
+    import bitsandbytes
+
+    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def decoded_weight(layer: nn.Linear) -> Tensor:
+    """The weight a quantised layer multiplies by, (out, in), in fp32."""
+    from bitsandbytes import functional
+
+    weight: Any = layer.weight
+    if hasattr(weight, "quant_state"):
+        decoded: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
+        return decoded.float()
+    state: Any = layer.state  # takes the scales from the weight in the first forward pass
+    scale_of_row: Tensor = weight.SCB if weight.SCB is not None else state.SCB
+    codes: Tensor = weight.data.float()
+    return codes * scale_of_row.float().view(-1, 1) / 127
+
+
+def quantization_line(model: nn.Module, tuning: TuningSection, dtype: torch.dtype) -> str:
+    """The line of the banner: which layers are quantised, how, and what stayed as it was."""
+    layers = quantized_layers(model)
+    names = sorted({name.replace(".base_layer", "").rpartition(".")[2] for name in layers})
+    twice = ", double quantisation" if tuning.quant_type != "int8" and tuning.double_quant else ""
+    stored = sum(layer.weight.nbytes for layer in layers.values())
+    return (
+        f"{tuning.quant_type}{twice}, products in {str(dtype).removeprefix('torch.')}:"
+        f" {len(layers)} layers ({', '.join(names)}) in {stored / 2**20:,.1f} MiB; embeddings,"
+        " norms and the head are not quantised"
+    )
+
+
+def quantized_folder(
+    root: Path,
+    base_sha256: str,
+    settings: "BitsAndBytesConfig",
+    quantize: Callable[[], "PreTrainedModel"],
+) -> Path:
+    """The quantised base on disk, made by the first process that asks.
+
+    Args:
+        root: model.quantize_cache.
+        base_sha256: Of the unquantised base.
+        settings: How it is quantised.
+        quantize: Loads and quantises it.
+    """
+    parts = (
+        base_sha256, settings.to_json_string(), version("bitsandbytes"), version("transformers"),
+    )  # fmt: skip
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def build(folder: Path) -> dict[str, Any]:
+        quantize().save_pretrained(str(folder))
+        return {"base": base_sha256, "quantization": settings.to_dict()}
+
+    return cached(root, key, build)

@@ -1,0 +1,100 @@
+"""Adam's moments under their own names and in fp32, also where bitsandbytes keeps 8-bit codes.
+
+A block of 256 elements shares a scale, its largest magnitude, and every element is the nearest of
+256 values of a table times that scale. The table lacks -1, so the scale cannot be found in the
+decoded values: it is kept beside each element. Where blocks lie as they did, the codes come back
+exactly; where they do not (another world size or ZeRO stage), a block takes the largest scale of
+its elements.
+"""
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALES = ("exp_avg_scale", "exp_avg_sq_scale")
+_BLOCK = 256
+_Entry = MutableMapping[str, Any]
+
+
+def adam_of(engine: "DeepSpeedEngine") -> torch.optim.Optimizer:
+    """The optimizer inside ZeRO's wrapper."""
+    optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return optimizer
+
+
+def moment_names(engine: "DeepSpeedEngine") -> tuple[str, ...]:
+    """What a checkpoint holds of each trained parameter, besides its weight."""
+    optim_bits = getattr(getattr(adam_of(engine), "args", None), "optim_bits", 32)
+    return MOMENTS + SCALES if optim_bits == 8 else MOMENTS
+
+
+@contextmanager
+def named_moments(engine: "DeepSpeedEngine", *, write: bool = False) -> Iterator[None]:
+    """Inside, every optimizer's state holds `moment_names` in fp32, of the parameter's own shape.
+
+    torch's AdamW does anyway. With `write`, what stands there at the end becomes the state.
+    """
+    entries = [entry for entry in adam_of(engine).state.values() if "state1" in entry]
+    for entry in entries:
+        for number, (moment, scale) in enumerate(zip(MOMENTS, SCALES, strict=True), start=1):
+            entry[moment], entry[scale] = _decode(entry, number)
+    if entries:
+        _link(engine)
+    yield
+    for entry in entries:
+        for number, (moment, scale) in enumerate(zip(MOMENTS, SCALES, strict=True), start=1):
+            value, scales = entry.pop(moment), entry.pop(scale)
+            if write:
+                _encode(entry, number, value, scales)
+    if entries:
+        _link(engine)
+
+
+def nearest_codes(value: Tensor, scale: Tensor, table: Tensor) -> Tensor:
+    """Index of the table's value nearest to value / scale; 0 / 0 is 0. `table` rises."""
+    ratio = torch.where(scale > 0, value / scale, torch.zeros_like(value))
+    middles = (table[1:] + table[:-1]) / 2
+    return torch.bucketize(ratio, middles).to(torch.uint8)
+
+
+def _decode(entry: _Entry, number: int) -> tuple[Tensor, Tensor]:
+    """A moment and the scale of each of its elements; moments of small tensors are fp32 already."""
+    state: Tensor = entry[f"state{number}"]
+    if state.dtype != torch.uint8:
+        return state.clone(), torch.zeros_like(state)
+    scale = entry[f"absmax{number}"].repeat_interleave(_BLOCK)[: state.numel()].view_as(state)
+    return entry[f"qmap{number}"][state.long()] * scale, scale
+
+
+def _encode(entry: _Entry, number: int, value: Tensor, scale: Tensor) -> None:
+    state: Tensor = entry[f"state{number}"]
+    if state.dtype != torch.uint8:
+        state.copy_(value)
+        return
+    flat = torch.maximum(scale, value.abs()).flatten()
+    padded = torch.zeros(entry[f"absmax{number}"].numel() * _BLOCK, device=flat.device)
+    padded[: flat.numel()] = flat
+    absmax = padded.view(-1, _BLOCK).amax(1)
+    entry[f"absmax{number}"].copy_(absmax)
+    of_element = absmax.repeat_interleave(_BLOCK)[: flat.numel()].view_as(value)
+    state.copy_(nearest_codes(value, of_element, entry[f"qmap{number}"]))
+
+
+def _link(engine: "DeepSpeedEngine") -> None:
+    """Tell ZeRO 1 and 2 which tensors the state now holds; stage 0 looks for itself."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if not engine.zero_optimization_stage():
+        return
+    zero = engine.optimizer
+    for parameters, flat in zip(
+        zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True
+    ):
+        lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
