@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,10 +152,12 @@ def measure(
     examples = random_examples(lengths[lengths <= seq_length], VOCABULARY)
     model = small_model(width, layers, seq_length)
     batches = {name: layout.batches(examples, seq_length) for name, layout in LAYOUTS.items()}
+    for of_layout in batches.values():
+        of_layout.sort(key=lambda rows: int(examples.lengths[np.concatenate(rows)].sum()))
     seconds, tokens = dict.fromkeys(LAYOUTS, 0.0), dict.fromkeys(LAYOUTS, 0)
     for turn in range(-1, num_batches):  # the first turn warms up
         for name, layout in LAYOUTS.items():
-            # evenly over the epoch: where batches are sorted by length, of every length
+            # evenly over the batches from the shortest to the longest: they stand for the epoch
             place = int((max(turn, 0) + 0.5) / num_batches * len(batches[name]))
             batch = collate(examples, batches[name][place])
             arguments = layout.arguments(batch, seq_length)
@@ -190,7 +193,7 @@ def main(arguments: list[str]) -> int:
     lengths, source = read_lengths(given)
     costs, ratios = {}, {}
     for seq_length in (512, 2048):
-        costs[seq_length] = measure(lengths, seq_length, 1 if given.quick else 5, WIDTH, LAYERS)
+        costs[seq_length] = measure(lengths, seq_length, 2 if given.quick else 8, WIDTH, LAYERS)
         packed = costs[seq_length][SEGMENTS]
         ratios[seq_length] = {name: cost / packed for name, cost in costs[seq_length].items()}
     print(f"lengths: {source}; GPTBigCode, {WIDTH} wide, {LAYERS} layers, fp32, one thread")

@@ -58,6 +58,7 @@ def repeated_pairs(lengths: np.ndarray, capacity: int, window: int | None = None
     return len(first & second) / len(first)
 
 
+@settings(deadline=None)  # hundreds of rows are checked one by one
 @given(
     lengths_that_fit
     | st.lists(st.integers(1, 3), min_size=420, max_size=430),  # exchanged, not blurred
@@ -100,7 +101,7 @@ def test_rows_are_at_most_one_and_a_half_times_the_fewest_possible(lengths, seed
     assert fewest <= rows <= (1.5 if rng is None else 1.7) * fewest
 
 
-@settings(max_examples=20)  # the naive packing of 420 examples is slow
+@settings(max_examples=20, deadline=None)  # the naive packing of 420 examples is slow
 @given(st.lists(st.integers(1, 3), min_size=420, max_size=430), st.integers(0, 9))
 def test_exchanging_equal_lengths_costs_no_row(lengths, seed):
     array = np.array(lengths, dtype=np.int64)  # 140 of each length: none is blurred
