@@ -43,14 +43,19 @@ def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> 
     Returns:
         A folder that is complete: a build that was interrupted leaves none.
     """
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     entry = root / key
+    if _is_whole(entry):  # also where nothing may be written
+        return entry
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"data.cache_dir {root} cannot be made: {error}; name another") from error
     with _locked(root / f"{key}.lock"):
         if _is_whole(entry):
             return entry
-        # Only the holder of the lock builds this key, so what stands here was abandoned.
-        for abandoned in (*root.glob(f".{key}-*"), *([entry] if entry.exists() else [])):
-            shutil.rmtree(abandoned)
+        _remove_abandoned(root, key)
+        if entry.exists():
+            shutil.rmtree(entry)
         building = root / f".{key}-{uuid.uuid4().hex}"
         building.mkdir()
         try:
@@ -166,10 +171,26 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _remove_abandoned(root: Path, own_key: str) -> None:
+    """Take away builds whose builder is gone: nobody holds the lock of their key."""
+    for building in root.glob(".*-*"):
+        key = building.name[1:].partition("-")[0]
+        with (root / f"{key}.lock").open("w") as lock:
+            try:
+                if key != own_key:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(building)
+
+
 def _is_whole(entry: Path) -> bool:
     if not (entry / FACTS).is_file():
         return False
-    sizes: dict[str, int] = read_facts(entry)["bytes"]
+    try:
+        sizes: dict[str, int] = read_facts(entry)["bytes"]
+    except (ValueError, KeyError):
+        return False
     present = {name: (entry / name).is_file() for name in sizes}
     return all(
         present[name] and (entry / name).stat().st_size == size for name, size in sizes.items()

@@ -1,13 +1,24 @@
 """The `data` section of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 RECORD_FIELDS = (
     "code", "target", "id", "cwe", "status", "commit", "function_name", "project", "cve"
 )  # fmt: skip
 PAIR_FIELDS = ("before", "after")  # mapped together, a row is two records
+
+
+def _text_keys(labels: Any) -> Any:
+    """A label is compared as text, and YAML reads 1 as a number and yes as a truth value."""
+    if not isinstance(labels, dict):
+        return labels
+    if any(isinstance(label, bool) for label in labels):
+        raise ValueError(
+            'YAML reads yes, no, true and false as truth values: quote them: {"yes": 1}'
+        )
+    return {str(label): target for label, target in labels.items()}
 
 
 class Section(BaseModel):
@@ -35,7 +46,7 @@ class DataConfig(Section):
         description="our field: the file's field, e.g. {code: func}; {before: vulnerable code,"
         " after: fixed code} makes two functions of a row",
     )
-    labels: dict[str, int] = Field(
+    labels: Annotated[dict[str, int], BeforeValidator(_text_keys)] = Field(
         default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"
     )
     max_bad_rows: Annotated[int, Field(ge=0)] = Field(

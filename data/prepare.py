@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -219,6 +220,7 @@ def _open(
         "end_token": tokenizer.end_token,
         "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
         "code": _code_digest(),
+        "versions": {name: version(name) for name in ("tokenizers", "pyarrow")},
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     root = Path(config.cache_dir) if config.cache_dir else default_root()

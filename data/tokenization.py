@@ -124,7 +124,8 @@ class CodeTokenizer:
         if end_id is None:
             raise DataError(f"{path}: the end token {self.end_token!r} is not in the vocabulary")
         self.end_id: int = end_id
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: ids can have gaps.
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> Iterator[npt.NDArray[np.int32]]:
         """Token ids of each text, without special tokens."""
@@ -271,7 +272,13 @@ def _named_end_token(folder: Path) -> str | None:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         if path.is_file():
-            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+            try:
+                values = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DataError(f"{path}: not JSON: {error}; fetch it again") from error
+            if not isinstance(values, dict):
+                raise DataError(f"{path}: must hold a JSON object; fetch it again")
+            token = values.get("eos_token")
             if isinstance(token, dict):
                 token = token.get("content")
             if isinstance(token, str):

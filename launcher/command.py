@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MACHINE = 5
+INTERRUPTED = 130  # a shell's 128 + SIGINT
 STOPPED = 75  # BSD's EX_TEMPFAIL: the same command continues
 
 
@@ -47,6 +48,9 @@ def run_command(action: Callable[[], None]) -> int:
     _offline_and_quiet()
     try:
         action()
+    except KeyboardInterrupt:  # a run takes the signal as a request to save; this came before
+        sys.stderr.write("stopped before the first step; the same command starts again\n")
+        return INTERRUPTED
     except OSError as error:
         _say(ValueError(error), MACHINE)
         return MACHINE

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     """Write report/NAME.* into the run folder; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
-    parser.add_argument("file", type=Path, help=".jsonl, .jsonl.gz or archive to score")
+    parser.add_argument("file", type=Path, help="what to score: anything data.test can be")
     parser.add_argument(
         "--name", help="of the report; default: the file's name up to its first dot"
     )
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(run: Path, file: Path, name: str) -> None:
     from data.errors import DataError
-    from data.readers import file_digest
+    from data.readers import source_digest
     from trainer.errors import ConfigError
     from trainer.preparation import prepare_run
     from trainer.recipe import load_run_config
@@ -36,10 +36,10 @@ def _evaluate(run: Path, file: Path, name: str) -> None:
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
     here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved
     config = load_run_config(run / "config.yaml", [here])
-    if not file.is_file():
+    if not file.exists():
         raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
     prepared = prepare_run(config)
-    if name == "test" and file_digest(file) != prepared.digests["test"]:
+    if name == "test" and source_digest(file) != prepared.digests["test"]:
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 
     from trainer.evaluation.report import print_table

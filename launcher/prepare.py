@@ -40,8 +40,10 @@ def _prepare(recipe: Path, overrides: list[str], audit: bool) -> None:
 
     console.print(split_table(config, prepared))
     for line in [*step_lines(config, prepared), *remark_lines(prepared)]:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"cache: {prepared.facts['cache']}", highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"cache: {prepared.facts['cache']}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 if __name__ == "__main__":

@@ -34,13 +34,16 @@ class DataFacts:
     is_assumed: bool
 
     def tokens_of_function(self, config: RunConfig) -> float:
-        """Tokens of a function in a row, end token included."""
-        return min(self.tokens_mean + 1, config.data.seq_length)
+        """Tokens of a function in rows, end token included."""
+        whole = self.tokens_mean + 1
+        is_windowed = config.data.long_functions == "window"
+        return whole if is_windowed else min(whole, config.data.seq_length)
 
     def num_rows(self, config: RunConfig) -> int:
         """Rows of an epoch."""
         if not config.data.packing:
-            return self.num_functions
+            pieces = self.tokens_of_function(config) / config.data.seq_length
+            return round(self.num_functions * max(1.0, pieces))
         tokens = self.num_functions * self.tokens_of_function(config)
         return max(1, round(tokens / (config.data.seq_length * _FILL)))
 
@@ -98,9 +101,11 @@ def facts_of(config: RunConfig, facts: Mapping[str, Any], source: str) -> DataFa
             return None
         dropped = tokens["num_oversized"]
         dropped += tokens["num_long"] if config.data.long_functions == "drop" else 0
-        return DataFacts(
-            tokens["num_functions"] - dropped, tokens["tokens_mean"], source, is_assumed=False
-        )
+        num_functions = tokens["num_functions"]
+        if config.data.sampling == "balanced":  # both classes as often as the more frequent one
+            positive = tokens["num_positive"]
+            num_functions = 2 * max(positive, num_functions - positive)
+        return DataFacts(num_functions - dropped, tokens["tokens_mean"], source, is_assumed=False)
     except KeyError:
         return None
 

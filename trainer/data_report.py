@@ -7,7 +7,7 @@ from rich.table import Table
 
 from data.loader import TrainLoader
 from data.order import steps_for
-from data.packing import pack
+from data.packing import one_per_row, pack
 from data.prepare import Prepared, Split
 from trainer.config import RunConfig
 from trainer.models.files import hidden_size
@@ -44,8 +44,7 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
             f" {optim.global_batch_size} {optim.batch_unit}"
         )
     if optim.batch_unit == "rows":
-        functions = float(prepared.splits["train"].examples.share_E.sum())
-        steps = steps_for(functions, optim.global_batch_size)
+        steps = steps_for(round(loader.num_functions), optim.global_batch_size)
         lines.append(
             "packed rows hold several functions, so the same number of rows is fewer updates;"
             f" optim.batch_unit=functions keeps {steps:,} steps"
@@ -81,6 +80,8 @@ def remark_lines(prepared: Prepared) -> list[str]:
         lines += [f"{name}: {count:,} {words}" for words, count in counts.items()]
         lines += [f"{name}: {example}" for example in facts["bad_examples"]]
         lines += [f"{name}: {sentence}" for sentence in facts["warnings"]]
+        if facts["ignored_fields"]:
+            lines.append(f"{name}: columns not read: {', '.join(facts['ignored_fields'])}")
     sharing = prepared.sharing
     for name in prepared.splits:
         if sharing.contradictory[name]:
@@ -110,7 +111,9 @@ def plan_facts(loader: TrainLoader, total_steps: int) -> dict[str, Any]:
 
 def _split_facts(config: RunConfig, split: Split) -> dict[str, str]:
     facts = split.tokens
-    rows = pack(split.examples.lengths, config.data.seq_length)
+    lengths = split.examples.lengths
+    packed = config.data.packing
+    rows = pack(lengths, config.data.seq_length) if packed else one_per_row(len(lengths))
     fill = split.examples.lengths.sum() / (len(rows) * config.data.seq_length)
     return {
         "functions": f"{facts.num_functions:,}",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data.config import PAIR_FIELDS, RECORD_FIELDS, DataConfig
-from data.errors import DataError
+from data.errors import DataError, MappingError
 from data.readers.reading import listed
 
 OTHER_ID = "idx"  # what CodeXGLUE and its descendants call the id
@@ -66,7 +66,7 @@ class Columns:
         fields, allowed = config.fields, (*RECORD_FIELDS, *PAIR_FIELDS)
         unknown = fields.keys() - set(allowed)
         if unknown:
-            raise DataError(
+            raise MappingError(
                 f"data.fields: {sorted(unknown)} are not fields of ours; allowed: {list(allowed)}"
             )
         return cls(
@@ -121,21 +121,21 @@ def _pair(fields: Mapping[str, str]) -> tuple[str, str] | None:
     if not given:
         return None
     if len(given) == 1:
-        raise DataError(
+        raise MappingError(
             f"data.fields maps {given[0]!r} alone; a pair needs both {' and '.join(PAIR_FIELDS)}"
         )
     both = [name for name in ("code", "target") if name in fields]
     if both:
-        raise DataError(
+        raise MappingError(
             f"data.fields maps {both} beside before and after; a row is a function or a pair"
         )
     if fields["before"] == fields["after"]:
-        raise DataError(f"data.fields: before and after are both {fields['before']!r}")
+        raise MappingError(f"data.fields: before and after are both {fields['before']!r}")
     return fields["before"], fields["after"]
 
 
 def _labels(config: DataConfig) -> Mapping[str, int]:
     wrong = {label: ours for label, ours in config.labels.items() if ours not in (0, 1)}
     if wrong:
-        raise DataError(f"data.labels: {wrong} must become 0 (not vulnerable) or 1 (vulnerable)")
+        raise MappingError(f"data.labels: {wrong} must become 0 (not vulnerable) or 1 (vulnerable)")
     return config.labels

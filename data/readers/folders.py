@@ -9,7 +9,7 @@ from data.errors import DataError
 from data.readers.archives import Member
 from data.readers.columns import FOLDER_LABELS
 from data.readers.formats import MAX_LINE_BYTES
-from data.readers.reading import Reading, RowFault, listed
+from data.readers.reading import Reading, RowFault, listed, shown
 from data.records import CodeSample
 
 _BOM = b"\xef\xbb\xbf"
@@ -32,7 +32,7 @@ def folder_samples(folder: Path, reading: Reading) -> Iterator[CodeSample]:
         if any(part.startswith(".") for part in parts) or len(parts) == 1:
             stray.append("/".join(parts))
             continue
-        origin = f"{folder.name}/{'/'.join(parts)}"
+        origin = shown(f"{folder.name}/{'/'.join(parts)}")
         target = _target(parts[0], labels, origin)
         yield from _sample(_content(path, origin), target, origin, reading)
     _warn_stray(stray, reading)
@@ -49,7 +49,7 @@ def member_samples(members: Iterable[Member], split: str, reading: Reading) -> I
         if any(part.startswith(".") for part in inner) or len(inner) == 1:
             stray.append(member.name)
             continue
-        origin = f"{archive}::{member.name}"
+        origin = shown(f"{archive}::{member.name}")
         target = _target(inner[0], labels, origin)
         with member.open() as stream:
             raw = stream.read(MAX_LINE_BYTES + 1)

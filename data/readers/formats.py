@@ -111,6 +111,7 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns
                     f" ({error}); double every quote within a field"
                 ) from error
             reading.bad_line(place, f"not CSV: {error}; double every quote within a field")
+            undecodable.clear()
             continue
         if undecodable:
             reading.bad_line(place, str(undecodable[0]))

@@ -38,7 +38,7 @@ def read_records(
     Raises:
         DataError: A source or a row that is not what the dataset promises, with file and line.
     """
-    reading = Reading(path.name, config, facts if facts is not None else ReadFacts())
+    reading = Reading(path.name, config, facts if facts is not None else ReadFacts(), split)
     columns = Columns.of(config)
     if path.is_dir() and _folder_format(path, config) == "folder":
         yield from folder_samples(path, reading)

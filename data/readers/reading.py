@@ -63,17 +63,19 @@ class Reading:
         name: What is read, such as "data.tar::train.jsonl".
         config: Tolerance for bad rows and bad encoding.
         facts: Filled while reading.
+        split: Which one.
         unit: Stands between the name and the number of a row: nothing where rows are lines.
     """
 
     name: str
     config: DataConfig
     facts: ReadFacts
+    split: str = ""
     unit: str = ""
 
     def origin(self, place: Place) -> str:
         """Where a row stands; a file of a folder is its own place."""
-        return place if isinstance(place, str) else f"{self.name}:{self.unit}{place}"
+        return shown(place if isinstance(place, str) else f"{self.name}:{self.unit}{place}")
 
     def bad(self, place: Place, message: str) -> None:
         """Count a row that cannot be used.
@@ -120,6 +122,11 @@ class Reading:
                 ) from error
             self.facts.num_replaced += 1
             return raw.decode("utf-8", "replace")
+
+
+def shown(name: str) -> str:
+    """A file's name as text; bytes that are not UTF-8 are written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def quote(value: object) -> str:

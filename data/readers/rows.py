@@ -60,6 +60,7 @@ def row_samples(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Code
                 code, target = _function(row, columns)
                 made = [CodeSample(own_id or origin, code, target, origin, *texts)]
             else:
+                texts[_COMMIT] = texts[_COMMIT] or f"{reading.split}/{origin}"  # a group of its own
                 made = _pair(row, columns, own_id or origin, origin, texts, facts)
         except RowFault as fault:
             reading.bad(place, str(fault))
@@ -120,7 +121,6 @@ def _pair(
     if before == after and before.strip():
         facts.num_identical += 1
         return []
-    texts[_COMMIT] = texts[_COMMIT] or origin  # a pair never counts as two independent functions
     sides = (("before", before, 1, "VULNERABLE"), ("after", after, 0, "FIXED"))
     made = []
     for side, code, target, texts[_STATUS] in sides:

@@ -28,7 +28,10 @@ def named_format(name: str) -> str | None:
 
 def is_split_file(name: str, split: str) -> bool:
     """Whether a file or member is called <split>.<a format>, compressed or not."""
-    return name.startswith(f"{split}.") and _NAME.fullmatch(name[len(split) :]) is not None
+    return any(
+        name.startswith(f"{stem}.") and _NAME.fullmatch(name[len(stem) :]) is not None
+        for stem in (split, *_OTHER_NAMES.get(split, ()))
+    )
 
 
 def split_path(config: DataConfig, split: str) -> Path:
@@ -105,8 +108,9 @@ def _below(root: Path, split: str, config: DataConfig) -> Path:
     if config.format == "auto" and folders[0].is_dir() and is_class_folder(folders[0], config):
         found.append(folders[0])
     if config.format != "datasets":
-        names = [f"{split}.{kind}{end}" for kind in FORMATS for end in _COMPRESSIONS]
-        names += [split + end for end in _ARCHIVES]
+        stems = (split, *_OTHER_NAMES.get(split, ()))
+        names = [f"{s}.{kind}{end}" for s in stems for kind in FORMATS for end in _COMPRESSIONS]
+        names += [stem + end for stem in stems for end in _ARCHIVES]
         files = [root / name for name in names if (root / name).is_file()]
         # an explicit format decides among several
         found += [file for file in files if named_format(file.name) == config.format] or files

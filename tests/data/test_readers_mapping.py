@@ -76,8 +76,8 @@ def test_a_pair_is_a_vulnerable_and_a_fixed_function_of_one_group(tmp_path, kind
     assert found == [
         CodeSample("x:before", "a1", 1, f"{one}:before", "CWE-1", "VULNERABLE", "c"),
         CodeSample("x:after", "a2", 0, f"{one}:after", "CWE-1", "FIXED", "c"),
-        CodeSample(f"{two}:before", "b1", 1, f"{two}:before", "", "VULNERABLE", two),
-        CodeSample(f"{two}:after", "b2", 0, f"{two}:after", "", "FIXED", two),
+        CodeSample(f"{two}:before", "b1", 1, f"{two}:before", "", "VULNERABLE", f"train/{two}"),
+        CodeSample(f"{two}:after", "b2", 0, f"{two}:after", "", "FIXED", f"train/{two}"),
     ]
 
 

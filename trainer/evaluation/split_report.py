@@ -29,9 +29,8 @@ def predictions(
 ) -> list[Prediction]:
     """One prediction for every function of a population, with its origin."""
     examples = split.examples
-    num_tokens = np.bincount(
-        examples.record_E, weights=examples.lengths, minlength=examples.num_records
-    )
+    is_scored = np.zeros(examples.num_records, dtype=bool)
+    is_scored[examples.record_E] = True
     is_member = np.zeros(examples.num_records, dtype=bool)
     is_member[population_P] = True
     return [
@@ -44,11 +43,11 @@ def predictions(
             group=sample.commit,
             cwe=sample.cwe,
             status=sample.status,
-            num_tokens=int(tokens),
-            note="" if tokens else DROPPED,
+            num_tokens=max(0, tokens),
+            note="" if scored else DROPPED,
         )
-        for sample, score, tokens, member in zip(
-            split.samples, scores_N, num_tokens, is_member, strict=True
+        for sample, score, tokens, scored, member in zip(
+            split.samples, scores_N, split.code_lengths.tolist(), is_scored, is_member, strict=True
         )
         if member
     ]
@@ -115,5 +114,5 @@ def _sample(num: int, most: int) -> npt.NDArray[np.int64]:
 
 
 def _codes(split: Split, places: npt.NDArray[np.int64]) -> list[str]:
-    codes: list[str] = split.samples.column("code").take(places).to_pylist()
-    return codes
+    # One by one: taking from the column would first join all of it in memory.
+    return [split.samples[place].code for place in places.tolist()]
