@@ -132,6 +132,9 @@ def small_model(width: int, layers: int, seq_length: int) -> torch.nn.Module:
             n_positions=seq_length,
             bos_token_id=0,
             eos_token_id=0,
+            resid_pdrop=0.0,  # with dropout, attention on a CPU falls back to T x T matrices
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
         )
     )
     return model

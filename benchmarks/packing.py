@@ -29,7 +29,7 @@ from benchmarks.lengths import (
 )
 from benchmarks.packers import PEERS, installed
 from benchmarks.tables import Goal, print_goals, print_table
-from data.packing import pack
+from data.packing import Rows, pack
 
 OURS, STREAMED = "focaltune", "focaltune, window 16,384"
 CAPACITIES = (512, 2048, 4096)
@@ -58,30 +58,27 @@ class Result:
     lag1: float
 
 
-def ours(lengths: Ints, capacity: int, epoch: int = 0, window: int | None = None) -> Packed:
-    """Our packing of an epoch, reshuffled."""
-    rows = pack(lengths, capacity, np.random.default_rng([0, epoch]), window)
-    return Packed(lengths[rows.examples], rows.starts, rows.examples)
-
-
 def measure_ours(lengths: Ints, capacity: int, window: int | None) -> Result:
-    """Median of five plans, of one for ten million; planning only."""
+    """Median of five plans, of one from two million examples on; planning only."""
     large = len(lengths) > 2_000_000
 
-    def plan() -> object:
-        return pack(lengths, capacity, np.random.default_rng([0, 0]), window)
+    def plan(epoch: int = 0) -> Rows:
+        return pack(lengths, capacity, np.random.default_rng([0, epoch]), window)
 
-    seconds, _ = cpu_seconds(plan, 1 if large else 5)
-    first = ours(lengths, capacity, 0, window)
+    def packed(rows: Rows) -> Packed:
+        return Packed(lengths[rows.examples], rows.starts, rows.examples)
+
+    seconds, rows = cpu_seconds(plan, 1 if large else 5)
     return Result(
         STREAMED if window else OURS,
         len(lengths),
         capacity,
-        (len(first.starts) - 1) / lower_bound(lengths, capacity) - 1,
+        len(rows) / lower_bound(lengths, capacity) - 1,
         seconds,
-        peak_bytes(plan) / len(lengths),
-        None if large else repeated_pairs(first, ours(lengths, capacity, 1, window)),
-        lag1(first),
+        # tracing hundreds of windows of a large array takes longer than all the rest
+        None if large and window else peak_bytes(plan) / len(lengths),
+        None if large else repeated_pairs(packed(rows), packed(plan(1))),
+        lag1(packed(rows)),
     )
 
 
@@ -171,6 +168,10 @@ def goals(results: list[Result]) -> list[Goal]:
             found.append(
                 Goal(f"plan of 1,000,000 x 2,048: times faster than {name}", times, -least)
             )
+    peers = [w for (name, *at), w in whole.items() if name in PEERS and at == [1_000_000, 2048]]
+    if peers and million in whole:
+        times = min(peers) / whole[million]
+        found.append(Goal("plan of 1,000,000 x 2,048: times faster than the fastest", times, -3))
     if ten in whole:
         found.append(Goal("plan of 10,000,000 x 2,048, CPU s", whole[ten], 2))
     return found

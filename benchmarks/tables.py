@@ -41,7 +41,7 @@ def print_goals(goals: Sequence[Goal]) -> None:
         [
             [
                 goal.name,
-                f"{goal.value:.4g}",
+                f"{goal.value:.5g}",
                 f"{'<=' if goal.bound >= 0 else '>='} {abs(goal.bound):g}",
                 "yes" if goal.met else "no",
             ]

@@ -189,7 +189,7 @@ def _is_whole(entry: Path) -> bool:
         return False
     try:
         sizes: dict[str, int] = read_facts(entry)["bytes"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return False
     present = {name: (entry / name).is_file() for name in sizes}
     return all(
