@@ -3,7 +3,7 @@
     python benchmarks/qlora.py --folder NEW_FOLDER [--steps 24]
 
 Trains both on the same functions in the same order, by launcher/train.py, and writes curves.png and
-result.json: losses, tensor bytes of the base, seconds a step. Then starts a larger base (200 M)
+result.json: losses, tensor bytes of the base, seconds a step. Then starts a larger base (239 M)
 three times: quantised from its files, into the cache, and from the cache.
 """
 
