@@ -7,11 +7,28 @@ import pytest
 import yaml
 from rank_pool import run_ranks
 
+from launcher.plan import main as plan_main
 from trainer.metrics import read_log
 from trainer.recipe import load_run_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPES = sorted(REPOSITORY.glob("recipes/*.yaml"))
+REPLICATION = sorted(REPOSITORY.glob("recipes/replication/*.yaml"))
+
+
+def kind(recipe: Path) -> str:
+    """What a recipe says besides the names, lengths and counts that a three-step run overrides."""
+    values = yaml.safe_load(recipe.read_text())
+    values["run"] = values["log"] = None
+    values["data"].pop("seq_length", None)
+    for key in ("max_steps", "epochs", "global_batch_size", "warmup_steps"):
+        values["optim"].pop(key, None)
+    return json.dumps(values, sort_keys=True)
+
+
+# Of the replication, which repeats itself for every dataset and length, one recipe of each kind.
+RECIPES = sorted(
+    [*REPOSITORY.glob("recipes/*.yaml"), *{kind(path): path for path in REPLICATION}.values()]
+)
 SHARED = REPOSITORY.parent / "shared" / "data"
 ARCHIVE = SHARED / "vul_java_x1_without_p3" / "java_k_1_strict_2023_07_03.tar.gz"
 TOKENIZER = SHARED / "tokenizers" / "starcoder1_recovered"
@@ -26,6 +43,8 @@ def test_recipe_is_short_and_takes_three_steps(recipe, tiny_data, tiny_model, tm
         f"run.output_dir={tmp_path / 'run'}", f"data.path={tiny_data}", "data.seq_length=512",
         "optim.epochs=null", "optim.max_steps=3", "optim.warmup_steps=1", "log.interval=1",
     ]  # fmt: skip
+    if "paged" in recipe.read_text():  # there is no GPU to page from
+        overrides.append("optim.optimizer=adamw_8bit")
     if "path" not in (yaml.safe_load(recipe.read_text()).get("model") or {}):
         overrides.append(f"model.config={tiny_model}")
     assert run_ranks([str(recipe), *overrides], 1, tmp_path / "printed") == [0], (
@@ -65,3 +84,27 @@ def test_real_functions_train_and_the_report_states_the_known_baseline(world_siz
     assert report["population"]["num"] == 252
     positive = report["predictors"]["always positive"]["metrics"]
     assert round(positive["f1"], 3) == 0.656
+
+
+@pytest.mark.parametrize("recipe", REPLICATION, ids=lambda path: path.stem)
+def test_a_replication_fits_its_hardware_and_states_what_was_reported(recipe, capsys):
+    header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    [asked] = [line.removeprefix("# Plan: ") for line in header if line.startswith("# Plan: ")]
+    arguments = [word.replace("=recipes", f"={REPOSITORY}/recipes") for word in asked.split()]
+    data = f"data.path={REPOSITORY / 'data' / 'samples'}"
+    assert plan_main([str(recipe), *arguments, data, "--json"]) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["fits"]
+    assert any("ROC AUC 0." in line and "F1 0." in line for line in header)
+    assert any("steps" in line for line in header)
+    assert len(recipe.read_text().splitlines()) <= 45
+
+
+def test_the_replication_has_a_recipe_and_a_corrected_one_for_every_row():
+    names = [path.stem for path in REPLICATION]
+    corrected = [name for name in names if name.endswith("_corrected")]
+    assert len(corrected) == 8
+    assert len([name for name in names if name.endswith("_bare_fp4")]) == 6
+    assert len([name for name in names if name.endswith("_published")]) == 2
+    for name in corrected:
+        stem = name.removesuffix("_corrected")
+        assert {f"{stem}_bare_fp4", f"{stem}_published"} & set(names)

@@ -49,9 +49,10 @@ STACK_LIMITS = (
         " QLoRA trains, or tuning.method=lora with ZeRO 3",
     ),
     Limit(
-        lambda s: s.zero_stage == 3 and "8bit" in s.optimizer,
-        "optim.optimizer {optimizer} with engine.preset {preset}: ZeRO 3 steps through pieces that"
-        " its 8-bit blocks do not follow; take a zero1 or zero2 preset, or optim.optimizer=adamw",
+        lambda s: s.zero_stage == 3 and s.optimizer != "adamw",
+        "optim.optimizer {optimizer} with engine.preset {preset}: ZeRO 3 keeps the state in pieces"
+        " that bitsandbytes' blocks and pages do not follow; take a zero1 or zero2 preset, or"
+        " optim.optimizer=adamw",
     ),
 )
 """Of the software, whatever the machine: exit code 2."""

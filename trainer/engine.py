@@ -1,12 +1,14 @@
 """A preset and a run -> a DeepSpeed engine whose every number has one owner."""
 
 import logging
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from trainer.config import RunConfig
+from trainer.errors import ConfigError
 from trainer.optim import build_optimizer
 from trainer.recipe import load_preset
 
@@ -70,7 +72,22 @@ def build_engine(
     logger.setLevel(logging.ERROR)
     optimizer = build_optimizer(model.parameters(), config.optim)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    refuse_16_bit_masters(engine.optimizer.param_groups)
     return engine
+
+
+def refuse_16_bit_masters(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Updates below half a unit in the last place of a 16-bit weight would be lost.
+
+    Raises:
+        ConfigError: What the optimizer updates is not fp32.
+    """
+    kinds = {parameter.dtype for group in groups for parameter in group["params"]}
+    if kinds - {torch.float32}:
+        raise ConfigError(
+            f"the optimizer would update weights of {sorted(map(str, kinds))}; take a zero1 or"
+            " zero2 preset, which keep fp32 masters, or engine.precision=fp32"
+        )
 
 
 def set_learning_rate(engine: "DeepSpeedEngine", rate: float) -> None:

@@ -24,6 +24,7 @@ MFU = {"lora": (0.25, 0.45), "qlora": (0.15, 0.35)}
 
 QLoRA decodes every weight before it multiplies, twice or three times a step.
 """
+_TABLES = ("wte", "embed_tokens")  # modules_to_save that the planner can size
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
 _SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
     "optim.optimizer=adamw_8bit": 1.0,
@@ -157,9 +158,6 @@ def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFac
     if zero["stage"] == 3:
         return job
     return replace(job, reduce_bucket_size=min(job.reduce_bucket_size, job.num_trained))  # capped
-
-
-_TABLES = ("wte", "embed_tokens")
 
 
 def preset_of(config: RunConfig, machine: Machine) -> str:

@@ -37,7 +37,7 @@ def test_every_combination_runs_or_is_refused_as_the_rules_say():
         stack = [
             stage == 0 and precision != "fp32",
             stage == 3 and method == "qlora",
-            stage == 3 and optimizer in ("adamw_8bit", "paged_adamw_8bit"),
+            stage == 3 and optimizer in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
         ]
         hardware = [
             precision not in precisions,

@@ -1,9 +1,9 @@
 """The planner against models on the meta device, sums by hand and the run itself."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -128,7 +128,6 @@ def test_the_components_of_lora_on_starcoder_by_hand(starcoder):
     # attention output shared, query to output D + 2 K + D and a log-sum-exp, GELU F, masks 2 D.
     d, f, t = 6144, 24576, 2048
     block = 2 * (2 * d + 8) + 2 * (2 * d + f + 32) + 2 * (2 * d + 256) + 4 * 48 + 2 * f + 2 * d
-    block += 2 * 8 - 16  # statistics of the norms are fp32 on a GPU: counted above as 2 x 8 bytes
     outside = 2 * d + 2 * t
     assert memory.activations == pytest.approx(t * (40 * 2 * d + block + outside), rel=1e-3)
 
@@ -232,14 +231,16 @@ def test_the_command_imports_neither_torch_nor_transformers(tmp_path):
         "print(sorted({'torch', 'transformers', 'deepspeed'} & sys.modules.keys()))"
     )
     recipe = str(REPOSITORY / "recipes" / "vuln_java_lora.yaml")
-    started = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", code, recipe, f"model.config={tmp_path}", "data.path=data/samples"],
         capture_output=True, text=True, check=False, cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    assert time.process_time() - started < 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, which does not depend on what else runs here; the clock said 0.4 to 0.8 s.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_the_steps_of_the_plan_are_those_of_the_run_and_the_start_shows_both(tiny_recipe, tmp_path):

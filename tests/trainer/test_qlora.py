@@ -45,15 +45,12 @@ def trained(tiny_recipe, tmp_path_factory):
     return folder, losses
 
 
-@pytest.mark.parametrize(
-    ("preset", "world_size", "optimizer"),
-    [("cpu_zero0", 1, "adamw"), ("cpu_zero1", 2, "adamw"), ("cpu_zero2", 2, "adamw")],
-)
+@pytest.mark.parametrize(("preset", "world_size"), [("cpu_zero0", 1), ("cpu_zero2", 2)])
 def test_losses_do_not_depend_on_ranks_and_stage(
-    preset, world_size, optimizer, trained, tiny_recipe, tmp_path
+    preset, world_size, trained, tiny_recipe, tmp_path
 ):
-    more = [f"engine.preset={preset}", f"optim.optimizer={optimizer}"]
-    losses = run(tiny_recipe, tmp_path / "run", *QLORA, *more, world_size=world_size)
+    preset = f"engine.preset={preset}"
+    losses = run(tiny_recipe, tmp_path / "run", *QLORA, preset, world_size=world_size)
     assert losses == pytest.approx(trained[1], rel=5e-6)  # sums in another order
 
 
@@ -62,9 +59,8 @@ def test_the_quantised_layers_are_listed(trained):
     assert "nf4, double quantisation, products in float32: 8 layers (c_attn, c_fc" in printed
 
 
-@pytest.mark.parametrize("quant_type", ["fp4", "int8"])
-def test_other_types_learn_too(quant_type, tiny_recipe, tmp_path):
-    losses = run(tiny_recipe, tmp_path / "run", *QLORA, f"tuning.quant_type={quant_type}")
+def test_an_8_bit_base_learns_too(tiny_recipe, tmp_path):
+    losses = run(tiny_recipe, tmp_path / "run", *QLORA, "tuning.quant_type=int8")
     assert losses[-1] < 0.5 * losses[0]
 
 
