@@ -16,6 +16,7 @@ Per token and block, in elements, for hidden D, inner F, key size K, H heads, ra
 With recomputation a block keeps its input, D, and one block at a time keeps all of the above.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from trainer.shapes import Linear, ModelShape
@@ -38,6 +39,7 @@ class Job:
         precision: Of training, resolved.
         base_dtype: Of the frozen weights that are not quantised, and of activations.
         lora_r, targets, lora_dropout: Of the tuning section.
+        is_fused: Adapted layers are ours, not PEFT's.
         num_saved_modules_parameters: Trained whole beside the adapters.
         optimizer: Of the optim section.
         zero_stage, reduce_bucket_size: Of the preset; the bucket counts elements.
@@ -58,6 +60,7 @@ class Job:
     lora_r: int
     targets: list[str] | str
     lora_dropout: float
+    is_fused: bool
     num_saved_modules_parameters: int
     optimizer: str
     zero_stage: int
@@ -210,17 +213,25 @@ def _norm_bytes(job: Job) -> float:
 
 
 def _adapter_bytes(job: Job) -> float:
-    width = BYTES[job.precision]
     adapted = job.shape.adapted(job.targets)
+    if job.is_fused:  # inputs in their own dtype, a mask of one byte an element
+        masks = sum(linear.inputs for linear in adapted) if job.lora_dropout else 0
+        width = BYTES[job.base_dtype]
+        return masks + job.lora_r * width * len(adapted) + width * _read_elements(job, adapted)
+    width = BYTES[job.precision]
     low_rank = job.lora_r * width * len(adapted)
     is_cast = job.precision == "fp32" and job.base_dtype != "fp32"
     if is_cast and not job.lora_dropout:  # every layer makes an fp32 copy of its own
         return low_rank + sum(width * linear.inputs for linear in adapted)
     if job.lora_dropout:
         return low_rank + sum((width + _mask_bytes(job)) * linear.inputs for linear in adapted)
+    return low_rank + width * _read_elements(job, adapted)
+
+
+def _read_elements(job: Job, adapted: Sequence[Linear]) -> int:
+    """Inputs of the adapted layers, one that several read counted once."""
     read = {linear.reads: linear for linear in adapted}
-    kept = [linear for linear in read.values() if not _is_kept_anyway(job, linear)]
-    return low_rank + sum(width * linear.inputs for linear in kept)
+    return sum(linear.inputs for linear in read.values() if not _is_kept_anyway(job, linear))
 
 
 def _is_kept_anyway(job: Job, linear: Linear) -> bool:

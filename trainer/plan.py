@@ -143,6 +143,7 @@ def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFac
         lora_r=config.tuning.lora_r,
         targets=config.tuning.target_modules,
         lora_dropout=config.tuning.lora_dropout,
+        is_fused=config.tuning.method == "lora" and config.tuning.lora_backend != "peft",
         num_saved_modules_parameters=num_trained_whole,
         optimizer=config.optim.optimizer,
         zero_stage=zero["stage"],
