@@ -11,10 +11,9 @@ import shutil
 import uuid
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +78,7 @@ def read_facts(entry: Path) -> dict[str, Any]:
     return facts
 
 
-class SplitWriter:
+class SplitWriter(AbstractContextManager["SplitWriter"]):
     """Write the records and tokens of a split as they come.
 
     Args:
@@ -92,8 +91,6 @@ class SplitWriter:
         self.folder = folder
         self._dtype = token_dtype(vocab_size)
         self._lengths, self._records, self._code_lengths = array("i"), array("q"), array("i")
-        self._num_records = 0
-        self.num_examples = 0
         self.num_tokens = 0
         with ExitStack() as stack:
             self._table = stack.enter_context(RecordWriter(folder / RECORDS))
@@ -105,22 +102,17 @@ class SplitWriter:
         self._table.append(samples)
         self._tokens.write(pieces.tokens.astype(self._dtype).tobytes())
         self._lengths.frombytes(pieces.lengths_E.astype(np.int32).tobytes())
-        self._records.frombytes((pieces.record_E + self._num_records).astype(np.int64).tobytes())
+        num_before = len(self._code_lengths)
+        self._records.frombytes((pieces.record_E + num_before).astype(np.int64).tobytes())
         self._code_lengths.frombytes(pieces.code_lengths_N.tobytes())
-        self._num_records += len(samples)
-        self.num_examples += len(pieces.lengths_E)
         self.num_tokens += len(pieces.tokens)
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
+    @property
+    def num_examples(self) -> int:
+        """Examples so far."""
+        return len(self._lengths)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Complete the files."""
         self._stack.close()
         starts = np.zeros(len(self._lengths) + 1, dtype=np.int64)

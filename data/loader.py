@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from data.batch import Batch, collate
 from data.order import (
     Imbalance,
+    MicroBatches,
     Plan,
     epoch_rng,
     imbalance,
@@ -31,13 +33,11 @@ class StepBatches:
         num_functions: Labelled functions of the step over all ranks and micro-batches. Every rank
             derives it from the plan, so no collective and no device sync is needed.
         num_tokens: Real tokens of the step over all ranks.
-        imbalance: What the slowest rank computes over what the mean rank does.
     """
 
     micro_batches: list[Batch]
     num_functions: float
     num_tokens: int
-    imbalance: Imbalance
 
 
 class TrainLoader:
@@ -106,8 +106,7 @@ class TrainLoader:
         rows = self._rows_of(step // self.plan.steps_per_epoch)
         places = step_rows(self._plan, step)
         chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
-        costs_R = row_costs(self.examples.lengths, rows, places, self.hidden_size)
-        dealt = rank_micro_batches(self._plan, step, costs_R)
+        dealt, _ = self._deal(step)
         return StepBatches(
             micro_batches=[
                 collate(self.examples, [rows.row(place) for place in micro_batch])
@@ -115,20 +114,27 @@ class TrainLoader:
             ],
             num_functions=float(self.examples.share_E[chosen].sum()),
             num_tokens=int(self.examples.lengths[chosen].sum()),
-            imbalance=imbalance(dealt, costs_R),
         )
+
+    def imbalance(self, step: int) -> Imbalance:
+        """What the slowest rank computes in a step over what the mean rank does."""
+        return imbalance(*self._deal(step))
 
     def mean_imbalance(self, most_steps: int = 100) -> Imbalance:
         """Of the first steps of the first epoch, for the plan."""
-        found = []
-        for step in range(min(most_steps, self.plan.steps_per_epoch)):
-            places = step_rows(self.plan, step)
-            costs_R = row_costs(self.examples.lengths, self._rows, places, self.hidden_size)
-            found.append(imbalance(rank_micro_batches(self.plan, step, costs_R), costs_R))
+        steps = range(min(most_steps, self.plan.steps_per_epoch))
+        found = [self.imbalance(step) for step in steps]
         return Imbalance(
             micro_step=sum(one.micro_step for one in found) / len(found),
             optimizer_step=sum(one.optimizer_step for one in found) / len(found),
         )
+
+    def _deal(self, step: int) -> tuple[MicroBatches, npt.NDArray[np.int64]]:
+        """Rows of every rank in a step, and what each row of the step costs."""
+        rows = self._rows_of(step // self.plan.steps_per_epoch)
+        places = step_rows(self._plan, step)
+        costs_R = row_costs(self.examples.lengths, rows, places, self.hidden_size)
+        return rank_micro_batches(self._plan, step, costs_R), costs_R
 
     def _rows_of(self, epoch: int) -> Rows:
         if epoch != self._epoch:

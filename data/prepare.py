@@ -256,7 +256,7 @@ def _build(
         for name, path in paths.items():
             keys[name] = SplitKeys()
             facts[name] = _build_split(folder, name, path, config, tokenizer, keys[name], progress)
-    tables = {name: open_split(folder / name, tokenizer.vocab_size)[0] for name in paths}
+    tables = {name: RecordTable(folder / name / RECORDS) for name in paths}
     return {"splits": facts, "sharing": compare_splits(tables, keys).to_json()}
 
 

@@ -1,7 +1,14 @@
-"""Which examples an epoch holds, when that is not simply all of them once."""
+"""Which examples an epoch holds, or a look at a dataset takes, when that is not simply all."""
 
 import numpy as np
 import numpy.typing as npt
+
+
+def at_most(limit: int, num: int, seed: int) -> npt.NDArray[np.int64]:
+    """All of `num` places, or `limit` of them drawn without replacement; ascending."""
+    if num <= limit:
+        return np.arange(num)
+    return np.sort(np.random.default_rng(seed).choice(num, size=limit, replace=False))
 
 
 def balanced(

@@ -70,7 +70,7 @@ class SplitKeys:
         self._codes.frombytes(b"".join(_code_key(s.code) for s in samples))
         for group, keys in self._groups.items():
             values = [getattr(s, group) for s in samples]
-            keys.frombytes(b"".join(_key(v.encode()) if v else bytes(8) for v in values))
+            keys.frombytes(b"".join(text_digest(v) if v else bytes(8) for v in values))
         self._targets.extend(s.target for s in samples)
         self.cwes.update((s.cwe, s.target) for s in samples)
 
@@ -175,8 +175,9 @@ def _contradictions(keys: SplitKeys) -> int:
 
 
 def _code_key(code: str) -> bytes:
-    return _key(" ".join(code.split()).encode("utf-8", "surrogatepass"))
+    return text_digest(" ".join(code.split()))
 
 
-def _key(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=8).digest()
+def text_digest(text: str) -> bytes:
+    """8 bytes that stand for a text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -1,11 +1,11 @@
 """The records of a split on disk: an Arrow file that is memory-mapped, never loaded."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from data.records import CodeSample
 _COLUMNS = tuple(field.name for field in fields(CodeSample))
 
 
-class RecordWriter:
+class RecordWriter(AbstractContextManager["RecordWriter"]):
     """Append records to an Arrow file, a batch at a time.
 
     Args:
@@ -35,16 +35,7 @@ class RecordWriter:
         columns = {name: [getattr(s, name) for s in samples] for name in _COLUMNS}
         self._writer.write_batch(self._pa.record_batch(columns, schema=self._schema))
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Complete the file."""
         self._writer.close()
 

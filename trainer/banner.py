@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from data.loader import TrainLoader
-from data.order import step_rows
 from data.prepare import Prepared
 from trainer.build import Choices
 from trainer.config import RunConfig
@@ -56,8 +55,9 @@ def idle_share(loader: TrainLoader) -> float:
     """Share of the ranks' micro-batches that hold no row: a rank then waits for the others."""
     plan = loader.plan
     micro_batches = plan.gradient_accumulation_steps * plan.world_size * plan.steps_per_epoch
-    steps = range(plan.steps_per_epoch)
-    used = sum(-(-len(step_rows(plan, step)) // plan.micro_batch_size) for step in steps)
+    fewest, num_fuller = divmod(plan.num_rows, plan.steps_per_epoch)  # fuller by one row
+    num_steps = {fewest: plan.steps_per_epoch - num_fuller, fewest + 1: num_fuller}
+    used = sum(-(-rows // plan.micro_batch_size) * steps for rows, steps in num_steps.items())
     return 1 - used / micro_batches
 
 

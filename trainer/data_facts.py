@@ -8,7 +8,7 @@ from typing import Any
 
 from data.cache import FACTS, default_root
 from data.errors import DataError
-from data.order import steps_for
+from data.order import Plan, steps_for
 from data.readers import source_digest, split_path
 from trainer.config import RunConfig
 
@@ -59,8 +59,13 @@ class DataFacts:
 
     def accumulation(self, config: RunConfig, world_size: int) -> int:
         """Micro-batches of a rank in a step."""
-        rows = -(-self.num_rows(config) // self.steps_per_epoch(config))
-        return -(-rows // (config.optim.micro_batch_size * world_size))
+        plan = Plan(
+            self.num_rows(config),
+            self.steps_per_epoch(config),
+            config.optim.micro_batch_size,
+            world_size,
+        )
+        return plan.gradient_accumulation_steps
 
     def tokens_of_step(self, config: RunConfig) -> float:
         """Real tokens of a step over all ranks."""

@@ -84,7 +84,7 @@ def train(
         loss = _read_loss(loss_sum, batches) if is_logged else 0.0
         state.train_seconds += time.perf_counter() - started
         if is_logged:
-            _log_step(run, state, logged, batches, loss, rate)
+            _log_step(run, state, logged, loss, rate)
             logged = replace(state)
         elif run.log is not None:
             run.log.advance(state.step)
@@ -173,20 +173,14 @@ def _read_loss(loss_sum: Tensor, batches: StepBatches) -> float:
     return float(all_reduce_sum(loss_sum)) / (batches.num_functions or 1.0)
 
 
-def _log_step(
-    run: Run,
-    state: TrainState,
-    logged: TrainState,
-    batches: StepBatches,
-    loss: float,
-    rate: float,
-) -> None:
+def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate: float) -> None:
     """Write a line: loss and norm of this step alone, so that they repeat; rates since `logged`."""
     norm = run.engine.get_global_grad_norm()
     seconds = state.train_seconds - logged.train_seconds
     functions = state.functions_seen - logged.functions_seen
     tokens = state.tokens_seen - logged.tokens_seen
     if run.log is not None:
+        uneven = run.loader.imbalance(state.step - 1)
         run.log.step(
             {
                 "step": state.step,
@@ -197,8 +191,8 @@ def _log_step(
                 "functions_per_second": functions / seconds,
                 "tokens_per_second": tokens / seconds,
                 "packing_fill": run.loader.fill,
-                "imbalance_micro_step": batches.imbalance.micro_step,
-                "imbalance_step": batches.imbalance.optimizer_step,
+                "imbalance_micro_step": uneven.micro_step,
+                "imbalance_step": uneven.optimizer_step,
                 "memory_gib": _memory_gib(run.ranks.device),
                 "skipped_steps": state.skipped_steps,
                 **_loss_scale(run.engine),

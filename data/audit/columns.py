@@ -6,7 +6,6 @@ Texts are kept as 64-bit digests; among 5 million functions the chance of one co
 Shapes: N functions of a split.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy.typing as npt
 
 from data.audit.facts import HashArray
 from data.records import CodeSample
-from data.splits import code_digest
+from data.sampling import at_most
+from data.splits import code_digest, text_digest
 
 GROUP_FIELDS = ("commit", "project", "cve")
 T = TypeVar("T")
@@ -76,16 +76,12 @@ def read_columns(name: str, samples: Sequence[CodeSample], show_progress: bool) 
 
 def text_key(text: str) -> int:
     """A digest of 64 bits, never 0."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+    return int.from_bytes(text_digest(text), "little") or 1
 
 
 def chosen(columns: Columns, limit: int, seed: int) -> npt.NDArray[np.int64]:
     """Indices of at most limit functions, in order: all, or a seeded sample without replacement."""
-    num = len(columns.digest_N)
-    if num <= limit:
-        return np.arange(num)
-    return np.sort(np.random.default_rng(seed).choice(num, size=limit, replace=False))
+    return at_most(limit, len(columns.digest_N), seed)
 
 
 def records_at(columns: Columns, places: npt.NDArray[np.int64]) -> Iterable[CodeSample]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.prepare import Split
+from data.sampling import at_most
 from trainer.evaluation.baselines import (
     TFIDF_LOGISTIC,
     constant_baselines,
@@ -81,7 +82,7 @@ def write_split_report(
     Returns:
         The content of <name>.json.
     """
-    learned_F = _sample(len(train.samples), MOST_BASELINE_FUNCTIONS)
+    learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples), seed=0)
     scorer = tfidf_logistic(
         _codes(train, learned_F), [train.targets[place] for place in learned_F.tolist()]
     )
@@ -104,13 +105,6 @@ def write_split_report(
             "num_left_out": len(split.samples) - len(scored_P),
         },
     )
-
-
-def _sample(num: int, most: int) -> npt.NDArray[np.int64]:
-    """All of `num` places, or `most` of them drawn with a fixed seed, ascending."""
-    if num <= most:
-        return np.arange(num)
-    return np.sort(np.random.default_rng(0).choice(num, most, replace=False))
 
 
 def _codes(split: Split, places: npt.NDArray[np.int64]) -> list[str]:
