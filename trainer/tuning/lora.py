@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
-    """Freeze the base, add adapters to its linear layers, train them and the head.
+    """Freeze the base, add adapters to its linear layers, train them and a new head.
 
     Args:
-        base: A sequence-classification model.
+        base: A sequence-classification or causal language model.
         tuning: Rank, scale, dropout, the names of the layers and of modules trained whole.
 
     Raises:
@@ -33,7 +33,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     _check_modules(base, tuning.modules_to_save)
     transposed = any(type(layer).__name__ == "Conv1D" for layer in layers.values())
     settings = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType.SEQ_CLS if hasattr(base, "score") else TaskType.CAUSAL_LM,
         r=tuning.lora_r,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
