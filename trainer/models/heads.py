@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
-from trainer.models.packed_attention import attention_inputs
+from trainer.models.hidden_states import hidden_states
+from trainer.tuning.plain import PlainModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,12 +23,12 @@ class PackedClassifier(nn.Module):
     sees S states, not B x T, and no token id is searched for.
 
     Args:
-        model: A sequence-classification model of transformers under PEFT; its own forward, which
-            looks for the last token by id, is never called.
+        model: A sequence-classification model of transformers under its tuning method; its own
+            forward, which looks for the last token by id, is never called.
         attention: Resolved back end.
     """
 
-    def __init__(self, model: "PeftModel", attention: str) -> None:
+    def __init__(self, model: "PeftModel | PlainModel", attention: str) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
@@ -35,10 +36,7 @@ class PackedClassifier(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, C) in the head's dtype; `batch` is on the model's device."""
         classifier = self.model.get_base_model()
-        dtype = classifier.dtype
-        hidden_BTD = classifier.base_model(
-            input_ids=batch.input_ids_BT, **attention_inputs(batch, self.attention, dtype)
-        ).last_hidden_state
+        hidden_BTD = hidden_states(self.model, batch, self.attention)
         hidden_SD = hidden_BTD[batch.row_S, batch.last_token_S]
         logits_SC: Tensor = classifier.score(hidden_SD.to(self._head_dtype()))
         return logits_SC
