@@ -72,6 +72,15 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("llama-24M", 2, "data.seq_length=512 engine.precision=bf16 engine.preset=cpu_zero2"),
     ("llama-24M", 1, "data.seq_length=1024 tuning.method=qlora model.gradient_checkpointing=true"),
     ("llama-24M", 1, "data.seq_length=512 engine.precision=fp32 model.dtype=bf16"),
+    ("bigcode-22M", 1, "data.seq_length=512 tuning.method=full"),
+    ("llama-24M", 2, "data.seq_length=512 tuning.method=full engine.preset=cpu_zero2"),
+    ("bigcode-22M", 1, "data.seq_length=512 tuning.method=ia3"),
+    ("llama-24M", 1, "data.seq_length=512 tuning.method=ia3 engine.precision=bf16"),
+    ("bigcode-22M", 1, "data.seq_length=512 tuning.method=ptuning data.packing=false"),
+    ("bigcode-22M", 1, "data.seq_length=512 tuning.method=adapter_h tuning.lora_dropout=0.0"),
+    ("llama-24M", 1, "data.seq_length=512 tuning.method=adapter_p tuning.lora_dropout=0.1"),
+    ("bigcode-22M", 2, "data.seq_length=512 tuning.method=parallel engine.precision=bf16"),
+    ("bigcode-22M", 1, "data.seq_length=512 tuning.variant=dora"),
 )  # fmt: skip
 
 
@@ -225,14 +234,16 @@ def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:
 
 def write_up_lines() -> list[str]:
     """The formulas every introduction gives, beside ours, on StarCoder (15.5 B)."""
+    from trainer.config import TuningSection
     from trainer.shapes import model_shape
+    from trainer.targets import num_adapter_parameters
 
     shape = model_shape(
         {"model_type": "gpt_bigcode", "n_embd": 6144, "n_layer": 40, "n_head": 48,
          "n_inner": 24576, "n_positions": 8192, "vocab_size": 49152, "multi_query": True}
     )  # fmt: skip
     counted, rule = shape.num_parameters, 12 * 40 * 6144**2
-    trained = shape.num_lora_parameters(8, "auto") + shape.num_head_parameters
+    trained = num_adapter_parameters(shape, TuningSection()) + shape.num_head_parameters
     quantised = 0.516 * shape.num_linear_weights + 2 * shape.num_other_parameters
     forward = 2 * shape.num_linear_weights + 4 * 6144 * 2048 * 40
     return [

@@ -1,6 +1,7 @@
 """What a run is about to do, said once before it does it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from data.language import LanguageFacts
 from data.loader import TrainLoader
@@ -12,6 +13,9 @@ from trainer.distributed import Ranks
 from trainer.models.heads import PackedModel
 from trainer.models.load import base_dtype
 from trainer.models.quantized import quantization_line, quantized_layers
+from trainer.targets import adapter_size
+from trainer.tuning.bottleneck import BottleneckModel
+from trainer.tuning.layers import targets_reason
 from trainer.tuning.lora import lora_backend
 
 _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that are trained
@@ -40,9 +44,9 @@ def banner_lines(
         f"  attention  {choices.attention} ({choices.attention_reason})",
         *_base_lines(config, choices, model),
         f"  loss       {choices.loss_backend} ({choices.loss_reason})",
-        "  lora       {} ({})".format(*lora_backend(model.model, config.tuning.lora_backend)),
+        *_method_lines(config, model),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
-        f" {config.tuning.method} r {config.tuning.lora_r})",
+        f" {_method_name(config)})",
         *_data_lines(prepared),
         *_language_lines(config, prepared, trained),
         *_step_lines(config, loader, total_steps),
@@ -63,6 +67,34 @@ def idle_share(loader: TrainLoader) -> float:
     num_steps = {fewest: plan.steps_per_epoch - num_fuller, fewest + 1: num_fuller}
     used = sum(-(-rows // plan.micro_batch_size) * steps for rows, steps in num_steps.items())
     return 1 - used / micro_batches
+
+
+def _method_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
+    """The layers that are adapted and, for LoRA, what computes them."""
+    tuning = config.tuning
+    if tuning.method in ("full", "ptuning"):
+        return []
+    reason = targets_reason(tuning, model.model.get_base_model().config.model_type)
+    lines = [f"  targets    {', '.join(_targets(model))} ({reason})"]
+    if tuning.method in ("lora", "qlora"):
+        lines.append("  lora       {} ({})".format(*lora_backend(model.model, tuning.lora_backend)))
+    return lines
+
+
+def _targets(model: PackedModel) -> list[str]:
+    tuned: Any = model.model
+    if isinstance(tuned, BottleneckModel):
+        return list(tuned.settings.places)
+    return sorted(tuned.peft_config["default"].target_modules)
+
+
+def _method_name(config: RunConfig) -> str:
+    """The method with its size and variant, e.g. "lora r 8, dora"."""
+    tuning = config.tuning
+    sizes = {"lora": f" r {tuning.lora_r}", "qlora": f" r {tuning.lora_r}"}
+    size = sizes.get(tuning.method) or (f" {adapter_size(tuning)}" if adapter_size(tuning) else "")
+    variant = "" if tuning.variant == "plain" else f", {tuning.variant}"
+    return f"{tuning.method}{size}{variant}"
 
 
 def _base_lines(config: RunConfig, choices: Choices, model: PackedModel) -> Sequence[str]:

@@ -60,8 +60,22 @@ class TaskSection(Section):
 class TuningSection(Section):
     """Which parameters are trained."""
 
-    method: Literal["lora", "qlora"] = Field(
-        "lora", description="qlora is lora on a base quantised by bitsandbytes"
+    method: Literal[
+        "full", "lora", "qlora", "ia3", "ptuning", "adapter_h", "adapter_p", "parallel"
+    ] = Field(
+        "lora",
+        description="full trains the base; qlora is lora on a base quantised by bitsandbytes;"
+        " adapter_h, adapter_p, parallel: bottleneck adapters of Houlsby, Pfeiffer, He",
+    )
+    variant: Literal["plain", "rslora", "dora", "llm_adapters"] = Field(
+        "plain",
+        description="of lora: rslora, dora; of bottleneck adapters, which start as identity:"
+        " llm_adapters draws both matrices from N(0, 0.02)",
+    )
+    adapter_size: Positive | None = Field(
+        None,
+        description="inner width of bottleneck adapters (null: 256), virtual tokens of ptuning"
+        " (null: 30)",
     )
     quant_type: Literal["nf4", "fp4", "int8"] = Field("nf4", description="of a qlora base")
     double_quant: bool = Field(True, description="quantise the scales of nf4 and fp4 too")
@@ -70,9 +84,13 @@ class TuningSection(Section):
     )
     lora_r: Positive = Field(8, description="rank")
     lora_alpha: AboveZero = Field(16.0, description="scale is alpha / r")
-    lora_dropout: Share = Field(0.05, description="on the input of the adapters")
+    lora_dropout: Share = Field(
+        0.05, description="on the input of the adapters, bottleneck ones too"
+    )
     target_modules: Literal["auto"] | list[str] = Field(
-        "auto", description="names of linear layers; auto takes all but the head"
+        "auto",
+        description="linear layers by the end of their name, e.g. [c_attn, mlp.c_proj]; auto: those"
+        " of the method in this architecture, for lora all but the head",
     )
     lora_backend: Literal["auto", "fused", "peft"] = Field(
         "auto", description="of the adapted layers; the choice and its reason are printed"

@@ -1,4 +1,8 @@
-"""The trained adapter in PEFT's own layout, head included, for any user of PEFT."""
+"""What was trained, in each method's open layout, head included, for any user of that layout.
+
+LoRA, IA3 and P-Tuning: PEFT's own. Bottleneck adapters: that of trainer/tuning/bottleneck.py. Full
+fine-tuning: a plain transformers folder. Each with focaltune.json beside it.
+"""
 
 import os
 import shutil
@@ -14,6 +18,9 @@ from trainer.config import RunConfig
 from trainer.models.files import base_digest
 from trainer.run_folder import write_json
 from trainer.state import TrainState
+from trainer.tuning.lora import add_frozen_head
+from trainer.tuning.plain import PlainModel
+from trainer.tuning.ptuning import is_prompted, save_prompt
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,9 +30,12 @@ FACTS = "focaltune.json"
 
 
 def save_adapter(
-    model: "PeftModel", weights: Mapping[str, Tensor], folder: Path, facts: Mapping[str, Any]
+    model: "PeftModel | PlainModel",
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write adapter_config.json, adapter_model.safetensors and focaltune.json, whole or not at all.
+    """Write the method's files and focaltune.json, whole or not at all.
 
     Args:
         model: Gives the layout and the dtype; its own values are not read, so it may be sharded.
@@ -36,8 +46,14 @@ def save_adapter(
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    model.save_pretrained(str(building), state_dict=state, safe_serialization=True)
-    (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
+    if isinstance(model, PlainModel):
+        model.save(building, state)
+    elif is_prompted(model):
+        save_prompt(model, building, state)
+    else:
+        model.save_pretrained(str(building), state_dict=state, safe_serialization=True)
+        add_frozen_head(model, building)
+        (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
     write_json(building / FACTS, facts)
     if folder.exists():
         old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")

@@ -19,7 +19,18 @@ With recomputation a block keeps its input, D, and one block at a time keeps all
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from trainer.config import TuningSection
 from trainer.shapes import Linear, ModelShape
+from trainer.targets import (
+    BOTTLENECKS,
+    adapted_layers,
+    adapter_size,
+    is_feed_forward,
+    num_adapter_parameters,
+    num_head_parameters,
+    num_virtual_tokens,
+    place_of,
+)
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"
@@ -39,8 +50,8 @@ class Job:
         method, quant_type, double_quant: Of the tuning section.
         precision: Of training, resolved.
         base_dtype: Of the frozen weights that are not quantised, and of activations.
-        lora_r, targets, lora_dropout: Of the tuning section.
-        is_fused: Adapted layers are ours, not PEFT's.
+        tuning: The tuning section.
+        is_fused: LoRA's layers are ours, not PEFT's.
         num_saved_modules_parameters: Trained whole beside the adapters.
         optimizer: Of the optim section.
         zero_stage, reduce_bucket_size: Of the preset; the bucket counts elements.
@@ -58,9 +69,7 @@ class Job:
     double_quant: bool
     precision: str
     base_dtype: str
-    lora_r: int
-    targets: list[str] | str
-    lora_dropout: float
+    tuning: TuningSection
     is_fused: bool
     num_saved_modules_parameters: int
     optimizer: str
@@ -78,15 +87,20 @@ class Job:
     def num_trained(self) -> int:
         """Adapters, head and modules trained whole."""
         return (
-            self.shape.num_lora_parameters(self.lora_r, self.targets)
-            + self.shape.num_new_parameters
+            num_adapter_parameters(self.shape, self.tuning)
+            + num_head_parameters(self.shape, self.tuning)
             + self.num_saved_modules_parameters
         )
 
     @property
     def num_tokens(self) -> int:
-        """Of a micro-batch."""
-        return self.seq_length * self.micro_batch_size
+        """Of a micro-batch, virtual ones included."""
+        return (self.seq_length + num_virtual_tokens(self.tuning)) * self.micro_batch_size
+
+    @property
+    def gradient_shards(self) -> int:
+        """Ranks that share the gradients; of adapters, which are small, each holds all."""
+        return self.world_size if self.method == "full" and self.zero_stage >= 2 else 1
 
 
 @dataclass(frozen=True)
@@ -128,14 +142,14 @@ def memory_of(job: Job) -> Memory:
     train_bytes = BYTES[job.precision]
     backward = replace(
         step,
-        gradients=train_bytes * job.num_trained if job.accumulates else 0.0,
+        gradients=train_bytes * job.num_trained / job.gradient_shards if job.accumulates else 0.0,
         activations=kept_activations(job),
         working=_backward_working(job),
     )
     # Gradients in fp32 for the update, and the temporaries of AdamW's loop over tensors.
     update = replace(
         step,
-        gradients=(train_bytes + 4 / shards) * job.num_trained,
+        gradients=(train_bytes / job.gradient_shards + 4 / shards) * job.num_trained,
         working=4 * job.num_trained / shards,
     )
     peak = max(backward, update, key=lambda memory: memory.total)
@@ -153,7 +167,8 @@ def kept_activations(job: Job) -> float:
         kept = shape.num_layers * shape.hidden * width + block
     else:
         kept = shape.num_layers * block
-        if not job.num_saved_modules_parameters:  # nothing before the first norm is trained
+        # Nothing before the first norm is trained.
+        if not job.num_saved_modules_parameters and job.method not in ("full", "ptuning"):
             kept -= _norm_bytes(job)
     return (kept + outside) * job.num_tokens
 
@@ -175,6 +190,8 @@ def _weights(job: Job) -> Memory:
     shape, width = job.shape, BYTES[job.base_dtype]
     frozen = float(shape.num_other_parameters - shape.num_new_parameters)
     quantised = 0.0
+    if job.method == "full":
+        return _trained_base(job)
     if job.method == "qlora":
         quantised = shape.num_linear_weights * quantised_bytes(job)
     else:
@@ -188,6 +205,15 @@ def _weights(job: Job) -> Memory:
         frozen_weights=resident + shape.mask_bytes,
         trained_weights=BYTES[job.precision] * job.num_trained,
     )
+
+
+def _trained_base(job: Job) -> Memory:
+    """The weights of full fine-tuning, in pieces under ZeRO 3."""
+    width, trained = BYTES[job.precision], float(job.num_trained)
+    if job.zero_stage == 3:
+        gathered = min(_LIVE_IN_ZERO3, trained) if job.world_size > 1 else 0.0
+        trained = trained / job.world_size + gathered
+    return Memory(trained_weights=width * trained, frozen_weights=job.shape.mask_bytes)
 
 
 def quantised_bytes(job: Job) -> float:
@@ -214,17 +240,41 @@ def _norm_bytes(job: Job) -> float:
 
 
 def _adapter_bytes(job: Job) -> float:
-    adapted = job.shape.adapted(job.targets)
-    if job.is_fused:  # inputs in their own dtype, a mask of one byte an element
-        masks = sum(linear.inputs for linear in adapted) if job.lora_dropout else 0
-        width = BYTES[job.base_dtype]
-        return masks + job.lora_r * width * len(adapted) + width * _read_elements(job, adapted)
+    """What the layers that are adapted, or trained, keep of a token."""
+    adapted, width = adapted_layers(job.shape, job.tuning), BYTES[job.base_dtype]
+    if job.method == "full":
+        return width * _read_elements(job, job.shape.linears)
+    if job.method == "ia3":  # what is scaled: inputs of the feed-forward's last layer, else outputs
+        scaled = [one.inputs if is_feed_forward(one.path) else one.outputs for one in adapted]
+        return width * sum(scaled)
+    if job.method in BOTTLENECKS:
+        return sum(_bottleneck_bytes(job, linear) for linear in adapted)
+    return _lora_bytes(job, adapted)
+
+
+def _bottleneck_bytes(job: Job, linear: Linear) -> float:
+    """Input, its dropout's mask, and tanh's output; an fp32 adapter casts what is in 16 bit."""
     width = BYTES[job.precision]
-    low_rank = job.lora_r * width * len(adapted)
+    place = place_of(job.method, linear.inputs, linear.outputs, job.shape.hidden)
+    read = linear.outputs if place == "output" else linear.inputs
+    copies = 2 * width + _mask_bytes(job) if job.tuning.lora_dropout else width
+    return copies * read + width * adapter_size(job.tuning)
+
+
+def _lora_bytes(job: Job, adapted: Sequence[Linear]) -> float:
+    rank, has_dropout = job.tuning.lora_r, bool(job.tuning.lora_dropout)
+    if job.is_fused:  # inputs in their own dtype, a mask of one byte an element
+        masks = sum(linear.inputs for linear in adapted) if has_dropout else 0
+        width = BYTES[job.base_dtype]
+        return masks + rank * width * len(adapted) + width * _read_elements(job, adapted)
+    width = BYTES[job.precision]
+    low_rank = rank * width * len(adapted)
+    if job.tuning.variant == "dora":  # keeps the base's output and the adapter's
+        low_rank += 2 * width * sum(linear.outputs for linear in adapted)
     is_cast = job.precision == "fp32" and job.base_dtype != "fp32"
-    if is_cast and not job.lora_dropout:  # every layer makes an fp32 copy of its own
+    if is_cast and not has_dropout:  # every layer makes an fp32 copy of its own
         return low_rank + sum(width * linear.inputs for linear in adapted)
-    if job.lora_dropout:
+    if has_dropout:
         return low_rank + sum((width + _mask_bytes(job)) * linear.inputs for linear in adapted)
     return low_rank + width * _read_elements(job, adapted)
 

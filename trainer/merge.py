@@ -31,6 +31,7 @@ from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.run_folder import BASE, write_json
 from trainer.state import TrainState
 
+MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
 
 
@@ -47,9 +48,15 @@ def merge_run(config: RunConfig, prepared: Prepared, target: Path, onto: str) ->
         What was merged and the drift, also in focaltune.json of the folder.
 
     Raises:
-        ConfigError: The folder exists.
+        ConfigError: The folder exists, or the method's weights cannot become part of the base.
         ModelError: No validated checkpoint, or the base does not load.
     """
+    if config.tuning.method not in MERGED:
+        raise ConfigError(
+            f"tuning.method {config.tuning.method} cannot be merged: its adapters are no part of a"
+            f" linear layer's weight, as those of {', '.join(MERGED)} are; use {config.output_dir}"
+            "/adapter beside the base"
+        )
     if target.exists():
         raise ConfigError(f"{target} exists; give --output another folder")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -85,7 +92,9 @@ def _plain(config: RunConfig) -> RunConfig:
     """The recipe on the unquantised base: the model's files, or those that were drawn."""
     folder = config.model.path or str(config.output_dir / BASE)
     model = config.model.model_copy(update={"path": folder, "config": None, "quantize_cache": None})
-    tuning = config.tuning.model_copy(update={"method": "lora"})
+    is_quantised = config.tuning.method == "qlora"
+    method = "lora" if is_quantised else config.tuning.method
+    tuning = config.tuning.model_copy(update={"method": method})
     return config.model_copy(update={"model": model, "tuning": tuning})
 
 

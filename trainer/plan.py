@@ -18,8 +18,14 @@ from trainer.errors import ConfigError, ModelError
 from trainer.memory import BYTES, FLASH, SEGMENT_SDPA, Job, Memory, memory_of
 from trainer.recipe import cross_check, load_preset, recipe_setup
 from trainer.shapes import ModelShape, model_shape
+from trainer.targets import num_adapter_parameters
 
-MFU = {"lora": (0.25, 0.45), "qlora": (0.15, 0.35)}
+_PLAIN_MFU = (0.25, 0.45)
+MFU = {
+    "full": _PLAIN_MFU, "lora": _PLAIN_MFU, "qlora": (0.15, 0.35), "ia3": _PLAIN_MFU,
+    "ptuning": _PLAIN_MFU, "adapter_h": _PLAIN_MFU, "adapter_p": _PLAIN_MFU,
+    "parallel": _PLAIN_MFU,
+}  # fmt: skip
 """Share of the device's peak that training reaches, lowest and highest assumed.
 
 QLoRA decodes every weight before it multiplies, twice or three times a step.
@@ -140,10 +146,8 @@ def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFac
         double_quant=config.tuning.double_quant,
         precision=precision,
         base_dtype=precision if config.model.dtype == "auto" else config.model.dtype,
-        lora_r=config.tuning.lora_r,
-        targets=config.tuning.target_modules,
-        lora_dropout=config.tuning.lora_dropout,
-        is_fused=config.tuning.method == "lora" and config.tuning.lora_backend != "peft",
+        tuning=config.tuning,
+        is_fused=_is_fused(config),
         num_saved_modules_parameters=num_trained_whole,
         optimizer=config.optim.optimizer,
         zero_stage=zero["stage"],
@@ -197,7 +201,7 @@ def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: Data
         ),
         checkpoint_bytes=checkpoint_bytes(job),
         num_trained=job.num_trained,
-        num_parameters=shape.num_parameters + shape.num_lora_parameters(job.lora_r, job.targets),
+        num_parameters=shape.num_parameters + _num_added(job),
         data=data,
     )
 
@@ -219,17 +223,19 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
 
     A token costs 2 operations a weight forward, 2 backward through a frozen base, whose weights
     have no gradient, and 2 more where blocks are recomputed; trained weights cost 2 more. Attention
-    adds 4 x D x keys a token and layer, forward.
+    adds 4 x D x keys a token and layer, forward. P-Tuning's encoder runs once a row: next to
+    nothing.
     """
     shape = job.shape
     passes = 3 if job.checkpointing else 2
-    adapters = shape.num_lora_parameters(job.lora_r, job.targets)
+    trains_base = passes + 1 if job.method == "full" else passes
+    adapters = 0 if job.method == "ptuning" else _num_added(job)
     looks_at = job.seq_length
     if job.attention in (SEGMENT_SDPA, FLASH):
         looks_at = min(looks_at, math.ceil(data.tokens_of_function(config)))
     attention = 4 * shape.hidden * looks_at * shape.num_layers
     of_token = (
-        passes * 2 * shape.num_linear_weights
+        trains_base * 2 * shape.num_linear_weights
         + (passes + 1) * 2 * adapters
         + (passes + 1) * attention
     )
@@ -310,6 +316,7 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
         ("optim", "optimizer", "adamw_8bit"),
         ("optim", "optimizer", "paged_adamw_8bit"),
         ("model", "gradient_checkpointing", True),
+        ("tuning", "method", "lora"),
         ("tuning", "method", "qlora"),
         ("tuning", "quant_type", "nf4"),
         ("tuning", "double_quant", True),
@@ -322,7 +329,7 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
     found = []
     for section, key, value in overrides:
         block = getattr(config, section)
-        if getattr(block, key) == value:
+        if getattr(block, key) == value or (key == "method" and not _may_become_lora(config)):
             continue
         changed = config.model_copy(update={section: block.model_copy(update={key: value})})
         try:
@@ -332,6 +339,21 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
         shown = str(value).lower() if isinstance(value, bool) else value
         found.append((f"{section}.{key}={shown}", changed))
     return found
+
+
+def _may_become_lora(config: RunConfig) -> bool:
+    """Whether LoRA is near enough to what was asked for to be proposed instead."""
+    return config.tuning.method in ("full", "lora") and config.tuning.variant == "plain"
+
+
+def _is_fused(config: RunConfig) -> bool:
+    tuning = config.tuning
+    return tuning.method == "lora" and tuning.lora_backend != "peft" and tuning.variant != "dora"
+
+
+def _num_added(job: Job) -> int:
+    """Parameters that the method adds to the model."""
+    return 0 if job.method == "full" else num_adapter_parameters(job.shape, job.tuning)
 
 
 def _attention(config: RunConfig, machine: Machine) -> str:

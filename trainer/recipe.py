@@ -13,12 +13,19 @@ from pydantic import BaseModel, ValidationError
 from trainer.capabilities import STACK_LIMITS, Setup, refusals
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
+from trainer.targets import BOTTLENECKS, HEAD, adapter_size
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESET_FOLDER = ROOT / "ds_configs"
 PRESET_KEYS = frozenset(
     {"zero_optimization", "zero_force_ds_cpu_optimizer", "communication_data_type"}
 )
+_VARIANTS = {  # tuning.variant: the methods it belongs to
+    "plain": ("full", "lora", "qlora", "ia3", "ptuning", *BOTTLENECKS),
+    "rslora": ("lora", "qlora"),
+    "dora": ("lora", "qlora"),
+    "llm_adapters": BOTTLENECKS,
+}
 _PATH_KEYS = (
     *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer", "cache_dir")),
     *(("model", name) for name in ("path", "config", "quantize_cache")),
@@ -147,6 +154,7 @@ def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
         method=config.tuning.method,
         quant_type=config.tuning.quant_type,
         optimizer=config.optim.optimizer,
+        packing=config.data.packing,
     )
 
 
@@ -285,8 +293,8 @@ def _optim_faults(config: RunConfig) -> list[str]:
 
 def _precision_faults(config: RunConfig) -> list[str]:
     precision, dtype, faults = config.engine.precision, config.model.dtype, []
-    if config.engine.preset != "auto":
-        faults += refusals(recipe_setup(config, config.engine.preset, precision), STACK_LIMITS)
+    preset = "cpu_zero1" if config.engine.preset == "auto" else config.engine.preset  # auto's stage
+    faults += refusals(recipe_setup(config, preset, precision), STACK_LIMITS)
     frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
     if frozen_in_16_bit and config.tuning.modules_to_save:
         faults.append(
@@ -302,12 +310,52 @@ def _precision_faults(config: RunConfig) -> list[str]:
 
 
 def _tuning_faults(config: RunConfig) -> list[str]:
-    if config.model.quantize_cache is None or config.tuning.method == "qlora":
-        return []
-    return [
-        f"model.quantize_cache with tuning.method {config.tuning.method}: nothing is quantised;"
-        " take tuning.method=qlora, or remove it"
-    ]
+    tuning, method, faults = config.tuning, config.tuning.method, []
+    if config.model.quantize_cache is not None and method != "qlora":
+        faults.append(
+            f"model.quantize_cache with tuning.method {method}: nothing is quantised;"
+            " take tuning.method=qlora, or remove it"
+        )
+    if method not in _VARIANTS[tuning.variant]:
+        faults.append(
+            f"tuning.variant {tuning.variant} is one of {', '.join(_VARIANTS[tuning.variant])}, not"
+            f" of tuning.method {method}; take tuning.variant=plain"
+        )
+    if tuning.adapter_size is not None and not adapter_size(tuning):
+        faults.append(
+            f"tuning.adapter_size {tuning.adapter_size} means nothing to tuning.method {method};"
+            " remove it (lora has tuning.lora_r)"
+        )
+    if method in ("full", "ptuning") and tuning.target_modules != "auto":
+        faults.append(
+            f"tuning.target_modules {tuning.target_modules} with tuning.method {method}, which"
+            " adapts no layer; take tuning.target_modules=auto"
+        )
+    return faults + _whole_faults(config)
+
+
+def _whole_faults(config: RunConfig) -> list[str]:
+    """What is trained whole beside adapters, or instead of them."""
+    tuning, faults = config.tuning, []
+    if tuning.method == "full" and tuning.modules_to_save:
+        faults.append(
+            f"tuning.modules_to_save {tuning.modules_to_save} with tuning.method full, which trains"
+            " everything; remove it"
+        )
+    if (
+        tuning.method == "full"
+        and config.engine.precision == "fp32" != config.model.dtype != "auto"
+    ):
+        faults.append(
+            f"model.dtype {config.model.dtype} with tuning.method full: nothing is frozen; take"
+            " model.dtype=auto"
+        )
+    if HEAD in tuning.target_modules and tuning.init_from is not None:
+        faults.append(
+            f"tuning.init_from with {HEAD!r} among tuning.target_modules: a checkpoint holds no"
+            " frozen head to continue from; leave the head out, it is then trained whole"
+        )
+    return faults
 
 
 def _task_faults(config: RunConfig) -> list[str]:

@@ -156,8 +156,8 @@ def _build(
 
 
 def _initial_adapter(config: RunConfig, base_sha256: str) -> Path | None:
-    start_from = config.tuning.init_from
-    return None if start_from is None else adapter_folder(Path(start_from), base_sha256)
+    start_from, method = config.tuning.init_from, config.tuning.method
+    return None if start_from is None else adapter_folder(Path(start_from), base_sha256, method)
 
 
 def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLoader:

@@ -12,6 +12,9 @@ from typing import Any
 from trainer.errors import ModelError
 
 NUM_CLASSES = 2
+FAMILIES = {
+    "gpt2": "gpt", "gpt_bigcode": "gpt", "llama": "llama", "mistral": "llama", "qwen2": "llama"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,17 +22,22 @@ class Linear:
     """A linear layer of a block.
 
     Attributes:
-        name: As in the module's name, e.g. "c_attn".
+        path: Name of the module within a block, e.g. "attn.c_attn".
         inputs, outputs: Features.
         has_bias: Whether there is one.
         reads: Layers of a block with the same `reads` share their input tensor.
     """
 
-    name: str
+    path: str
     inputs: int
     outputs: int
     has_bias: bool
     reads: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
 
     @property
     def num_weights(self) -> int:
@@ -101,16 +109,6 @@ class ModelShape:
         """All of the model."""
         return self.num_linear_weights + self.num_other_parameters
 
-    def num_lora_parameters(self, rank: int, targets: list[str] | str) -> int:
-        """A and B of every adapted layer; "auto" adapts all of a block."""
-        return self.num_layers * sum(
-            rank * (linear.inputs + linear.outputs) for linear in self.adapted(targets)
-        )
-
-    def adapted(self, targets: list[str] | str) -> list[Linear]:
-        """The layers of a block that get adapters."""
-        return [linear for linear in self.linears if targets == "auto" or linear.name in targets]
-
 
 def model_shape(config: Mapping[str, Any], *, is_language: bool = False) -> ModelShape:
     """The shape of a model from the content of its config.json.
@@ -123,11 +121,11 @@ def model_shape(config: Mapping[str, Any], *, is_language: bool = False) -> Mode
         ModelError: A family whose sizes are not known here.
     """
     kind = config.get("model_type")
-    if kind not in _SHAPES:
+    if kind not in FAMILIES:
         raise ModelError(
-            f"the planner does not know model_type {kind!r}; it knows {sorted(_SHAPES)}"
+            f"the planner does not know model_type {kind!r}; it knows {sorted(FAMILIES)}"
         )
-    shape = _SHAPES[kind](config)
+    shape = _SHAPES[FAMILIES[kind]](config)
     if not is_language:
         return shape
     is_tied = config.get("tie_word_embeddings", shape.family == "gpt")
@@ -155,10 +153,10 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
         vocabulary=config.get("vocab_size", 50257),
         positions=positions,
         linears=(
-            Linear("c_attn", hidden, hidden + 2 * kv_size, True, "norm_1"),
-            Linear("c_proj", hidden, hidden, True, "attention"),
-            Linear("c_fc", hidden, inner, True, "norm_2"),
-            Linear("c_proj", inner, hidden, True, "activation"),
+            Linear("attn.c_attn", hidden, hidden + 2 * kv_size, True, "norm_1"),
+            Linear("attn.c_proj", hidden, hidden, True, "attention"),
+            Linear("mlp.c_fc", hidden, inner, True, "norm_2"),
+            Linear("mlp.c_proj", inner, hidden, True, "activation"),
         ),
         num_norm_weights=2 * hidden,
         dropout=config.get("resid_pdrop", 0.1),
@@ -188,13 +186,13 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
         vocabulary=config.get("vocab_size", 32000),
         positions=0,
         linears=(
-            Linear("q_proj", hidden, width, bias, "norm_1"),
-            Linear("k_proj", hidden, kv_size, bias, "norm_1"),
-            Linear("v_proj", hidden, kv_size, bias, "norm_1"),
-            Linear("o_proj", width, hidden, out_bias, "attention"),
-            Linear("gate_proj", hidden, inner, mlp_bias, "norm_2"),
-            Linear("up_proj", hidden, inner, mlp_bias, "norm_2"),
-            Linear("down_proj", inner, hidden, mlp_bias, "activation"),
+            Linear("self_attn.q_proj", hidden, width, bias, "norm_1"),
+            Linear("self_attn.k_proj", hidden, kv_size, bias, "norm_1"),
+            Linear("self_attn.v_proj", hidden, kv_size, bias, "norm_1"),
+            Linear("self_attn.o_proj", width, hidden, out_bias, "attention"),
+            Linear("mlp.gate_proj", hidden, inner, mlp_bias, "norm_2"),
+            Linear("mlp.up_proj", hidden, inner, mlp_bias, "norm_2"),
+            Linear("mlp.down_proj", inner, hidden, mlp_bias, "activation"),
         ),
         num_norm_weights=hidden,
         dropout=0.0,
@@ -204,10 +202,4 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
-_SHAPES = {
-    "gpt2": _gpt,
-    "gpt_bigcode": _gpt,
-    "llama": _llama,
-    "mistral": _llama,
-    "qwen2": _llama,
-}
+_SHAPES = {"gpt": _gpt, "llama": _llama}

@@ -12,7 +12,7 @@ from trainer import recipe as recipe_module
 from trainer.config import RunConfig
 from trainer.recipe import describe_keys, load_preset, load_run_config
 
-NUM_KEYS = 77
+NUM_KEYS = 79
 
 
 def with_text(path: Path, text: str) -> Path:

@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from rank_pool import run_ranks
 
 from launcher.plan import main as plan_main
+from trainer.config import TuningSection
 from trainer.data_facts import DataFacts, data_facts
 from trainer.devices import DEVICES, device_named
 from trainer.errors import ConfigError, ModelError
@@ -29,6 +30,7 @@ from trainer.plan import (
 )
 from trainer.recipe import load_run_config
 from trainer.shapes import model_shape
+from trainer.targets import num_adapter_parameters
 
 STARCODER = {
     "model_type": "gpt_bigcode", "activation_function": "gelu_pytorch_tanh", "attn_pdrop": 0.1,
@@ -190,7 +192,7 @@ def test_communication_is_that_of_rings(starcoder):
         communication_bytes(job_of(starcoder, shape, Machine(DEVICES["H100"], n), ASSUMED), 1)
         for n in (1, 2, 4)
     ]
-    trained = shape.num_lora_parameters(8, "auto") + shape.num_head_parameters
+    trained = num_adapter_parameters(shape, TuningSection()) + shape.num_head_parameters
     assert sent == [0, 3 * trained * 2 * 0.5, 3 * trained * 2 * 0.75]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, ModelError
+from trainer.targets import num_virtual_tokens
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
 _WIDTH_KEYS, _USUAL_WIDTH = ("hidden_size", "n_embd", "d_model"), 2048
@@ -44,10 +45,12 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
             " take the tokenizer the model was trained with (data.tokenizer)"
         )
     limit = next((values[key] for key in _LENGTH_KEYS if key in values), None)
-    if limit is not None and config.data.seq_length > limit:
+    num_virtual = num_virtual_tokens(config.tuning)
+    if limit is not None and config.data.seq_length + num_virtual > limit:
+        more = f" with {num_virtual} virtual tokens before it" if num_virtual else ""
         raise ConfigError(
-            f"data.seq_length {config.data.seq_length} is above the model's {limit} positions"
-            f" ({path}); lower it to {limit} or less"
+            f"data.seq_length {config.data.seq_length}{more} is above the model's {limit} positions"
+            f" ({path}); lower it to {limit - num_virtual} or less"
         )
     return values
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from trainer.config import LossSection
-from trainer.models.packed_attention import attention_inputs
+from trainer.models.hidden_states import hidden_states
 from trainer.models.token_loss import TokenLoss, TokenScores
+from trainer.tuning.plain import PlainModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,12 +25,12 @@ class PackedClassifier(nn.Module):
     sees S states, not B x T, and no token id is searched for.
 
     Args:
-        model: A sequence-classification model of transformers under PEFT; its own forward, which
-            looks for the last token by id, is never called.
+        model: A sequence-classification model of transformers under its tuning method; its own
+            forward, which looks for the last token by id, is never called.
         attention: Resolved back end.
     """
 
-    def __init__(self, model: "PeftModel", attention: str) -> None:
+    def __init__(self, model: "PeftModel | PlainModel", attention: str) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
@@ -54,7 +55,7 @@ class PackedLanguageModel(nn.Module):
     output layer, and B x T x vocabulary logits never exist.
 
     Args:
-        model: A causal language model of transformers under PEFT.
+        model: A causal language model of transformers under its tuning method.
         attention: Resolved back end.
         loss: gamma and detach_modulator.
         loss_backend: From `choose_backend`.
@@ -64,7 +65,11 @@ class PackedLanguageModel(nn.Module):
     """
 
     def __init__(
-        self, model: "PeftModel", attention: str, loss: LossSection, loss_backend: str
+        self,
+        model: "PeftModel | PlainModel",
+        attention: str,
+        loss: LossSection,
+        loss_backend: str,
     ) -> None:
         super().__init__()
         self.model = model
@@ -85,11 +90,7 @@ class PackedLanguageModel(nn.Module):
 PackedModel: TypeAlias = PackedClassifier | PackedLanguageModel
 
 
-def _read_states(model: "PeftModel", batch: Batch, attention: str) -> Tensor:
+def _read_states(model: "PeftModel | PlainModel", batch: Batch, attention: str) -> Tensor:
     """Last hidden states (S, D) at the places that are read."""
-    whole = model.get_base_model()
-    hidden_BTD = whole.base_model(
-        input_ids=batch.input_ids_BT, **attention_inputs(batch, attention, whole.dtype)
-    ).last_hidden_state
-    hidden_SD: Tensor = hidden_BTD[batch.row_S, batch.read_S]
-    return hidden_SD
+    hidden_BTD = hidden_states(model, batch, attention)
+    return hidden_BTD[batch.row_S, batch.read_S]

@@ -1,5 +1,18 @@
 """Tuning methods: METHODS[name](base, config) -> the model with its trainable parameters."""
 
+from trainer.tuning.bottleneck import add_bottlenecks
+from trainer.tuning.ia3 import add_ia3
 from trainer.tuning.lora import add_lora
+from trainer.tuning.plain import train_all
+from trainer.tuning.ptuning import add_prompt
 
-METHODS = {"lora": add_lora, "qlora": add_lora}  # qlora differs in its base
+METHODS = {
+    "full": train_all,
+    "lora": add_lora,
+    "qlora": add_lora,  # differs in its base
+    "ia3": add_ia3,
+    "ptuning": add_prompt,
+    "adapter_h": add_bottlenecks,
+    "adapter_p": add_bottlenecks,
+    "parallel": add_bottlenecks,
+}

@@ -1,30 +1,46 @@
-"""tuning.init_from: an adapter that was trained before is where this run starts."""
+"""tuning.init_from: weights that were trained before are where this run starts.
+
+LoRA, IA3 and P-Tuning have PEFT's layout, bottleneck adapters that of trainer/tuning/bottleneck.py,
+full fine-tuning is a plain transformers folder.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
+
 from trainer.errors import ModelError
+from trainer.tuning.bottleneck import BottleneckModel
+from trainer.tuning.plain import PlainModel
+from trainer.tuning.ptuning import ENCODER_FILE, is_prompted, take_encoder
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 _CONFIG, _WEIGHTS, _FACTS = "adapter_config.json", "adapter_model.safetensors", "focaltune.json"
-_MUST_MATCH = ("r", "lora_alpha", "target_modules", "modules_to_save")
+_FULL = ("config.json", "model.safetensors")
+_MUST_MATCH = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens",
+    "target_modules", "feedforward_modules", "modules_to_save",
+)  # fmt: skip
 
 
-def adapter_folder(path: Path, base_sha256: str) -> Path:
-    """The adapter that tuning.init_from names: a folder in PEFT's layout, or a run that holds one.
+def adapter_folder(path: Path, base_sha256: str, method: str = "lora") -> Path:
+    """The weights that tuning.init_from names: a folder of `save_adapter`, or a run that holds one.
 
     Raises:
         ModelError: Nothing there, or it was trained on another base.
     """
     folder = path / "adapter" if (path / "adapter").is_dir() else path
-    missing = [name for name in (_CONFIG, _WEIGHTS) if not (folder / name).is_file()]
+    wanted = _FULL if method == "full" else (_CONFIG, _WEIGHTS)
+    missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
+        layout = "transformers'" if method == "full" else "PEFT's"
         raise ModelError(
             f"tuning.init_from: {folder} holds no {' and no '.join(missing)}; give a finished run"
-            " or an adapter in PEFT's layout"
+            f" of method {method}, or its weights in {layout} layout"
         )
     facts = _json(folder / _FACTS) if (folder / _FACTS).is_file() else {}
     if facts.get("base_sha256", base_sha256) != base_sha256:
@@ -35,30 +51,71 @@ def adapter_folder(path: Path, base_sha256: str) -> Path:
     return folder
 
 
-def take_adapter(model: "PeftModel", folder: Path) -> None:
-    """Overwrite the fresh adapter and head with those of a folder.
+def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
+    """Overwrite the fresh trained weights with those of a folder.
 
     Raises:
-        ModelError: Another rank, scale or other modules, or weights that are missing.
+        ModelError: Another method, rank, scale or other modules, or weights that are missing.
     """
+    if isinstance(model, PlainModel):
+        if isinstance(model, BottleneckModel):
+            _refuse_other(folder, vars(model.settings), tuple(vars(model.settings)))
+        _take_by_name(model.get_base_model(), folder)
+        return
+    _refuse_other(folder, model.peft_config["default"].to_dict(), _MUST_MATCH)
+    _take_peft(model, folder)
+
+
+def _take_by_name(base: nn.Module, folder: Path) -> None:
+    weights = _weights(folder)
+    result = base.load_state_dict(weights, strict=False)
+    trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+    _refuse_missing(folder, trained & set(result.missing_keys), result.unexpected_keys)
+
+
+def _take_peft(model: "PeftModel", folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    saved, fresh = _json(folder / _CONFIG), model.peft_config["default"].to_dict()
-    for key in _MUST_MATCH:
-        before, now = _comparable(saved.get(key)), _comparable(fresh[key])
-        if before != now:
+    weights = _weights(folder)
+    if is_prompted(model) and not (folder / ENCODER_FILE).is_file():
+        raise ModelError(
+            f"tuning.init_from: {folder} holds no {ENCODER_FILE}: virtual tokens without the"
+            " encoder that makes them can be used, not trained further; give a run's folder"
+        )
+    result: Any = set_peft_model_state_dict(model, weights)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    absent = trained & set(result.missing_keys)
+    if is_prompted(model):
+        take_encoder(model, load_file(folder / ENCODER_FILE))
+        absent = {name for name in absent if not name.startswith("prompt_encoder.")}
+    _refuse_missing(folder, absent, [n for n in result.unexpected_keys if n != "prompt_embeddings"])
+
+
+def _refuse_other(folder: Path, fresh: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    saved = _json(folder / _CONFIG)
+    for key in keys:
+        before, now = _comparable(saved.get(key)), _comparable(fresh.get(key))
+        if before != now and key != "base_model_name_or_path":
             raise ModelError(
                 f"tuning.init_from: {folder} has {key} {before}, this recipe {now}; an adapter is"
                 " continued with its own"
             )
-    weights = load_file(folder / _WEIGHTS)
-    result: Any = set_peft_model_state_dict(model, weights)
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    absent = sorted(trained & set(result.missing_keys))
-    if absent or result.unexpected_keys:
-        odd = [*absent, *result.unexpected_keys]
+
+
+def _refuse_missing(folder: Path, missing: set[str], unexpected: list[str]) -> None:
+    odd = [*sorted(missing), *unexpected]
+    if odd:
         raise ModelError(f"tuning.init_from: {folder}: {len(odd)} weights differ, first {odd[0]}")
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    whole: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*model*.safetensors")):  # a large model comes in shards
+        whole |= load_file(path)
+    return whole
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -70,5 +127,5 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _comparable(value: Any) -> Any:
-    """Module names come as lists and sets, and none at all as null."""
-    return sorted(value) if isinstance(value, list | set | tuple) else value or None
+    """Module names come as lists and sets, once or twice, and none at all as null."""
+    return sorted(set(value)) if isinstance(value, list | set | tuple) else value or None

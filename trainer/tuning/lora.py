@@ -1,13 +1,24 @@
-"""LoRA (Hu et al. 2021) through PEFT, in the layout every PEFT user can load."""
+"""LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024) through PEFT."""
 
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from trainer.config import TuningSection
 from trainer.errors import ConfigError, ModelError
+from trainer.targets import HEAD, is_named
+from trainer.tuning.layers import (
+    adapted,
+    check_modules,
+    choose_targets,
+    is_conv1d,
+    linear_layers,
+    smallest_side,
+    task_type,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -15,34 +26,35 @@ if TYPE_CHECKING:
 
 
 def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
-    """Freeze the base, add adapters to its linear layers, train them and a new head.
+    """Freeze the base, add adapters to its linear layers, train them and a classifier's head.
 
     Args:
         base: A sequence-classification or causal language model.
-        tuning: Rank, scale, dropout, the names of the layers and of modules trained whole.
+        tuning: Rank, scale, dropout, the names of the layers and of modules trained whole. "score"
+            among the layers gives the head an adapter instead of training it whole.
 
     Raises:
         ModelError: A name matches no layer, or the rank is above a layer's size.
         ConfigError: The fused layer is asked for and does not fit.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    layers = linear_layers(base)
-    targets = sorted(set(layers)) if tuning.target_modules == "auto" else tuning.target_modules
-    _check_targets(layers, targets, tuning.lora_r)
-    _check_modules(base, tuning.modules_to_save)
-    transposed = any(type(layer).__name__ == "Conv1D" for layer in layers.values())
+    targets = choose_targets(base, tuning)
+    _check_rank(linear_layers(base), targets, tuning.lora_r)
+    check_modules(base, tuning.modules_to_save)
+    layers = adapted(base, targets).values()
     settings = LoraConfig(
-        task_type=TaskType.SEQ_CLS if hasattr(base, "score") else TaskType.CAUSAL_LM,
+        task_type=None if HEAD in targets else task_type(base),  # else PEFT trains it whole
         r=tuning.lora_r,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
-        target_modules=list(targets),
+        target_modules=targets,
         modules_to_save=list(tuning.modules_to_save) or None,  # a copy: PEFT adds the head to it
-        fan_in_fan_out=transposed,
+        fan_in_fan_out=any(is_conv1d(layer) for layer in layers),
+        use_rslora=tuning.variant == "rslora",
+        use_dora=tuning.variant == "dora",
     )
-    adapted = [m for n, m in base.base_model.named_modules() if n.rpartition(".")[2] in targets]
-    if choose_lora_backend(tuning.lora_backend, settings, adapted)[0] == "fused":
+    if choose_lora_backend(tuning.lora_backend, settings, layers)[0] == "fused":
         from transformers.pytorch_utils import Conv1D
 
         from trainer.tuning.fused_lora import FusedLoraLinear
@@ -52,7 +64,26 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         model: PeftModel = get_peft_model(base, settings)
+    if HEAD in targets:
+        weight = base.get_submodule(HEAD).base_layer.weight
+        model.register_buffer("frozen_head", weight.detach().clone(), persistent=False)
     return model
+
+
+def add_frozen_head(model: "PeftModel", folder: Path) -> None:
+    """Save the head under its adapter too: it was drawn from run.seed, and no base has it.
+
+    Args:
+        model: Of `add_lora`; keeps the head whole, whatever ZeRO does to the parameter.
+        folder: Of its saved adapter.
+    """
+    from safetensors.torch import load_file, save_file
+
+    if not hasattr(model, "frozen_head"):
+        return
+    path = folder / "adapter_model.safetensors"
+    head = {f"base_model.model.{HEAD}.base_layer.weight": model.frozen_head.cpu()}
+    save_file(load_file(path) | head, path, metadata={"format": "pt"})
 
 
 def choose_lora_backend(
@@ -94,44 +125,10 @@ def lora_backend(model: "PeftModel", wanted: str) -> tuple[str, str]:
     return choose_lora_backend(wanted, model.peft_config["default"], layers)
 
 
-def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
-    """One layer for each distinct last name of the backbone's linear layers, the smallest."""
-    layers: dict[str, nn.Module] = {}
-    for name, module in base.base_model.named_modules():
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-            last = name.rpartition(".")[2]
-            if last not in layers or _smallest_side(module) < _smallest_side(layers[last]):
-                layers[last] = module
-    return layers
-
-
-def _check_targets(layers: dict[str, nn.Module], targets: list[str], rank: int) -> None:
-    for target in targets:
-        if target not in layers:
+def _check_rank(layers: dict[str, nn.Module], targets: list[str], rank: int) -> None:
+    for path, layer in layers.items():
+        side = smallest_side(layer)
+        if rank > side and any(is_named(path, target) for target in targets):
             raise ModelError(
-                f"tuning.target_modules: {target!r} matches no linear layer of the model;"
-                f" it has {sorted(layers)}"
+                f"tuning.lora_r {rank} is above the smaller side {side} of {path!r}; lower it"
             )
-        side = _smallest_side(layers[target])
-        if rank > side:
-            raise ModelError(
-                f"tuning.lora_r {rank} is above the smaller side {side} of {target!r}; lower it"
-            )
-
-
-def _check_modules(base: "PreTrainedModel", names: list[str]) -> None:
-    present = {name.rpartition(".")[2] for name, _ in base.base_model.named_modules()} - {""}
-    for name in names:
-        if name not in present:
-            raise ModelError(
-                f"tuning.modules_to_save: {name!r} matches no module; the model has"
-                f" {sorted(part for part in present if not part.isdigit())}"
-            )
-
-
-def _smallest_side(layer: nn.Module) -> int:
-    if isinstance(layer, nn.Linear):  # the weight of a quantised one is packed
-        return min(layer.in_features, layer.out_features)
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
-    return min(weight.shape)

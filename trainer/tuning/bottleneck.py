@@ -1,0 +1,163 @@
+"""Bottleneck adapters: Houlsby et al. 2019, Pfeiffer et al. 2021, and He et al. 2022 (parallel).
+
+    f(x) = up(tanh(down(x)))     down: wide -> size, up: size -> wide, no biases
+
+    adapter_h, adapter_p   y = layer(x + f(x)) before a layer, y = z + f(z) with z = layer(x) behind
+    parallel               y = layer(x) + f(x)
+
+On disk, beside nothing else that is needed but the base:
+
+    adapter_config.json         format, base, method, size, the place of each adapter, what is whole
+    adapter_model.safetensors   NAME.adapter_down.weight (size, wide), NAME.adapter_up.weight
+                                (wide, size), and the head and other modules trained whole; NAME is
+                                the layer's in the model of transformers
+
+    D features of the wide side
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TuningSection
+from trainer.errors import ModelError
+from trainer.targets import HEAD, Place, adapter_size, place_of
+from trainer.tuning.layers import (
+    adapted,
+    check_modules,
+    choose_targets,
+    features,
+    has_head,
+    target_paths,
+)
+from trainer.tuning.plain import PlainModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORMAT = "focaltune-bottleneck-1"
+_LLM_ADAPTERS_STD = 0.02  # Hu et al. 2023 draw both matrices, as BERT does
+
+
+@dataclass(frozen=True)
+class BottleneckSettings:
+    """The content of adapter_config.json."""
+
+    format: str
+    base_model_name_or_path: str
+    method: str
+    size: int
+    activation: str
+    places: dict[str, Place]  # end of a layer's name -> where its adapter stands
+    modules_to_save: list[str]
+
+
+class BottleneckLinear(nn.Module):
+    """A linear layer with an adapter before it, behind it or beside it.
+
+    Args:
+        base_layer: Frozen, of any linear kind.
+        place: Of the adapter.
+        size: Its inner width.
+        dropout: On its input.
+        is_identity: Start with up at zero, else as LLM-Adapters does.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, place: Place, size: int, dropout: float, is_identity: bool
+    ) -> None:
+        super().__init__()
+        inputs, outputs = features(base_layer)
+        device = next(base_layer.parameters()).device
+        self.base_layer = base_layer
+        self.place = place
+        self.dropout = nn.Dropout(dropout)
+        self.adapter_down = nn.Linear(outputs if place == "output" else inputs, size, bias=False)
+        self.adapter_up = nn.Linear(size, inputs if place == "input" else outputs, bias=False)
+        if is_identity:
+            nn.init.zeros_(self.adapter_up.weight)
+        else:
+            nn.init.normal_(self.adapter_down.weight, std=_LLM_ADAPTERS_STD)
+            nn.init.normal_(self.adapter_up.weight, std=_LLM_ADAPTERS_STD)
+        self.adapter_down.to(device)
+        self.adapter_up.to(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, in the dtype the layer gives."""
+        if self.place == "input":
+            result: Tensor = self.base_layer(x + self._adapter(x))
+            return result
+        z: Tensor = self.base_layer(x)
+        return z + self._adapter(z if self.place == "output" else x)
+
+    def _adapter(self, x_D: Tensor) -> Tensor:
+        trained = self.adapter_down.weight.dtype  # fp32 over a 16-bit base where the run is
+        inner = torch.tanh(self.adapter_down(self.dropout(x_D.to(trained))))
+        added: Tensor = self.adapter_up(inner).to(x_D.dtype)
+        return added
+
+
+class BottleneckModel(PlainModel):
+    """A base with bottleneck adapters in its layers.
+
+    Args:
+        base: With its adapters.
+        settings: What a reader of the saved adapter needs.
+    """
+
+    def __init__(self, base: "PreTrainedModel", settings: BottleneckSettings) -> None:
+        super().__init__(base)
+        self.settings = settings
+
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, as this module's text says."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        text = json.dumps(asdict(self.settings), indent=2) + "\n"
+        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+        own = {n.removeprefix("base_model."): v.contiguous() for n, v in state.items()}
+        save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def add_bottlenecks(base: "PreTrainedModel", tuning: TuningSection) -> BottleneckModel:
+    """Freeze the base, put adapters into its layers, train them and a classifier's head.
+
+    Args:
+        base: A sequence-classification or causal language model.
+        tuning: Method, size, start and the names of the layers and of modules trained whole.
+
+    Raises:
+        ModelError: A name matches no layer, or an adapter has no side as wide as the model.
+    """
+    layers = target_paths(base, choose_targets(base, tuning))
+    check_modules(base, tuning.modules_to_save)
+    whole = [*tuning.modules_to_save, *([HEAD] if has_head(base) else [])]
+    places = {path: _place(base, path, layer, tuning.method) for path, layer in layers.items()}
+    base.requires_grad_(False)
+    size, is_identity = adapter_size(tuning), tuning.variant != "llm_adapters"
+    for path, place in places.items():
+        for name, layer in adapted(base, [path]).items():
+            parent, _, last = name.rpartition(".")
+            adapter = BottleneckLinear(layer, place, size, tuning.lora_dropout, is_identity)
+            setattr(base.get_submodule(parent), last, adapter)
+    for name, module in base.named_modules():
+        if name.rpartition(".")[2] in whole:
+            module.requires_grad_(True)
+    settings = BottleneckSettings(
+        FORMAT, base.name_or_path, tuning.method, size, "tanh", places, whole
+    )
+    return BottleneckModel(base, settings)
+
+
+def _place(base: "PreTrainedModel", path: str, layer: nn.Module, method: str) -> Place:
+    embeddings: Any = base.get_input_embeddings()
+    try:
+        return place_of(method, *features(layer), embeddings.weight.shape[1])
+    except ValueError as error:
+        raise ModelError(f"tuning.target_modules: {path!r} takes no {method}: {error}") from error

@@ -1,0 +1,39 @@
+"""IA3 (Liu et al. 2022) through PEFT: a trained scale for every feature of a few layers."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+from trainer.config import TuningSection
+from trainer.targets import is_feed_forward
+from trainer.tuning.layers import check_modules, choose_targets, is_conv1d, target_paths, task_type
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
+    """Freeze the base, scale what attention gives and what the feed-forward's last layer reads.
+
+    Args:
+        base: A sequence-classification or causal language model.
+        tuning: The names of the layers and of modules trained whole.
+
+    Raises:
+        ModelError: A name matches no layer.
+    """
+    from peft import IA3Config, get_peft_model
+
+    check_modules(base, tuning.modules_to_save)
+    layers = target_paths(base, choose_targets(base, tuning))
+    settings = IA3Config(
+        task_type=task_type(base),
+        target_modules=list(layers),
+        feedforward_modules=[path for path in layers if is_feed_forward(path)],
+        modules_to_save=list(tuning.modules_to_save) or None,
+        fan_in_fan_out=any(is_conv1d(layer) for layer in layers.values()),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        model: PeftModel = get_peft_model(base, settings)
+    return model

@@ -1,0 +1,51 @@
+"""Full fine-tuning, and what a model without PEFT shows of PEFT's interface."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from trainer.config import TuningSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PlainModel(nn.Module):
+    """A base whose trained parameters are its own: the part of PeftModel that a run uses.
+
+    Args:
+        base: A sequence-classification or causal language model.
+    """
+
+    def __init__(self, base: "PreTrainedModel") -> None:
+        super().__init__()
+        self.base_model = base
+
+    def get_base_model(self) -> "PreTrainedModel":
+        """The model of transformers."""
+        return self.base_model
+
+    def merge_adapter(self) -> None:
+        """Nothing stands beside the weights."""
+
+    def unload(self) -> "PreTrainedModel":
+        """The model as transformers saves it."""
+        return self.base_model
+
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write a plain transformers folder.
+
+        Args:
+            folder: New.
+            state: The trained weights by the names of this module.
+        """
+        own = {name.removeprefix("base_model."): value for name, value in state.items()}
+        self.base_model.save_pretrained(str(folder), state_dict=own)
+
+
+def train_all(base: "PreTrainedModel", tuning: TuningSection) -> PlainModel:
+    """Train every parameter of the base."""
+    base.requires_grad_(True)
+    return PlainModel(base)

@@ -1,0 +1,113 @@
+"""P-Tuning (Liu et al. 2021) through PEFT: trained embeddings before every function.
+
+An embedding and an MLP make the virtual tokens in training; PEFT's layout keeps what they give,
+which is all that scoring needs. The MLP is saved beside it, for tuning.init_from.
+
+B rows, P virtual tokens, D hidden
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TuningSection
+from trainer.targets import adapter_size
+from trainer.tuning.layers import check_modules, task_type
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+ENCODER_FILE = "prompt_encoder.safetensors"
+_ENCODER = "prompt_encoder.default."
+_KEPT = ".modules_to_save.default"
+
+
+def add_prompt(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
+    """Freeze the base, train virtual tokens through an MLP as wide as the model, and the head.
+
+    Args:
+        base: A sequence-classification or causal language model.
+        tuning: The number of virtual tokens and modules trained whole.
+
+    Raises:
+        ModelError: A name of modules_to_save matches nothing.
+    """
+    from peft import PromptEncoderConfig, get_peft_model
+
+    check_modules(base, tuning.modules_to_save)
+    embeddings: Any = base.get_input_embeddings()
+    settings = PromptEncoderConfig(
+        task_type=task_type(base),
+        num_virtual_tokens=adapter_size(tuning),
+        encoder_hidden_size=embeddings.weight.shape[1],
+        modules_to_save=list(tuning.modules_to_save) or None,
+    )
+    model: PeftModel = get_peft_model(base, settings)
+    return model
+
+
+def virtual_tokens(model: nn.Module) -> Tensor | None:
+    """The embeddings (1, P, D) before every function; None for other methods."""
+    if not is_prompted(model):
+        return None
+    prompted: Any = model
+    tokens: Tensor = prompted.get_prompt(1)
+    return tokens
+
+
+def is_prompted(model: nn.Module) -> bool:
+    """Whether a model has virtual tokens."""
+    settings: Any = getattr(model, "peft_config", {})
+    return bool(settings) and bool(settings["default"].is_prompt_learning)
+
+
+def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write PEFT's layout and the encoder beside it.
+
+    PEFT itself would ask the live model for its virtual tokens, which ZeRO-3 has in pieces.
+
+    Args:
+        model: Gives the settings; its weights are not read.
+        folder: New.
+        state: The trained weights by the names of the model.
+    """
+    from safetensors.torch import save_file
+
+    encoder = {n.removeprefix(_ENCODER): v for n, v in state.items() if n.startswith(_ENCODER)}
+    whole = {n.replace(_KEPT, ""): v for n, v in state.items() if not n.startswith(_ENCODER)}
+    settings = model.peft_config["default"]
+    base = model.get_base_model()
+    folder.mkdir(parents=True)
+    replace(
+        settings, inference_mode=True, base_model_name_or_path=base.name_or_path
+    ).save_pretrained(str(folder))
+    tokens_PD = _encoded(encoder)
+    kind = {"format": "pt"}
+    save_file(
+        whole | {"prompt_embeddings": tokens_PD},
+        folder / "adapter_model.safetensors",
+        metadata=kind,
+    )
+    save_file(encoder, folder / ENCODER_FILE, metadata=kind)
+
+
+def take_encoder(model: "PeftModel", weights: Mapping[str, Tensor]) -> None:
+    """Overwrite the virtual tokens' encoder with a saved one."""
+    model.prompt_encoder["default"].load_state_dict(dict(weights))
+
+
+def _encoded(encoder: Mapping[str, Tensor]) -> Tensor:
+    """What the encoder gives for its tokens (P, D): three linear layers, ReLU between them."""
+    hidden_PD = encoder["embedding.weight"]
+    for layer in (0, 2, 4):
+        hidden_PD = nn.functional.linear(
+            hidden_PD if layer == 0 else torch.relu(hidden_PD),
+            encoder[f"mlp_head.{layer}.weight"],
+            encoder[f"mlp_head.{layer}.bias"],
+        )
+    return hidden_PD
