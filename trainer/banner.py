@@ -1,6 +1,7 @@
 """What a run is about to do, said once before it does it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from data.loader import TrainLoader
 from data.prepare import Prepared
@@ -77,10 +78,10 @@ def _method_lines(config: RunConfig, model: PackedClassifier) -> Sequence[str]:
 
 
 def _targets(model: PackedClassifier) -> list[str]:
-    tuned = model.model
-    if isinstance(tuned, BottleneckModel):
-        return list(tuned.settings.places)
-    return sorted(tuned.peft_config["default"].target_modules)
+    if isinstance(model.model, BottleneckModel):
+        return list(model.model.settings.places)
+    peft_model: Any = model.model
+    return sorted(peft_model.peft_config["default"].target_modules)
 
 
 def _method_name(config: RunConfig) -> str:

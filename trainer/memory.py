@@ -98,7 +98,7 @@ class Job:
 
     @property
     def gradient_shards(self) -> int:
-        """Ranks that share the gradients; of adapters, which are small, each is taken to hold all."""
+        """Ranks that share the gradients; of adapters, which are small, each is taken as whole."""
         return self.world_size if self.method == "full" and self.zero_stage >= 2 else 1
 
 

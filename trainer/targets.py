@@ -46,7 +46,8 @@ def is_feed_forward(path: str) -> bool:
 
 def adapter_size(tuning: TuningSection) -> int:
     """Inner width of bottleneck adapters, virtual tokens of P-Tuning; 0 for other methods."""
-    return _SIZES[tuning.method] if tuning.adapter_size is None else tuning.adapter_size
+    usual = _SIZES.get(tuning.method, 0)
+    return usual if tuning.adapter_size is None or not usual else tuning.adapter_size
 
 
 def num_virtual_tokens(tuning: TuningSection) -> int:

@@ -78,12 +78,11 @@ def _take_peft(model: "PeftModel", folder: Path) -> None:
     from safetensors.torch import load_file
 
     weights = _weights(folder)
-    if is_prompted(model):
-        if not (folder / ENCODER_FILE).is_file():
-            raise ModelError(
-                f"tuning.init_from: {folder} holds no {ENCODER_FILE}: virtual tokens without the"
-                " encoder that makes them can be used, not trained further; give a run's folder"
-            )
+    if is_prompted(model) and not (folder / ENCODER_FILE).is_file():
+        raise ModelError(
+            f"tuning.init_from: {folder} holds no {ENCODER_FILE}: virtual tokens without the"
+            " encoder that makes them can be used, not trained further; give a run's folder"
+        )
     result: Any = set_peft_model_state_dict(model, weights)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     absent = trained & set(result.missing_keys)
