@@ -72,7 +72,7 @@ def adapter_facts(
 ) -> dict[str, Any]:
     """What a user of the adapter must do to get the same scores: focaltune.json."""
     tuning = config.tuning
-    quantised = {"quant_type": tuning.quant_type, "double_quant": tuning.double_quant}
+    quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}
     return {
         "task": config.task.name,
         "classes": ["not vulnerable", "vulnerable"],
@@ -83,5 +83,5 @@ def adapter_facts(
         "valid_roc_auc": valid_roc_auc,
         "step": step,
         "base_sha256": base_digest(config),
-        "quantization": quantised if tuning.method == "qlora" else None,
+        "quantization": quantised if tuning.base_quant_type else None,
     }
