@@ -76,7 +76,7 @@ def packed_batches(examples: ExampleSet, seq_length: int) -> list[Rows]:
 
 def padded_arguments(batch: Batch, seq_length: int) -> dict[str, Any]:
     """What a padding collator gives: ids and a mask of real tokens."""
-    real = torch.arange(batch.input_ids_BT.shape[1]) <= batch.last_token_S[:, None]
+    real = torch.arange(batch.input_ids_BT.shape[1]) <= batch.read_S[:, None]
     return {"input_ids": batch.input_ids_BT, "attention_mask": real.long()}
 
 
@@ -143,7 +143,7 @@ def small_model(width: int, layers: int, seq_length: int) -> torch.nn.Module:
 def step(model: torch.nn.Module, arguments: dict[str, Any], batch: Batch) -> Tensor:
     """Forward, a loss on the last token of each function, backward."""
     hidden_BTD = model(use_cache=False, **arguments).last_hidden_state
-    loss: Tensor = hidden_BTD[batch.row_S, batch.last_token_S].square().mean()
+    loss: Tensor = hidden_BTD[batch.row_S, batch.read_S].square().mean()
     loss.backward()
     return loss
 

@@ -2,6 +2,7 @@
 
 <root>/<key>/facts.json         what is in it; written last
 <root>/<key>/<split>/records.arrow, tokens.bin, starts.npy, record.npy, length.npy
+                                supervised.bin, empty where whole functions are labelled
 """
 
 import fcntl
@@ -13,17 +14,17 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
 from data.records import CodeSample
-from data.table import RecordTable, RecordWriter
+from data.table import R, RecordTable, RecordWriter
 from data.tokenization import ExampleSet, Pieces
 
 FACTS = "facts.json"
-RECORDS, _TOKENS = "records.arrow", "tokens.bin"
+RECORDS, _TOKENS, _SUPERVISED = "records.arrow", "tokens.bin", "supervised.bin"
 
 
 def default_root() -> Path:
@@ -78,29 +79,33 @@ def read_facts(entry: Path) -> dict[str, Any]:
     return facts
 
 
-class SplitWriter(AbstractContextManager["SplitWriter"]):
+class SplitWriter(AbstractContextManager["SplitWriter[R]"], Generic[R]):
     """Write the records and tokens of a split as they come.
 
     Args:
         folder: New folder of the split.
         vocab_size: Decides the bytes of a token.
+        kind: Class of the records.
     """
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
+    def __init__(self, folder: Path, vocab_size: int, kind: type[R]) -> None:
         folder.mkdir()
         self.folder = folder
         self._dtype = token_dtype(vocab_size)
         self._lengths, self._records, self._code_lengths = array("i"), array("q"), array("i")
         self.num_tokens = 0
         with ExitStack() as stack:
-            self._table = stack.enter_context(RecordWriter(folder / RECORDS))
+            self._table = stack.enter_context(RecordWriter(folder / RECORDS, kind))
             self._tokens = stack.enter_context((folder / _TOKENS).open("wb"))
+            self._supervised = stack.enter_context((folder / _SUPERVISED).open("wb"))
             self._stack = stack.pop_all()
 
-    def append(self, samples: Sequence[CodeSample], pieces: Pieces) -> None:
+    def append(self, samples: Sequence[R], pieces: Pieces) -> None:
         """Add functions and what they became."""
         self._table.append(samples)
         self._tokens.write(pieces.tokens.astype(self._dtype).tobytes())
+        if pieces.supervised is not None:
+            self._supervised.write(pieces.supervised.tobytes())
         self._lengths.frombytes(pieces.lengths_E.astype(np.int32).tobytes())
         num_before = len(self._code_lengths)
         self._records.frombytes((pieces.record_E + num_before).astype(np.int64).tobytes())
@@ -125,18 +130,20 @@ class SplitWriter(AbstractContextManager["SplitWriter"]):
             np.save(self.folder / f"{name}.npy", values, allow_pickle=False)
 
 
-def open_split(folder: Path, vocab_size: int) -> tuple[RecordTable, ExampleSet]:
+def open_split(folder: Path, vocab_size: int, kind: type[R]) -> tuple[RecordTable[R], ExampleSet]:
     """The records and examples of a split that has some, mapped from disk; all weights are 1."""
-    table = RecordTable(folder / RECORDS)
+    table = RecordTable(folder / RECORDS, kind)
+    is_functions = kind is CodeSample
     record_E = _mapped(folder, "record")
     examples = ExampleSet(
         tokens=np.memmap(folder / _TOKENS, token_dtype(vocab_size), "r"),
         starts=_mapped(folder, "starts"),
         record_E=record_E,
-        label_E=table.targets[record_E],
+        label_E=table.targets[record_E] if is_functions else np.zeros(len(record_E), np.int8),
         share_E=1.0 / np.bincount(record_E)[record_E],
         weight_E=np.ones(len(record_E), dtype=np.float32),
         num_records=len(table),
+        supervised=None if is_functions else np.memmap(folder / _SUPERVISED, np.bool_, "r"),
     )
     return table, examples
 

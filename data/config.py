@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where the functions are and how they become rows of tokens."""
+    """Where functions, conversations or documents are and how they become rows of tokens."""
 
     path: str | None = Field(
         None, description="folder or archive (tar, zip) holding the files train, valid and test"
@@ -95,11 +95,6 @@ class DataConfig(Section):
     allow_leaks: bool = Field(
         False, description="train although splits share functions or groups (recorded)"
     )
-
-
-class LanguageConfig(DataConfig):
-    """Where conversations and documents are, and which of their tokens are learned."""
-
     records: Literal[
         "auto", "alpaca", "prompt_completion", "chat", "commit", "text", "vulnerability"
     ] = Field(
@@ -115,4 +110,11 @@ class LanguageConfig(DataConfig):
     supervise: Literal["answers", "last_answer", "all"] = Field(
         "answers",
         description="tokens that count in the loss of language records; all: the prompt's too",
+    )
+    isolate: bool = Field(
+        True,
+        description="false: language records of a row see those before them, as in pre-training",
+    )
+    order: Literal["shuffled", "sequential"] = Field(
+        "shuffled", description="sequential: language files one after the other, in their order"
     )

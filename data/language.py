@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data.chat import own_template
-from data.config import LanguageConfig
+from data.config import DataConfig
 from data.errors import DataError
 from data.records import Conversation, Document
 from data.templates import Segment, render
-from data.tokenization import CodeTokenizer
+from data.tokenization import CodeTokenizer, Pieces, targets_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -28,29 +28,6 @@ _LEARNED, _CONTEXT = "green", "dim"
 # E examples, N records
 Tokens = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class LanguagePieces:
-    """The examples of a few records, flat.
-
-    Attributes:
-        tokens: Ids of all examples one after the other, end tokens included.
-        supervised: Which of them are targets, parallel to tokens; the batch leaves out the first of
-            an example, which nothing predicts.
-        lengths_E: Tokens of each example, at most seq_length.
-        record_E: Which of the records each came from, counted from 0.
-        code_lengths_N: Tokens of each whole record, end tokens included; -1 where it was not
-            tokenised.
-        num_unsupervised: Examples dropped because the cut left nothing of an answer in them.
-    """
-
-    tokens: Tokens
-    supervised: Mask
-    lengths_E: npt.NDArray[np.int64]
-    record_E: npt.NDArray[np.int64]
-    code_lengths_N: npt.NDArray[np.int32]
-    num_unsupervised: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,8 +68,8 @@ class LanguageFacts:
 
 
 def encode_language(
-    records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: LanguageConfig
-) -> LanguagePieces:
+    records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: DataConfig
+) -> Pieces:
     """Token ids of records, with the end token after every answer and document.
 
     Segments are tokenised apart, as a prompt is when the model is asked: no merge crosses the place
@@ -173,9 +150,7 @@ def cut_supervised(
     return [(np.concatenate([ids[:head], ids[end:]]), learned)]
 
 
-def supervised_facts(
-    pieces: LanguagePieces, config: LanguageConfig, num_documents: int = 0
-) -> LanguageFacts:
+def supervised_facts(pieces: Pieces, config: DataConfig, num_documents: int = 0) -> LanguageFacts:
     """Counts of a split.
 
     Args:
@@ -184,10 +159,10 @@ def supervised_facts(
         num_documents: How many of the records are documents: where long ones lose text, a warning
             says so.
     """
-    lengths, starts = pieces.lengths_E, np.cumsum(pieces.lengths_E) - pieces.lengths_E
-    has_any = len(lengths) > 0
-    learned_E = np.add.reduceat(pieces.supervised, starts, dtype=np.int64) if has_any else lengths
-    first_E = pieces.supervised[starts]
+    assert pieces.supervised is not None
+    lengths, starts = pieces.lengths_E, np.append(0, np.cumsum(pieces.lengths_E))
+    targets_E = targets_of(pieces.supervised, starts)
+    learned_E = targets_E + pieces.supervised[starts[:-1]]
     bins = np.minimum(learned_E * _NUM_BINS // np.maximum(lengths, 1), _NUM_BINS - 1)
     num_records = len(pieces.code_lengths_N)
     num_long = int((pieces.code_lengths_N > config.seq_length).sum())
@@ -202,7 +177,7 @@ def supervised_facts(
         num_examples=len(lengths),
         num_tokens=int(lengths.sum()),
         num_supervised=int(learned_E.sum()),
-        num_targets=int(learned_E.sum() - first_E.sum()),
+        num_targets=int(targets_E.sum()),
         share_histogram=np.bincount(bins, minlength=_NUM_BINS).tolist(),
         num_long=num_long,
         num_oversized=int((pieces.code_lengths_N < 0).sum()),
@@ -248,7 +223,7 @@ def _decoder(path: str) -> "Tokenizer":
 
 
 def _rendered(
-    records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: LanguageConfig
+    records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: DataConfig
 ) -> list[list[Segment] | None]:
     """Segments of every record; None where it is too long to be read."""
     chat_template, special = own_template(tokenizer.path.parent)
@@ -257,7 +232,7 @@ def _rendered(
 
 def _record_segments(
     record: Conversation | Document,
-    config: LanguageConfig,
+    config: DataConfig,
     chat_template: str | None,
     special: Mapping[str, str],
 ) -> list[Segment] | None:
@@ -307,9 +282,9 @@ def _pieces(
     kept: Sequence[tuple[int, Tokens, Mask]],
     lengths_N: npt.NDArray[np.int32],
     num_unsupervised: int,
-) -> LanguagePieces:
+) -> Pieces:
     nothing = (np.zeros(0, np.int32), np.zeros(0, np.bool_))
-    return LanguagePieces(
+    return Pieces(
         tokens=np.concatenate([nothing[0], *(ids for _, ids, _ in kept)]),
         supervised=np.concatenate([nothing[1], *(mask for _, _, mask in kept)]),
         lengths_E=np.array([len(ids) for _, ids, _ in kept], dtype=np.int64),

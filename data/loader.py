@@ -1,6 +1,6 @@
 """The micro-batches of a step, and of an evaluation, for one rank."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from data.order import (
     step_rows,
     steps_for,
 )
-from data.packing import Rows, one_per_row, pack
+from data.packing import Rows, joined, one_per_row, pack
 from data.sampling import balanced
 from data.tokenization import ExampleSet
 
@@ -30,13 +30,15 @@ class StepBatches:
 
     Attributes:
         micro_batches: The same number on every rank.
-        num_functions: Labelled functions of the step over all ranks and micro-batches. Every rank
-            derives it from the plan, so no collective and no device sync is needed.
+        count: Labelled functions, or targets, of the step over all ranks and micro-batches. Every
+            rank derives it from the plan, so no collective and no device sync is needed.
+        num_records: Functions, conversations or documents of the step, windows by their share.
         num_tokens: Real tokens of the step over all ranks.
     """
 
     micro_batches: list[Batch]
-    num_functions: float
+    count: float
+    num_records: float
     num_tokens: int
 
 
@@ -46,12 +48,15 @@ class TrainLoader:
     Args:
         examples: Training split.
         seq_length: Tokens of a row.
-        packing: False puts every function in its own row.
-        packing_window: Functions packed at a time; None is all.
+        packing: False puts every example in its own row.
+        packing_window: Examples packed at a time; None is all.
+        isolate: False makes a packed row one text.
+        files: First record of each file by name, where an epoch goes through one file after the
+            other; None mixes them.
         sampling: "balanced" repeats functions of the rarer class until the classes match.
         seed: Order of rows and partners.
-        global_batch_size: Functions or rows of an optimizer step.
-        batch_unit: "functions" or "rows".
+        global_batch_size: Records or rows of an optimizer step.
+        batch_unit: "examples" or "rows".
         micro_batch_size: Rows of one forward pass on one rank.
         rank, world_size: This process among all.
         hidden_size: Of the model: the share of its matrices in what a row costs.
@@ -64,6 +69,8 @@ class TrainLoader:
         seq_length: int,
         packing: bool,
         packing_window: int | None = None,
+        isolate: bool = True,
+        files: Mapping[str, int] | None = None,
         sampling: str = "natural",
         seed: int,
         global_batch_size: int,
@@ -77,6 +84,8 @@ class TrainLoader:
         self.seq_length = seq_length
         self.packing = packing
         self.packing_window = packing_window
+        self.isolate = isolate
+        self.files = dict(files) if files else None
         self.sampling = sampling
         self.seed = seed
         self.rank = rank
@@ -84,8 +93,8 @@ class TrainLoader:
         self._epoch = 0
         self._rows = self._pack(0)
         # 1 + 6 x 1/6 adds up to a little above 2
-        num_functions = round(examples.share_E[self._rows.examples].sum())
-        units = num_functions if batch_unit == "functions" else len(self._rows)
+        num_records = round(examples.share_E[self._rows.examples].sum())
+        units = num_records if batch_unit == "examples" else len(self._rows)
         steps = min(steps_for(units, global_batch_size), len(self._rows))
         self.plan = Plan(len(self._rows), steps, micro_batch_size, world_size)
         self._plan = self.plan  # of the current epoch, whose number of rows can differ a little
@@ -97,8 +106,8 @@ class TrainLoader:
         return float(tokens) / (len(self._rows) * self.seq_length)
 
     @property
-    def num_functions(self) -> float:
-        """Functions of an epoch, repeated ones counted as often as they come."""
+    def num_records(self) -> float:
+        """Records of an epoch, repeated ones counted as often as they come."""
         return float(self.examples.share_E[self._rows.examples].sum())
 
     def step(self, step: int) -> StepBatches:
@@ -109,10 +118,11 @@ class TrainLoader:
         dealt, _ = self._deal(step)
         return StepBatches(
             micro_batches=[
-                collate(self.examples, [rows.row(place) for place in micro_batch])
-                for micro_batch in dealt[self.rank]
+                collate(self.examples, [rows.row(p) for p in row_places], isolate=self.isolate)
+                for row_places in dealt[self.rank]
             ],
-            num_functions=float(self.examples.share_E[chosen].sum()),
+            count=float(self.examples.count_E[chosen].sum()),
+            num_records=float(self.examples.share_E[chosen].sum()),
             num_tokens=int(self.examples.lengths[chosen].sum()),
         )
 
@@ -128,6 +138,15 @@ class TrainLoader:
             micro_step=sum(one.micro_step for one in found) / len(found),
             optimizer_step=sum(one.optimizer_step for one in found) / len(found),
         )
+
+    def files_at(self, step: int) -> tuple[list[str], list[str]]:
+        """Files that are done in its epoch when a step begins, and those its rows are of."""
+        assert self.files is not None
+        names, starts = list(self.files), list(self.files.values())
+        rows, places = self._rows_of(step // self.plan.steps_per_epoch), step_rows(self._plan, step)
+        ends = rows.examples[rows.starts[[places.start, places.stop - 1]]]
+        first, last = np.searchsorted(starts, self.examples.record_E[ends], "right") - 1
+        return names[:first], names[first : last + 1]
 
     def _deal(self, step: int) -> tuple[MicroBatches, npt.NDArray[np.int64]]:
         """Rows of every rank in a step, and what each row of the step costs."""
@@ -148,13 +167,20 @@ class TrainLoader:
         chosen = np.arange(len(self.examples))
         if self.sampling == "balanced":
             chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
+        records = self.examples.record_E[chosen]
+        starts = list((self.files or {}).values())
+        parts = np.split(chosen, np.searchsorted(records, starts[1:]))
+        rows = joined([self._rows_from(part, rng) for part in parts if len(part)])
+        if epoch and len(rows) < self.plan.steps_per_epoch:
+            return self._pack(0)
+        return rows
+
+    def _rows_from(self, chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> Rows:
         if self.packing:
             lengths = self.examples.lengths[chosen]
             rows = pack(lengths, self.seq_length, rng, self.packing_window)
         else:
             rows = one_per_row(len(chosen), rng)
-        if epoch and len(rows) < self.plan.steps_per_epoch:
-            return self._pack(0)
         return Rows(chosen[rows.examples], rows.starts)
 
 
@@ -166,6 +192,7 @@ def evaluation_batches(
     micro_batch_size: int,
     rank: int,
     world_size: int,
+    isolate: bool = True,
 ) -> Iterator[Batch]:
     """Every example exactly once over all ranks, in an order that never changes.
 
@@ -177,4 +204,4 @@ def evaluation_batches(
     whole = Plan(len(rows), 1, micro_batch_size, world_size)
     costs_R = row_costs(examples.lengths, rows, range(len(rows)))
     for places in rank_micro_batches(whole, 0, costs_R)[rank]:
-        yield collate(examples, [rows.row(place) for place in places])
+        yield collate(examples, [rows.row(place) for place in places], isolate=isolate)

@@ -1,6 +1,7 @@
 """Whole functions into rows of a fixed capacity: best-fit decreasing, a pure function."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,13 @@ def pack(
     windows = (order[first : first + window] for first in range(0, len(order), window))
     sizes = [_pack_window(part, spaces, sort_keys, capacity) for part in windows]
     return _as_rows(order, sizes, rng)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several sets, one set after the other."""
+    sizes = np.concatenate([np.diff(rows.starts) for rows in parts])
+    starts = np.append(0, np.cumsum(sizes, dtype=np.int64))
+    return Rows(np.concatenate([rows.examples for rows in parts]), starts)
 
 
 def one_per_row(num_examples: int, rng: np.random.Generator | None = None) -> Rows:

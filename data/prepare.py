@@ -2,53 +2,33 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data.audit import collapse_damage
-from data.cache import (
-    RECORDS,
-    SplitWriter,
-    cached,
-    code_lengths,
-    default_root,
-    open_split,
-    read_facts,
-)
+from data.build import HELD_OUT, Progress, Source, build_splits
+from data.cache import cached, code_lengths, default_root, open_split, read_facts
+from data.chat import own_template
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers import SPLITS, ReadFacts, read_records, source_digest, split_path
-from data.records import CodeSample
-from data.splits import SplitFacts, SplitKeys, compare_splits, refuse_leaks, refuse_one_class
+from data.language import LanguageFacts
+from data.readers import SPLITS, language_paths, source_digest, split_path
+from data.records import CodeSample, RecordSource
+from data.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.table import RecordTable
-from data.tokenization import (
-    CodeTokenizer,
-    ExampleSet,
-    Pieces,
-    TokenFacts,
-    encode_functions,
-    token_facts,
-)
+from data.tokenization import CodeTokenizer, ExampleSet, TokenFacts
 
-_CHUNK = 1024  # functions in memory at a time, twice,
-_CHUNK_CHARACTERS = 1 << 24  # or as many as hold this much code
 # What decides the rows of a run but not the content of the cache.
 _NOT_IN_KEY = {
     "path", "train", "valid", "test", "tokenizer", "cache_dir", "packing", "packing_window",
-    "sampling", "leak_groups", "allow_leaks",
+    "sampling", "leak_groups", "allow_leaks", "isolate", "order",
 }  # fmt: skip
-
-Progress = Callable[[str, int, int], None]  # split, functions and tokens so far
 
 
 @dataclass(frozen=True)
@@ -56,16 +36,18 @@ class Split:
     """One split, read and tokenised.
 
     Attributes:
-        samples: Its records, on disk.
+        samples: Its records, on disk: functions whole, of language where they came from.
         examples: Their tokens, on disk.
         tokens: What tokenisation did.
         folder: Where both are.
+        files: First record of each file of a language split, by name, in their order.
     """
 
-    samples: RecordTable
+    samples: RecordTable[Any]
     examples: ExampleSet
-    tokens: TokenFacts
+    tokens: TokenFacts | LanguageFacts
     folder: Path
+    files: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def targets(self) -> list[int]:
@@ -75,7 +57,7 @@ class Split:
 
     @property
     def code_lengths(self) -> npt.NDArray[np.int32]:
-        """Tokens of every function's whole code; -1 where it is too long to be tokenised."""
+        """Tokens of every record's whole text; -1 where it is too long to be tokenised."""
         return code_lengths(self.folder)
 
 
@@ -143,25 +125,71 @@ def prepare(
     return replace(prepared, splits=splits)
 
 
-def open_splits(
+def prepare_language(
     config: DataConfig, tokenizer_folder: Path, progress: Progress | None = None
 ) -> Prepared:
+    """The three splits of a language task; one without files is held out of train's.
+
+    Raises:
+        DataError: A file, a record or a combination of splits that cannot be used.
+    """
+    prepared = open_splits(config, tokenizer_folder, progress, language=True)
+    refuse_leaks(prepared.sharing, (), config.allow_leaks)
+    return prepared
+
+
+def open_splits(
+    config: DataConfig,
+    tokenizer_folder: Path,
+    progress: Progress | None = None,
+    *,
+    language: bool = False,
+) -> Prepared:
     """The three splits, read and tokenised, as they are: also what training refuses.
+
+    Args:
+        config: Where they are and how they are read.
+        tokenizer_folder: Holds tokenizer.json.
+        progress: Told after every chunk when something has to be built.
+        language: Conversations and documents, not functions.
 
     Raises:
         DataError: A file or a row that cannot be read.
     """
-    paths = {name: split_path(config, name) for name in SPLITS}
-    prepared = _open(config, paths, tokenizer_folder, progress)
-    asked = {"leak_groups": config.leak_groups, "leaks_allowed": config.allow_leaks}
-    return replace(prepared, facts=prepared.facts | asked)
+    if language:
+        prepared = _open(config, language_sources(config), tokenizer_folder, RecordSource, progress)
+        return replace(prepared, facts=prepared.facts | _asked(config, ()))
+    sources = {name: Source((split_path(config, name),)) for name in SPLITS}
+    prepared = _open(config, sources, tokenizer_folder, CodeSample, progress)
+    return replace(prepared, facts=prepared.facts | _asked(config, config.leak_groups))
+
+
+def language_sources(config: DataConfig) -> dict[str, Source]:
+    """Files of the splits; those without any share train's."""
+    paths = {name: tuple(language_paths(config, name)) for name in SPLITS}
+    held_out = tuple(name for name in HELD_OUT if not paths[name])
+    return {
+        name: Source(
+            paths[name] or paths["train"], held_out if name in ("train", *held_out) else ()
+        )
+        for name in SPLITS
+    }
+
+
+def sources_digest(paths: Sequence[Path]) -> str:
+    """sha256 of a file or folder, or of the names and contents of several."""
+    if len(paths) == 1:
+        return source_digest(paths[0])
+    lines = "".join(f"{path.name}\0{source_digest(path)}\n" for path in paths)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_split(
-    path: Path, name: str, config: DataConfig, tokenizer: CodeTokenizer
+    path: Path, name: str, config: DataConfig, tokenizer: CodeTokenizer, *, language: bool = False
 ) -> tuple[Split, dict[str, Any]]:
     """One file alone, for an evaluation after training."""
-    prepared = _open(config, {name: path}, tokenizer.path.parent, None)
+    kind = RecordSource if language else CodeSample
+    prepared = _open(config, {name: Source((path,))}, tokenizer.path.parent, kind, None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
 
@@ -187,7 +215,7 @@ def loss_weights(
     return weight_N
 
 
-def refuse_unknown_groups(weights: Mapping[str, float], train: RecordTable) -> None:
+def refuse_unknown_groups(weights: Mapping[str, float], train: RecordTable[CodeSample]) -> None:
     """A weight for a status that no function has is a slip of the pen.
 
     Raises:
@@ -204,19 +232,31 @@ def refuse_unknown_groups(weights: Mapping[str, float], train: RecordTable) -> N
         )
 
 
+def _asked(config: DataConfig, leak_groups: Sequence[str]) -> dict[str, Any]:
+    return {"leak_groups": list(leak_groups), "leaks_allowed": config.allow_leaks}
+
+
 def _open(
     config: DataConfig,
-    paths: Mapping[str, Path],
+    sources: Mapping[str, Source],
     tokenizer_folder: Path,
+    kind: type[CodeSample] | type[RecordSource],
     progress: Progress | None,
 ) -> Prepared:
     """Splits from the cache, which is filled first where it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    by_path = {path: source_digest(path) for path in {tokenizer.path, *paths.values()}}
-    digests = {"tokenizer": by_path[tokenizer.path]} | {n: by_path[p] for n, p in paths.items()}
+    by_paths = {paths: sources_digest(paths) for paths in {s.paths for s in sources.values()}}
+    digests = {name: by_paths[source.paths] for name, source in sources.items()}
+    digests = {"tokenizer": source_digest(tokenizer.path), **digests}
+    if kind is RecordSource:
+        template = json.dumps(own_template(tokenizer.path.parent))
+        digests["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
     content = {
         "digests": digests,
-        "names": {name: path.name for name, path in paths.items()},  # they stand in every origin
+        # they stand in every origin
+        "names": {name: [path.name for path in s.paths] for name, s in sources.items()},
+        "held_out": {name: HELD_OUT[name] for s in sources.values() for name in s.held_out},
+        "kind": kind.__name__,
         "end_token": tokenizer.end_token,
         "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
         "code": _code_digest(),
@@ -226,8 +266,9 @@ def _open(
     root = Path(config.cache_dir) if config.cache_dir else default_root()
 
     def build(folder: Path) -> dict[str, Any]:
-        return _build(folder, config, paths, tokenizer, progress) | {
+        return build_splits(folder, config, sources, tokenizer, kind, progress) | {
             "sha256": digests,
+            "held_out": content["held_out"],
             "end_token": tokenizer.end_token,
             "normalize_whitespace": config.normalize_whitespace,
             "seq_length": config.seq_length,
@@ -235,124 +276,39 @@ def _open(
 
     entry = cached(root, key, build)
     facts = read_facts(entry)
-    splits = {}
-    for name in paths:
-        samples, examples = open_split(entry / name, tokenizer.vocab_size)
-        tokens = TokenFacts(**facts["splits"][name]["tokens"])
-        splits[name] = Split(samples, examples, tokens, entry / name)
+    splits = {
+        name: _open_split(entry / name, facts["splits"][name], tokenizer.vocab_size, kind)
+        for name in sources
+    }
     return Prepared(splits, tokenizer, facts | {"cache": str(entry)})
 
 
-def _build(
+def _open_split(
     folder: Path,
-    config: DataConfig,
-    paths: Mapping[str, Path],
-    tokenizer: CodeTokenizer,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Write every split under `folder`; returns the facts."""
-    keys, facts = {}, {}
-    with _parallel_tokenizer():
-        for name, path in paths.items():
-            keys[name] = SplitKeys()
-            facts[name] = _build_split(folder, name, path, config, tokenizer, keys[name], progress)
-    tables = {name: RecordTable(folder / name / RECORDS) for name in paths}
-    return {"splits": facts, "sharing": compare_splits(tables, keys).to_json()}
+    facts: Mapping[str, Any],
+    vocab_size: int,
+    kind: type[CodeSample] | type[RecordSource],
+) -> Split:
+    samples, examples = open_split(folder, vocab_size, kind)
+    if kind is CodeSample:
+        return Split(samples, examples, TokenFacts(**facts["tokens"]), folder)
+    return Split(
+        samples, examples, LanguageFacts(**facts["tokens"]), folder, _first_records(facts["files"])
+    )
 
 
-def _build_split(
-    folder: Path,
-    name: str,
-    path: Path,
-    config: DataConfig,
-    tokenizer: CodeTokenizer,
-    keys: SplitKeys,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Write one split, the next functions being read while the last ones are encoded."""
-    rows = ReadFacts()
-    num_functions = 0
-    with SplitWriter(folder / name, tokenizer.vocab_size) as writer:
-        records = read_records(path, name, config, rows)
-        for samples, pieces in _encoded(records, tokenizer, config):
-            writer.append(samples, pieces)
-            keys.append(samples)
-            num_functions += len(samples)
-            if progress is not None:
-                progress(name, num_functions, writer.num_tokens)
-    if not num_functions:
-        raise_empty(name, rows)
-    tokens = token_facts(code_lengths(folder / name), keys.target_N, writer.num_examples, config)
-    if not tokens.num_examples:
-        raise_empty(name, rows, tokens)
-    if config.normalize_whitespace == "collapse":
-        warning = collapse_damage(RecordTable(folder / name / RECORDS)).warning()
-        rows.warnings += [warning] if warning else []
-    return {"tokens": tokens.to_json(), "cwe": keys.cwe_table(), **rows.to_json()}
-
-
-def _encoded(
-    records: Iterator[CodeSample], tokenizer: CodeTokenizer, config: DataConfig
-) -> Iterator[tuple[Sequence[CodeSample], Pieces]]:
-    """Chunks of records with their tokens; encoding runs beside reading, as it leaves the GIL."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[Sequence[CodeSample], Future[Pieces]] | None = None
-        for samples in _chunks(records):
-            codes = [sample.code for sample in samples]
-            future = pool.submit(encode_functions, codes, tokenizer, config)
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = (samples, future)
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
-
-
-def _chunks(records: Iterator[CodeSample]) -> Iterator[Sequence[CodeSample]]:
-    chunk: list[CodeSample] = []
-    num_characters = 0
-    for sample in records:
-        chunk.append(sample)
-        num_characters += len(sample.code)
-        if len(chunk) == _CHUNK or num_characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, num_characters = [], 0
-    if chunk:
-        yield chunk
-
-
-@contextmanager
-def _parallel_tokenizer() -> Iterator[None]:
-    """The tokenizer on all cores: while data is built no other process of ours works."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+def _first_records(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Name -> first record; a name that stands twice, in two folders, gets a number."""
+    starts: dict[str, int] = {}
+    first = 0
+    for place, file in enumerate(files, 1):
+        name = file["name"]
+        starts[f"{name}#{place}" if name in starts else name] = first
+        first += file["num_records"]
+    return starts
 
 
 def _code_digest() -> str:
     """Of the sources that read and tokenise: another version of them builds anew."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-
-
-def raise_empty(name: str, rows: ReadFacts, tokens: TokenFacts | None = None) -> NoReturn:
-    """Every row was passed over.
-
-    Raises:
-        DataError: Always, with the count of each reason.
-    """
-    reasons = f"{rows.num_empty} had no code, {rows.num_bad} were bad"
-    if rows.num_identical:
-        reasons += f", {rows.num_identical} pairs had a fix that changed nothing"
-    if tokens is not None:
-        reasons += (
-            f", {tokens.num_oversized} were above data.max_function_bytes, {tokens.num_long} were"
-            " dropped as longer than data.seq_length; raise it, or set data.long_functions to"
-            " truncate or window"
-        )
-    raise DataError(f"{name}: no function left of {rows.num_rows} rows: {reasons}")

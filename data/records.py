@@ -66,6 +66,19 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordSource:
+    """What is kept of a conversation or document beside its tokens.
+
+    Attributes:
+        id, origin, source: As of the record.
+    """
+
+    id: str
+    origin: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """A text to be learned as it stands.
 

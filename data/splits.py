@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
-from data.records import CodeSample
+from data.records import CodeSample, RecordSource
 
 GROUPS = ("commit", "cve", "project")
 _SHOWN = 3  # examples quoted in a message
@@ -74,6 +74,11 @@ class SplitKeys:
         self._targets.extend(s.target for s in samples)
         self.cwes.update((s.cwe, s.target) for s in samples)
 
+    def append_texts(self, texts: Sequence[str]) -> None:
+        """Add conversations or documents, which have neither groups nor classes."""
+        self._codes.frombytes(b"".join(map(_code_key, texts)))
+        self._targets.extend([0] * len(texts))
+
     @property
     def code_N(self) -> Digests:
         """Of every function, whitespace apart."""
@@ -106,7 +111,8 @@ def code_digest(code: str) -> str:
 
 
 def compare_splits(
-    splits: Mapping[str, Sequence[CodeSample]], keys: Mapping[str, SplitKeys]
+    splits: Mapping[str, Sequence[CodeSample | RecordSource]],
+    keys: Mapping[str, SplitKeys],
 ) -> SplitFacts:
     """Count what splits share, and repetitions within one.
 

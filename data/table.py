@@ -5,34 +5,36 @@ from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from data.records import CodeSample
+from data.records import CodeSample, RecordSource
 
-_COLUMNS = tuple(field.name for field in fields(CodeSample))
+R = TypeVar("R", bound=CodeSample | RecordSource)
 
 
-class RecordWriter(AbstractContextManager["RecordWriter"]):
+class RecordWriter(AbstractContextManager["RecordWriter[R]"], Generic[R]):
     """Append records to an Arrow file, a batch at a time.
 
     Args:
         path: New file.
+        kind: Class of the records.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[R]) -> None:
         import pyarrow as pa
 
         self._pa = pa
+        self._names = [field.name for field in fields(kind)]
         kinds = {"target": pa.int8()}
-        self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _COLUMNS])
+        self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in self._names])
         self._writer = pa.ipc.new_file(str(path), self._schema)
 
-    def append(self, samples: Sequence[CodeSample]) -> None:
-        """Write samples as one batch; together they hold less than 2 GiB of code."""
-        columns = {name: [getattr(s, name) for s in samples] for name in _COLUMNS}
+    def append(self, records: Sequence[R]) -> None:
+        """Write records as one batch; together they hold less than 2 GiB of text."""
+        columns = {name: [getattr(r, name) for r in records] for name in self._names}
         self._writer.write_batch(self._pa.record_batch(columns, schema=self._schema))
 
     def __exit__(self, *_: object) -> None:
@@ -40,16 +42,18 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
         self._writer.close()
 
 
-class RecordTable(Sequence[CodeSample]):
+class RecordTable(Sequence[R]):
     """The records of a split, each read from disk when it is asked for.
 
     Args:
         path: What a RecordWriter wrote.
+        kind: Class of the records.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[R]) -> None:
         import pyarrow as pa
 
+        self._kind = kind
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     def __len__(self) -> int:
@@ -57,24 +61,24 @@ class RecordTable(Sequence[CodeSample]):
         return int(self._table.num_rows)
 
     @overload
-    def __getitem__(self, index: int) -> CodeSample: ...
+    def __getitem__(self, index: int) -> R: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[CodeSample]: ...
+    def __getitem__(self, index: slice) -> list[R]: ...
 
-    def __getitem__(self, index: int | slice) -> CodeSample | list[CodeSample]:
+    def __getitem__(self, index: int | slice) -> R | list[R]:
         """One record, or those of a slice."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return CodeSample(**self._table.slice(index % len(self), 1).to_pylist()[0])
+        return self._kind(**self._table.slice(index % len(self), 1).to_pylist()[0])
 
-    def __iter__(self) -> Iterator[CodeSample]:
+    def __iter__(self) -> Iterator[R]:
         """All records in order, a batch of them in memory at a time."""
         for batch in self._table.to_batches():
             for row in batch.to_pylist():
-                yield CodeSample(**row)
+                yield self._kind(**row)
 
     @cached_property
     def targets(self) -> npt.NDArray[np.int8]:

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
+
+TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
 _BATCH = 1024  # functions per call of the tokenizer
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
@@ -24,25 +26,40 @@ _BLANKS_INSIDE = re.compile(r"(?<=\S)[ \t]+")
 class ExampleSet:
     """The token sequences of a split, flat; example e is tokens[starts[e]:starts[e + 1]].
 
-    A function gives one example, several when it is cut into windows, none when it is dropped.
+    A record (function, conversation, document) gives one example, several when it is cut into
+    windows, none when it is dropped.
 
     Attributes:
         tokens: All ids, end tokens included, uint16 or int32, possibly a file in memory.
         starts: E + 1 offsets, int64.
-        record_E: Index of the function each example came from.
-        label_E: Target of the function.
-        share_E: 1 / number of examples of the function, so that shares sum to functions.
+        record_E: Index of the record each example came from, ascending.
+        label_E: Target of the function; 0 for language.
+        share_E: 1 / number of examples of the record, so that shares sum to records.
         weight_E: Weight of the function's class and group; multiplies its loss, not its count.
-        num_records: Functions read, dropped ones included.
+        num_records: Records read, dropped ones included.
+        supervised: Which tokens are targets of a language task, parallel to tokens; None where the
+            targets are label_E.
     """
 
-    tokens: npt.NDArray[np.uint16] | npt.NDArray[np.int32]
+    tokens: TokenIds
     starts: npt.NDArray[np.int64]
     record_E: npt.NDArray[np.int64]
     label_E: npt.NDArray[np.int8]
     share_E: npt.NDArray[np.float64]
     weight_E: npt.NDArray[np.float32]
     num_records: int
+    supervised: npt.NDArray[np.bool_] | None = None
+
+    @cached_property
+    def count_E(self) -> npt.NDArray[np.float64]:
+        """What each example adds to the number its loss sum is divided by.
+
+        Its share of a function; or its targets: the supervised tokens that follow another one, for
+        nothing predicts the first.
+        """
+        if self.supervised is None:
+            return self.share_E
+        return targets_of(self.supervised, self.starts).astype(np.float64)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -55,7 +72,9 @@ class ExampleSet:
 
     def subset(self, chosen: npt.NDArray[np.int64]) -> "ExampleSet":
         """Some of the examples, copied into memory."""
-        pieces = [self.tokens[self.starts[e] : self.starts[e + 1]] for e in chosen]
+        places = [slice(self.starts[e], self.starts[e + 1]) for e in chosen]
+        pieces = [self.tokens[place] for place in places]
+        masks = None if self.supervised is None else [self.supervised[p] for p in places]
         return ExampleSet(
             tokens=np.concatenate(pieces).astype(np.int32),
             starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
@@ -64,6 +83,7 @@ class ExampleSet:
             share_E=self.share_E[chosen],
             weight_E=self.weight_E[chosen],
             num_records=self.num_records,
+            supervised=None if masks is None else np.concatenate(masks),
         )
 
 
@@ -134,6 +154,11 @@ class CodeTokenizer:
             for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
                 yield np.asarray(encoding.ids, dtype=np.int32)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
     def _known_end_token(self) -> str:
         for token in _END_TOKENS:
             if self._tokenizer.token_to_id(token) is not None:
@@ -161,19 +186,39 @@ def normalize_whitespace(code: str, mode: str) -> str:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The examples of a few functions, flat.
+    """The examples of a few records, flat.
 
     Attributes:
         tokens: Ids of all examples one after the other, end tokens included.
-        lengths_E: Tokens of each example.
-        record_E: Which of the functions each came from, counted from 0.
-        code_lengths_N: Tokens of each function's whole code; -1 where it was not tokenised.
+        lengths_E: Tokens of each example, at most seq_length.
+        record_E: Which of the records each came from, counted from 0.
+        code_lengths_N: Tokens of each whole function without its end token, or of each whole
+            language record with all of them; -1 where it was not tokenised.
+        supervised: Which tokens are targets, parallel to tokens; None for functions.
+        num_unsupervised: Examples dropped because the cut left nothing of an answer in them.
     """
 
-    tokens: npt.NDArray[np.int32]
+    tokens: TokenIds
     lengths_E: npt.NDArray[np.int64]
     record_E: npt.NDArray[np.int64]
     code_lengths_N: npt.NDArray[np.int32]
+    supervised: npt.NDArray[np.bool_] | None = None
+    num_unsupervised: int = 0
+
+
+def targets_of(
+    supervised: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Supervised tokens of each example that are not its first.
+
+    Args:
+        supervised: Of all examples, one after the other.
+        starts: E + 1 offsets; no example is empty.
+    """
+    if len(starts) == 1:
+        return np.zeros(0, np.int64)
+    firsts = starts[:-1]
+    return np.add.reduceat(supervised, firsts, dtype=np.int64) - supervised[firsts]
 
 
 def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: DataConfig) -> Pieces:

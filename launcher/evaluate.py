@@ -42,10 +42,9 @@ def _evaluate(run: Path, file: Path, name: str) -> None:
     if name == "test" and source_digest(file) != prepared.digests["test"]:
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 
-    from trainer.evaluation.report import print_table
     from trainer.evaluation.saved_run import evaluate_file
 
-    print_table(evaluate_file(config, prepared, file, name))
+    evaluate_file(config, prepared, file, name)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Prepare a recipe's data before the GPU time starts: launcher/prepare.py RECIPE [KEY=VALUE ...].
 
 Reads, checks, tokenises and packs on the CPU, keeps the result where training maps it from, and
-prints what the data came to. --audit looks for near duplicates, labels that contradict and words
+prints what the data came to. --show N prints the first N examples with their targets in colour and
+special tokens visible. --audit looks for near duplicates, labels that contradict and words
 that give the label away, and writes what it finds beside the run folder, as OUTPUT_DIR.audit.
 """
 
@@ -18,11 +19,12 @@ def main(arguments: list[str]) -> int:
     """Prepare as the recipe says; the exit code."""
     parser = recipe_parser(__doc__ or "")
     parser.add_argument("--audit", action="store_true", help="look deeper; seconds to minutes")
-    given = parser.parse_args(arguments)
-    return run_command(lambda: _prepare(given.recipe, given.overrides, given.audit))
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N examples")
+    given = parser.parse_intermixed_args(arguments)
+    return run_command(lambda: _prepare(given.recipe, given.overrides, given.audit, given.show))
 
 
-def _prepare(recipe: Path, overrides: list[str], audit: bool) -> None:
+def _prepare(recipe: Path, overrides: list[str], audit: bool, num_shown: int) -> None:
     from trainer.preparation import audit_run, prepare_run
     from trainer.recipe import load_run_config
 
@@ -36,10 +38,20 @@ def _prepare(recipe: Path, overrides: list[str], audit: bool) -> None:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     prepared = prepare_run(config)
 
-    from trainer.data_report import remark_lines, split_table, step_lines
+    from trainer.data_report import (
+        example_lines,
+        remark_lines,
+        split_table,
+        step_lines,
+        supervised_lines,
+    )
 
+    for text in example_lines(prepared, num_shown):
+        console.print(text, soft_wrap=True)
     console.print(split_table(config, prepared))
-    for line in [*step_lines(config, prepared), *remark_lines(prepared)]:
+    for line in [
+        *supervised_lines(prepared), *step_lines(config, prepared), *remark_lines(prepared)
+    ]:  # fmt: skip
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"cache: {prepared.facts['cache']}", highlight=False, soft_wrap=True, markup=False

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from data.config import LanguageConfig
-from data.language import LanguagePieces, encode_language
+from data.config import DataConfig
+from data.language import encode_language
 from data.records import Conversation, Document, Turn
-from data.tokenization import CodeTokenizer
+from data.tokenization import CodeTokenizer, Pieces
 
 END = "<|endoftext|>"
 CHAT_END = "<|im_end|>"
@@ -39,7 +39,7 @@ def document(text: str, origin: str = "a.txt") -> Document:
     return Document(origin, text, origin, origin)
 
 
-def decoded(pieces: LanguagePieces, tokenizer: CodeTokenizer) -> list[list[tuple[bool, str]]]:
+def decoded(pieces: Pieces, tokenizer: CodeTokenizer) -> list[list[tuple[bool, str]]]:
     """Every example as its stretches of supervised and other text."""
     library = Tokenizer.from_file(str(tokenizer.path))
     examples, first = [], 0
@@ -59,5 +59,5 @@ def encoded(
     records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, **config: object
 ) -> list[list[tuple[bool, str]]]:
     """The examples of records, decoded."""
-    settings = LanguageConfig.model_validate({"template": "question_answer"} | config)
+    settings = DataConfig.model_validate({"template": "question_answer"} | config)
     return decoded(encode_language(records, tokenizer, settings), tokenizer)

@@ -18,6 +18,7 @@ LAYERS = [
     ["data.packing", "data.order", "data.sampling", "data.table", "data.chat"],
     ["data.readers", "data.splits", "data.tokenization", "data.templates"],
     ["data.audit", "data.batch", "data.cache", "data.language"],
+    ["data.build"],
     ["data.prepare"],
     ["data.loader"],
     ["trainer.errors", "trainer.config", "trainer.distributed", "trainer.capabilities"],

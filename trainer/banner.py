@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from data.language import LanguageFacts
 from data.loader import TrainLoader
 from data.prepare import Prepared
 from trainer.build import Choices
 from trainer.config import RunConfig
 from trainer.data_report import remark_lines
 from trainer.distributed import Ranks
-from trainer.models.heads import PackedClassifier
+from trainer.models.heads import PackedModel
 from trainer.models.load import base_dtype
 from trainer.models.quantized import quantization_line, quantized_layers
 from trainer.targets import adapter_size
@@ -17,12 +18,14 @@ from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import targets_reason
 from trainer.tuning.lora import lora_backend
 
+_TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that are trained
+
 
 def banner_lines(
     config: RunConfig,
     ranks: Ranks,
     choices: Choices,
-    model: PackedClassifier,
+    model: PackedModel,
     prepared: Prepared,
     loader: TrainLoader,
     total_steps: int,
@@ -45,6 +48,7 @@ def banner_lines(
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
         f" {_method_name(config)})",
         *_data_lines(prepared),
+        *_language_lines(config, prepared, trained),
         *_step_lines(config, loader, total_steps),
     ]
 
@@ -65,7 +69,7 @@ def idle_share(loader: TrainLoader) -> float:
     return 1 - used / micro_batches
 
 
-def _method_lines(config: RunConfig, model: PackedClassifier) -> Sequence[str]:
+def _method_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
     """The layers that are adapted and, for LoRA, what computes them."""
     tuning = config.tuning
     if tuning.method in ("full", "ptuning"):
@@ -77,7 +81,7 @@ def _method_lines(config: RunConfig, model: PackedClassifier) -> Sequence[str]:
     return lines
 
 
-def _targets(model: PackedClassifier) -> list[str]:
+def _targets(model: PackedModel) -> list[str]:
     if isinstance(model.model, BottleneckModel):
         return list(model.model.settings.places)
     peft_model: Any = model.model
@@ -93,7 +97,7 @@ def _method_name(config: RunConfig) -> str:
     return f"{tuning.method}{size}{variant}"
 
 
-def _base_lines(config: RunConfig, choices: Choices, model: PackedClassifier) -> Sequence[str]:
+def _base_lines(config: RunConfig, choices: Choices, model: PackedModel) -> Sequence[str]:
     if config.tuning.base_quant_type is None:
         return []
     dtype = base_dtype(config, choices.precision)
@@ -104,6 +108,13 @@ def _data_lines(prepared: Prepared) -> Sequence[str]:
     lines = []
     for name, split in prepared.splits.items():
         facts = split.tokens
+        if isinstance(facts, LanguageFacts):
+            lines.append(
+                f"  {name:9}  {facts.num_records:,} records in {facts.num_examples:,} examples;"
+                f" {facts.num_tokens:,} tokens, {facts.num_targets:,} of them targets;"
+                f" {facts.num_long:,} long: {facts.policy}"
+            )
+            continue
         lines.append(
             f"  {name:9}  {facts.num_functions} functions, {facts.num_positive} vulnerable; tokens"
             f" mean {facts.tokens_mean:.0f}, median {facts.tokens_median:.0f},"
@@ -113,13 +124,32 @@ def _data_lines(prepared: Prepared) -> Sequence[str]:
     return lines + [f"  data       {line}" for line in remark_lines(prepared)]
 
 
+def _language_lines(config: RunConfig, prepared: Prepared, num_trained: int) -> Sequence[str]:
+    """How rows are read and in which order, and whether there is enough to learn from."""
+    facts, lines = prepared.splits["train"].tokens, []
+    if not isinstance(facts, LanguageFacts):
+        return []
+    if not config.data.isolate:
+        lines.append("  isolation  off: the examples of a row are one text, positions run on")
+    if config.data.order == "sequential":
+        num = len(prepared.splits["train"].files)
+        lines.append(f"  order      {num:,} files one after the other, rows of each shuffled")
+    if facts.num_tokens < _TOKENS_A_PARAMETER * num_trained:
+        lines.append(
+            f"  data       {facts.num_tokens:,} tokens are fewer than {_TOKENS_A_PARAMETER} x"
+            f" {num_trained:,} trained parameters: watch validation for overfitting, or lower"
+            " tuning.lora_r"
+        )
+    return lines
+
+
 def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Sequence[str]:
     plan, optim = loader.plan, config.optim
-    kind = f"packed, {loader.fill:.1%} full" if config.data.packing else "one function each"
+    kind = f"packed, {loader.fill:.1%} full" if config.data.packing else "one example each"
     return [
         f"  rows       {plan.num_rows} of {config.data.seq_length} tokens, {kind}",
         f"  steps      {total_steps} ({plan.steps_per_epoch} an epoch)",
-        f"  batch      {loader.num_functions / plan.steps_per_epoch:.1f} functions in"
+        f"  batch      {loader.num_records / plan.steps_per_epoch:.1f} examples in"
         f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
         f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
         f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"

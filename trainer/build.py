@@ -14,7 +14,7 @@ from trainer.engine import choose_preset
 from trainer.errors import ConfigError, MachineError
 from trainer.losses import choose_backend
 from trainer.models.files import base_digest
-from trainer.models.heads import PackedClassifier
+from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.load import (
     choose_attention,
     choose_precision,
@@ -74,7 +74,7 @@ def write_random_base(config: RunConfig, choices: Choices) -> None:
     os.rename(building, folder)
 
 
-def build_model(config: RunConfig, choices: Choices) -> PackedClassifier:
+def build_model(config: RunConfig, choices: Choices) -> PackedModel:
     """Base, adapters and head, the trained parameters in the precision of the run.
 
     On the CPU, but for a quantised base on a GPU.
@@ -89,7 +89,12 @@ def build_model(config: RunConfig, choices: Choices) -> PackedClassifier:
     base = _load(config, choices)
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
-    model = PackedClassifier(METHODS[config.tuning.method](base, config.tuning), choices.attention)
+    tuned = METHODS[config.tuning.method](base, config.tuning)
+    model: PackedModel
+    if config.is_language:
+        model = PackedLanguageModel(tuned, choices.attention, config.loss, choices.loss_backend)
+    else:
+        model = PackedClassifier(tuned, choices.attention)
     if choices.precision == "fp32":  # also over a 16-bit frozen base
         for parameter in model.parameters():
             if parameter.requires_grad:

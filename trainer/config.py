@@ -51,7 +51,10 @@ class ModelSection(Section):
 class TaskSection(Section):
     """What is learned."""
 
-    name: Literal["classification"] = Field("classification", description="vulnerable or not")
+    name: Literal["classification", "instruction", "causal_lm"] = Field(
+        "classification",
+        description="classification: vulnerable or not; instruction: answers; causal_lm: text",
+    )
 
 
 class TuningSection(Section):
@@ -128,7 +131,7 @@ class LossSection(Section):
 
 
 class OptimSection(Section):
-    """Updates. Batches: global in functions or rows, micro in rows; accumulation follows."""
+    """Updates. Batches: global in examples or rows, micro in rows; accumulation follows."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
         "adamw", description="8bit and paged are bitsandbytes': moments in 8 bit, or in host memory"
@@ -144,8 +147,8 @@ class OptimSection(Section):
     max_steps: Positive | None = Field(None, description="optimizer steps; or epochs")
     micro_batch_size: Positive = Field(1, description="rows of one forward pass on one GPU")
     global_batch_size: Positive = Field(32, description="optimizer step, in batch_unit")
-    batch_unit: Literal["functions", "rows"] = Field(
-        "functions", description="unit of global_batch_size; packing then leaves the steps alone"
+    batch_unit: Literal["examples", "rows"] = Field(
+        "examples", description="unit of global_batch_size; packing then leaves the steps alone"
     )
 
 
@@ -172,6 +175,11 @@ class EvalSection(Section):
         False,
         description="leave dropped functions out of the metrics, only to compare with work"
         " that did; the whole split is scored otherwise",
+    )
+    prompts: list[str] = Field(
+        default_factory=list,
+        description="what a language model answers at every validation; default: the first"
+        " questions, or beginnings, of the validation split",
     )
 
 
@@ -209,6 +217,11 @@ class RunConfig(Section):
     def output_dir(self) -> Path:
         """The run folder."""
         return Path(self.run.output_dir)
+
+    @property
+    def is_language(self) -> bool:
+        """Whether tokens are learned, not classes."""
+        return self.task.name != "classification"
 
     @property
     def model_folder(self) -> Path:

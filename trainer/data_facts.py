@@ -1,7 +1,7 @@
 """How much data a recipe has, from what was prepared before, else assumed and said so."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 from data.cache import FACTS, default_root
 from data.errors import DataError
 from data.order import Plan, steps_for
-from data.readers import source_digest, split_path
+from data.prepare import sources_digest
+from data.readers import language_paths, split_path
 from trainer.config import RunConfig
 
 _ASSUMED_FUNCTIONS, _ASSUMED_TOKENS = 1000, 400.0
@@ -22,8 +23,8 @@ class DataFacts:
     """The training split in numbers.
 
     Attributes:
-        num_functions: Trained on in an epoch.
-        tokens_mean: Of a whole function, without end token.
+        num_functions: Functions, conversations or documents trained on in an epoch.
+        tokens_mean: Of a whole one, without end token.
         source: Where the numbers are from, for people.
         is_assumed: True where nothing was prepared.
     """
@@ -104,6 +105,10 @@ def facts_of(config: RunConfig, facts: Mapping[str, Any], source: str) -> DataFa
         tokens = facts["splits"]["train"]["tokens"]
         if not same or tokens["policy"] != config.data.long_functions:
             return None
+        if config.is_language:
+            num_records = tokens["num_records"] - tokens["num_dropped"]
+            tokens_mean = tokens["num_tokens"] / num_records - 1
+            return DataFacts(num_records, tokens_mean, source, is_assumed=False)
         dropped = tokens["num_oversized"]
         dropped += tokens["num_long"] if config.data.long_functions == "drop" else 0
         num_functions = tokens["num_functions"]
@@ -117,9 +122,15 @@ def facts_of(config: RunConfig, facts: Mapping[str, Any], source: str) -> DataFa
 
 def _train_digest(config: RunConfig) -> str | None:
     try:
-        path = split_path(config.data, "train")
-        small = path.is_file() and path.stat().st_size <= _LARGEST_DIGESTED
-        return source_digest(path) if small else None
+        paths: Sequence[Path]
+        if config.is_language:
+            paths = language_paths(config.data, "train")
+        else:
+            paths = [split_path(config.data, "train")]
+        are_files = all(path.is_file() for path in paths)
+        if not are_files or sum(path.stat().st_size for path in paths) > _LARGEST_DIGESTED:
+            return None
+        return sources_digest(paths)
     except (DataError, OSError):
         return None
 

@@ -3,26 +3,30 @@
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from rich.table import Table
+from rich.text import Text
 
+from data.language import LanguageFacts, show_example
 from data.loader import TrainLoader
 from data.order import steps_for
 from data.packing import one_per_row, pack
 from data.prepare import Prepared, Split
+from data.tokenization import TokenFacts
 from trainer.config import RunConfig
 from trainer.models.files import hidden_size
 
 _PASSED_OVER = {
     "num_bad": "bad rows passed over (data.max_bad_rows)",
-    "num_empty_dropped": "functions without code dropped",
+    "num_empty_dropped": "blank records dropped",
     "num_identical": "pairs dropped whose fix changed nothing",
     "num_replaced": "texts were not UTF-8 and were repaired",
-    "num_nul": "functions hold a NUL character, which is kept",
+    "num_nul": "records hold a NUL character, which is kept",
 }
 
 
 def split_table(config: RunConfig, prepared: Prepared) -> Table:
-    """One column a split: functions, classes, tokens, what long functions lost, rows."""
+    """One column a split: records, classes or targets, tokens, what long ones lost, rows."""
     columns = {name: _split_facts(config, split) for name, split in prepared.splits.items()}
     table = Table(title="Prepared data")
     table.add_column("")
@@ -34,7 +38,7 @@ def split_table(config: RunConfig, prepared: Prepared) -> Table:
 
 
 def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
-    """Optimizer steps of an epoch, packed and one function a row."""
+    """Optimizer steps of an epoch, packed and one example a row."""
     optim, lines = config.optim, []
     for packing in (True, False):
         loader = training_loader(config, prepared, 0, 1, packing=packing)
@@ -44,10 +48,10 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
             f" {optim.global_batch_size} {optim.batch_unit}"
         )
     if optim.batch_unit == "rows":
-        steps = steps_for(round(loader.num_functions), optim.global_batch_size)
+        steps = steps_for(round(loader.num_records), optim.global_batch_size)
         lines.append(
-            "packed rows hold several functions, so the same number of rows is fewer updates;"
-            f" optim.batch_unit=functions keeps {steps:,} steps"
+            "packed rows hold several examples, so the same number of rows is fewer updates;"
+            f" optim.batch_unit=examples keeps {steps:,} steps"
         )
     return lines
 
@@ -56,11 +60,14 @@ def training_loader(
     config: RunConfig, prepared: Prepared, rank: int, world_size: int, *, packing: bool
 ) -> TrainLoader:
     """The steps of the training split for a rank."""
+    train = prepared.splits["train"]
     return TrainLoader(
-        prepared.splits["train"].examples,
+        train.examples,
         seq_length=config.data.seq_length,
         packing=packing,
         packing_window=config.data.packing_window,
+        isolate=config.data.isolate,
+        files=train.files if config.data.order == "sequential" else None,
         sampling=config.data.sampling,
         seed=config.run.seed,
         global_batch_size=config.optim.global_batch_size,
@@ -75,7 +82,10 @@ def training_loader(
 def remark_lines(prepared: Prepared) -> list[str]:
     """What a user should know of the files: rows passed over, warnings, repetitions, leaks."""
     lines = []
+    held_out = prepared.facts.get("held_out", {})
     for name, facts in prepared.facts["splits"].items():
+        if name in held_out:  # read from train's files, of which train tells
+            continue
         counts = {words: facts[key] for key, words in _PASSED_OVER.items() if facts[key]}
         lines += [f"{name}: {count:,} {words}" for words, count in counts.items()]
         lines += [f"{name}: {example}" for example in facts["bad_examples"]]
@@ -83,13 +93,16 @@ def remark_lines(prepared: Prepared) -> list[str]:
         if facts["ignored_fields"]:
             lines.append(f"{name}: columns not read: {', '.join(facts['ignored_fields'])}")
     sharing = prepared.sharing
+    if held_out:
+        shares = ", ".join(f"{share:.0%} {name}" for name, share in held_out.items())
+        lines.append(f"{shares}: held out of data.train by a digest of what each record asks")
     for name in prepared.splits:
         if sharing.contradictory[name]:
             lines.append(
                 f"{name}: {sharing.contradictory[name]:,} functions stand there with both labels"
             )
         if sharing.duplicates[name]:
-            lines.append(f"{name}: {sharing.duplicates[name]:,} functions repeat an earlier one")
+            lines.append(f"{name}: {sharing.duplicates[name]:,} records repeat an earlier one")
     for field, pairs in sharing.shared_groups.items():
         lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
     if prepared.leaks:
@@ -103,18 +116,53 @@ def plan_facts(loader: TrainLoader, total_steps: int) -> dict[str, Any]:
         **asdict(loader.plan),
         "gradient_accumulation_steps": loader.plan.gradient_accumulation_steps,
         "total_steps": total_steps,
-        "functions_per_epoch": loader.num_functions,
+        "records_per_epoch": loader.num_records,
         "packing_fill": loader.fill,
         "imbalance": asdict(loader.mean_imbalance()),
     }
 
 
+def supervised_lines(prepared: Prepared) -> list[str]:
+    """The training examples of a language task by their share of supervised tokens."""
+    facts = prepared.splits["train"].tokens
+    if not isinstance(facts, LanguageFacts):
+        return []
+    most = max(facts.share_histogram)
+    return ["train: examples by share of supervised tokens"] + [
+        f"  {place * 10:3}-{place * 10 + 10:3}%  {'#' * round(40 * num / most):40}  {num:,}"
+        for place, num in enumerate(facts.share_histogram)
+    ]
+
+
+def example_lines(prepared: Prepared, limit: int) -> list[Text]:
+    """The first examples of the training split, decoded; targets coloured, with their origin."""
+    train, shown = prepared.splits["train"], []
+    examples = train.examples
+    for example in range(min(limit, len(examples))):
+        place = slice(examples.starts[example], examples.starts[example + 1])
+        tokens = np.asarray(examples.tokens[place], np.int32)
+        mask = np.zeros(len(tokens), np.bool_)
+        what = f"target {examples.label_E[example]}, read at the last token"
+        if examples.supervised is not None:
+            mask = np.asarray(examples.supervised[place])
+            what = f"{int(examples.count_E[example])} targets"
+        origin = train.samples[int(examples.record_E[example])].origin
+        header = f"--- {origin}: {len(tokens)} tokens, {what}"
+        shown += [Text(header, "bold"), show_example(tokens, mask, prepared.tokenizer)]
+    return shown
+
+
 def _split_facts(config: RunConfig, split: Split) -> dict[str, str]:
-    facts = split.tokens
     lengths = split.examples.lengths
     packed = config.data.packing
     rows = pack(lengths, config.data.seq_length) if packed else one_per_row(len(lengths))
-    fill = split.examples.lengths.sum() / (len(rows) * config.data.seq_length)
+    fill = lengths.sum() / (len(rows) * config.data.seq_length)
+    facts = split.tokens
+    of_kind = _language_facts(facts) if isinstance(facts, LanguageFacts) else _code_facts(facts)
+    return of_kind | {f"rows of {config.data.seq_length}": f"{len(rows):,}", "fill": f"{fill:.2%}"}
+
+
+def _code_facts(facts: TokenFacts) -> dict[str, str]:
     return {
         "functions": f"{facts.num_functions:,}",
         "vulnerable": f"{facts.num_positive:,} ({facts.num_positive / facts.num_functions:.1%})",
@@ -125,6 +173,18 @@ def _split_facts(config: RunConfig, split: Split) -> dict[str, str]:
         f"long ({facts.policy})": f"{facts.num_long:,} ({facts.long_positive:,} vulnerable)",
         "oversized (dropped)": f"{facts.num_oversized:,} ({facts.oversized_positive:,} vulnerable)",
         "pieces in rows": f"{facts.num_examples:,}",
-        f"rows of {config.data.seq_length}": f"{len(rows):,}",
-        "fill": f"{fill:.2%}",
+    }
+
+
+def _language_facts(facts: LanguageFacts) -> dict[str, str]:
+    return {
+        "records": f"{facts.num_records:,}",
+        "examples": f"{facts.num_examples:,}",
+        "tokens": f"{facts.num_tokens:,}",
+        "supervised": f"{facts.num_supervised:,} ({facts.num_supervised / facts.num_tokens:.1%})",
+        "targets": f"{facts.num_targets:,}",
+        f"long ({facts.policy})": f"{facts.num_long:,}",
+        "oversized (dropped)": f"{facts.num_oversized:,}",
+        "records dropped": f"{facts.num_dropped:,}",
+        "pieces without an answer": f"{facts.num_unsupervised:,}",
     }

@@ -17,6 +17,7 @@ from data.prepare import Prepared
 from trainer.config import RunConfig
 from trainer.models.files import base_digest
 from trainer.run_folder import write_json
+from trainer.state import TrainState
 from trainer.tuning.lora import add_frozen_head
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import is_prompted, save_prompt
@@ -63,25 +64,34 @@ def save_adapter(
         os.rename(building, folder)
 
 
-def adapter_facts(
-    config: RunConfig,
-    prepared: Prepared,
-    threshold: float,
-    step: int | None,
-    valid_roc_auc: float | None,
-) -> dict[str, Any]:
-    """What a user of the adapter must do to get the same scores: focaltune.json."""
-    tuning = config.tuning
+def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> dict[str, Any]:
+    """What a user of the adapter must do to get the same scores: focaltune.json.
+
+    Args:
+        config: The recipe.
+        prepared: Its data.
+        state: Of the best validation.
+    """
+    tuning, data = config.tuning, config.data
     quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}
+    of_task: dict[str, Any] = {
+        "classes": ["not vulnerable", "vulnerable"],
+        "normalize_whitespace": data.normalize_whitespace,
+        "threshold": state.threshold,
+        "valid_roc_auc": state.best_score,
+    }
+    if config.is_language:
+        of_task = {
+            "template": data.template,
+            "kinds": prepared.facts["splits"]["train"]["kinds"],
+            "valid_loss": None if state.best_score is None else -state.best_score,
+        }
     return {
         "task": config.task.name,
-        "classes": ["not vulnerable", "vulnerable"],
+        **of_task,
         "end_token": prepared.tokenizer.end_token,
-        "normalize_whitespace": config.data.normalize_whitespace,
-        "seq_length": config.data.seq_length,
-        "threshold": threshold,
-        "valid_roc_auc": valid_roc_auc,
-        "step": step,
+        "seq_length": data.seq_length,
+        "step": state.best_step,
         "base_sha256": base_digest(config),
         "quantization": quantised if tuning.base_quant_type else None,
     }

@@ -19,7 +19,7 @@ from trainer.metrics import RunLog
 from trainer.optim import learning_rate
 from trainer.state import TrainState, seed_step
 from trainer.stopping import StopRequest
-from trainer.tasks.classification import Classification
+from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -45,7 +45,7 @@ class Run:
     config: RunConfig
     ranks: Ranks
     engine: "DeepSpeedEngine"
-    task: Classification
+    task: Task
     loader: TrainLoader
     total_steps: int
     log: RunLog | None
@@ -106,10 +106,10 @@ def train(
 
 
 def optimizer_step(run: Run, batches: StepBatches, step: int, rate: float) -> Tensor:
-    """All micro-batches of a step and one update; the loss of every function counts the same.
+    """All micro-batches of a step and one update; every function, or target, counts the same.
 
-    The loss of the step is sum over functions / number of functions, over all micro-batches and
-    ranks. DeepSpeed averages gradients over ranks, hence the world size.
+    The loss of the step is a sum over them / their number, over all micro-batches and ranks.
+    DeepSpeed averages gradients over ranks, hence the world size.
 
     Returns:
         This rank's loss sum, on the device.
@@ -117,7 +117,7 @@ def optimizer_step(run: Run, batches: StepBatches, step: int, rate: float) -> Te
     set_learning_rate(run.engine, rate)
     seed_step(run.config.run.seed, step, run.ranks.rank)
     total = torch.zeros((), device=run.ranks.device)
-    scale = run.ranks.world_size / (batches.num_functions or 1.0)
+    scale = run.ranks.world_size / (batches.count or 1.0)
     for batch in batches.micro_batches:
         shape = tuple(batch.input_ids_BT.shape)
         with memory_errors_named(f"at step {step + 1}, micro-batch of shape {shape}"):
@@ -157,7 +157,7 @@ def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches)
             " row, so nothing is learned; the last checkpoint is intact: lower optim.lr, or train"
             " in bf16 or fp32"
         )
-    state.functions_seen += batches.num_functions
+    state.records_seen += batches.num_records
     state.tokens_seen += batches.num_tokens
 
 
@@ -170,17 +170,21 @@ def _due(interval: str | int, run: Run, step: int) -> bool:
 
 def _read_loss(loss_sum: Tensor, batches: StepBatches) -> float:
     """The loss of this step over all ranks; nothing else of ours waits for the device."""
-    return float(all_reduce_sum(loss_sum)) / (batches.num_functions or 1.0)
+    return float(all_reduce_sum(loss_sum)) / (batches.count or 1.0)
 
 
 def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate: float) -> None:
     """Write a line: loss and norm of this step alone, so that they repeat; rates since `logged`."""
     norm = run.engine.get_global_grad_norm()
     seconds = state.train_seconds - logged.train_seconds
-    functions = state.functions_seen - logged.functions_seen
+    records = state.records_seen - logged.records_seen
     tokens = state.tokens_seen - logged.tokens_seen
     if run.log is not None:
         uneven = run.loader.imbalance(state.step - 1)
+        if run.loader.files is not None:
+            _, files = run.loader.files_at(state.step - 1)
+            if len(files) == 1:  # the loss of a step that has rows of two is that of neither
+                run.log.files("train_file", {files[0]: loss}, state.step)
         run.log.step(
             {
                 "step": state.step,
@@ -188,7 +192,7 @@ def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate
                 "loss": loss,
                 "lr": rate,
                 "grad_norm": _finite_or_none(norm),  # ZeRO 0 keeps none
-                "functions_per_second": functions / seconds,
+                "records_per_second": records / seconds,
                 "tokens_per_second": tokens / seconds,
                 "packing_fill": run.loader.fill,
                 "imbalance_micro_step": uneven.micro_step,

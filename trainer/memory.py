@@ -37,6 +37,7 @@ SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"
 _MOMENT_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
 _CUDA_CONTEXT = 0.6 * 2**30  # context and cuBLAS workspace of one process, GPUs of sm70 to sm90
 _FRAGMENTATION = 0.05  # of all the allocator holds: blocks are rounded up and cached
+LOSS_CHUNK_BYTES = {"cuda": 640 << 20, "cpu": 16 << 20}  # kernels.chunks, which imports torch
 _LIVE_IN_ZERO3 = 1_000_000_000  # parameters ZeRO 3 keeps gathered, DeepSpeed's default
 
 
@@ -188,7 +189,7 @@ def block_bytes_per_token(job: Job) -> float:
 
 def _weights(job: Job) -> Memory:
     shape, width = job.shape, BYTES[job.base_dtype]
-    frozen = float(shape.num_other_parameters - shape.num_head_parameters)
+    frozen = float(shape.num_other_parameters - shape.num_new_parameters)
     quantised = 0.0
     if job.method == "full":
         return _trained_base(job)
@@ -323,4 +324,15 @@ def _backward_working(job: Job) -> float:
     width = BYTES[job.base_dtype]
     decoded = max(linear.num_weights for linear in job.shape.linears) * width
     in_flight = 2 * job.shape.inner * width * job.num_tokens
-    return in_flight + (decoded if job.quant_type else 0.0)
+    return max(in_flight, _loss_bytes(job)) + (decoded if job.quant_type else 0.0)
+
+
+def _loss_bytes(job: Job) -> float:
+    """Of a language model's loss: states before targets, their gradients, a chunk of logits.
+
+    The chunk is gone before the first block's gradients are made.
+    """
+    if job.shape.head == "classes":
+        return 0.0
+    states = 2 * job.shape.hidden * BYTES[job.base_dtype] * job.num_tokens
+    return states + LOSS_CHUNK_BYTES["cuda" if job.on_gpu else "cpu"]

@@ -26,9 +26,10 @@ from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.saved_run import best_checkpoint, trained_model
 from trainer.export import FACTS, adapter_facts
-from trainer.models.heads import PackedClassifier
+from trainer.models.heads import PackedModel
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.run_folder import BASE, write_json
+from trainer.state import TrainState
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
@@ -82,8 +83,7 @@ def merge_run(config: RunConfig, prepared: Prepared, target: Path, onto: str) ->
         "largest_logit": float(before_SC.abs().max()),
         "num_functions": len(difference_S),
     }
-    state = best.trainer["state"]
-    facts = adapter_facts(config, prepared, state["threshold"], best.step, state["best_roc_auc"])
+    facts = adapter_facts(config, prepared, TrainState(**best.trainer["state"]))
     _write(merged, config, target, facts | {"merge": drift})
     return drift
 
@@ -98,9 +98,12 @@ def _plain(config: RunConfig) -> RunConfig:
 
 
 def _logits(
-    model: PackedClassifier, config: RunConfig, examples: ExampleSet, device: torch.device
+    model: PackedModel, config: RunConfig, examples: ExampleSet, device: torch.device
 ) -> Tensor:
-    """fp32 logits (S, C) of the first functions of a split, on the CPU."""
+    """fp32 logits (S, 2) of the first functions of a split, on the CPU.
+
+    Of a language task, nll and margin of the first targets.
+    """
     model.eval()
     rows = []
     batches = evaluation_batches(
@@ -113,11 +116,11 @@ def _logits(
     )
     with torch.no_grad():
         for _, batch in zip(range(_MOST_BATCHES), batches, strict=False):
-            rows.append(model(batch.to(device)).float().cpu())
+            rows.append(model(batch.to(device))[:, :2].float().cpu())
     return torch.cat(rows)
 
 
-def _take_weights(model: PackedClassifier, weights: dict[str, Tensor]) -> None:
+def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:
     """Put decoded weights (out, in) under the adapters; GPT-2's Conv1D stands transposed."""
     layers = dict(model.named_modules())
     for name, weight in weights.items():
@@ -127,9 +130,7 @@ def _take_weights(model: PackedClassifier, weights: dict[str, Tensor]) -> None:
         layer.weight.data.copy_(weight.T if transposed else weight)
 
 
-def _write(
-    merged: PackedClassifier, config: RunConfig, target: Path, facts: dict[str, Any]
-) -> None:
+def _write(merged: PackedModel, config: RunConfig, target: Path, facts: dict[str, Any]) -> None:
     model = merged.model.unload()
     building = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
     model.save_pretrained(str(building))

@@ -1,7 +1,7 @@
 """What a run shows and keeps: the live bar, log.jsonl and TensorBoard, on rank 0."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from rich.progress import (
 )
 
 from trainer.run_folder import LOG, write_whole
+
+_MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for each
 
 
 class RunLog:
@@ -34,7 +36,7 @@ class RunLog:
         self, folder: Path, first_step: int, total_steps: int, *, tensorboard: bool, progress: bool
     ) -> None:
         self.console = Console(stderr=True)
-        keep_lines(folder / LOG, first_step)
+        keep_lines(folder / LOG, first_step or -1)  # what comes before step 1 is measured again
         self._file = (folder / LOG).open("a", encoding="utf-8")
         self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
         self._total_steps = total_steps
@@ -54,7 +56,7 @@ class RunLog:
         norm = "-" if values["grad_norm"] is None else f"{values['grad_norm']:.2f}"
         shown = (
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad {norm}"
-            f"  {values['functions_per_second']:.0f} fn/s  {values['tokens_per_second']:.0f} tok/s"
+            f"  {values['records_per_second']:.0f} ex/s  {values['tokens_per_second']:.0f} tok/s"
         )
         if self._progress is not None:
             self._progress.start()  # drawn from the first step on; a second start does nothing
@@ -73,6 +75,28 @@ class RunLog:
         shown = (f"{k} {'undefined' if v is None else f'{v:.4f}'}" for k, v in values.items())
         self.say(f"validation after step {values['step']}: {'  '.join(list(shown)[1:])}")
 
+    def samples(
+        self, samples: Sequence[Mapping[str, Any]], pages: Sequence[str], step: int
+    ) -> None:
+        """Answers of a language model: into the log, and as text into TensorBoard."""
+        for place, (sample, page) in enumerate(zip(samples, pages, strict=True), 1):
+            self._line({"kind": "sample", "step": step, **sample})
+            if self._writer is not None:
+                self._writer.add_text(f"samples/{place}", page, step)
+
+    def files(self, kind: str, losses: Mapping[str, float], step: int) -> None:
+        """Losses by file: all into the log, those of the first files into TensorBoard.
+
+        Args:
+            kind: "train_file" or "valid_file".
+            losses: File -> loss.
+            step: Of the run.
+        """
+        self._line({"kind": kind, "step": step, "losses": dict(losses)})
+        if self._writer is not None:
+            for name in list(losses)[:_MOST_FILES]:
+                self._writer.add_scalar(f"{kind}/{name}", losses[name], step)
+
     def close(self) -> None:
         """Flush everything."""
         if self._progress is not None:
@@ -82,14 +106,17 @@ class RunLog:
             self._writer.close()
 
     def _write(self, kind: str, values: Mapping[str, float | None]) -> None:
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._file.flush()
+        self._line({"kind": kind, **values})
         if self._writer is not None:
             step = int(values["step"] or 0)
             for name, value in values.items():
                 if name != "step" and value is not None:
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
             self._writer.flush()
+
+    def _line(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
 
     def _bar(self) -> Progress:
         return Progress(

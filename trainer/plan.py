@@ -126,7 +126,7 @@ def read_shape(config: RunConfig) -> ModelShape:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: the model's config.json is not readable: {error}") from error
-    return model_shape(values)
+    return model_shape(values, is_language=config.is_language)
 
 
 def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Job:
@@ -239,6 +239,8 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
         + (passes + 1) * 2 * adapters
         + (passes + 1) * attention
     )
+    if shape.head != "classes":  # logits and the gradient of their states, once for every token
+        of_token += 4 * shape.vocabulary * shape.hidden
     return of_token * data.tokens_of_step(config)
 
 

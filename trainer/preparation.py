@@ -7,8 +7,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data.prepare import Prepared, open_splits, prepare
+from data.prepare import Prepared, open_splits, prepare, prepare_language
 from trainer.config import RunConfig
+from trainer.errors import ConfigError
 
 
 def prepare_run(config: RunConfig) -> Prepared:
@@ -18,6 +19,8 @@ def prepare_run(config: RunConfig) -> Prepared:
         DataError: It cannot be used.
     """
     with _shown_progress() as progress:
+        if config.is_language:
+            return prepare_language(config.data, config.tokenizer_folder, progress)
         return prepare(
             config.data,
             config.tokenizer_folder,
@@ -32,7 +35,15 @@ def audit_run(config: RunConfig) -> list[str]:
 
     Returns:
         What was found, in short, and where the rest is.
+
+    Raises:
+        ConfigError: The task is not classification.
     """
+    if config.is_language:
+        raise ConfigError(
+            f"--audit looks at functions and their labels, task.name is {config.task.name}; --show"
+            " N prints what is learned"
+        )
     from data.audit import audit_splits, summary_lines, write_audit
 
     with _shown_progress() as progress:

@@ -32,6 +32,15 @@ _PATH_KEYS = (
     ("tuning", "init_from"),
     ("run", "output_dir"),
 )
+_OF_FUNCTIONS = {
+    "data": ("normalize_whitespace", "sampling", "leak_groups"),
+    "loss": ("alpha", "class_weights", "group_weights"),
+    "eval": ("window_score", "compat_population"),
+}
+_OF_LANGUAGE = {
+    "data": ("records", "template", "supervise", "isolate", "order"),
+    "eval": ("prompts",),
+}
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -130,6 +139,7 @@ def cross_check(config: RunConfig) -> None:
         *_optim_faults(config),
         *_precision_faults(config),
         *_tuning_faults(config),
+        *_task_faults(config),
     ]
     if faults:
         raise ConfigError("\n".join(faults))
@@ -350,4 +360,22 @@ def _whole_faults(config: RunConfig) -> list[str]:
             f"tuning.init_from with {HEAD!r} among tuning.target_modules: a checkpoint holds no"
             " frozen head to continue from; leave the head out, it is then trained whole"
         )
+    return faults
+
+
+def _task_faults(config: RunConfig) -> list[str]:
+    """Keys that the task does not read, and combinations that would say nothing."""
+    foreign = _OF_FUNCTIONS if config.is_language else _OF_LANGUAGE
+    faults = []
+    for section, keys in foreign.items():
+        block = getattr(config, section)
+        for key in keys:
+            default = type(block).model_fields[key].get_default(call_default_factory=True)
+            if getattr(block, key) != default:
+                faults.append(
+                    f"{section}.{key}={getattr(block, key)!r}: task.name {config.task.name} does"
+                    " not read it; remove it"
+                )
+    if not config.data.isolate and not config.data.packing:
+        faults.append("data.isolate=false says how a packed row is read; set data.packing=true")
     return faults

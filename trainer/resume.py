@@ -67,7 +67,7 @@ def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainStat
         try:
             load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state.best_step))
         except ModelError:
-            state.best_step = state.best_roc_auc = None
+            state.best_step = state.best_score = None
     return state
 
 

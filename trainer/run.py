@@ -16,7 +16,7 @@ from trainer.data_report import training_loader
 from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
 from trainer.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError, MemoryExceededError
-from trainer.evaluation.report import print_table
+from trainer.evaluation.evaluation import EVALUATIONS
 from trainer.loop import Run, memory_errors_named, train
 from trainer.metrics import RunLog
 from trainer.models.isolation import check_isolation, refuse_leaking
@@ -79,6 +79,8 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
                 run.log.say(f"continues after step {state.step} from {checkpoint.path}")
         try:
             with memory_errors_named("while scoring"):
+                if checkpoint is None:
+                    session.evaluation.begin()
                 train(run, state, request, session.validate, session.save)
                 report = session.finish()
         except MemoryExceededError as error:
@@ -91,7 +93,7 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
         if run.log is not None:
             run.log.close()
     if report is not None:
-        print_table(report)
+        session.evaluation.show(report)
     return report
 
 
@@ -141,7 +143,8 @@ def _build(
         config, ranks, engine, TASKS[config.task.name](config.loss, ranks.device), loader,
         total_steps, log,
     )  # fmt: skip
-    session = Session(run, prepared, model, choices, identity, state)
+    evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
+    session = Session(run, prepared, model, choices, identity, state, evaluation)
     if log is not None:
         for line in write_plan(session):
             log.say(line)
@@ -185,11 +188,14 @@ def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]
 def _check_packing(session: Session) -> None:
     """Prove isolation on this model and machine before a step is spent."""
     run = session.run
-    if not run.config.data.packing:
+    if not (run.config.data.packing and run.config.data.isolate):
         return
     run.engine.eval()
     check = check_isolation(
-        run.engine, run.loader.examples, run.config.data.seq_length, run.ranks.device
+        lambda batch: run.engine(batch)[:, :2],  # not the token a language model would choose
+        run.loader.examples,
+        run.config.data.seq_length,
+        run.ranks.device,
     )
     refuse_leaking(check, session.choices.precision)
     if run.log is not None:

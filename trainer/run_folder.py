@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from trainer.checkpoint import remove_leftovers
@@ -85,6 +86,14 @@ def write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """A JSON file for people and programs."""
     write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """A file of numpy arrays, without pickle, that is never seen half written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
 
 
 def write_whole(path: Path, text: str) -> None:

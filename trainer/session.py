@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.batch import collate
 from data.prepare import Prepared
 from trainer.build import Choices
@@ -18,13 +16,11 @@ from trainer.checkpoint import (
 )
 from trainer.distributed import agreed
 from trainer.errors import MachineError
-from trainer.evaluation.classification import best_threshold, classification_metrics
-from trainer.evaluation.split_report import write_split_report
-from trainer.evaluation.validation import population, score_functions
+from trainer.evaluation.evaluation import Evaluation
 from trainer.export import adapter_facts, save_adapter
 from trainer.loop import Run
-from trainer.models.heads import PackedClassifier
-from trainer.run_folder import ADAPTER, CHECKPOINTS, REPORT
+from trainer.models.heads import PackedModel
+from trainer.run_folder import ADAPTER, CHECKPOINTS
 from trainer.state import (
     TrainState,
     gather_state,
@@ -33,6 +29,8 @@ from trainer.state import (
     restore_weights,
 )
 
+_LANGUAGE_FACTS = ("template", "supervise", "isolate", "order")
+
 
 @dataclass
 class Session:
@@ -40,16 +38,11 @@ class Session:
 
     run: Run
     prepared: Prepared
-    model: PackedClassifier
+    model: PackedModel
     choices: Choices
     identity: dict[str, Any]
     state: TrainState
-
-    @property
-    def prior(self) -> float:
-        """Share of vulnerable functions in training."""
-        targets = self.prepared.splits["train"].targets
-        return sum(targets) / len(targets)
+    evaluation: Evaluation
 
     @property
     def checkpoints(self) -> Path:
@@ -58,19 +51,11 @@ class Session:
 
     def validate(self) -> None:
         """Score the whole validation split and keep the best step and its threshold."""
-        run, state, valid = self.run, self.state, self.prepared.splits["valid"]
-        scores = score_functions(run.engine, valid.examples, self.prior, run.config, run.ranks)
-        scored = population(valid.examples, run.config.eval.compat_population)
-        scores, targets = scores[scored], np.array(valid.targets)[scored]
-        threshold = best_threshold(scores, targets)
-        metrics = classification_metrics(scores, targets, threshold)
-        is_best = metrics.roc_auc is None or metrics.roc_auc > (state.best_roc_auc or 0.0)
+        state, found = self.state, self.evaluation.validate(self.state.step)
+        is_best = found.score is None or state.best_score is None or found.score > state.best_score
         if is_best or state.best_step is None:
-            state.best_step, state.best_roc_auc = state.step, metrics.roc_auc
-            state.threshold = threshold
-        if run.log is not None:
-            values = {k: getattr(metrics, k) for k in ("roc_auc", "pr_auc", "f1", "mcc")}
-            run.log.validation({"step": state.step, **values, "threshold": threshold})
+            state.best_step, state.best_score = state.step, found.score
+            state.threshold = found.threshold
 
     def save(self) -> None:
         """Gather on all ranks, write on one, fail on all when it fails.
@@ -85,6 +70,7 @@ class Session:
             "recipe": self.run.config.to_json(),
             "world_size": self.run.ranks.world_size,
             "zero_stage": self.choices.zero_stage,
+            "files": self._files(),
         }
 
         def write() -> None:
@@ -127,46 +113,51 @@ class Session:
         best = load_checkpoint(self.checkpoints / checkpoint_name(self.state.best_step))
         weights = best.tensors()
         restore_weights(run.engine, weights)
-        test = self.prepared.splits["test"]
-        scores = score_functions(run.engine, test.examples, self.prior, config, run.ranks)
+        write_report = self.evaluation.test(
+            self.prepared.splits["test"], "test", self.state.threshold, self.report_facts()
+        )
 
         def export_and_report() -> dict[str, Any] | None:
             if not run.ranks.is_main:
                 return None
             adapter = config.output_dir / ADAPTER
-            state = self.state
-            facts = adapter_facts(
-                config, self.prepared, state.threshold, state.best_step, state.best_roc_auc
-            )
+            facts = adapter_facts(config, self.prepared, self.state)
             save_adapter(self.model.model, weights, adapter, facts)
-            return write_split_report(
-                config.output_dir / REPORT,
-                "test",
-                test,
-                scores,
-                self.state.threshold,
-                self.prepared.splits["train"],
-                self.prepared.splits["valid"],
-                self.report_facts(),
-                compat_population=config.eval.compat_population,
-            )
+            return write_report()
 
         return agreed(run.ranks, export_and_report)
 
     def report_facts(self) -> dict[str, Any]:
         """What the report's numbers rest on."""
+        config = self.run.config
+        data, loss = config.data, config.loss
+        of_task: dict[str, Any] = {
+            "alpha": loss.alpha,
+            "group_weights": loss.group_weights,
+            "class_weights": loss.class_weights,
+            "sampling": data.sampling,
+            "window_score": config.eval.window_score,
+        }
+        if config.is_language:
+            of_task = {key: getattr(data, key) for key in _LANGUAGE_FACTS}
+            of_task["held_out"] = self.prepared.facts["held_out"]
         return {
+            "task": config.task.name,
             "best_step": self.state.best_step,
             "steps": self.run.total_steps,
             "precision": self.choices.precision,
-            "gamma": self.run.config.loss.gamma,
-            "alpha": self.run.config.loss.alpha,
-            "group_weights": self.run.config.loss.group_weights,
-            "class_weights": self.run.config.loss.class_weights,
-            "sampling": self.run.config.data.sampling,
-            "long_functions": self.run.config.data.long_functions,
-            "window_score": self.run.config.eval.window_score,
+            "gamma": loss.gamma,
+            **of_task,
+            "long_functions": data.long_functions,
             "leaks": self.prepared.leaks,
-            "leaks_allowed": self.run.config.data.allow_leaks,
+            "leaks_allowed": data.allow_leaks,
             **{f"sha256_{name}": digest for name, digest in self.prepared.digests.items()},
         }
+
+    def _files(self) -> dict[str, list[str]] | None:
+        """Where a run that goes from file to file stands: those of the last step, those before."""
+        loader = self.run.loader
+        if loader.files is None:
+            return None
+        done, current = loader.files_at(max(0, self.state.step - 1))
+        return {"done": done, "current": current}

@@ -6,7 +6,7 @@ the meta device.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.errors import ModelError
@@ -59,6 +59,8 @@ class ModelShape:
         attention_dropout: Of probabilities.
         activation_copies: Tensors of size `inner` that the activation keeps for its backward pass.
         mask_bytes: Of the causal masks kept as buffers, a byte for every pair of positions.
+        head: "classes", which is new and trained; or of a language model "tied", its embedding, or
+            "vocabulary", a frozen layer of its own.
     """
 
     family: str
@@ -76,6 +78,7 @@ class ModelShape:
     attention_dropout: float
     activation_copies: int
     mask_bytes: int
+    head: str = "classes"
 
     @property
     def num_linear_weights(self) -> int:
@@ -92,17 +95,27 @@ class ModelShape:
 
     @property
     def num_head_parameters(self) -> int:
-        """The classification head."""
-        return NUM_CLASSES * self.hidden
+        """What stands on the backbone, and not in it."""
+        rows = {"classes": NUM_CLASSES, "tied": 0, "vocabulary": self.vocabulary}
+        return rows[self.head] * self.hidden
+
+    @property
+    def num_new_parameters(self) -> int:
+        """The classification head, which every method trains."""
+        return self.num_head_parameters if self.head == "classes" else 0
 
     @property
     def num_parameters(self) -> int:
-        """All of the sequence-classification model."""
+        """All of the model."""
         return self.num_linear_weights + self.num_other_parameters
 
 
-def model_shape(config: Mapping[str, Any]) -> ModelShape:
+def model_shape(config: Mapping[str, Any], *, is_language: bool = False) -> ModelShape:
     """The shape of a model from the content of its config.json.
+
+    Args:
+        config: That content.
+        is_language: The task learns tokens, not classes.
 
     Raises:
         ModelError: A family whose sizes are not known here.
@@ -112,7 +125,11 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
         raise ModelError(
             f"the planner does not know model_type {kind!r}; it knows {sorted(FAMILIES)}"
         )
-    return _SHAPES[FAMILIES[kind]](config)
+    shape = _SHAPES[FAMILIES[kind]](config)
+    if not is_language:
+        return shape
+    is_tied = config.get("tie_word_embeddings", shape.family == "gpt")
+    return replace(shape, head="tied" if is_tied else "vocabulary")
 
 
 def _gpt(config: Mapping[str, Any]) -> ModelShape:

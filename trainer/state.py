@@ -33,20 +33,20 @@ class TrainState:
         skipped_steps: Steps without an update because gradients were not finite, as fp16's are
             while its scale is searched.
         consecutive_skips: How many of them the last steps were.
-        functions_seen, tokens_seen: Over all ranks.
+        records_seen, tokens_seen: Over all ranks.
         best_step: Step of the best validation; None before the first.
-        best_roc_auc: Its ROC AUC.
-        threshold: Chosen on that validation.
+        best_score: Its ROC AUC, or its loss times -1; None where it is undefined.
+        threshold: Of classes, chosen on that validation.
         train_seconds: Spent training, over all starts.
     """
 
     step: int = 0
     skipped_steps: int = 0
     consecutive_skips: int = 0
-    functions_seen: float = 0.0
+    records_seen: float = 0.0
     tokens_seen: int = 0
     best_step: int | None = None
-    best_roc_auc: float | None = None
+    best_score: float | None = None
     threshold: float = 0.5
     train_seconds: float = 0.0
 

@@ -90,7 +90,7 @@ def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
 def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
     """What a method trains besides the head and modules_to_save; of full, all but the head."""
     if tuning.method == "full":
-        return shape.num_parameters - shape.num_head_parameters
+        return shape.num_parameters - shape.num_new_parameters
     if tuning.method == "ptuning":
         hidden = shape.hidden
         return adapter_size(tuning) * hidden + 3 * (hidden * hidden + hidden)
@@ -102,7 +102,7 @@ def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
     """What is trained of the head: all of it, or an adapter where LoRA's targets name it."""
     if HEAD in tuning.target_modules:
         return tuning.lora_r * (shape.hidden + NUM_CLASSES)
-    return shape.num_head_parameters
+    return shape.num_new_parameters
 
 
 def _of_layer(layer: Linear, shape: ModelShape, tuning: TuningSection) -> int:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.config import LanguageConfig
+from data.config import DataConfig
 from data.errors import DataError
 from data.readers.folders import files_below
 from data.readers.read import SPLITS, opened
@@ -20,7 +20,7 @@ _OTHER_NAMES = {"validation": "valid"}  # what Hugging Face calls it
 _DIGITS = re.compile(r"([0-9]+)")
 
 
-def language_paths(config: LanguageConfig, split: str) -> list[Path]:
+def language_paths(config: DataConfig, split: str) -> list[Path]:
     """The files that hold a split, in the order in which they are read.
 
     A split's own key is a file, a glob or a folder; files of the latter two are in natural order
@@ -99,7 +99,7 @@ def files_of_split(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def member_names(path: Path, config: LanguageConfig) -> list[str] | None:
+def member_names(path: Path, config: DataConfig) -> list[str] | None:
     """Names of an archive's regular members; None where a file is no archive."""
     with path.open("rb") as raw:
         _, members = opened(raw, Reading(path.name, config, ReadFacts()))
@@ -128,7 +128,7 @@ def _named(path: Path, key: str) -> list[Path]:
     return files
 
 
-def _in_archive(root: Path, split: str, config: LanguageConfig) -> list[Path]:
+def _in_archive(root: Path, split: str, config: DataConfig) -> list[Path]:
     names = member_names(root, config)
     if names is None:
         raise DataError(

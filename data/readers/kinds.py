@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from data.config import PAIR_FIELDS, RECORD_FIELDS, LanguageConfig
+from data.config import PAIR_FIELDS, RECORD_FIELDS, DataConfig
 from data.errors import DataError
 from data.readers.reading import listed
 
@@ -115,7 +115,7 @@ class AnyColumns:
         self.known = set(names)
 
 
-def refuse_other_fields(config: LanguageConfig) -> None:
+def refuse_other_fields(config: DataConfig) -> None:
     """A mapping of a field that the kind does not have is a slip of the pen.
 
     Raises:
@@ -128,7 +128,7 @@ def refuse_other_fields(config: LanguageConfig) -> None:
     raise DataError(f"data.fields: {sorted(config.fields)} are no fields of one kind: {allowed}")
 
 
-def kind_of(names: Collection[str], config: LanguageConfig, where: str) -> str:
+def kind_of(names: Collection[str], config: DataConfig, where: str) -> str:
     """The kind of a file from the fields of its first row.
 
     Raises:

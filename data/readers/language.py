@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.config import LanguageConfig
+from data.config import DataConfig
 from data.errors import DataError
 from data.readers.columns import Columns, WantedColumns
 from data.readers.conversations import row_conversations, sample_conversation
@@ -51,7 +51,7 @@ class _Source:
 
 
 def read_language(
-    path: Path, split: str, config: LanguageConfig, facts: ReadFacts | None = None
+    path: Path, split: str, config: DataConfig, facts: ReadFacts | None = None
 ) -> Iterator[Conversation | Document]:
     """Stream the conversations or documents of a file, in its order.
 
@@ -82,9 +82,7 @@ def read_language(
         )
 
 
-def _records(
-    source: _Source, kind: str, config: LanguageConfig
-) -> Iterator[Conversation | Document]:
+def _records(source: _Source, kind: str, config: DataConfig) -> Iterator[Conversation | Document]:
     reading = source.reading
     if source.is_text:
         if kind != "text":
@@ -119,7 +117,7 @@ def _document(source: _Source) -> Iterator[Document]:
         yield Document(reading.name, text, reading.name, reading.name)
 
 
-def _first_kind(path: Path, split: str, config: LanguageConfig) -> str:
+def _first_kind(path: Path, split: str, config: DataConfig) -> str:
     """The kind of the first row there is; an empty source says nothing."""
     with closing(_sources(path, split, config, ReadFacts())) as sources:
         for source in sources:
@@ -131,7 +129,7 @@ def _first_kind(path: Path, split: str, config: LanguageConfig) -> str:
 
 
 def _sources(
-    path: Path, split: str, config: LanguageConfig, facts: ReadFacts
+    path: Path, split: str, config: DataConfig, facts: ReadFacts
 ) -> Generator[_Source, None, None]:
     reading = Reading(path.name, config, facts)
     if path.is_dir() and is_saved_dataset(path):
@@ -165,7 +163,7 @@ def _sources(
                         yield _Source(inner, member.name.rpartition("/")[2], unpacked)
 
 
-def _wanted_members(path: Path, split: str, config: LanguageConfig) -> set[str]:
+def _wanted_members(path: Path, split: str, config: DataConfig) -> set[str]:
     """The one member that holds a split; all that can be read where none is named after a split."""
     names = member_names(path, config)
     if names is None:

@@ -247,10 +247,10 @@ def test_records_on_disk_give_the_same_facts_as_records_in_memory(clean, tmp_pat
         plant(clean)
     tables = {}
     for name, split in clean.items():
-        with RecordWriter(tmp_path / name) as writer:
+        with RecordWriter(tmp_path / name, CodeSample) as writer:
             for first in range(0, len(split), 64):
                 writer.append(split[first : first + 64])
-        tables[name] = RecordTable(tmp_path / name)
+        tables[name] = RecordTable(tmp_path / name, CodeSample)
     one, other = (audit_splits(s, {}, max_functions=200).to_json() for s in (clean, tables))
     for facts in (one, other):
         del facts["near"]["functions_per_second"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from dataset_files import COMPRESSIONS, csv_bytes, parquet_bytes, tar
 
-from data.config import LanguageConfig
+from data.config import DataConfig
 from data.errors import DataError
 from data.readers import ReadFacts, language_paths, read_language
 
@@ -149,7 +149,7 @@ REFUSED = {
 
 
 def read(path: Path, facts: ReadFacts | None = None, **config: object) -> list[object]:
-    return list(read_language(path, "train", LanguageConfig.model_validate(config), facts))
+    return list(read_language(path, "train", DataConfig.model_validate(config), facts))
 
 
 def message_of(path: Path, **config: object) -> str:
@@ -258,7 +258,7 @@ def test_09_a_fifo_is_refused_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     assert "no regular file" in message_of(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match="no regular file"):
-        language_paths(LanguageConfig(train=str(tmp_path / "a.jsonl")), "train")
+        language_paths(DataConfig(train=str(tmp_path / "a.jsonl")), "train")
 
 
 def test_08_a_link_that_leaves_a_folder_is_refused(tmp_path):
@@ -266,11 +266,11 @@ def test_08_a_link_that_leaves_a_folder_is_refused(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(DataError, match="a link that leaves"):
-        language_paths(LanguageConfig(train=str(tmp_path / "corpus")), "train")
+        language_paths(DataConfig(train=str(tmp_path / "corpus")), "train")
 
 
 def test_two_files_of_one_split_are_refused(tmp_path):
     for name in ("train.txt", "train.jsonl"):
         (tmp_path / name).write_bytes(LINE)
     with pytest.raises(DataError, match=r"found \['train.jsonl', 'train.txt'\]"):
-        language_paths(LanguageConfig(path=str(tmp_path)), "train")
+        language_paths(DataConfig(path=str(tmp_path)), "train")

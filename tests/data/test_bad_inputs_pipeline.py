@@ -82,7 +82,7 @@ def test_43_a_file_evaluated_alone_is_refused_as_well_if_nothing_is_left(tmp_pat
         read_split(path, "test", config, tokenizer)
 
 
-@pytest.mark.parametrize("unit", ["functions", "rows"])
+@pytest.mark.parametrize("unit", ["examples", "rows"])
 def test_44_fewer_rows_than_the_global_batch_make_one_step_of_all_of_them(unit):
     examples = example_set([[1] * n for n in (3, 4, 5)])
     loader = TrainLoader(
@@ -90,13 +90,13 @@ def test_44_fewer_rows_than_the_global_batch_make_one_step_of_all_of_them(unit):
         micro_batch_size=1, rank=0, world_size=4,
     )  # fmt: skip
     step = loader.step(0)
-    assert (loader.plan.steps_per_epoch, step.num_functions) == (1, 3.0)
+    assert (loader.plan.steps_per_epoch, step.count) == (1, 3.0)
     assert len(step.micro_batches) == 1
 
 
 def test_45_a_batch_without_functions_has_no_label_to_score_and_counts_none():
     batch = collate(example_set([[1, 2]]), [])
-    assert (batch.num_functions, batch.num_tokens, len(batch.labels_S)) == (0.0, 0, 0)
+    assert (batch.count, batch.num_tokens, len(batch.labels_S)) == (0.0, 0, 0)
 
 
 def test_52_a_file_changed_since_has_another_digest_and_is_read_anew(tmp_path, tiny_model):

@@ -28,10 +28,10 @@ def test_the_row_of_the_docstring_is_laid_out_as_drawn(monkeypatch):
     assert batch.segment_ids_BT.tolist() == [[0, 0, 0, 0, 1, 1, 1, 2, 2]]
     assert batch.segment_lengths == (4, 3, 2)
     assert batch.row_S.tolist() == [0, 0]
-    assert batch.last_token_S.tolist() == [3, 6]
+    assert batch.read_S.tolist() == [3, 6]
     assert batch.labels_S.tolist() == [0, 1]
     assert batch.example_S.tolist() == [0, 1]
-    assert (batch.num_functions, batch.num_tokens) == (2.0, 7)
+    assert (batch.count, batch.num_tokens) == (2.0, 7)
 
 
 def test_rows_are_as_wide_as_the_longest_rounded_up_to_a_multiple_of_eight():
@@ -40,7 +40,7 @@ def test_rows_are_as_wide_as_the_longest_rounded_up_to_a_multiple_of_eight():
     assert batch.input_ids_BT.tolist() == [[2] * 3 + [0] * 13, [1] * 9 + [0] * 7]
     assert batch.segment_lengths == (3, 13, 9, 7)
     assert batch.row_S.tolist() == [0, 1]
-    assert batch.last_token_S.tolist() == [2, 8]
+    assert batch.read_S.tolist() == [2, 8]
     full = collate(examples, rows_of([2]))
     assert full.segment_lengths == (16,)  # no padding, so no segment of padding
     assert full.segment_ids_BT.unique().tolist() == [0]
@@ -67,7 +67,7 @@ def test_any_packing_keeps_tokens_positions_and_segments_apart(num_examples, num
             column += length
         assert not any(tokens[column:])
         assert set(batch.segment_ids_BT[place][column:].tolist()) <= {len(row)}
-    read = batch.input_ids_BT[batch.row_S, batch.last_token_S]
+    read = batch.input_ids_BT[batch.row_S, batch.read_S]
     assert read.tolist() == [example + 1 for row in rows for example in row.tolist()]
 
 
@@ -95,7 +95,7 @@ def test_padding_is_zero_where_the_tokens_end_before_it_does():
 def test_labels_are_read_at_recorded_places_even_if_the_end_token_is_code_or_padding(end):
     examples = example_set([[A, end, B, end], [end, end], [C, end]])
     batch = collate(examples, rows_of([0, 1], [2]))
-    assert list(zip(batch.row_S.tolist(), batch.last_token_S.tolist(), strict=True)) == [
+    assert list(zip(batch.row_S.tolist(), batch.read_S.tolist(), strict=True)) == [
         (0, 3),
         (0, 5),
         (1, 1),
@@ -115,8 +115,8 @@ def test_a_function_weighs_its_group_times_its_share_and_windows_count_as_one_fu
     third = float(np.float32(2 / 3))
     assert batch.weights_S.tolist() == [third, 0.5, third, third]
     assert batch.weights_S.dtype == torch.float32
-    assert batch.num_functions == pytest.approx(2.0, abs=1e-12)  # float sum of 1/3, 1/3, 1/3, 1
-    assert collate(examples, rows_of([0, 3])).num_functions == pytest.approx(4 / 3, abs=1e-12)
+    assert batch.count == pytest.approx(2.0, abs=1e-12)  # float sum of 1/3, 1/3, 1/3, 1
+    assert collate(examples, rows_of([0, 3])).count == pytest.approx(4 / 3, abs=1e-12)
 
 
 def test_a_micro_batch_without_rows_is_padding_only_and_can_be_indexed():
@@ -124,10 +124,10 @@ def test_a_micro_batch_without_rows_is_padding_only_and_can_be_indexed():
     assert batch.input_ids_BT.shape == batch.position_ids_BT.shape == (1, 8)
     assert batch.position_ids_BT.tolist() == [list(range(8))]
     assert batch.segment_lengths == (8,)
-    assert batch.row_S.shape == batch.last_token_S.shape == batch.labels_S.shape == (0,)
+    assert batch.row_S.shape == batch.read_S.shape == batch.labels_S.shape == (0,)
     assert batch.weights_S.dtype == torch.float32
-    assert (batch.num_functions, batch.num_tokens) == (0.0, 0)
-    assert batch.input_ids_BT[batch.row_S, batch.last_token_S].shape == (0,)
+    assert (batch.count, batch.num_tokens) == (0.0, 0)
+    assert batch.input_ids_BT[batch.row_S, batch.read_S].shape == (0,)
 
 
 def test_indices_are_int64_and_move_with_the_batch():

@@ -73,9 +73,9 @@ def test_a_file_whose_name_is_no_utf_8_has_an_origin_that_can_be_written(tmp_pat
     assert [sample.origin for sample in found] == [
         "train/safe/caf\\xe9.c", "train/vulnerable/caf\\xe9.c"
     ]  # fmt: skip
-    with RecordWriter(tmp_path / "records.arrow") as writer:
+    with RecordWriter(tmp_path / "records.arrow", CodeSample) as writer:
         writer.append(found)
-    assert list(RecordTable(tmp_path / "records.arrow")) == found
+    assert list(RecordTable(tmp_path / "records.arrow", CodeSample)) == found
 
 
 @pytest.mark.parametrize("content", ['{"eos_token": ', '["</s>"]'])

@@ -8,16 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from language_sets import CHAT_END, END, byte_tokenizer, document, encoded, talk
 
-from data.config import LanguageConfig
+from data.config import DataConfig
 from data.errors import DataError
-from data.language import (
-    LanguagePieces,
-    cut_supervised,
-    encode_language,
-    show_example,
-    supervised_facts,
-)
-from data.tokenization import CodeTokenizer
+from data.language import cut_supervised, encode_language, show_example, supervised_facts
+from data.tokenization import CodeTokenizer, Pieces
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -148,7 +142,7 @@ def test_a_document_of_several_blocks_is_the_same_text(tokenizer, monkeypatch):
 
 def test_records_keep_their_numbers_where_some_are_dropped(tokenizer):
     records = [talk("q" * 30, "a"), talk("q", "a"), talk("q" * 99, "a"), document("a" * 40)]
-    config = LanguageConfig(
+    config = DataConfig(
         template="plain", seq_length=16, long_functions="truncate", max_function_bytes=50
     )
     pieces = encode_language(records, tokenizer, config)
@@ -179,7 +173,7 @@ def test_records_keep_their_numbers_where_some_are_dropped(tokenizer):
 
 
 def test_no_example_is_no_fault(tokenizer):
-    config = LanguageConfig(long_functions="drop", seq_length=8)
+    config = DataConfig(long_functions="drop", seq_length=8)
     pieces = encode_language([document("a" * 9)], tokenizer, config)
     assert len(pieces.tokens) == len(pieces.lengths_E) == 0
     facts = supervised_facts(pieces, config)
@@ -190,7 +184,7 @@ def test_no_example_is_no_fault(tokenizer):
 def test_a_record_in_which_nothing_is_supervised_names_its_origin(tokenizer):
     record = talk("only a question", origin="train.jsonl:7")
     with pytest.raises(DataError, match=r"train.jsonl:7: nothing in this record is supervised"):
-        encode_language([talk("q", "a"), record], tokenizer, LanguageConfig())
+        encode_language([talk("q", "a"), record], tokenizer, DataConfig())
 
 
 @pytest.mark.parametrize(
@@ -204,12 +198,12 @@ def test_a_record_in_which_nothing_is_supervised_names_its_origin(tokenizer):
 )
 def test_what_cannot_be_met_is_refused(tokenizer, config, message):
     with pytest.raises(DataError) as caught:
-        encode_language([talk("q", "a")], tokenizer, LanguageConfig.model_validate(config))
+        encode_language([talk("q", "a")], tokenizer, DataConfig.model_validate(config))
     assert message in str(caught.value)
 
 
 def test_shown_examples_mark_what_is_learned_and_show_special_tokens(tokenizer):
-    pieces = encode_language([talk("é", "a€")], tokenizer, LanguageConfig(template="plain"))
+    pieces = encode_language([talk("é", "a€")], tokenizer, DataConfig(template="plain"))
     shown = show_example(pieces.tokens, pieces.supervised, tokenizer)
     assert shown.plain == f"éa€{END}"
     styles = [(shown.plain[span.start : span.end], str(span.style)) for span in shown.spans]
@@ -217,13 +211,13 @@ def test_shown_examples_mark_what_is_learned_and_show_special_tokens(tokenizer):
 
 
 def test_a_shown_document_begins_with_a_token_that_nothing_predicts(tokenizer):
-    pieces = encode_language([document("ab")], tokenizer, LanguageConfig())
+    pieces = encode_language([document("ab")], tokenizer, DataConfig())
     shown = show_example(pieces.tokens, pieces.supervised, tokenizer)
     assert [str(span.style) for span in shown.spans] == ["dim", "green", "reverse green"]
 
 
 def test_a_shown_example_of_broken_bytes_loses_no_token(tokenizer):
-    tokens = encode_language([document("€")], tokenizer, LanguageConfig()).tokens
+    tokens = encode_language([document("€")], tokenizer, DataConfig()).tokens
     broken = np.concatenate([tokens[:2], tokens[:2], tokens[:1]])
     shown = show_example(broken, np.ones(len(broken), np.bool_), tokenizer)
     assert set(shown.plain) == {"\ufffd"}
@@ -232,7 +226,7 @@ def test_a_shown_example_of_broken_bytes_loses_no_token(tokenizer):
 def test_an_example_is_drawn_in_colour(tokenizer):
     from rich.console import Console
 
-    pieces = encode_language([talk("q", "a")], tokenizer, LanguageConfig(template="plain"))
+    pieces = encode_language([talk("q", "a")], tokenizer, DataConfig(template="plain"))
     console = Console(file=StringIO(), force_terminal=True, color_system="standard", width=80)
     console.print(show_example(pieces.tokens, pieces.supervised, tokenizer))
     drawn = console.file.getvalue()
@@ -242,6 +236,6 @@ def test_an_example_is_drawn_in_colour(tokenizer):
 
 
 def test_pieces_are_made_for_the_cache(tokenizer):
-    pieces = encode_language([talk("q", "a")], tokenizer, LanguageConfig())
-    assert isinstance(pieces, LanguagePieces)
+    pieces = encode_language([talk("q", "a")], tokenizer, DataConfig())
+    assert isinstance(pieces, Pieces)
     assert len(pieces.supervised) == len(pieces.tokens) == pieces.lengths_E.sum()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, tar, zipped
 
-from data.config import LanguageConfig
+from data.config import DataConfig
 from data.errors import DataError
 from data.readers import ReadFacts, language_paths, read_language
 from data.records import Conversation, Document, Turn
@@ -53,7 +53,7 @@ CHAT_TURNS = (
 
 
 def read(path: Path, facts: ReadFacts | None = None, split: str = "train", **config: object):
-    return list(read_language(path, split, LanguageConfig.model_validate(config), facts))
+    return list(read_language(path, split, DataConfig.model_validate(config), facts))
 
 
 def written(folder: Path, name: str, content: bytes) -> Path:
@@ -64,7 +64,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 
 
 def paths(split: str = "train", **config: object) -> list[str]:
-    return [path.name for path in language_paths(LanguageConfig.model_validate(config), split)]
+    return [path.name for path in language_paths(DataConfig.model_validate(config), split)]
 
 
 @pytest.mark.parametrize("end", COMPRESSIONS)

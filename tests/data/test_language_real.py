@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 from tokenizers import Tokenizer
 
-from data.config import LanguageConfig
+from data.config import DataConfig
 from data.language import encode_language, supervised_facts
 from data.readers import ReadFacts, language_paths, read_language
 from data.tokenization import CodeTokenizer
@@ -58,7 +58,7 @@ def ours(name: str) -> CodeTokenizer:
 
 def encoded(file: str, name: str, **options: object):
     values = {"train": str(SHARED / file), "max_bad_rows": FILES[file][3]} | options
-    config = LanguageConfig.model_validate(values)
+    config = DataConfig.model_validate(values)
     facts = ReadFacts()
     (path,) = language_paths(config, "train")
     records = list(read_language(path, "train", config, facts))
@@ -109,7 +109,7 @@ def test_windows_of_real_answers_keep_and_supervise_what_the_whole_does(name):
     assert num_supervised.tolist() == windows_supervised(whole).tolist()
     assert windows.num_unsupervised > 0
     assert windows.lengths_E.max() == 128
-    facts = supervised_facts(windows, LanguageConfig.model_validate(config))
+    facts = supervised_facts(windows, DataConfig.model_validate(config))
     assert facts.num_supervised == whole.supervised.sum()
     assert sum(facts.share_histogram) == facts.num_examples
 

@@ -19,7 +19,7 @@ def loader(examples: ExampleSet, **changes: Any) -> TrainLoader:
         "packing": True,
         "seed": 1,
         "global_batch_size": 8,
-        "batch_unit": "functions",
+        "batch_unit": "examples",
         "micro_batch_size": 2,
         "rank": 0,
         "world_size": 1,
@@ -48,7 +48,7 @@ def windowed(windows: list[int]) -> ExampleSet:
     world_size=st.integers(1, 4),
     micro_batch_size=st.integers(1, 3),
     packing=st.booleans(),
-    batch_unit=st.sampled_from(["functions", "rows"]),
+    batch_unit=st.sampled_from(["examples", "rows"]),
 )
 def test_over_an_epoch_the_ranks_see_every_function_once(
     num_examples, world_size, micro_batch_size, packing, batch_unit
@@ -83,11 +83,11 @@ def test_the_count_of_a_step_is_the_sum_over_ranks_and_windows_add_up_to_functio
         parts = [rank.step(step) for rank in ranks]
         batches = [batch for part in parts for batch in part.micro_batches]
         # tolerance: sums of the same few dozen shares in another order
-        assert parts[0].num_functions == pytest.approx(sum(b.num_functions for b in batches))
+        assert parts[0].count == pytest.approx(sum(b.count for b in batches))
         assert parts[0].num_tokens == sum(batch.num_tokens for batch in batches)
-        assert len({(part.num_functions, part.num_tokens) for part in parts}) == 1
+        assert len({(part.count, part.num_tokens) for part in parts}) == 1
         assert len({len(part.micro_batches) for part in parts}) == 1
-        total += parts[0].num_functions
+        total += parts[0].count
     assert total == pytest.approx(len(windows))
 
 
@@ -115,7 +115,7 @@ def test_no_step_is_without_rows_when_rows_are_fewer_than_steps():
     # 12 one-token functions fit one row: a batch of 4 functions would take 3 steps of a row each
     train = loader(example_set([[1]] * 12), global_batch_size=4)
     assert (train.plan.num_rows, train.plan.steps_per_epoch) == (1, 1)
-    assert train.step(0).num_functions == 12
+    assert train.step(0).count == 12
 
 
 def test_without_packing_a_row_holds_one_function():

@@ -33,9 +33,9 @@ def test_a_balanced_epoch_has_its_own_number_of_steps_and_new_repetitions_every_
     examples = example_set([[n + 1] * 3 for n in range(51)], labels=labels)
     loader = TrainLoader(
         examples, seq_length=12, packing=True, sampling="balanced", seed=1, global_batch_size=8,
-        batch_unit="functions", micro_batch_size=2, rank=0, world_size=1,
+        batch_unit="examples", micro_batch_size=2, rank=0, world_size=1,
     )  # fmt: skip
-    assert loader.num_functions == 86
+    assert loader.num_records == 86
     assert loader.plan.steps_per_epoch == 11  # 86 functions, 8 a step
     epochs = []
     for epoch in range(2):

@@ -20,10 +20,10 @@ SAMPLES = [
 
 
 def test_records_come_back_equal_whole_by_index_and_by_slice(tmp_path):
-    with RecordWriter(tmp_path / "records.arrow") as writer:
+    with RecordWriter(tmp_path / "records.arrow", CodeSample) as writer:
         writer.append(SAMPLES[:7])
         writer.append(SAMPLES[7:])
-    table = RecordTable(tmp_path / "records.arrow")
+    table = RecordTable(tmp_path / "records.arrow", CodeSample)
     assert list(table) == SAMPLES
     assert [table[n] for n in (0, 6, 7, 9)] == [SAMPLES[n] for n in (0, 6, 7, 9)]
     assert (table[-1], table[2:8:2]) == (SAMPLES[-1], SAMPLES[2:8:2])
@@ -32,7 +32,7 @@ def test_records_come_back_equal_whole_by_index_and_by_slice(tmp_path):
 
 
 def test_an_index_beyond_the_end_is_an_error(tmp_path):
-    with RecordWriter(tmp_path / "records.arrow") as writer:
+    with RecordWriter(tmp_path / "records.arrow", CodeSample) as writer:
         writer.append(SAMPLES)
     with pytest.raises(IndexError, match="record 10 of 10"):
-        RecordTable(tmp_path / "records.arrow")[10]
+        RecordTable(tmp_path / "records.arrow", CodeSample)[10]

@@ -12,7 +12,7 @@ from trainer import recipe as recipe_module
 from trainer.config import RunConfig
 from trainer.recipe import describe_keys, load_preset, load_run_config
 
-NUM_KEYS = 73
+NUM_KEYS = 79
 
 
 def with_text(path: Path, text: str) -> Path:
@@ -29,7 +29,7 @@ def test_what_a_recipe_leaves_out_takes_the_default(base):
         "cosine",
         None,
     )
-    assert (config.optim.micro_batch_size, config.optim.batch_unit) == (1, "functions")
+    assert (config.optim.micro_batch_size, config.optim.batch_unit) == (1, "examples")
     assert (config.tuning.lora_r, config.tuning.target_modules) == (8, "auto")
     assert (config.data.seq_length, config.data.packing) == (1024, True)
     assert (config.loss.gamma, config.loss.alpha, config.loss.group_weights) == (0.0, None, {})

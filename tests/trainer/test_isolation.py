@@ -130,7 +130,7 @@ def test_the_self_check_refuses_a_model_whose_functions_see_each_other():
             input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT,
             attention_mask=torch.ones_like(batch.input_ids_BT), use_cache=False,
         ).last_hidden_state  # fmt: skip
-        return inner.score(hidden[batch.row_S, batch.last_token_S])
+        return inner.score(hidden[batch.row_S, batch.read_S])
 
     check = check_isolation(leaking, functions(), 256, torch.device("cpu"))
     assert check.neighbour_difference > 1e-3
@@ -147,7 +147,7 @@ def test_the_self_check_refuses_a_sliding_window_the_mask_would_hide():
         if len(batch.example_S) == 1:
             inner = model.model.get_base_model()
             hidden = inner.base_model(input_ids=batch.input_ids_BT, use_cache=False)
-            return inner.score(hidden.last_hidden_state[batch.row_S, batch.last_token_S])
+            return inner.score(hidden.last_hidden_state[batch.row_S, batch.read_S])
         return model(batch)
 
     check = check_isolation(windowed_alone, functions(), 256, torch.device("cpu"))

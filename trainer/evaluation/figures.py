@@ -1,4 +1,4 @@
-"""ROC and precision-recall curves as PNG bytes, the model against its baselines.
+"""ROC, precision-recall and loss curves as PNG bytes, the model against its baselines.
 
 Figures are built on `matplotlib.figure.Figure` with the Agg canvas, so no global state of pyplot is
 touched.
@@ -6,7 +6,7 @@ touched.
 Shapes: N functions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -86,18 +86,48 @@ def pr_png(
     return _png(figure)
 
 
+def loss_png(
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    lines: Mapping[str, float],
+) -> bytes:
+    """Draw losses over steps, and levels to compare them with.
+
+    Args:
+        title: Above the axes.
+        curves: Legend text -> (step, loss in nats) in order.
+        lines: Legend text -> loss that does not change.
+
+    Returns:
+        A PNG of 720 x 600 pixels; the same input gives the same bytes.
+    """
+    figure, axes = _axes(title, "optimizer step", "loss (nats a token)", shares=False)
+    for name, level in lines.items():
+        label = f"{name} ({level:.3f})"
+        axes.axhline(level, color="0.55", linestyle="--", linewidth=1, label=label)
+    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+        steps, losses = zip(*points, strict=True) if points else ((), ())
+        axes.plot(steps, losses, color=colour, linewidth=1.4, marker=".", label=name)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return _png(figure)
+
+
 def varies(scores_N: FloatArray) -> bool:
     """Tell whether a predictor ranks at all; a constant one has no curve beyond the reference
     line."""
     return bool(np.ptp(scores_N) > 0)
 
 
-def _axes(title: str, x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
+def _axes(
+    title: str, x_label: str, y_label: str, *, shares: bool = True
+) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    axes.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    if shares:
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(visible=True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,7 @@ def render(report: Mapping[str, Any]) -> str:
         f"![ROC curves]({report['files']['roc']})",
         f"![Precision-recall curves]({report['files']['pr']})",
         "## Facts",
-        _facts(report["facts"]),
+        facts_table(report["facts"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -120,7 +120,8 @@ def _by_cwe(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{table(header, cells)}\n\n{note}"
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """What a report's numbers rest on, a row each."""
     rows = [[key, _text(value)] for key, value in facts.items()]
     return table(["Fact", "Value"], rows, others_align="---")
 

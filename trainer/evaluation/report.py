@@ -253,7 +253,7 @@ def _write_files(
     contents[files["json"]] = f"{page}\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        _replace(folder / name, content)
+        replace_file(folder / name, content)
 
 
 def _figures(
@@ -276,7 +276,8 @@ def _figures(
     }
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)

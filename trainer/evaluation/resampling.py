@@ -94,6 +94,18 @@ def cluster_ids(groups_N: Sequence[object] | npt.NDArray[np.generic] | None, num
     return np.array([seen.setdefault(group, len(seen)) for group in groups_N], dtype=np.int64)
 
 
+def resamples(num: int, num_resamples: int, seed: int) -> Iterator[FloatArray]:
+    """Draw `num` things with replacement, `num_resamples` times.
+
+    Yields:
+        Multiplicities of one chunk, shape (R', num).
+    """
+    generator = np.random.default_rng(seed)
+    max_rows = max(1, MAX_CHUNK_ELEMENTS // num)
+    for first in range(0, num_resamples, max_rows):
+        yield _draw_clusters(np.arange(num), min(max_rows, num_resamples - first), generator)
+
+
 def two_class_resamples(
     labels_N: IntArray, cluster_N: IntArray, num_resamples: int, seed: int
 ) -> Iterator[tuple[FloatArray, int]]:

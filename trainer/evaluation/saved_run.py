@@ -11,16 +11,15 @@ from trainer.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, new
 from trainer.config import RunConfig
 from trainer.distributed import Ranks
 from trainer.errors import ModelError
-from trainer.evaluation.split_report import write_split_report
-from trainer.evaluation.validation import score_functions
-from trainer.models.heads import PackedClassifier
+from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.resume import refuse_other_run, run_identity
-from trainer.run_folder import CHECKPOINTS, REPORT
+from trainer.run_folder import CHECKPOINTS
 
 
 def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) -> dict[str, Any]:
-    """Score a file with a run's best checkpoint and its stored threshold; writes report/<name>.*.
+    """Score a file with a run's best checkpoint; writes report/<name>.* and prints its table.
 
     Args:
         config: The run's own recipe.
@@ -38,21 +37,15 @@ def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) 
     state = best.trainer["state"]
     choices = choose(config, device)
     model = trained_model(config, choices, best).to(device)
-    split, facts = read_split(file, name, config.data, prepared.tokenizer)
-    targets = prepared.splits["train"].targets
-    prior = sum(targets) / len(targets)
-    return write_split_report(
-        config.output_dir / REPORT,
-        name,
-        split,
-        score_functions(model, split.examples, prior, config, ranks),
-        state["threshold"],
-        prepared.splits["train"],
-        prepared.splits["valid"],
-        {"best_step": state["best_step"], "precision": choices.precision, "file": file.name}
-        | {f"sha256_{name}": facts["sha256"]},
-        compat_population=config.eval.compat_population,
+    split, found = read_split(
+        file, name, config.data, prepared.tokenizer, language=config.is_language
     )
+    facts = {"best_step": state["best_step"], "precision": choices.precision, "file": file.name}
+    facts |= {"task": config.task.name, f"sha256_{name}": found["sha256"]}
+    evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, model, None)
+    report = evaluation.test(split, name, state["threshold"], facts)()
+    evaluation.show(report)
+    return report
 
 
 def best_checkpoint(config: RunConfig, prepared: Prepared) -> Checkpoint:
@@ -69,7 +62,7 @@ def best_checkpoint(config: RunConfig, prepared: Prepared) -> Checkpoint:
     return load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(step))
 
 
-def trained_model(config: RunConfig, choices: Choices, checkpoint: Checkpoint) -> PackedClassifier:
+def trained_model(config: RunConfig, choices: Choices, checkpoint: Checkpoint) -> PackedModel:
     """The model of a recipe with a checkpoint's weights, as the engine has it."""
     model = build_model(config, choices)
     model.load_state_dict(checkpoint.tensors(), strict=False)

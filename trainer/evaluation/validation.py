@@ -3,6 +3,8 @@
 N functions of the split, dropped ones included.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +15,19 @@ from data.tokenization import ExampleSet
 from trainer.config import RunConfig
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The outcome of a validation.
+
+    Attributes:
+        score: What picks the best step, higher is better; None where it is undefined.
+        threshold: Of classes, that goes with it.
+    """
+
+    score: float | None
+    threshold: float = 0.5
 
 
 def score_functions(

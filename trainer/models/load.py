@@ -70,7 +70,7 @@ def base_dtype(config: RunConfig, precision: str) -> torch.dtype:
 
 
 def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedModel":
-    """The base with an untrained classification head, on the CPU, in evaluation mode.
+    """The base, for classification with an untrained head, on the CPU, in evaluation mode.
 
     Args:
         config: The run; run.seed draws whatever has no weights.
@@ -83,9 +83,9 @@ def load_base(config: RunConfig, attention: str, precision: str) -> "PreTrainedM
     dtype = base_dtype(config, precision)
     torch.manual_seed(config.run.seed)
     if config.model.path:
-        model = _from_files(Path(config.model.path), dtype, attention)
+        model = _from_files(config, Path(config.model.path), dtype, attention)
     else:
-        model = _from_config(str(config.model.config), dtype, attention)
+        model = _from_config(config, dtype, attention)
     return _ready_to_train(model, config)
 
 
@@ -107,46 +107,55 @@ def load_quantized_base(
         ModelError: As load_base.
     """
     dtype = base_dtype(config, precision)
-    settings = quantization_config(config.tuning, dtype)
+    head = "lm_head" if config.is_language else "score"
+    settings = quantization_config(config.tuning, dtype, head)
 
     def quantize() -> "PreTrainedModel":
-        return _from_files(source, dtype, attention, quantization_config=settings)
+        return _from_files(config, source, dtype, attention, quantization_config=settings)
 
     if config.model.quantize_cache is None:
         model = quantize()
     else:
         cache = Path(config.model.quantize_cache)
-        model = _from_files(
-            quantized_folder(cache, base_sha256, settings, quantize), dtype, attention
-        )
-    torch.manual_seed(config.run.seed)
-    model._init_weights(model.score)
+        folder = quantized_folder(cache, base_sha256, settings, quantize)
+        model = _from_files(config, folder, dtype, attention)
+    if not config.is_language:
+        torch.manual_seed(config.run.seed)
+        model._init_weights(model.score)
     prepare_layers(model)
     return _ready_to_train(model, config)
 
 
-def _from_files(source: Path, dtype: torch.dtype, attention: str, **more: Any) -> "PreTrainedModel":
+def _from_files(
+    config: RunConfig, source: Path, dtype: torch.dtype, attention: str, **more: Any
+) -> "PreTrainedModel":
     with _model_errors(str(source)):
-        import transformers
-
-        model, seen = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, seen = _auto_class(config).from_pretrained(
             str(source), config=_model_config(str(source)), dtype=dtype, use_safetensors=True,
             attn_implementation=attention, local_files_only=True, trust_remote_code=False,
             output_loading_info=True, **more,
         )  # fmt: skip
-        _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"])
+        drawn = () if config.is_language else ("score.",)
+        _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"], drawn)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _from_config(source: str, dtype: torch.dtype, attention: str) -> "PreTrainedModel":
+def _from_config(config: RunConfig, dtype: torch.dtype, attention: str) -> "PreTrainedModel":
+    source = str(config.model.config)
     with _model_errors(source):
-        import transformers
-
-        drawn: PreTrainedModel = transformers.AutoModelForSequenceClassification.from_config(
+        drawn: PreTrainedModel = _auto_class(config).from_config(
             _model_config(source), dtype=dtype, attn_implementation=attention
         )
     return drawn
+
+
+def _auto_class(config: RunConfig) -> Any:
+    import transformers
+
+    if config.is_language:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForSequenceClassification
 
 
 def _model_config(source: str) -> Any:
@@ -181,9 +190,11 @@ def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedM
     return model.eval()
 
 
-def _refuse_missing(source: str, missing: Iterable[str], mismatched: Iterable[object]) -> None:
+def _refuse_missing(
+    source: str, missing: Iterable[str], mismatched: Iterable[object], drawn: tuple[str, ...]
+) -> None:
     """Weights the files lack would be drawn at random without a word; only the head may be new."""
-    absent = sorted(name for name in missing if not name.startswith("score."))
+    absent = sorted(name for name in missing if not name.startswith(drawn))
     if absent or mismatched:
         odd = [*absent, *map(str, mismatched)]
         raise ModelError(

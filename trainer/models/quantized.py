@@ -15,19 +15,20 @@ from trainer.config import TuningSection
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-HEAD = "score"
 
-
-def quantization_config(tuning: TuningSection, dtype: torch.dtype) -> "BitsAndBytesConfig":
+def quantization_config(
+    tuning: TuningSection, dtype: torch.dtype, head: str
+) -> "BitsAndBytesConfig":
     """What transformers is told: the head, and modules trained whole, stay as they are.
 
     Args:
         tuning: base_quant_type, double_quant, modules_to_save.
         dtype: Of the products: weights are decoded to it, layer by layer, when they are used.
+        head: Name of the classification head or of the output layer.
     """
     from transformers import BitsAndBytesConfig
 
-    kept = [HEAD, *tuning.modules_to_save]
+    kept = [head, *tuning.modules_to_save]
     if tuning.base_quant_type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(

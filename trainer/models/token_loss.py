@@ -1,14 +1,16 @@
 """The output layer of a language model and its token loss in one, for any ZeRO stage.
 
-T tokens, D hidden, V vocabulary.
+T tokens, S of them read, C of a chunk, D hidden, V vocabulary.
 """
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from trainer.config import LossSection
 from trainer.errors import ModelError
+from trainer.kernels.chunks import device_chunk
 from trainer.losses import linear_focal_loss
 
 if TYPE_CHECKING:
@@ -66,6 +68,50 @@ class TokenLoss(nn.Module):
             backend=self.backend,
         )
         return loss.sum, loss.count
+
+
+class TokenScores(nn.Module):
+    """What a language model says of tokens it did not choose, and what it would choose.
+
+    A chunk of logits stands in memory at a time. Belongs inside the module given to DeepSpeed, as
+    TokenLoss does.
+
+    Args:
+        model: Its output layer is used where it stands.
+
+    Raises:
+        ModelError: The output layer is not one plain linear layer.
+    """
+
+    def __init__(self, model: "PreTrainedModel | PeftModel") -> None:
+        super().__init__()
+        self._head = (output_layer(model),)
+
+    def forward(self, hidden_SD: Tensor, labels_S: Tensor) -> Tensor:
+        """Three columns in fp32 (S, 3).
+
+        The negative log-likelihood of each label in nats; its logit less the highest of the others,
+        positive where it is the choice; the id of the highest, exact up to 2^24.
+        """
+        head = self._head[0]
+        hidden_SD = hidden_SD.to(head.weight.dtype)
+        size = device_chunk(
+            len(hidden_SD), hidden_SD.shape[1], len(head.weight), head.weight.dtype,
+            hidden_SD.device,
+        )  # fmt: skip
+        chunks = zip(torch.split(hidden_SD, size), torch.split(labels_S, size), strict=True)
+        return torch.cat(
+            [_scores(head(hidden_CD).float(), labels_C) for hidden_CD, labels_C in chunks]
+        )
+
+
+def _scores(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
+    own_C1 = logits_CV.gather(1, labels_C[:, None])
+    highest_C = logits_CV.argmax(1)
+    nll_C = logits_CV.logsumexp(1) - own_C1[:, 0]
+    others_CV = logits_CV.scatter(1, labels_C[:, None], float("-inf"))
+    margin_C = own_C1[:, 0] - others_CV.amax(1)
+    return torch.stack([nll_C, margin_C, highest_C.float()], dim=1)
 
 
 def output_layer(model: "PreTrainedModel | PeftModel") -> nn.Linear:

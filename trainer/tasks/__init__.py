@@ -1,5 +1,26 @@
 """Tasks: TASKS[name] knows the loss of a batch."""
 
-from trainer.tasks.classification import Classification
+from collections.abc import Callable
+from typing import Any, Protocol
 
-TASKS = {"classification": Classification}
+import torch
+
+from data.batch import Batch
+from trainer.config import LossSection
+from trainer.losses import LossSum
+from trainer.tasks.classification import Classification
+from trainer.tasks.language import Language
+
+
+class Task(Protocol):
+    """The loss of a batch, whatever is learned."""
+
+    def loss_sum(self, forward: Callable[[Batch], Any], batch: Batch) -> LossSum:
+        """Sum and count of a batch, through the model in training mode."""
+
+
+TASKS: dict[str, Callable[[LossSection, torch.device], Task]] = {
+    "classification": Classification,
+    "instruction": Language,
+    "causal_lm": Language,
+}

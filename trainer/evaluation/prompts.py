@@ -1,0 +1,60 @@
+"""What a language model is asked at every validation."""
+
+import numpy as np
+
+from data.chat import own_template
+from data.config import DataConfig
+from data.prepare import Prepared
+from data.records import Conversation, Turn
+from data.templates import render
+from data.tokenization import CodeTokenizer, ExampleSet
+from trainer.config import RunConfig
+from trainer.evaluation.generation import NEW_TOKENS, Prompt
+
+_MOST_PROMPTS = 3  # taken from the validation split where the recipe names none
+_BEGINNING = 32  # tokens of a text that is learned whole
+
+
+def run_prompts(config: RunConfig, prepared: Prepared) -> list[Prompt]:
+    """Prompts of a recipe as the data writes questions, else those of the validation split."""
+    tokenizer = prepared.tokenizer
+    if config.eval.prompts:
+        kind = prepared.facts["splits"]["train"]["kinds"][0]
+        asked = [asked_ids(text, kind, tokenizer, config.data) for text in config.eval.prompts]
+        return [Prompt(ids, tokenizer.decode(ids)) for ids in asked]
+    return first_prompts(prepared.splits["valid"].examples, tokenizer)
+
+
+def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig) -> list[int]:
+    """Tokens of a question up to where its answer begins; of the beginning of a text.
+
+    Args:
+        text: What a user says.
+        kind: Of the records that are learned; decides what template "auto" is.
+        tokenizer: Encodes; the files beside it hold its chat template.
+        config: template.
+    """
+    parts = [text]
+    if kind != "text":
+        turns = (Turn("user", text), Turn("assistant", "answer"))
+        record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
+        chat_template, special = own_template(tokenizer.path.parent)
+        segments = render(record, config.template, "answers", chat_template, special)
+        first = next(n for n, segment in enumerate(segments) if segment.supervised)
+        parts = [segment.text for segment in segments[:first]]
+    return [token for ids in tokenizer.encode(parts) for token in ids.tolist()]
+
+
+def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt]:
+    """The first examples up to their first target; texts that are all target up to a few tokens."""
+    assert examples.supervised is not None
+    prompts = []
+    for first, end in zip(examples.starts[:-1], examples.starts[1:], strict=True):
+        ids = examples.tokens[first:end].tolist()
+        before = int(np.argmax(examples.supervised[first:end])) or min(_BEGINNING, len(ids) // 2)
+        if before:
+            reference = tokenizer.decode(ids[before : before + NEW_TOKENS])
+            prompts.append(Prompt(ids[:before], tokenizer.decode(ids[:before]), reference))
+        if len(prompts) == _MOST_PROMPTS:
+            break
+    return prompts
