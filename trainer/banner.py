@@ -82,10 +82,10 @@ def _method_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
 
 
 def _targets(model: PackedModel) -> list[str]:
-    if isinstance(model.model, BottleneckModel):
-        return list(model.model.settings.places)
-    peft_model: Any = model.model
-    return sorted(peft_model.peft_config["default"].target_modules)
+    tuned: Any = model.model
+    if isinstance(tuned, BottleneckModel):
+        return list(tuned.settings.places)
+    return sorted(tuned.peft_config["default"].target_modules)
 
 
 def _method_name(config: RunConfig) -> str:

@@ -47,9 +47,10 @@ STACK_LIMITS = (
     ),
     Limit(
         lambda s: s.zero_stage == 3 and bool(s.quant_type),
-        "tuning.method {method} on a {quant_type} base with engine.preset {preset}: ZeRO 3 would"
-        " shard packed weights away from the scales that decode them; take a zero1 or zero2 preset,"
-        " which shard all that is trained, or a base that is not quantised with ZeRO 3",
+        "tuning.method {method} with engine.preset {preset}: ZeRO 3 would shard packed weights of a"
+        " {quant_type} base away from the scales that decode them; take a zero1 or zero2 preset,"
+        " which shard all that is trained, or a base that is not quantised, e.g."
+        " tuning.method=lora with ZeRO 3",
     ),
     Limit(
         lambda s: s.zero_stage == 3 and s.optimizer != "adamw",

@@ -100,7 +100,7 @@ class Job:
 
     @property
     def gradient_shards(self) -> int:
-        """Ranks that share the gradients; of adapters, which are small, each is taken as whole."""
+        """Ranks that share the gradients; of adapters, which are small, each holds all."""
         return self.world_size if self.method == "full" and self.zero_stage >= 2 else 1
 
 

@@ -99,7 +99,11 @@ def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
 
 
 def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
-    """What is trained of the head: all of it, or an adapter where LoRA's targets name it."""
+    """What is trained of the head.
+
+    A classifier's whole, or an adapter where LoRA's targets name it; a language model's counts as
+    part of the base.
+    """
     if HEAD in tuning.target_modules:
         return tuning.lora_r * (shape.hidden + NUM_CLASSES)
     return shape.num_new_parameters

@@ -157,7 +157,7 @@ def test_a_start_that_failed_does_not_lock_the_folder(tiny_recipe, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     command = [str(tiny_recipe), f"run.output_dir={folder}"]
     assert run_ranks([*command, "tuning.target_modules=[no_such]"], 2, printed) == [4, 4]
-    assert "it has ['c_attn', 'c_fc', 'c_proj']" in printed.read_text()
+    assert "end in ['c_attn', 'c_fc', 'c_proj', 'score']" in printed.read_text()
     assert run_ranks(command, 2, printed) == [0, 0], printed.read_text()[-2000:]
 
 

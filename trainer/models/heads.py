@@ -92,5 +92,5 @@ PackedModel: TypeAlias = PackedClassifier | PackedLanguageModel
 
 def _read_states(model: "PeftModel | PlainModel", batch: Batch, attention: str) -> Tensor:
     """Last hidden states (S, D) at the places that are read."""
-    hidden_SD: Tensor = hidden_states(model, batch, attention)[batch.row_S, batch.read_S]
-    return hidden_SD
+    hidden_BTD = hidden_states(model, batch, attention)
+    return hidden_BTD[batch.row_S, batch.read_S]

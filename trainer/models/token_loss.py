@@ -3,7 +3,7 @@
 T tokens, S of them read, C of a chunk, D hidden, V vocabulary.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from trainer.losses import linear_focal_loss
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from trainer.tuning.plain import PlainModel
 
 
 class TokenLoss(nn.Module):
@@ -35,7 +37,7 @@ class TokenLoss(nn.Module):
     """
 
     def __init__(
-        self, model: "PreTrainedModel | PeftModel", loss: LossSection, backend: str
+        self, model: "PreTrainedModel | PeftModel | PlainModel", loss: LossSection, backend: str
     ) -> None:
         super().__init__()
         self._head = (output_layer(model),)  # in a tuple: not a child of this module
@@ -83,7 +85,7 @@ class TokenScores(nn.Module):
         ModelError: The output layer is not one plain linear layer.
     """
 
-    def __init__(self, model: "PreTrainedModel | PeftModel") -> None:
+    def __init__(self, model: "PreTrainedModel | PeftModel | PlainModel") -> None:
         super().__init__()
         self._head = (output_layer(model),)
 
@@ -114,14 +116,16 @@ def _scores(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     return torch.stack([nll_C, margin_C, highest_C.float()], dim=1)
 
 
-def output_layer(model: "PreTrainedModel | PeftModel") -> nn.Linear:
+def output_layer(model: "PreTrainedModel | PeftModel | PlainModel") -> nn.Linear:
     """The layer that projects to the vocabulary; the trained copy where PEFT trains it whole.
 
     Raises:
         ModelError: There is none, or it carries adapters or is quantised: its weight alone is then
             not the projection.
     """
-    head = model.get_output_embeddings()
+    whole: Any = model
+    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    head: Any = base.get_output_embeddings()
     copies = getattr(head, "modules_to_save", None)
     if copies is not None:
         head = copies[head.active_adapter]

@@ -95,7 +95,7 @@ def check_modules(base: "PreTrainedModel", names: list[str]) -> None:
     Raises:
         ModelError: With what the model has.
     """
-    present = {name.rpartition(".")[2] for name, _ in base.base_model.named_modules()} - {""}
+    present = {name.rpartition(".")[2] for name, _ in base.named_modules()} - {""}
     for name in names:
         if name not in present:
             raise ModelError(

@@ -27,11 +27,6 @@ class PlainModel(nn.Module):
         """The model of transformers."""
         return self.base_model
 
-    def get_output_embeddings(self) -> nn.Module:
-        """A language model's layer that projects to the vocabulary."""
-        layer: nn.Module = self.base_model.get_output_embeddings()
-        return layer
-
     def merge_adapter(self) -> None:
         """Nothing stands beside the weights."""
 
