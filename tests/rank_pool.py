@@ -27,6 +27,8 @@ _PRELOAD = [
     "torch.utils.tensorboard",
     "transformers.models.gpt_bigcode.modeling_gpt_bigcode",
     "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
 ]
 Entry = Callable[[list[str]], int]
 TIMEOUT = 240.0  # seconds; a hang, not a slow machine

@@ -98,7 +98,7 @@ def _method_name(config: RunConfig) -> str:
 
 
 def _base_lines(config: RunConfig, choices: Choices, model: PackedModel) -> Sequence[str]:
-    if config.tuning.method != "qlora":
+    if config.tuning.base_quant_type is None:
         return []
     dtype = base_dtype(config, choices.precision)
     return [f"  quantised  {quantization_line(model, config.tuning, dtype)}"]

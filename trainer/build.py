@@ -103,7 +103,7 @@ def build_model(config: RunConfig, choices: Choices) -> PackedModel:
 
 
 def _load(config: RunConfig, choices: Choices) -> "PreTrainedModel":
-    if config.tuning.method != "qlora":
+    if config.tuning.base_quant_type is None:
         return load_base(config, choices.attention, choices.precision)
     source = Path(config.model.path or config.output_dir / BASE)
     return load_quantized_base(

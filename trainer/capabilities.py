@@ -12,7 +12,8 @@ class Setup:
         preset: Name of the DeepSpeed preset.
         zero_stage: Its stage.
         precision: Of training; "auto" where it is not resolved yet.
-        method, quant_type: Of the tuning section.
+        method: Of the tuning section.
+        quant_type: Of the base; "" where it is not quantised.
         optimizer: Of the optim section.
         device: "cpu" or "cuda"; "" where it is not known.
         compute_capability: Of the GPU, e.g. (7, 5) of a T4; None without one.
@@ -45,10 +46,11 @@ STACK_LIMITS = (
         " take a zero1 preset, also on one GPU, or engine.precision=fp32",
     ),
     Limit(
-        lambda s: s.zero_stage == 3 and s.method == "qlora",
-        "tuning.method qlora with engine.preset {preset}: ZeRO 3 would shard packed weights away"
-        " from the scales that decode them; take a zero1 or zero2 preset, which shard all that"
-        " QLoRA trains, or tuning.method=lora with ZeRO 3",
+        lambda s: s.zero_stage == 3 and bool(s.quant_type),
+        "tuning.method {method} with engine.preset {preset}: ZeRO 3 would shard packed weights of a"
+        " {quant_type} base away from the scales that decode them; take a zero1 or zero2 preset,"
+        " which shard all that is trained, or a base that is not quantised, e.g."
+        " tuning.method=lora with ZeRO 3",
     ),
     Limit(
         lambda s: s.zero_stage == 3 and s.optimizer != "adamw",
@@ -71,12 +73,12 @@ MACHINE_LIMITS = (
         " engine.precision=fp16 (auto does)",
     ),
     Limit(
-        lambda s: s.method == "qlora" and s.quant_type != "int8" and _older_than(s, 6, 0),
+        lambda s: s.quant_type in ("nf4", "fp4") and _older_than(s, 6, 0),
         "tuning.quant_type {quant_type} needs a GPU of sm60 or newer for bitsandbytes, this one is"
-        " sm{sm}; take tuning.method=lora",
+        " sm{sm}; take a base that is not quantised, e.g. tuning.method=lora",
     ),
     Limit(
-        lambda s: s.method == "qlora" and s.quant_type == "int8" and _older_than(s, 7, 5),
+        lambda s: s.quant_type == "int8" and _older_than(s, 7, 5),
         "tuning.quant_type int8 needs a GPU of sm75 or newer for bitsandbytes, this one is sm{sm};"
         " take tuning.quant_type=nf4",
     ),

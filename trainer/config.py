@@ -64,7 +64,7 @@ class TuningSection(Section):
         "full", "lora", "qlora", "ia3", "ptuning", "adapter_h", "adapter_p", "parallel"
     ] = Field(
         "lora",
-        description="full trains the base; qlora is lora on a base quantised by bitsandbytes;"
+        description="full trains the base; qlora is lora on a quantised base;"
         " adapter_h, adapter_p, parallel: bottleneck adapters of Houlsby, Pfeiffer, He",
     )
     variant: Literal["plain", "rslora", "dora", "llm_adapters"] = Field(
@@ -77,7 +77,9 @@ class TuningSection(Section):
         description="inner width of bottleneck adapters (null: 256), virtual tokens of ptuning"
         " (null: 30)",
     )
-    quant_type: Literal["nf4", "fp4", "int8"] = Field("nf4", description="of a qlora base")
+    quant_type: Literal["auto", "nf4", "fp4", "int8"] = Field(
+        "auto", description="of the frozen base, by bitsandbytes; auto: nf4 for qlora, else none"
+    )
     double_quant: bool = Field(True, description="quantise the scales of nf4 and fp4 too")
     init_from: str | None = Field(
         None, description="run folder or adapter folder whose adapter is trained further"
@@ -98,6 +100,13 @@ class TuningSection(Section):
     modules_to_save: list[str] = Field(
         default_factory=list, description="modules trained whole beside the adapters, e.g. [wte]"
     )
+
+    @property
+    def base_quant_type(self) -> Literal["nf4", "fp4", "int8"] | None:
+        """What the frozen base is quantised to; None: it is not."""
+        if self.quant_type != "auto":
+            return self.quant_type
+        return "nf4" if self.method == "qlora" else None
 
 
 class LossSection(Section):

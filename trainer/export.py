@@ -73,7 +73,7 @@ def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> d
         state: Of the best validation.
     """
     tuning, data = config.tuning, config.data
-    quantised = {"quant_type": tuning.quant_type, "double_quant": tuning.double_quant}
+    quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}
     of_task: dict[str, Any] = {
         "classes": ["not vulnerable", "vulnerable"],
         "normalize_whitespace": data.normalize_whitespace,
@@ -93,5 +93,5 @@ def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> d
         "seq_length": data.seq_length,
         "step": state.best_step,
         "base_sha256": base_digest(config),
-        "quantization": quantised if tuning.method == "qlora" else None,
+        "quantization": quantised if tuning.base_quant_type else None,
     }

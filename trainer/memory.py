@@ -47,7 +47,8 @@ class Job:
 
     Attributes:
         shape: The model.
-        method, quant_type, double_quant: Of the tuning section.
+        method, double_quant: Of the tuning section.
+        quant_type: Of the base; None where it is not quantised.
         precision: Of training, resolved.
         base_dtype: Of the frozen weights that are not quantised, and of activations.
         tuning: The tuning section.
@@ -65,7 +66,7 @@ class Job:
 
     shape: ModelShape
     method: str
-    quant_type: str
+    quant_type: str | None
     double_quant: bool
     precision: str
     base_dtype: str
@@ -192,7 +193,7 @@ def _weights(job: Job) -> Memory:
     quantised = 0.0
     if job.method == "full":
         return _trained_base(job)
-    if job.method == "qlora":
+    if job.quant_type:
         quantised = shape.num_linear_weights * quantised_bytes(job)
     else:
         frozen += shape.num_linear_weights
@@ -323,7 +324,7 @@ def _backward_working(job: Job) -> float:
     width = BYTES[job.base_dtype]
     decoded = max(linear.num_weights for linear in job.shape.linears) * width
     in_flight = 2 * job.shape.inner * width * job.num_tokens
-    return max(in_flight, _loss_bytes(job)) + (decoded if job.method == "qlora" else 0.0)
+    return max(in_flight, _loss_bytes(job)) + (decoded if job.quant_type else 0.0)
 
 
 def _loss_bytes(job: Job) -> float:

@@ -92,9 +92,8 @@ def _plain(config: RunConfig) -> RunConfig:
     """The recipe on the unquantised base: the model's files, or those that were drawn."""
     folder = config.model.path or str(config.output_dir / BASE)
     model = config.model.model_copy(update={"path": folder, "config": None, "quantize_cache": None})
-    is_quantised = config.tuning.method == "qlora"
-    method = "lora" if is_quantised else config.tuning.method
-    tuning = config.tuning.model_copy(update={"method": method})
+    method = "lora" if config.tuning.method == "qlora" else config.tuning.method
+    tuning = config.tuning.model_copy(update={"method": method, "quant_type": "auto"})
     return config.model_copy(update={"model": model, "tuning": tuning})
 
 

@@ -39,14 +39,15 @@ def moment_names(engine: "DeepSpeedEngine") -> tuple[str, ...]:
 def named_moments(engine: "DeepSpeedEngine", *, write: bool = False) -> Iterator[None]:
     """Inside, every optimizer's state holds `moment_names` in fp32, of the parameter's own shape.
 
-    torch's AdamW does anyway. With `write`, what stands there at the end becomes the state.
+    torch's AdamW does anyway. With `write`, what stands there at the end becomes the state. ZeRO is
+    told of the state in any case: it looks once, after the first step of the first group alone, and
+    misses that of a second (matrices have weight decay, vectors none).
     """
     entries = [entry for entry in adam_of(engine).state.values() if "state1" in entry]
     for entry in entries:
         for number, (moment, scale) in enumerate(zip(MOMENTS, SCALES, strict=True), start=1):
             entry[moment], entry[scale] = _decode(entry, number)
-    if entries:
-        _link(engine)
+    _link(engine)
     yield
     for entry in entries:
         for number, (moment, scale) in enumerate(zip(MOMENTS, SCALES, strict=True), start=1):
@@ -88,10 +89,10 @@ def _encode(entry: _Entry, number: int, value: Tensor, scale: Tensor) -> None:
 
 
 def _link(engine: "DeepSpeedEngine") -> None:
-    """Tell ZeRO 1 and 2 which tensors the state now holds; stage 0 looks for itself."""
+    """Tell ZeRO 1 and 2 which tensors the state now holds; stages 0 and 3 look for themselves."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
-    if not engine.zero_optimization_stage():
+    if engine.zero_optimization_stage() not in (1, 2) or not adam_of(engine).state:
         return
     zero = engine.optimizer
     for parameters, flat in zip(

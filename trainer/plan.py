@@ -20,15 +20,10 @@ from trainer.recipe import cross_check, load_preset, recipe_setup
 from trainer.shapes import ModelShape, model_shape
 from trainer.targets import num_adapter_parameters
 
-_PLAIN_MFU = (0.25, 0.45)
-MFU = {
-    "full": _PLAIN_MFU, "lora": _PLAIN_MFU, "qlora": (0.15, 0.35), "ia3": _PLAIN_MFU,
-    "ptuning": _PLAIN_MFU, "adapter_h": _PLAIN_MFU, "adapter_p": _PLAIN_MFU,
-    "parallel": _PLAIN_MFU,
-}  # fmt: skip
+MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
 """Share of the device's peak that training reaches, lowest and highest assumed.
 
-QLoRA decodes every weight before it multiplies, twice or three times a step.
+A quantised base is decoded, every weight before it multiplies, twice or three times a step.
 """
 _TABLES = ("wte", "embed_tokens")  # modules_to_save that the planner can size
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
@@ -38,6 +33,7 @@ _SLOWER = {  # factor on the time of a step, for choosing among changes that all
     "engine.preset=gpu_zero2": 1.02,
     "model.gradient_checkpointing=true": 1.5,
     "tuning.method=qlora": 1.6,
+    "tuning.quant_type=nf4": 1.6,
     "engine.preset=gpu_zero3": 2.0,
 }
 
@@ -69,7 +65,8 @@ class Plan:
         num_steps: Optimizer steps.
         accumulation: Micro-batches of a rank in a step.
         flops: Of the whole run.
-        seconds: Lowest and highest, from MFU; None where the device's peak is not known.
+        seconds: Lowest and highest, from `mfu`; None where the device's peak is not known.
+        mfu: Share of the peak, lowest and highest assumed.
         step_communication_bytes: Sent by a rank in a step.
         checkpoint_bytes: Of one checkpoint on disk.
         num_trained: Parameters.
@@ -87,6 +84,7 @@ class Plan:
     accumulation: int
     flops: float
     seconds: tuple[float, float] | None
+    mfu: tuple[float, float]
     step_communication_bytes: float
     checkpoint_bytes: float
     num_trained: int
@@ -142,7 +140,7 @@ def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFac
     job = Job(
         shape=shape,
         method=config.tuning.method,
-        quant_type=config.tuning.quant_type,
+        quant_type=config.tuning.base_quant_type,
         double_quant=config.tuning.double_quant,
         precision=precision,
         base_dtype=precision if config.model.dtype == "auto" else config.model.dtype,
@@ -185,6 +183,7 @@ def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: Data
     limit = machine.device.memory_gib * 2**30 if machine.device else None
     num_steps = data.num_steps(config)
     flops = flops_of_step(config, job, data) * num_steps
+    mfu = QUANTISED_MFU if job.quant_type else MFU
     return Plan(
         machine=machine.name,
         method=config.tuning.method,
@@ -195,7 +194,8 @@ def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: Data
         num_steps=num_steps,
         accumulation=data.accumulation(config, machine.num_ranks),
         flops=flops,
-        seconds=_seconds(flops, config.tuning.method, machine),
+        seconds=_seconds(flops, mfu, machine),
+        mfu=mfu,
         step_communication_bytes=communication_bytes(
             job, data.accumulation(config, machine.num_ranks)
         ),
@@ -329,7 +329,7 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
     found = []
     for section, key, value in overrides:
         block = getattr(config, section)
-        if getattr(block, key) == value or (key == "method" and not _may_become_lora(config)):
+        if getattr(block, key) == value or not _proposes(config, key):
             continue
         changed = config.model_copy(update={section: block.model_copy(update={key: value})})
         try:
@@ -341,14 +341,18 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
     return found
 
 
-def _may_become_lora(config: RunConfig) -> bool:
-    """Whether LoRA is near enough to what was asked for to be proposed instead."""
-    return config.tuning.method in ("full", "lora") and config.tuning.variant == "plain"
+def _proposes(config: RunConfig, key: str) -> bool:
+    """Whether a change is near enough to what was asked for: another method, another base."""
+    tuning = config.tuning
+    if key == "method":
+        return tuning.method in ("full", "lora") and tuning.variant == "plain"
+    return key != "quant_type" or tuning.method != "lora" or tuning.variant != "plain"
 
 
 def _is_fused(config: RunConfig) -> bool:
     tuning = config.tuning
-    return tuning.method == "lora" and tuning.lora_backend != "peft" and tuning.variant != "dora"
+    is_plain = tuning.method == "lora" and tuning.base_quant_type is None
+    return is_plain and tuning.lora_backend != "peft" and tuning.variant != "dora"
 
 
 def _num_added(job: Job) -> int:
@@ -371,11 +375,13 @@ def _faults(config: RunConfig, job: Job, machine: Machine) -> Sequence[str]:
     return [*refusals(setup, STACK_LIMITS), *refusals(setup, MACHINE_LIMITS)]
 
 
-def _seconds(flops: float, method: str, machine: Machine) -> tuple[float, float] | None:
+def _seconds(
+    flops: float, mfu: tuple[float, float], machine: Machine
+) -> tuple[float, float] | None:
     if machine.device is None or machine.device.peak_tflops is None:
         return None
     peak = machine.device.peak_tflops * 1e12 * machine.num_ranks
-    lowest, highest = MFU[method]
+    lowest, highest = mfu
     return flops / (peak * highest), flops / (peak * lowest)
 
 

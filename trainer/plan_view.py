@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.memory import Memory
-from trainer.plan import MFU, Change, Plan
+from trainer.plan import Change, Plan
 
 _GIB, _MIB = 2**30, 2**20
 _WIDTH = 40  # characters of the longest bar
@@ -100,7 +100,7 @@ def _table(plans: Sequence[Plan]) -> Table:
 def _time(plan: Plan) -> str:
     if plan.seconds is None:
         return "no time: the device's peak is not known"
-    lowest, highest = MFU[plan.method]
+    lowest, highest = plan.mfu
     return f"{_duration(plan.seconds)} at an MFU of {highest:.0%} to {lowest:.0%}"
 
 

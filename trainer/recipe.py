@@ -152,7 +152,7 @@ def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
         zero_stage=load_preset(preset)["zero_optimization"]["stage"],
         precision=precision,
         method=config.tuning.method,
-        quant_type=config.tuning.quant_type,
+        quant_type=config.tuning.base_quant_type or "",
         optimizer=config.optim.optimizer,
         packing=config.data.packing,
     )
@@ -311,10 +311,10 @@ def _precision_faults(config: RunConfig) -> list[str]:
 
 def _tuning_faults(config: RunConfig) -> list[str]:
     tuning, method, faults = config.tuning, config.tuning.method, []
-    if config.model.quantize_cache is not None and method != "qlora":
+    if config.model.quantize_cache is not None and tuning.base_quant_type is None:
         faults.append(
             f"model.quantize_cache with tuning.method {method}: nothing is quantised;"
-            " take tuning.method=qlora, or remove it"
+            " take tuning.method=qlora or give tuning.quant_type, or remove it"
         )
     if method not in _VARIANTS[tuning.variant]:
         faults.append(
@@ -349,6 +349,11 @@ def _whole_faults(config: RunConfig) -> list[str]:
         faults.append(
             f"model.dtype {config.model.dtype} with tuning.method full: nothing is frozen; take"
             " model.dtype=auto"
+        )
+    if tuning.method == "full" and tuning.base_quant_type is not None:
+        faults.append(
+            f"tuning.quant_type {tuning.quant_type} with tuning.method full: quantised weights are"
+            " not trained; take tuning.quant_type=auto, or tuning.method=qlora"
         )
     if HEAD in tuning.target_modules and tuning.init_from is not None:
         faults.append(

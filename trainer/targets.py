@@ -46,7 +46,8 @@ def is_feed_forward(path: str) -> bool:
 
 def adapter_size(tuning: TuningSection) -> int:
     """Inner width of bottleneck adapters, virtual tokens of P-Tuning; 0 for other methods."""
-    return _SIZES[tuning.method] if tuning.adapter_size is None else tuning.adapter_size
+    usual = _SIZES.get(tuning.method, 0)
+    return usual if tuning.adapter_size is None or not usual else tuning.adapter_size
 
 
 def num_virtual_tokens(tuning: TuningSection) -> int:
@@ -89,7 +90,7 @@ def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
 def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
     """What a method trains besides the head and modules_to_save; of full, all but the head."""
     if tuning.method == "full":
-        return shape.num_parameters - shape.num_head_parameters
+        return shape.num_parameters - shape.num_new_parameters
     if tuning.method == "ptuning":
         hidden = shape.hidden
         return adapter_size(tuning) * hidden + 3 * (hidden * hidden + hidden)
@@ -100,11 +101,12 @@ def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
 def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
     """What is trained of the head.
 
-    A classifier's whole, or an adapter where LoRA's targets name it; a language model's by full.
+    A classifier's whole, or an adapter where LoRA's targets name it; a language model's counts as
+    part of the base.
     """
     if HEAD in tuning.target_modules:
         return tuning.lora_r * (shape.hidden + NUM_CLASSES)
-    return shape.num_head_parameters if tuning.method == "full" else shape.num_new_parameters
+    return shape.num_new_parameters
 
 
 def _of_layer(layer: Linear, shape: ModelShape, tuning: TuningSection) -> int:

@@ -1,4 +1,4 @@
-"""A base whose linear layers bitsandbytes keeps in 4 or 8 bits (QLoRA, Dettmers et al. 2023)."""
+"""A base whose linear layers bitsandbytes keeps in 4 or 8 bits (Dettmers et al. 2022, 2023)."""
 
 import hashlib
 from collections.abc import Callable
@@ -22,18 +22,18 @@ def quantization_config(
     """What transformers is told: the head, and modules trained whole, stay as they are.
 
     Args:
-        tuning: quant_type, double_quant, modules_to_save.
+        tuning: base_quant_type, double_quant, modules_to_save.
         dtype: Of the products: weights are decoded to it, layer by layer, when they are used.
         head: Name of the classification head or of the output layer.
     """
     from transformers import BitsAndBytesConfig
 
     kept = [head, *tuning.modules_to_save]
-    if tuning.quant_type == "int8":
+    if tuning.base_quant_type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=tuning.quant_type,
+        bnb_4bit_quant_type=tuning.base_quant_type,
         bnb_4bit_use_double_quant=tuning.double_quant,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=kept,
@@ -79,10 +79,11 @@ def quantization_line(model: nn.Module, tuning: TuningSection, dtype: torch.dtyp
     """The line of the banner: which layers are quantised, how, and what stayed as it was."""
     layers = quantized_layers(model)
     names = sorted({name.replace(".base_layer", "").rpartition(".")[2] for name in layers})
-    twice = ", double quantisation" if tuning.quant_type != "int8" and tuning.double_quant else ""
+    kind = tuning.base_quant_type
+    twice = ", double quantisation" if kind != "int8" and tuning.double_quant else ""
     stored = sum(layer.weight.nbytes for layer in layers.values())
     return (
-        f"{tuning.quant_type}{twice}, products in {str(dtype).removeprefix('torch.')}:"
+        f"{kind}{twice}, products in {str(dtype).removeprefix('torch.')}:"
         f" {len(layers)} layers ({', '.join(names)}) in {stored / 2**20:,.1f} MiB; embeddings,"
         " norms and the head are not quantised"
     )

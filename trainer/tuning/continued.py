@@ -128,4 +128,5 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _comparable(value: Any) -> Any:
     """Module names come as lists and sets, once or twice, and none at all as null."""
-    return sorted(set(value)) if isinstance(value, list | set | tuple) else value or None
+    plain = getattr(value, "value", value)  # PEFT's enumerations
+    return sorted(set(plain)) if isinstance(plain, list | set | tuple) else plain or None
