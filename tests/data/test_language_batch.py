@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from example_sets import language_set
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import batch as batch_module
@@ -35,6 +35,7 @@ def test_the_row_of_the_docstring_is_read_before_its_supervised_tokens(monkeypat
     assert (batch.count, batch.num_tokens) == (3.0, 7)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 5), st.booleans(), st.integers(0, 99))
 def test_targets_are_those_of_a_loop_over_tokens(num_examples, num_rows, isolate, seed):
     examples = random_language(num_examples, seed)
