@@ -69,7 +69,7 @@ def corpus(tmp_path_factory) -> Path:
     """Three files of texts, some longer than a row."""
     folder = tmp_path_factory.mktemp("corpus")
     for file in range(3):
-        rows = [{"text": f"file {file} text {n}. " + f"{n} and " * (n % 40)} for n in range(30)]
+        rows = [{"text": f"file {file} text {n}. " + f"{n} and " * (3 * n)} for n in range(30)]
         (folder / f"part{file}.json").write_text(json.dumps(rows))
     return folder
 
