@@ -1,9 +1,10 @@
 """Bytes of one rank's training step, by arithmetic on sizes alone.
 
 The step has two moments that can be its peak: when the backward pass begins, all activations of a
-micro-batch are alive; when the optimizer steps, all gradients are. What is kept for the backward
-pass was read off the saved tensors of each block, not guessed; benchmarks/memory.py compares the
-sums with measurement.
+micro-batch are alive; when the optimizer steps, all gradients are. Under ZeRO 3 the start can need
+more than both: the model stands whole on every GPU. What is kept for the backward pass was read off
+the saved tensors of each block, not guessed; benchmarks/memory.py compares the sums with
+measurement.
 
 Per token and block, in elements, for hidden D, inner F, key size K, H heads, rank r:
 
@@ -94,6 +95,13 @@ class Job:
         )
 
     @property
+    def trains_vocabulary(self) -> bool:
+        """Whether the output layer of a language model has a gradient."""
+        return self.shape.head != "classes" and (
+            self.method == "full" or "lm_head" in self.tuning.modules_to_save
+        )
+
+    @property
     def num_tokens(self) -> int:
         """Of a micro-batch, virtual ones included."""
         return (self.seq_length + num_virtual_tokens(self.tuning)) * self.micro_batch_size
@@ -106,7 +114,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at the peak of its step."""
+    """Bytes of one rank at the peak of its step; `start` is what its start needs above that."""
 
     quantised_weights: float = 0.0
     frozen_weights: float = 0.0
@@ -117,6 +125,7 @@ class Memory:
     activations: float = 0.0
     working: float = 0.0
     buckets: float = 0.0
+    start: float = 0.0
     context: float = 0.0
     fragmentation: float = 0.0
 
@@ -156,6 +165,7 @@ def memory_of(job: Job) -> Memory:
     peak = max(backward, update, key=lambda memory: memory.total)
     if not job.on_gpu:
         return peak
+    peak = replace(peak, start=max(0.0, _start_bytes(job) - peak.total))
     return replace(peak, context=_CUDA_CONTEXT, fragmentation=_FRAGMENTATION * peak.total)
 
 
@@ -206,6 +216,11 @@ def _weights(job: Job) -> Memory:
         frozen_weights=resident + shape.mask_bytes,
         trained_weights=BYTES[job.precision] * job.num_trained,
     )
+
+
+def _start_bytes(job: Job) -> float:
+    """Under ZeRO 3 DeepSpeed moves the whole model to the GPU before it cuts it up."""
+    return _weights(replace(job, zero_stage=1)).total if job.zero_stage == 3 else 0.0
 
 
 def _trained_base(job: Job) -> Memory:
@@ -330,9 +345,12 @@ def _backward_working(job: Job) -> float:
 def _loss_bytes(job: Job) -> float:
     """Of a language model's loss: states before targets, their gradients, a chunk of logits.
 
-    The chunk is gone before the first block's gradients are made.
+    A trained head's gradient is summed in fp32 and then written in the dtype of the weight. All of
+    it is gone before the first block's gradients are made.
     """
-    if job.shape.head == "classes":
+    shape, width = job.shape, BYTES[job.base_dtype]
+    if shape.head == "classes":
         return 0.0
-    states = 2 * job.shape.hidden * BYTES[job.base_dtype] * job.num_tokens
-    return states + LOSS_CHUNK_BYTES["cuda" if job.on_gpu else "cpu"]
+    states = 2 * shape.hidden * width * job.num_tokens
+    head = shape.vocabulary * shape.hidden * (4 + width) if job.trains_vocabulary else 0
+    return states + head + LOSS_CHUNK_BYTES["cuda" if job.on_gpu else "cpu"]

@@ -25,7 +25,7 @@ MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
 
 A quantised base is decoded, every weight before it multiplies, twice or three times a step.
 """
-_TABLES = ("wte", "embed_tokens")  # modules_to_save that the planner can size
+_TABLES = ("wte", "embed_tokens", "lm_head")  # modules_to_save that the planner can size
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
 _SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
     "optim.optimizer=adamw_8bit": 1.0,
@@ -240,7 +240,8 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
         + (passes + 1) * attention
     )
     if shape.head != "classes":  # logits and the gradient of their states, once for every token
-        of_token += 4 * shape.vocabulary * shape.hidden
+        products = 3 if job.trains_vocabulary else 2
+        of_token += 2 * products * shape.vocabulary * shape.hidden
     return of_token * data.tokens_of_step(config)
 
 

@@ -21,6 +21,7 @@ _NAMES = {
     "activations": "activations",
     "working": "working space",
     "buckets": "communication",
+    "start": "whole at the start",
     "context": "CUDA context",
     "fragmentation": "fragmentation (5%)",
 }

@@ -134,6 +134,69 @@ def test_the_components_of_lora_on_starcoder_by_hand(starcoder):
     assert memory.activations == pytest.approx(t * (40 * 2 * d + block + outside), rel=1e-3)
 
 
+LLAMA = CONFIGS["llama-13b"] | {"tie_word_embeddings": False}
+
+
+@pytest.fixture
+def llama(base, tmp_path):
+    """A language model of 13 B parameters, its output layer its own, trained whole by 8 ranks."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    return load_run_config(
+        base,
+        [f"model.config={tmp_path}", "data.tokenizer=data/samples/model", "data.seq_length=512",
+         "task.name=instruction", "model.gradient_checkpointing=true", "tuning.method=full",
+         "engine.preset=gpu_zero3"],
+    )  # fmt: skip
+
+
+def language_job(config, num_ranks=8):
+    return job_of(config, read_shape(config), Machine(DEVICES["A100-80"], num_ranks), ASSUMED)
+
+
+def test_full_tuning_of_a_language_model_under_zero_3_by_hand(llama):
+    """13,015,864,320 parameters (LLaMA 13B): an eighth of 2 + 4 + 8 bytes each, 1e9 gathered."""
+    memory = memory_of(language_job(llama))
+    num = 13_015_864_320
+    assert memory.trained_weights == 2 * (num / 8 + 1e9)
+    assert memory.master_weights == 4 * num / 8
+    assert memory.moments == 8 * num / 8
+    assert memory.gradients == (2 + 4) * num / 8
+    assert memory.frozen_weights == 0
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_trained_output_layer_sums_its_gradient_in_fp32_beside_the_chunk(
+    is_tied, llama, tmp_path
+):
+    """Hidden states and their gradients, V x D in fp32 and once more in bf16, 640 MiB of logits."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"tie_word_embeddings": is_tied}))
+    tokens = 4 * 512  # more rows, and what the widest layer has in flight would be more
+    expected = 2 * 2 * 5120 * tokens + (4 + 2) * 32000 * 5120 + (640 << 20)
+    job = replace(language_job(llama), micro_batch_size=4, checkpointing=False)
+    memory = memory_of(job)
+    assert memory.activations > 0  # the peak is at the loss, not at the update
+    assert memory.working == expected
+    frozen = changed(llama, "tuning", method="lora")
+    frozen_job = replace(language_job(frozen), micro_batch_size=4, zero_stage=1)
+    assert memory_of(frozen_job).working == expected - 6 * 32000 * 5120
+    whole = changed(frozen, "tuning", modules_to_save=["lm_head"])
+    whole_job = language_job(whole)
+    assert whole_job.num_trained - frozen_job.num_trained == 32000 * 5120
+
+
+def test_under_zero_3_the_whole_model_stands_on_every_gpu_at_the_start(llama):
+    """DeepSpeed moves it there before it cuts it up: 26 GB in bf16, however many ranks share it."""
+    lora = changed(llama, "tuning", method="lora")
+    for config, num_ranks in ((llama, 64), (lora, 8)):
+        job = language_job(config, num_ranks)
+        adapters = 0 if config is llama else 2 * job.num_trained
+        memory = memory_of(job)
+        assert memory.start > 0
+        needed = memory.total - memory.context - memory.fragmentation
+        assert needed == pytest.approx(2 * 13_015_864_320 + adapters)
+    assert memory_of(language_job(llama)).start == 0  # of 8 ranks each has as much in its step
+
+
 def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
     limit = DEVICES["A100-40"].memory_gib * 2**30
     job = job_of(starcoder, read_shape(starcoder), Machine(DEVICES["A100-40"], 1), ASSUMED)
