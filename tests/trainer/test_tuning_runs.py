@@ -239,3 +239,26 @@ def test_the_plan_counts_what_the_run_trains(name, finished):
     [line] = [line for line in printed.splitlines() if line.startswith("  trained ")]
     plan = json.loads((finished / name / "plan.json").read_text())
     assert line.startswith(f"  trained    {plan['num_trained']:,} of ")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("dora", "nf4"), ("ia3", "int8"), ("ptuning", "int8"), ("adapter_h", "int8"),
+     ("parallel", "nf4")],
+)  # fmt: skip
+def test_every_method_learns_beside_a_quantised_base(name, kind, arguments_of, tmp_path):
+    folder = tmp_path / "run"
+    # LLM.int8() takes outliers out of whole rows, so packed functions would see each other.
+    keys = [f"tuning.quant_type={kind}", "model.gradient_checkpointing=true", "data.packing=false"]
+    learned = run(arguments_of(name), folder, "cpu_zero1", 1, *keys)
+    assert min(learned) < learned[0]
+    assert f"quantised  {kind}, " in folder.with_suffix(".txt").read_text()
+    facts = json.loads((folder / "adapter" / "focaltune.json").read_text())
+    assert facts["quantization"]["quant_type"] == kind
+    if name == "ia3":
+        target = tmp_path / "merged"
+        assert export_main([str(folder), "--merge", "--output", str(target)]) == 0
+        drift = json.loads((target / "focaltune.json").read_text())["merge"]
+        assert drift["onto"] == "dequantized"
+        # int8 products are rounded to whole numbers, which the decoded weights' are not.
+        assert drift["max_logit_difference"] < 0.05 * max(1.0, drift["largest_logit"])
