@@ -155,6 +155,7 @@ def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
         quant_type=config.tuning.base_quant_type or "",
         optimizer=config.optim.optimizer,
         packing=config.data.packing,
+        variant=config.tuning.variant,
     )
 
 
@@ -320,11 +321,6 @@ def _tuning_faults(config: RunConfig) -> list[str]:
         faults.append(
             f"tuning.variant {tuning.variant} is one of {', '.join(_VARIANTS[tuning.variant])}, not"
             f" of tuning.method {method}; take tuning.variant=plain"
-        )
-    if tuning.variant == "dora" and tuning.base_quant_type == "int8":
-        faults.append(
-            "tuning.variant dora with tuning.quant_type int8: PEFT reads the scales of the weights"
-            " before bitsandbytes has them in place, and the first step fails; take nf4"
         )
     if tuning.adapter_size is not None and not adapter_size(tuning):
         faults.append(
