@@ -93,6 +93,9 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error))) from error
+    if config.task.name == "causal_lm" and "long_functions" not in config.data.model_fields_set:
+        data = config.data.model_copy(update={"long_functions": "window"})
+        config = config.model_copy(update={"data": data})
     cross_check(config)
     return config
 

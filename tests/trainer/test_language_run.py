@@ -161,7 +161,7 @@ def test_a_run_is_evaluated_on_another_file_and_merged(recipe, whole, tmp_path, 
 def sequential(recipe: Path, corpus: Path, folder: Path) -> list[str]:
     return [
         str(recipe), f"run.output_dir={folder}", "task.name=causal_lm", f"data.train={corpus}",
-        "data.order=sequential", "data.long_functions=window", "tuning.method=lora",
+        "data.order=sequential", "tuning.method=lora",
         "tuning.lora_dropout=0.2", "optim.max_steps=16", "save.interval=1",
     ]  # fmt: skip
 
@@ -248,9 +248,12 @@ def test_what_a_task_does_not_read_is_refused(overrides, message, recipe, tmp_pa
 
 def test_plain_concatenation_is_stated_and_has_the_same_targets(recipe, corpus, tmp_path):
     command = ["task.name=causal_lm", f"data.train={corpus}", "data.isolate=false"]
-    command += ["data.long_functions=window", "optim.max_steps=2"]
+    command += ["optim.max_steps=2"]
     rows = run(recipe, tmp_path / "run", 2, *command)
     assert len(rows) == 2
     printed = (tmp_path / "run.txt").read_text()
     assert "isolation  off" in printed
     assert "packing self-check" not in printed
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())["splits"]["train"]["tokens"]
+    assert facts["policy"] == "window"  # long texts are cut, not cut off
+    assert facts["num_examples"] > facts["num_records"]
