@@ -67,8 +67,8 @@ STACK_LIMITS = (
     ),
     Limit(
         lambda s: s.variant == "dora" and s.quant_type == "int8",
-        "tuning.variant dora with tuning.quant_type int8: bitsandbytes 0.50 finds no scales after PEFT"
-        " 0.21 has read the weights, and the first step fails; take tuning.quant_type=nf4",
+        "tuning.variant dora with tuning.quant_type int8: bitsandbytes 0.50 finds no scales after"
+        " PEFT 0.21 has read the weights, and the first step fails; take tuning.quant_type=nf4",
     ),
 )
 """Of the software, whatever the machine: exit code 2."""
