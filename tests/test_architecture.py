@@ -28,6 +28,7 @@ LAYERS = [
     ["trainer.devices", "trainer.data_facts"],
     ["trainer.memory"],
     ["trainer.plan"],
+    ["trainer.plan_change"],
     ["trainer.plan_view"],
     ["trainer.kernels"],
     ["trainer.losses"],

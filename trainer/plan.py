@@ -14,9 +14,9 @@ from trainer.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
 from trainer.config import RunConfig
 from trainer.data_facts import DataFacts
 from trainer.devices import Device
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
 from trainer.memory import BYTES, FLASH, SEGMENT_SDPA, Job, Memory, memory_of
-from trainer.recipe import cross_check, load_preset, recipe_setup
+from trainer.recipe import load_preset, recipe_setup
 from trainer.shapes import ModelShape, model_shape
 from trainer.targets import num_adapter_parameters
 
@@ -27,15 +27,6 @@ A quantised base is decoded, every weight before it multiplies, twice or three t
 """
 _TABLES = ("wte", "embed_tokens", "lm_head")  # modules_to_save that the planner can size
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
-_SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
-    "optim.optimizer=adamw_8bit": 1.0,
-    "optim.optimizer=paged_adamw_8bit": 1.05,
-    "engine.preset=gpu_zero2": 1.02,
-    "model.gradient_checkpointing=true": 1.5,
-    "tuning.method=qlora": 1.6,
-    "tuning.quant_type=nf4": 1.6,
-    "engine.preset=gpu_zero3": 2.0,
-}
 
 
 @dataclass(frozen=True)
@@ -103,15 +94,6 @@ class Plan:
         values = asdict(self)
         values["memory"] = {**self.memory.by_component(), "total": self.memory.total}
         return values | {"fits": self.fits}
-
-
-@dataclass(frozen=True)
-class Change:
-    """One key of the recipe changed, the plan it leads to, and whether that is enough."""
-
-    override: str
-    plan: Plan
-    is_enough: bool
 
 
 def read_shape(config: RunConfig) -> ModelShape:
@@ -263,91 +245,6 @@ def communication_bytes(job: Job, accumulation: int) -> float:
 def checkpoint_bytes(job: Job) -> float:
     """fp32 weight and two moments of all that is trained; 8-bit moments carry their scales."""
     return (20 if "8bit" in job.optimizer else 12) * job.num_trained
-
-
-def best_change(
-    config: RunConfig,
-    shape: ModelShape,
-    machine: Machine,
-    data: DataFacts,
-    limit_bytes: float | None = None,
-) -> Change | None:
-    """The single change that lets a recipe fit, found by trying each.
-
-    Changes that leave the result alone come first, the least slow among them; then those that do
-    not. Where none is enough, the one that saves most.
-
-    Args:
-        config: Of the run.
-        shape: Of the model.
-        machine: Where it runs.
-        data: Its counts.
-        limit_bytes: To stay below; None is the device's memory.
-    """
-    if limit_bytes is None:
-        limit_bytes = machine.device.memory_gib * 2**30 if machine.device else float("inf")
-    plans = {
-        override: make_plan(changed, shape, machine, data)
-        for override, changed in _candidates(config)
-    }
-    changes = [
-        Change(override, plan, plan.memory.total <= limit_bytes)
-        for override, plan in plans.items()
-        if not plan.faults
-    ]
-    enough = [change for change in changes if change.is_enough]
-    if enough:
-        return min(enough, key=lambda change: _cost(change.override))
-    return min(changes, key=lambda change: change.plan.memory.total, default=None)
-
-
-def _cost(override: str) -> float:
-    """Order of preference: how much slower, and far behind, what changes the result."""
-    if override.startswith("optim.micro_batch_size"):
-        return 1.1
-    return _SLOWER.get(override, 100.0)
-
-
-def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
-    half = max(8, config.data.seq_length // 2)
-    rows = config.optim.micro_batch_size
-    smaller = [rows // 2**power for power in range(1, 12) if rows // 2**power >= 1]
-    overrides: list[tuple[str, str, Any]] = [
-        *(("optim", "micro_batch_size", size) for size in smaller),
-        ("optim", "optimizer", "adamw_8bit"),
-        ("optim", "optimizer", "paged_adamw_8bit"),
-        ("model", "gradient_checkpointing", True),
-        ("tuning", "method", "lora"),
-        ("tuning", "method", "qlora"),
-        ("tuning", "quant_type", "nf4"),
-        ("tuning", "double_quant", True),
-        ("engine", "preset", "gpu_zero2"),
-        ("engine", "preset", "gpu_zero3"),
-        ("engine", "precision", "auto"),
-        ("data", "seq_length", half),
-        ("tuning", "modules_to_save", []),
-    ]
-    found = []
-    for section, key, value in overrides:
-        block = getattr(config, section)
-        if getattr(block, key) == value or not _proposes(config, key):
-            continue
-        changed = config.model_copy(update={section: block.model_copy(update={key: value})})
-        try:
-            cross_check(changed)
-        except ConfigError:
-            continue
-        shown = str(value).lower() if isinstance(value, bool) else value
-        found.append((f"{section}.{key}={shown}", changed))
-    return found
-
-
-def _proposes(config: RunConfig, key: str) -> bool:
-    """Whether a change is near enough to what was asked for: another method, another base."""
-    tuning = config.tuning
-    if key == "method":
-        return tuning.method in ("full", "lora") and tuning.variant == "plain"
-    return key != "quant_type" or tuning.method != "lora" or tuning.variant != "plain"
 
 
 def _is_fused(config: RunConfig) -> bool:

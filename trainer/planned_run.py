@@ -10,7 +10,8 @@ from trainer.data_facts import facts_of
 from trainer.data_report import plan_facts
 from trainer.devices import Device
 from trainer.errors import MachineError, ModelError
-from trainer.plan import Machine, Plan, best_change, make_plan, read_shape
+from trainer.plan import Machine, Plan, make_plan, read_shape
+from trainer.plan_change import best_change
 from trainer.plan_view import bar_lines, change_line
 from trainer.run_folder import write_json
 from trainer.session import Session

@@ -158,6 +158,7 @@ def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
         quant_type=config.tuning.base_quant_type or "",
         optimizer=config.optim.optimizer,
         packing=config.data.packing,
+        variant=config.tuning.variant,
     )
 
 

@@ -19,15 +19,16 @@ from trainer.data_facts import DataFacts, data_facts
 from trainer.devices import DEVICES, device_named
 from trainer.errors import ConfigError, ModelError
 from trainer.memory import memory_of, quantised_bytes
+from trainer.models.files import check_model_files
 from trainer.plan import (
     Machine,
-    best_change,
     communication_bytes,
     job_of,
     largest_micro_batch,
     make_plan,
     read_shape,
 )
+from trainer.plan_change import best_change
 from trainer.recipe import load_run_config
 from trainer.shapes import model_shape
 from trainer.targets import num_adapter_parameters
@@ -197,6 +198,36 @@ def test_under_zero_3_the_whole_model_stands_on_every_gpu_at_the_start(llama):
     assert memory_of(language_job(llama)).start == 0  # of 8 ranks each has as much in its step
 
 
+def test_full_fine_tuning_of_starcoder_by_hand(starcoder):
+    """2 + 2 bytes a parameter for weight and gradient, 4 + 8 + 4 shared by 8 ranks; ZeRO 3 shares
+    all of it, and holds a billion parameters gathered."""
+    config = changed(starcoder, "tuning", method="full")
+    machine = Machine(DEVICES["A100-80"], 8)
+    trained = 15_517_456_384 + 2 * 6144
+    for preset, of_weight in (("gpu_zero1", trained), ("gpu_zero3", trained / 8 + 1e9)):
+        on = changed(config, "engine", preset=preset)
+        job = job_of(on, read_shape(on), machine, ASSUMED)
+        memory = memory_of(job)
+        assert job.num_trained == trained
+        assert memory.trained_weights == 2 * of_weight
+        assert memory.master_weights == 4 * trained / 8
+        assert memory.moments == 8 * trained / 8
+        held = trained / 8 if preset == "gpu_zero3" else trained
+        assert memory.gradients == pytest.approx(2 * held + 4 * trained / 8)
+    assert not make_plan(config, read_shape(config), Machine(DEVICES["A100-80"], 1), ASSUMED).fits
+
+
+def test_virtual_tokens_take_positions_and_memory(starcoder):
+    prompted = changed(changed(starcoder, "tuning", method="ptuning"), "data", packing=False)
+    plain = changed(starcoder, "data", packing=False)
+    shape, machine = read_shape(prompted), Machine(DEVICES["A100-80"], 1)
+    jobs = [job_of(config, shape, machine, ASSUMED) for config in (plain, prompted)]
+    assert [job.num_tokens for job in jobs] == [2048, 2078]
+    check_model_files(changed(prompted, "data", seq_length=8162), 100)
+    with pytest.raises(ConfigError, match=r"30 virtual tokens .* lower it to 8162"):
+        check_model_files(changed(prompted, "data", seq_length=8163), 100)
+
+
 def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
     limit = DEVICES["A100-40"].memory_gib * 2**30
     job = job_of(starcoder, read_shape(starcoder), Machine(DEVICES["A100-40"], 1), ASSUMED)
@@ -216,6 +247,8 @@ def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
             {"tuning": {"method": "qlora"}, "model": {"gradient_checkpointing": False}},
             "model.gradient_checkpointing=true",
         ),
+        ("T4", {"tuning": {"method": "ia3"}}, "tuning.quant_type=nf4"),
+        ("A100-80", {"tuning": {"method": "full"}}, "tuning.method=lora"),
     ],
 )
 def test_the_best_single_change_fits_and_the_recipe_without_it_does_not(
