@@ -101,7 +101,7 @@ def node_facts(run_folder: Path | None = None) -> NodeFacts:
     gpus = read_gpus()
     return NodeFacts(
         host=socket.gethostname(),
-        machine=f"{_text('/proc/sys/kernel/random/boot_id')} {socket.gethostname()}",
+        machine=machine_id(),
         python=platform.python_version(),
         versions=package_versions(),
         code=code_digest(),
@@ -118,6 +118,11 @@ def node_facts(run_folder: Path | None = None) -> NodeFacts:
         has_compiler=any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))),
         has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
     )
+
+
+def machine_id() -> str:
+    """The same for two names of one machine, and for no two machines."""
+    return f"{_text('/proc/sys/kernel/random/boot_id')} {socket.gethostname()}"
 
 
 def package_versions() -> dict[str, str]:
