@@ -17,7 +17,7 @@ from cluster.virtual_hosts import REPOSITORY, VirtualHosts  # noqa: E402
 
 from benchmarks.memory import write_model  # noqa: E402
 
-STEPS = 8
+STEPS = 6
 
 
 def train(
@@ -31,7 +31,7 @@ def train(
         Path(sys.executable).with_name("deepspeed"), "--force_multi", "--hostfile", hostfile,
         REPOSITORY / "launcher" / "train.py", REPOSITORY / "recipes" / "quickstart.yaml",
         f"run.output_dir={run}", f"data.cache_dir={hosts.shared / 'cache'}", "optim.epochs=null",
-        f"optim.max_steps={STEPS}", "optim.warmup_steps=0", "data.seq_length=256",
+        f"optim.max_steps={STEPS}", "optim.warmup_steps=0", "data.seq_length=64",
         "eval.interval=never", "log.interval=1", "optim.batch_unit=rows",
         f"optim.global_batch_size={2 * slots * len(names)}", "optim.micro_batch_size=1",
         f"model.config={model}", "tuning.modules_to_save=[]", *keys,
@@ -65,7 +65,7 @@ def memory_of(hosts: VirtualHosts, name: str) -> float:
 
 def overlap(folder: Path) -> None:
     """Overlap against none, on a fast and on a slow link, and what a communication dtype saves."""
-    model = write_model(folder, "bigcode-22M")
+    model = write_model(folder, "bigcode-6M")
     cases = {
         "zero2, no overlap": {"overlap_comm": False},
         "zero2, overlap": {"overlap_comm": True},
@@ -86,7 +86,7 @@ def overlap(folder: Path) -> None:
                     target = REPOSITORY / "ds_configs" / "measured_zero2.json"
                     code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
                     hosts.run(host, [sys.executable, "-c", code, target, text])
-                keys = ["engine.preset=measured_zero2", "tuning.lora_r=64"]
+                keys = ["engine.preset=measured_zero2", "tuning.lora_r=256"]
                 steps, _ = train(hosts, hosts.names, 1, model, keys)
                 print(f"{link}: {name}: {median(steps):.2f} s a step", flush=True)
 
