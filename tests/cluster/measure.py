@@ -17,7 +17,7 @@ from cluster.virtual_hosts import REPOSITORY, VirtualHosts  # noqa: E402
 
 from benchmarks.memory import write_model  # noqa: E402
 
-STEPS = 6
+STEPS = 10
 
 
 def train(
@@ -71,9 +71,9 @@ def overlap(folder: Path) -> None:
         "zero2, overlap": {"overlap_comm": True},
     }
     base = json.loads((REPOSITORY / "ds_configs" / "cpu_zero2.json").read_text())
-    for link in ("as fast as memory", "1 Gbit/s, 5 ms"):
-        with VirtualHosts(folder / link.replace(" ", "-").replace("/", "-")) as hosts:
-            if link != "as fast as memory":
+    for number, link in enumerate(("as fast as memory", "1 Gbit/s, 5 ms")):
+        with VirtualHosts(folder / f"hosts-{number}") as hosts:
+            if number:
                 hosts.slow("node1", milliseconds=5, mbit=1000)
             for name, zero in cases.items():
                 preset = {
