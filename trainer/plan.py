@@ -15,8 +15,9 @@ from trainer.config import RunConfig
 from trainer.data_facts import DataFacts
 from trainer.devices import Device
 from trainer.errors import ModelError
+from trainer.job import Machine, choose_preset, job_of
 from trainer.memory import BYTES, FLASH, SEGMENT_SDPA, Job, Memory, memory_of
-from trainer.recipe import load_preset, recipe_setup
+from trainer.recipe import recipe_setup
 from trainer.shapes import ModelShape, model_shape
 from trainer.targets import num_adapter_parameters
 
@@ -25,21 +26,12 @@ MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
 
 A quantised base is decoded, every weight before it multiplies, twice or three times a step.
 """
-_TABLES = ("wte", "embed_tokens", "lm_head")  # modules_to_save that the planner can size
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
+_GATHERS = {(True, False): 1.0, (True, True): 1.6, (False, False): 2.0, (False, True): 2.8}
+"""Of a layer's weights in a micro-batch, measured, by (the model stays gathered, recomputation).
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan is made for; `device` None is this machine's CPU."""
-
-    device: Device | None
-    num_ranks: int
-
-    @property
-    def name(self) -> str:
-        """As it is shown."""
-        return f"{self.num_ranks} x {self.device.name if self.device else 'CPU'}"
+It stays gathered below stage3_max_live_parameters; recomputation gathers part of it again.
+"""
 
 
 @dataclass(frozen=True)
@@ -111,54 +103,6 @@ def read_shape(config: RunConfig) -> ModelShape:
     return model_shape(values, is_language=config.is_language)
 
 
-def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Job:
-    """What the memory of a recipe depends on, every `auto` resolved for a machine."""
-    preset = preset_of(config, machine)
-    zero = load_preset(preset)["zero_optimization"]
-    precision = precision_of(config, machine, zero["stage"])
-    num_trained_whole = sum(
-        shape.vocabulary * shape.hidden for name in config.tuning.modules_to_save if name in _TABLES
-    )
-    job = Job(
-        shape=shape,
-        method=config.tuning.method,
-        quant_type=config.tuning.base_quant_type,
-        double_quant=config.tuning.double_quant,
-        precision=precision,
-        base_dtype=precision if config.model.dtype == "auto" else config.model.dtype,
-        tuning=config.tuning,
-        is_fused=_is_fused(config),
-        num_saved_modules_parameters=num_trained_whole,
-        optimizer=config.optim.optimizer,
-        zero_stage=zero["stage"],
-        reduce_bucket_size=int(zero.get("reduce_bucket_size", 0)),
-        world_size=machine.num_ranks,
-        seq_length=config.data.seq_length,
-        micro_batch_size=config.optim.micro_batch_size,
-        attention=_attention(config, machine),
-        checkpointing=config.model.gradient_checkpointing,
-        accumulates=data.accumulation(config, machine.num_ranks) > 1,
-        on_gpu=machine.device is not None,
-    )
-    if zero["stage"] == 3:
-        return job
-    return replace(job, reduce_bucket_size=min(job.reduce_bucket_size, job.num_trained))  # capped
-
-
-def preset_of(config: RunConfig, machine: Machine) -> str:
-    """The preset, auto resolved."""
-    if config.engine.preset != "auto":
-        return config.engine.preset
-    return "gpu_zero1" if machine.device else "cpu_zero1"
-
-
-def precision_of(config: RunConfig, machine: Machine, zero_stage: int) -> str:
-    """The precision of training, auto resolved."""
-    if config.engine.precision != "auto":
-        return config.engine.precision
-    return machine.device.precision if machine.device and zero_stage else "fp32"
-
-
 def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Plan:
     """The whole plan of a recipe on a machine."""
     job = job_of(config, shape, machine, data)
@@ -228,18 +172,26 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
 
 
 def communication_bytes(job: Job, accumulation: int) -> float:
-    """Bytes a rank sends in a step, rings all of them.
+    """Bytes a rank sends in a step, rings all of them: (n - 1) / n of what n ranks gather.
 
-    ZeRO 0 to 2 sum the gradients (2 (n - 1) / n of their bytes) and spread the updated weights;
-    ZeRO 3 also gathers the frozen base for every forward, backward and recomputation.
+    Gradients are all-reduced (twice that share) once a step, by ZeRO 2 at every micro-batch;
+    updated weights are gathered once. ZeRO 3 scatters gradients and gathers the model at every
+    micro-batch: embeddings once, the layers' weights as often as `_GATHERS` says.
+    benchmarks/communication.py compares with what DeepSpeed sends.
     """
     share = (job.world_size - 1) / job.world_size
-    width = BYTES[job.precision]
-    trained = (2 * share + (share if job.zero_stage else 0.0)) * width * job.num_trained
+    gradients = BYTES[job.communication_dtype or job.precision] * job.num_trained * share
+    weights = BYTES[job.precision] * job.num_trained * share
     if job.zero_stage < 3:
-        return trained
-    base = BYTES[job.base_dtype] * job.shape.num_parameters * share
-    return trained + base * accumulation * (3 if job.checkpointing else 2)
+        times = accumulation if job.zero_stage == 2 else 1
+        return 2 * gradients * times + (weights if job.zero_stage else 0.0)
+    is_kept = job.shape.num_parameters <= job.live_parameters
+    layers = job.shape.num_linear_weights
+    once = job.shape.num_parameters - layers
+    gathered = (
+        BYTES[job.base_dtype] * share * (once + _GATHERS[is_kept, job.checkpointing] * layers)
+    )
+    return (gradients + weights + gathered) * accumulation
 
 
 def checkpoint_bytes(job: Job) -> float:
@@ -247,26 +199,14 @@ def checkpoint_bytes(job: Job) -> float:
     return (20 if "8bit" in job.optimizer else 12) * job.num_trained
 
 
-def _is_fused(config: RunConfig) -> bool:
-    tuning = config.tuning
-    is_plain = tuning.method == "lora" and tuning.base_quant_type is None
-    return is_plain and tuning.lora_backend != "peft" and tuning.variant != "dora"
-
-
 def _num_added(job: Job) -> int:
     """Parameters that the method adds to the model."""
     return 0 if job.method == "full" else num_adapter_parameters(job.shape, job.tuning)
 
 
-def _attention(config: RunConfig, machine: Machine) -> str:
-    if config.model.attention != "auto":
-        return config.model.attention
-    return "sdpa" if machine.device else SEGMENT_SDPA  # flash_attn may not be installed
-
-
 def _faults(config: RunConfig, job: Job, machine: Machine) -> Sequence[str]:
     setup = replace(
-        recipe_setup(config, preset_of(config, machine), job.precision),
+        recipe_setup(config, choose_preset(config, job.shape, machine)[0], job.precision),
         device="cuda" if machine.device else "cpu",
         compute_capability=machine.device.compute_capability if machine.device else None,
     )

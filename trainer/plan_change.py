@@ -6,14 +6,15 @@ from typing import Any
 from trainer.config import RunConfig
 from trainer.data_facts import DataFacts
 from trainer.errors import ConfigError
-from trainer.plan import Machine, Plan, make_plan
+from trainer.job import Machine
+from trainer.plan import Plan, make_plan
 from trainer.recipe import cross_check
 from trainer.shapes import ModelShape
 
 _SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
     "optim.optimizer=adamw_8bit": 1.0,
     "optim.optimizer=paged_adamw_8bit": 1.05,
-    "engine.preset=gpu_zero2": 1.02,
+    "engine.preset=gpu_zero1_offload": 1.2,
     "model.gradient_checkpointing=true": 1.5,
     "tuning.method=qlora": 1.6,
     "tuning.quant_type=nf4": 1.6,
@@ -87,7 +88,7 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
         ("tuning", "method", "qlora"),
         ("tuning", "quant_type", "nf4"),
         ("tuning", "double_quant", True),
-        ("engine", "preset", "gpu_zero2"),
+        ("engine", "preset", "gpu_zero1_offload"),
         ("engine", "preset", "gpu_zero3"),
         ("engine", "precision", "auto"),
         ("data", "seq_length", half),

@@ -11,6 +11,7 @@ from data.prepare import Prepared
 from trainer.banner import banner_lines, time_line
 from trainer.build import build_model, choose, write_random_base
 from trainer.checkpoint import Checkpoint
+from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config import RunConfig
 from trainer.data_report import training_loader
 from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
@@ -44,7 +45,9 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
     ranks = start(config.engine.timeout_seconds)
     lock: RunLock | None = None
     try:
+        call_the_roll(config, ranks)
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
+        check_shared_folder(config.output_dir, ranks)
         return _train(config, prepared, ranks)
     finally:
         if lock is not None:
@@ -107,7 +110,12 @@ def _build(
 ) -> Session:
     """Everything up to the first step, with the banner and the packing self-check."""
     state = initial_state(config, checkpoint)
-    choices = agreed(ranks, lambda: choose(config, ranks.device))
+    choices = agreed(ranks, lambda: choose(config, ranks.device, ranks.world_size))
+    if not is_equal_everywhere(str(choices), ranks):
+        raise MachineError(
+            f"ranks would choose differently, this one {choices.preset} and {choices.precision}:"
+            " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
+        )
     loader = build_loader(config, prepared, ranks)
     total_steps = config.optim.max_steps or (config.optim.epochs or 0) * loader.plan.steps_per_epoch
     if config.optim.warmup_steps > total_steps:

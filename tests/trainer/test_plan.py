@@ -18,12 +18,11 @@ from trainer.config import TuningSection
 from trainer.data_facts import DataFacts, data_facts
 from trainer.devices import DEVICES, device_named
 from trainer.errors import ConfigError, ModelError
+from trainer.job import Machine, job_of
 from trainer.memory import memory_of, quantised_bytes
 from trainer.models.files import check_model_files
 from trainer.plan import (
-    Machine,
     communication_bytes,
-    job_of,
     largest_micro_batch,
     make_plan,
     read_shape,
@@ -214,7 +213,8 @@ def test_full_fine_tuning_of_starcoder_by_hand(starcoder):
         assert memory.moments == 8 * trained / 8
         held = trained / 8 if preset == "gpu_zero3" else trained
         assert memory.gradients == pytest.approx(2 * held + 4 * trained / 8)
-    assert not make_plan(config, read_shape(config), Machine(DEVICES["A100-80"], 1), ASSUMED).fits
+    alone = changed(config, "engine", preset="gpu_zero1")
+    assert not make_plan(alone, read_shape(alone), Machine(DEVICES["A100-80"], 1), ASSUMED).fits
 
 
 def test_virtual_tokens_take_positions_and_memory(starcoder):
@@ -248,7 +248,11 @@ def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
             "model.gradient_checkpointing=true",
         ),
         ("T4", {"tuning": {"method": "ia3"}}, "tuning.quant_type=nf4"),
-        ("A100-80", {"tuning": {"method": "full"}}, "tuning.method=lora"),
+        (
+            "A100-80",
+            {"tuning": {"method": "full"}, "engine": {"preset": "gpu_zero3"}},
+            "tuning.method=lora",
+        ),
     ],
 )
 def test_the_best_single_change_fits_and_the_recipe_without_it_does_not(
@@ -290,6 +294,27 @@ def test_communication_is_that_of_rings(starcoder):
     ]
     trained = num_adapter_parameters(shape, TuningSection()) + shape.num_head_parameters
     assert sent == [0, 3 * trained * 2 * 0.5, 3 * trained * 2 * 0.75]
+
+
+def test_what_a_step_sends_by_stage_accumulation_and_dtype(starcoder):
+    """As DeepSpeed's logger counts them (benchmarks/communication.py): 3 micro-batches, 2 ranks."""
+    shape = read_shape(starcoder)
+    config = changed(starcoder, "model", gradient_checkpointing=False)
+    job = job_of(config, shape, Machine(DEVICES["H100"], 2), ASSUMED)
+    n, whole, layers = job.num_trained, shape.num_parameters, shape.num_linear_weights
+    assert job.precision == "bf16"
+    share = 0.5
+    # (gradients, there and back), (weights), in bf16
+    assert communication_bytes(replace(job, zero_stage=1), 3) == share * 2 * (2 * n + n)
+    assert communication_bytes(replace(job, zero_stage=2), 3) == share * 2 * (3 * 2 * n + n)
+    in_fp32 = replace(job, zero_stage=1, communication_dtype="fp32")
+    assert communication_bytes(in_fp32, 3) == share * (2 * 4 * n + 2 * n)
+    # above 10^9 parameters every layer is gathered for the forward and the backward pass
+    large = share * 2 * 3 * (2 * n + (whole - layers) + 2 * layers)
+    assert communication_bytes(replace(job, zero_stage=3), 3) == pytest.approx(large)
+    small = share * 2 * 3 * (2 * n + whole)
+    kept = replace(job, zero_stage=3, live_parameters=10**11)
+    assert communication_bytes(kept, 3) == pytest.approx(small)
 
 
 def test_devices_are_found_however_their_names_are_written():
