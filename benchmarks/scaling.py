@@ -80,9 +80,7 @@ def lines_of(
         sent = communication_bytes(job, ROWS // gpus)
         memory = memory_of(job).total
         assert device.peak_tflops is not None
-        work = flops_of_step(config, job, data) / (
-            device.peak_tflops * 1e12 * gpus * sum(MFU) / 2
-        )
+        work = flops_of_step(config, job, data) / (device.peak_tflops * 1e12 * gpus * sum(MFU) / 2)
         link = NVLINK_BYTES[device_name] if machine.num_nodes == 1 else network_bytes
         host = 4 * job.num_trained / gpus / PCIE_BYTES if job.is_offloaded else 0.0
         fits = memory <= device.memory_gib * 2**30

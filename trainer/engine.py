@@ -82,10 +82,26 @@ def build_engine(
     from deepspeed.utils.logging import logger
 
     logger.setLevel(logging.ERROR)
-    optimizer = build_optimizer(model.parameters(), config.optim)
+    optimizer = build_optimizer(model.parameters(), config.optim)  # by shape: before they are cut
+    if settings["zero_optimization"]["stage"] == 3:
+        _cut_up(model, settings)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     refuse_16_bit_masters(engine.optimizer.param_groups)
     return engine
+
+
+def _cut_up(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Move a model to the GPUs a parameter at a time, each rank its part.
+
+    `initialize` would move all of it to every GPU first. Buffers are whole everywhere.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    device = torch.device(get_accelerator().current_device_name())
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings)
 
 
 def refuse_16_bit_masters(groups: Iterable[Mapping[str, Any]]) -> None:

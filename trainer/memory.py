@@ -1,10 +1,9 @@
 """Bytes of one rank's training step, by arithmetic on sizes alone.
 
 The step has two moments that can be its peak: when the backward pass begins, all activations of a
-micro-batch are alive; when the optimizer steps, all gradients are. Under ZeRO 3 the start can need
-more than both: the model stands whole on every GPU. What is kept for the backward pass was read off
-the saved tensors of each block, not guessed; benchmarks/memory.py compares the sums with
-measurement.
+micro-batch are alive; when the optimizer steps, all gradients are. What is kept for the backward
+pass was read off the saved tensors of each block, not guessed; benchmarks/memory.py compares the
+sums with measurement.
 
 Per token and block, in elements, for hidden D, inner F, key size K, H heads, rank r:
 
@@ -119,7 +118,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at the peak of its step; `start` is what its start needs above that."""
+    """Bytes of one rank at the peak of its step."""
 
     quantised_weights: float = 0.0
     frozen_weights: float = 0.0
@@ -130,7 +129,6 @@ class Memory:
     activations: float = 0.0
     working: float = 0.0
     buckets: float = 0.0
-    start: float = 0.0
     context: float = 0.0
     fragmentation: float = 0.0
 
@@ -173,7 +171,6 @@ def memory_of(job: Job) -> Memory:
     peak = max(backward, update, key=lambda memory: memory.total)
     if not job.on_gpu:
         return peak
-    peak = replace(peak, start=max(0.0, _start_bytes(job) - peak.total))
     return replace(peak, context=_CUDA_CONTEXT, fragmentation=_FRAGMENTATION * peak.total)
 
 
@@ -224,11 +221,6 @@ def _weights(job: Job) -> Memory:
         frozen_weights=resident + shape.mask_bytes,
         trained_weights=BYTES[job.precision] * job.num_trained,
     )
-
-
-def _start_bytes(job: Job) -> float:
-    """Under ZeRO 3 DeepSpeed moves the whole model to the GPU before it cuts it up."""
-    return _weights(replace(job, zero_stage=1)).total if job.zero_stage == 3 else 0.0
 
 
 def _trained_base(job: Job) -> Memory:

@@ -22,7 +22,6 @@ _NAMES = {
     "activations": "activations",
     "working": "working space",
     "buckets": "communication",
-    "start": "whole at the start",
     "context": "CUDA context",
     "fragmentation": "fragmentation (5%)",
 }

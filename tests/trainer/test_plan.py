@@ -184,19 +184,6 @@ def test_a_trained_output_layer_sums_its_gradient_in_fp32_beside_the_chunk(
     assert whole_job.num_trained - frozen_job.num_trained == 32000 * 5120
 
 
-def test_under_zero_3_the_whole_model_stands_on_every_gpu_at_the_start(llama):
-    """DeepSpeed moves it there before it cuts it up: 26 GB in bf16, however many ranks share it."""
-    lora = changed(llama, "tuning", method="lora")
-    for config, num_ranks in ((llama, 64), (lora, 8)):
-        job = language_job(config, num_ranks)
-        adapters = 0 if config is llama else 2 * job.num_trained
-        memory = memory_of(job)
-        assert memory.start > 0
-        needed = memory.total - memory.context - memory.fragmentation
-        assert needed == pytest.approx(2 * 13_015_864_320 + adapters)
-    assert memory_of(language_job(llama)).start == 0  # of 8 ranks each has as much in its step
-
-
 def test_full_fine_tuning_of_starcoder_by_hand(starcoder):
     """2 + 2 bytes a parameter for weight and gradient, 4 + 8 + 4 shared by 8 ranks; ZeRO 3 shares
     all of it, and holds a billion parameters gathered."""
