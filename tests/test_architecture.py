@@ -22,7 +22,7 @@ LAYERS = [
     ["data.loader"],
     ["trainer.errors", "trainer.config", "trainer.distributed", "trainer.capabilities"],
     ["trainer.recipe", "trainer.preparation"],
-    ["trainer.shapes", "trainer.devices", "trainer.data_facts"],
+    ["trainer.shapes", "trainer.devices", "trainer.data_facts", "trainer.cluster"],
     ["trainer.memory"],
     ["trainer.plan"],
     ["trainer.plan_view"],
