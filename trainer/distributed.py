@@ -7,6 +7,7 @@ a wrong recipe at once.
 import hashlib
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import device as Device
 
 Result = TypeVar("Result")
+_LONGEST_HOST = 64  # bytes of Linux's host names
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Ranks:
         local_rank: Among the processes of this node: the GPU's index.
         world_size: All processes.
         device: Where this rank computes.
+        hosts: Name of every rank's machine, to say which one is silent.
     """
 
     rank: int
     local_rank: int
     world_size: int
     device: "Device"
+    hosts: tuple[str, ...] = ()
 
     @property
     def is_main(self) -> bool:
@@ -63,20 +67,35 @@ def start(timeout_seconds: int) -> Ranks:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
     _join(timeout_seconds)
     local_rank = int(os.environ["LOCAL_RANK"])
+    device = _device(local_rank)
     return Ranks(
         rank=torch.distributed.get_rank(),
         local_rank=local_rank,
         world_size=torch.distributed.get_world_size(),
-        device=_device(local_rank),
+        device=device,
+        hosts=_gather_hosts(device),
     )
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group; waits for the other ranks, so only where all of them do."""
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_now(exit_code: int) -> None:
+    """End this process as one rank of many, waiting for none; without a group, do nothing.
+
+    Leaving a group in good order, as Python does at exit, waits for ranks that may be gone.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 def all_reduce_sum(tensor: "Tensor") -> "Tensor":
@@ -151,6 +170,17 @@ def _join(timeout_seconds: int) -> None:
     c10d.default_pg_timeout = timeout
     c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timeout)
+
+
+def _gather_hosts(device: "Device") -> tuple[str, ...]:
+    import torch
+    import torch.distributed as dist
+
+    name = socket.gethostname().encode()[:_LONGEST_HOST].ljust(_LONGEST_HOST, b"\0")
+    own = torch.tensor(list(name), dtype=torch.uint8, device=device)
+    names = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(names, own)
+    return tuple(bytes(one.tolist()).rstrip(b"\0").decode() for one in names)
 
 
 def _device(local_rank: int) -> "Device":

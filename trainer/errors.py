@@ -23,10 +23,22 @@ class MemoryExceededError(MachineError):
     """The device's memory does not hold a step."""
 
 
-class DivergedError(ValueError):
-    """Loss or gradients are no longer finite."""
+class NoProgressError(ValueError):
+    """The run cannot get any further by itself."""
 
     exit_code = 6
+
+
+class DivergedError(NoProgressError):
+    """Loss or gradients are no longer finite."""
+
+
+class LostRankError(MachineError):
+    """Another rank, its node or the link to it is gone."""
+
+
+class HungError(NoProgressError):
+    """Other ranks did not answer in time."""
 
 
 class StoppedError(ValueError):

@@ -20,6 +20,7 @@ from trainer.evaluation.report import print_table
 from trainer.loop import Run, memory_errors_named, train
 from trainer.metrics import RunLog
 from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.peers import connection_error, end_hung
 from trainer.planned_run import explained, peak_line, write_plan
 from trainer.resume import (
     find_checkpoint,
@@ -33,6 +34,7 @@ from trainer.session import Session
 from trainer.stopping import StopRequest
 from trainer.tasks import TASKS
 from trainer.tuning.continued import adapter_folder, take_adapter
+from trainer.watchdog import WARM_UP, Watchdog
 
 
 def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
@@ -45,11 +47,16 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
     lock: RunLock | None = None
     try:
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
-        return _train(config, prepared, ranks)
+        report = _train(config, prepared, ranks)
+    except RuntimeError as error:
+        if (lost := connection_error(error, ranks)) is None:
+            raise
+        raise lost from error
     finally:
         if lock is not None:
             lock.release()
-        stop()
+    stop()  # a rank that fails does not wait for the others: launcher/command.py ends it
+    return report
 
 
 def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any] | None:
@@ -68,6 +75,11 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
     with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
         session = _build(config, prepared, ranks, identity, checkpoint, initial)
     request = StopRequest(ranks)
+    watchdog = Watchdog(
+        config.engine.timeout_seconds,
+        config.log.interval + WARM_UP,
+        lambda what: end_hung(what, ranks),
+    )
     run, state = session.run, session.state
     try:
         if run.log is not None:
@@ -79,7 +91,7 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
                 run.log.say(f"continues after step {state.step} from {checkpoint.path}")
         try:
             with memory_errors_named("while scoring"):
-                train(run, state, request, session.validate, session.save)
+                train(run, state, request, watchdog, session.validate, session.save)
                 report = session.finish()
         except MemoryExceededError as error:
             raise explained(error, session) from error
@@ -87,6 +99,7 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
         if run.log is not None and measured is not None:
             run.log.say(measured)
     finally:
+        watchdog.close()
         request.restore()
         if run.log is not None:
             run.log.close()
