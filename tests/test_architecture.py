@@ -34,6 +34,7 @@ LAYERS = [
     ["trainer.finite", "trainer.peers", "trainer.stopping", "trainer.watchdog"],
     ["trainer.engine", "trainer.run_folder"],
     ["trainer.metrics", "trainer.export", "trainer.resume", "trainer.build"],
+    ["trainer.cluster.supervision"],
     ["trainer.evaluation"],
     ["trainer.loop"],
     ["trainer.session", "trainer.banner", "trainer.merge"],
