@@ -179,6 +179,7 @@ class Hosts:
         deadline = time.monotonic() + 10
         while self.processes(name) and time.monotonic() < deadline:
             time.sleep(0.02)
+        run("ip", "-n", self._switch, "link", "del", self._port(name))
         run("ip", "netns", "del", f"{self._prefix}-{name}")
 
     def _address(self, name: str) -> str:

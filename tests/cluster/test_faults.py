@@ -5,21 +5,22 @@ import time
 
 import pytest
 from cluster.hosts import missing
-from cluster.runs import BOTH, STEPS, Run, by_deepspeed, supervised
+from cluster.runs import BOTH, SETTINGS, STEPS, Run, by_deepspeed, supervised
+from rank_pool import run_ranks
+
+from trainer.metrics import read_log
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 ROUNDING = 5e-6
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(hosts, shared):
-    """A supervised run that nothing happens to."""
-    run = Run(hosts, shared, "whole", supervised())
-    assert run.ended(150) == 0, run.printed[-3000:]
-    assert "attempt 1 on node0 x 2, node1 x 2, from step 0" in run.printed
-    assert "device     cpu x 4" in run.printed
-    assert "supervise: done" in run.printed
-    losses = run.losses()
+def uninterrupted(shared):
+    """Losses of a run of four ranks that nothing happens to, without launcher and hosts."""
+    folder = shared / "whole"
+    command = [str(shared / "recipe.yaml"), f"run.output_dir={folder}", *SETTINGS]
+    assert run_ranks(command, 4, shared / "whole.txt") == [0] * 4
+    losses = [row["loss"] for row in read_log(folder / "log.jsonl")]
     assert len(set(losses)) == STEPS  # a curve that stands still proves nothing
     return losses
 
@@ -43,6 +44,8 @@ def test_a_killed_rank_and_a_cut_link_are_gone_over_with_the_same_losses(
     hosts.restore("node1")
     assert run.ended(120) == 0, run.printed[-3000:]
     assert "attempt 3 on node0 x 2, node1 x 2" in run.printed
+    assert "device     cpu x 4" in run.printed
+    assert "supervise: done" in run.printed
     assert run.losses() == uninterrupted
 
 
