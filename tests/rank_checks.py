@@ -135,3 +135,32 @@ def report_engine_timeouts(arguments: list[str]) -> int:
 
     Session.finish = reporting_finish  # type: ignore[method-assign, assignment]
     return main(arguments)
+
+
+def train_from_other_code(arguments: list[str]) -> int:
+    """Train where rank 1 is on a machine of its own whose clone is of another commit."""
+    import socket
+
+    from launcher.train import main
+    from trainer.cluster import roll_call
+
+    if os.environ["RANK"] == "1":
+        roll_call.code_digest = lambda: "another"
+        roll_call.machine_id = lambda: "another"
+        socket.gethostname = lambda: "rank-1"
+    return main(arguments)
+
+
+def gather_values(arguments: list[str]) -> int:
+    """Print what every rank gets of every rank."""
+    import json
+
+    from trainer.cluster.roll_call import gather
+    from trainer.distributed import start, stop
+
+    ranks = start(60)
+    everyone = gather({"rank": ranks.rank, "text": "ä" * ranks.rank}, ranks)
+    sys.stdout.write(json.dumps(everyone) + "\n")
+    sys.stdout.flush()
+    stop()
+    return 0

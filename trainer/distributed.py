@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import device as Device
 
 Result = TypeVar("Result")
-_LONGEST_HOST = 64  # bytes of Linux's host names
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Ranks:
         local_rank: Among the processes of this node: the GPU's index.
         world_size: All processes.
         device: Where this rank computes.
-        hosts: Name of every rank's machine, to say which one is silent.
+        hosts: Name of every rank's machine, once they are told.
     """
 
     rank: int
@@ -67,13 +66,11 @@ def start(timeout_seconds: int) -> Ranks:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
     _join(timeout_seconds)
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = _device(local_rank)
     return Ranks(
         rank=torch.distributed.get_rank(),
         local_rank=local_rank,
         world_size=torch.distributed.get_world_size(),
-        device=device,
-        hosts=_gather_hosts(device),
+        device=_device(local_rank),
     )
 
 
@@ -170,17 +167,6 @@ def _join(timeout_seconds: int) -> None:
     c10d.default_pg_timeout = timeout
     c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timeout)
-
-
-def _gather_hosts(device: "Device") -> tuple[str, ...]:
-    import torch
-    import torch.distributed as dist
-
-    name = socket.gethostname().encode()[:_LONGEST_HOST].ljust(_LONGEST_HOST, b"\0")
-    own = torch.tensor(list(name), dtype=torch.uint8, device=device)
-    names = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(names, own)
-    return tuple(bytes(one.tolist()).rstrip(b"\0").decode() for one in names)
 
 
 def _device(local_rank: int) -> "Device":

@@ -1,6 +1,8 @@
 """A whole run in the order it happens: take the folder, build, continue, train, report."""
 
+import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from data.prepare import Prepared
 from trainer.banner import banner_lines, time_line
 from trainer.build import build_model, choose, write_random_base
 from trainer.checkpoint import Checkpoint
+from trainer.cluster.roll_call import call_the_roll, check_shared_folder, gather
 from trainer.config import RunConfig
 from trainer.data_report import training_loader
 from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
@@ -46,7 +49,10 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
     ranks = start(config.engine.timeout_seconds)
     lock: RunLock | None = None
     try:
+        ranks = _with_hosts(ranks)
+        call_the_roll(config, ranks)
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
+        check_shared_folder(config.output_dir, ranks)
         report = _train(config, prepared, ranks)
     except RuntimeError as error:
         if (lost := connection_error(error, ranks)) is None:
@@ -57,6 +63,12 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
             lock.release()
     stop()  # a rank that fails does not wait for the others: launcher/command.py ends it
     return report
+
+
+def _with_hosts(ranks: Ranks) -> Ranks:
+    """The ranks and where they are, to name a host that no longer answers."""
+    answers = gather({"host": socket.gethostname()}, ranks)
+    return replace(ranks, hosts=tuple(answer["host"] for answer in answers))
 
 
 def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any] | None:

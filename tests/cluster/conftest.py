@@ -1,4 +1,4 @@
-"""Two hosts for the tests of faults, and a recipe that lies where both see it."""
+"""Hosts for the tests here; where there can be none, the tests skip and say why."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster import virtual_hosts
 from cluster.hosts import Hosts, missing
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory) -> Iterator[virtual_hosts.VirtualHosts]:
+    if reason := virtual_hosts.missing():
+        pytest.skip(reason)
+    with virtual_hosts.VirtualHosts(tmp_path_factory.mktemp("cluster") / "state", 2) as hosts:
+        yield hosts
 
 
 @pytest.fixture(scope="session")

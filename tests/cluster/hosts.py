@@ -99,7 +99,7 @@ class Hosts:
         names = ["OMP_NUM_THREADS=1", "DS_ACCELERATOR=cpu", "HOME=/root"]
         names += [f"{key}={value}" for key, value in environment.items()]
         words = ["nsenter", "-t", self._first[name], "-n", "-u", "-i", "-p", "-m", "-r",
-                 f"--wdns={self.shared}", "env", "-i", f"PATH={os.environ['PATH']}",
+                 f"--wdns={self.shared}", "env", "-i", f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}",
                  *names, *command]  # fmt: skip
         with log.open("wb") as output:
             return subprocess.Popen(

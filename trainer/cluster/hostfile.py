@@ -1,8 +1,8 @@
 """Hostfiles, read more strictly than DeepSpeed reads them.
 
-DeepSpeed takes slots=0, slots=4abc, a byte-order mark as part of a name, and `$(id)` as a host, which
-a shell then runs; a hostfile that is not there silently trains on one machine. Here each is refused,
-all faults of a file at once, before anything is started.
+DeepSpeed takes slots=0, slots=4abc, a byte-order mark as part of a name, and `$(id)` as a host,
+which a shell then runs; a hostfile that is not there silently trains on one machine. Here each is
+refused, all faults of a file at once, before anything is started.
 """
 
 import ipaddress
@@ -85,8 +85,9 @@ def addresses(host: str) -> frozenset[str]:
 
 
 def alias_faults(nodes: Sequence[Node]) -> list[str]:
-    """Names that stand for one machine; names that are not known are left to whoever starts them."""
-    faults, first_by_address = [], {}
+    """Names that stand for one machine; unknown names are left to whoever starts them."""
+    faults: list[str] = []
+    first_by_address: dict[str, Node] = {}
     for node in nodes:
         try:
             found = addresses(node.host)
@@ -145,7 +146,8 @@ def _why_not(host: str) -> str:
 
 
 def _duplicates(nodes: Sequence[Node]) -> list[str]:
-    faults, first = [], {}
+    faults: list[str] = []
+    first: dict[str, Node] = {}
     for node in nodes:
         name = node.host.lower()
         if name in first:

@@ -31,7 +31,7 @@ import yaml
 from trainer.checkpoint import newest_checkpoint
 from trainer.cluster.hostfile import Node
 from trainer.cluster.outcome import FOLDER, Outcome, read_outcomes
-from trainer.cluster.remote import SSH_OPTIONS, sweep_hosts
+from trainer.cluster.sweeping import SSH_OPTIONS, sweep_hosts
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, MachineError
 from trainer.run_folder import CHECKPOINTS, write_whole
@@ -227,15 +227,15 @@ def answering(
         faults = sweep_hosts(remote_hosts(job.nodes), job.mark, "end", _END_SECONDS)
         if not faults or signals.received:
             return list(job.nodes)
-        named = "; ".join(f"{host}: {fault}" for host, fault in faults.items())
+        named = " | ".join(f"{host}: {fault}" for host, fault in faults.items())
         up = [node for node in job.nodes if node.host not in faults]
         if limits.without_dead and up:
             say(f"goes on without {named}")
             return up
         if time.monotonic() >= deadline:
             raise MachineError(
-                f"{named}. Try `ssh {next(iter(faults))} true`, mend the host or take it out of the"
-                " hostfile; --continue-without-dead goes on with the others"
+                f"{named}. Or take it out of the hostfile; --continue-without-dead goes on with the"
+                " others"
             )
         say(f"waits for {named}")
         time.sleep(min(5.0, max(0.0, deadline - time.monotonic())))
