@@ -164,3 +164,42 @@ def gather_values(arguments: list[str]) -> int:
     sys.stdout.flush()
     stop()
     return 0
+
+
+def record_rows_and_state(arguments: list[str]) -> int:
+    """Train, and write what every rank reads to rows.txt and restores to state.txt.
+
+    rows.txt: a line a step and rank, [step, rank, examples]. state.txt: a line a continuation, the
+    number of tensors, or the first that is not bit for bit the checkpoint's.
+    """
+    import json
+
+    from data.loader import TrainLoader
+    from launcher.train import main
+    from trainer.session import Session
+    from trainer.state import gather_state
+
+    folder = Path(next(a.partition("=")[2] for a in arguments if a.startswith("run.output_dir=")))
+    step, restore = TrainLoader.step, Session.restore
+
+    def recording_step(loader: TrainLoader, number: int) -> object:
+        batches = step(loader, number)
+        read = [int(one) for batch in batches.micro_batches for one in batch.example_S]
+        with (folder / "rows.txt").open("a") as file:
+            file.write(json.dumps([number, loader.rank, read]) + "\n")
+        return batches
+
+    def checking_restore(session: Session, checkpoint: object) -> None:
+        restore(session, checkpoint)  # type: ignore[arg-type]
+        main_rank = session.run.ranks.is_main
+        now = gather_state(session.run.engine, keep=main_rank)
+        if not main_rank:
+            return
+        saved = checkpoint.tensors()  # type: ignore[attr-defined]
+        odd = [name for name in saved if not torch.equal(saved[name], now[name])]
+        with (folder / "state.txt").open("a") as file:
+            file.write(f"{odd[0] if odd else len(saved)}\n")
+
+    TrainLoader.step = recording_step  # type: ignore[method-assign, assignment]
+    Session.restore = checking_restore  # type: ignore[method-assign, assignment]
+    return main(arguments)
