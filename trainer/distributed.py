@@ -95,6 +95,13 @@ def end_now(exit_code: int) -> None:
         os._exit(exit_code)
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    import torch.distributed as dist
+
+    dist.barrier()
+
+
 def all_reduce_sum(tensor: "Tensor") -> "Tensor":
     """The tensor with the values of all ranks added, in place; alone, the tensor as it is."""
     import torch.distributed as dist

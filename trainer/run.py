@@ -16,9 +16,9 @@ from trainer.checkpoint import Checkpoint
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder, gather
 from trainer.config import RunConfig
 from trainer.data_report import training_loader
-from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
+from trainer.distributed import Ranks, agreed, barrier, is_equal_everywhere, start, stop
 from trainer.engine import build_engine, deepspeed_config
-from trainer.errors import ConfigError, MachineError, MemoryExceededError
+from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
 from trainer.evaluation.report import print_table
 from trainer.loop import Run, memory_errors_named, train
 from trainer.metrics import RunLog
@@ -54,6 +54,9 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
         check_shared_folder(config.output_dir, ranks)
         report = _train(config, prepared, ranks)
+    except StoppedError:
+        barrier()  # launchers kill the others once a rank has ended
+        raise
     except RuntimeError as error:
         if (lost := connection_error(error, ranks)) is None:
             raise
