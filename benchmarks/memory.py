@@ -196,8 +196,9 @@ def measure(world_size: int, overrides: list[str], folder: Path) -> dict[str, in
 def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int]) -> float:
     """The planner's peak for the rows that were measured."""
     from trainer.data_facts import data_facts
+    from trainer.job import Machine, job_of
     from trainer.memory import memory_of
-    from trainer.plan import Machine, job_of, read_shape
+    from trainer.plan import read_shape
     from trainer.recipe import load_run_config
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)

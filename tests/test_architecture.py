@@ -24,6 +24,7 @@ LAYERS = [
     ["trainer.recipe", "trainer.preparation"],
     ["trainer.shapes", "trainer.devices", "trainer.data_facts", "trainer.cluster"],
     ["trainer.memory"],
+    ["trainer.job"],
     ["trainer.plan"],
     ["trainer.plan_view"],
     ["trainer.kernels"],

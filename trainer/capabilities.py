@@ -16,6 +16,7 @@ class Setup:
         optimizer: Of the optim section.
         device: "cpu" or "cuda"; "" where it is not known.
         compute_capability: Of the GPU, e.g. (7, 5) of a T4; None without one.
+        is_offloaded: The preset keeps the optimizer in host memory.
     """
 
     preset: str
@@ -26,6 +27,7 @@ class Setup:
     optimizer: str
     device: str = ""
     compute_capability: tuple[int, int] | None = None
+    is_offloaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ STACK_LIMITS = (
         "optim.optimizer {optimizer} with engine.preset {preset}: ZeRO 3 keeps the state in pieces"
         " that bitsandbytes' blocks and pages do not follow; take a zero1 or zero2 preset, or"
         " optim.optimizer=adamw",
+    ),
+    Limit(
+        lambda s: s.is_offloaded and s.optimizer != "adamw",
+        "optim.optimizer {optimizer} with engine.preset {preset}: what is offloaded is updated on"
+        " the host, in fp32; take a preset without offload, or optim.optimizer=adamw",
     ),
 )
 """Of the software, whatever the machine: exit code 2."""

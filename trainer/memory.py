@@ -43,6 +43,7 @@ class Job:
         num_saved_modules_parameters: Trained whole beside the adapters.
         optimizer: Of the optim section.
         zero_stage, reduce_bucket_size: Of the preset; the bucket counts elements.
+        is_offloaded: The preset keeps masters and moments in host memory.
         world_size: Ranks.
         seq_length, micro_batch_size: Rows are taken as full.
         attention: Resolved back end.
@@ -72,6 +73,7 @@ class Job:
     checkpointing: bool
     accumulates: bool
     on_gpu: bool
+    is_offloaded: bool = False
 
     @property
     def num_trained(self) -> int:
@@ -118,12 +120,14 @@ def memory_of(job: Job) -> Memory:
     """The peak of a rank's step, by component."""
     shards = job.world_size if job.zero_stage >= 1 else 1
     weights = _weights(job)
-    step = replace(
-        weights,
-        master_weights=4 * job.num_trained / shards if job.zero_stage else 0.0,
-        moments=_MOMENT_BYTES[job.optimizer] * job.num_trained / shards,
-        buckets=_buckets(job),
-    )
+    is_on_host = job.is_offloaded and job.on_gpu  # without a GPU host and device are one
+    step = replace(weights, buckets=_buckets(job))
+    if not is_on_host:
+        step = replace(
+            step,
+            master_weights=4 * job.num_trained / shards if job.zero_stage else 0.0,
+            moments=_MOMENT_BYTES[job.optimizer] * job.num_trained / shards,
+        )
     train_bytes = BYTES[job.precision]
     backward = replace(
         step,
@@ -132,11 +136,8 @@ def memory_of(job: Job) -> Memory:
         working=_backward_working(job),
     )
     # Gradients in fp32 for the update, and the temporaries of AdamW's loop over tensors.
-    update = replace(
-        step,
-        gradients=(train_bytes + 4 / shards) * job.num_trained,
-        working=4 * job.num_trained / shards,
-    )
+    fp32 = 0.0 if is_on_host else 4 * job.num_trained / shards
+    update = replace(step, gradients=train_bytes * job.num_trained + fp32, working=fp32)
     peak = max(backward, update, key=lambda memory: memory.total)
     if not job.on_gpu:
         return peak

@@ -15,8 +15,9 @@ from trainer.config import RunConfig
 from trainer.data_facts import DataFacts
 from trainer.devices import Device
 from trainer.errors import ConfigError, ModelError
+from trainer.job import Machine, choose_preset, job_of
 from trainer.memory import BYTES, FLASH, SEGMENT_SDPA, Job, Memory, memory_of
-from trainer.recipe import cross_check, load_preset, recipe_setup
+from trainer.recipe import cross_check, recipe_setup
 from trainer.shapes import ModelShape, model_shape
 
 MFU = {"lora": (0.25, 0.45), "qlora": (0.15, 0.35)}
@@ -24,29 +25,15 @@ MFU = {"lora": (0.25, 0.45), "qlora": (0.15, 0.35)}
 
 QLoRA decodes every weight before it multiplies, twice or three times a step.
 """
-_TABLES = ("wte", "embed_tokens")  # modules_to_save that the planner can size
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
 _SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
     "optim.optimizer=adamw_8bit": 1.0,
     "optim.optimizer=paged_adamw_8bit": 1.05,
-    "engine.preset=gpu_zero2": 1.02,
+    "engine.preset=gpu_zero1_offload": 1.2,
     "model.gradient_checkpointing=true": 1.5,
     "tuning.method=qlora": 1.6,
     "engine.preset=gpu_zero3": 2.0,
 }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan is made for; `device` None is this machine's CPU."""
-
-    device: Device | None
-    num_ranks: int
-
-    @property
-    def name(self) -> str:
-        """As it is shown."""
-        return f"{self.num_ranks} x {self.device.name if self.device else 'CPU'}"
 
 
 @dataclass(frozen=True)
@@ -123,56 +110,6 @@ def read_shape(config: RunConfig) -> ModelShape:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: the model's config.json is not readable: {error}") from error
     return model_shape(values)
-
-
-def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Job:
-    """What the memory of a recipe depends on, every `auto` resolved for a machine."""
-    preset = preset_of(config, machine)
-    zero = load_preset(preset)["zero_optimization"]
-    precision = precision_of(config, machine, zero["stage"])
-    num_trained_whole = sum(
-        shape.vocabulary * shape.hidden for name in config.tuning.modules_to_save if name in _TABLES
-    )
-    job = Job(
-        shape=shape,
-        method=config.tuning.method,
-        quant_type=config.tuning.quant_type,
-        double_quant=config.tuning.double_quant,
-        precision=precision,
-        base_dtype=precision if config.model.dtype == "auto" else config.model.dtype,
-        lora_r=config.tuning.lora_r,
-        targets=config.tuning.target_modules,
-        lora_dropout=config.tuning.lora_dropout,
-        is_fused=config.tuning.method == "lora" and config.tuning.lora_backend != "peft",
-        num_saved_modules_parameters=num_trained_whole,
-        optimizer=config.optim.optimizer,
-        zero_stage=zero["stage"],
-        reduce_bucket_size=int(zero.get("reduce_bucket_size", 0)),
-        world_size=machine.num_ranks,
-        seq_length=config.data.seq_length,
-        micro_batch_size=config.optim.micro_batch_size,
-        attention=_attention(config, machine),
-        checkpointing=config.model.gradient_checkpointing,
-        accumulates=data.accumulation(config, machine.num_ranks) > 1,
-        on_gpu=machine.device is not None,
-    )
-    if zero["stage"] == 3:
-        return job
-    return replace(job, reduce_bucket_size=min(job.reduce_bucket_size, job.num_trained))  # capped
-
-
-def preset_of(config: RunConfig, machine: Machine) -> str:
-    """The preset, auto resolved."""
-    if config.engine.preset != "auto":
-        return config.engine.preset
-    return "gpu_zero1" if machine.device else "cpu_zero1"
-
-
-def precision_of(config: RunConfig, machine: Machine, zero_stage: int) -> str:
-    """The precision of training, auto resolved."""
-    if config.engine.precision != "auto":
-        return config.engine.precision
-    return machine.device.precision if machine.device and zero_stage else "fp32"
 
 
 def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Plan:
@@ -311,7 +248,7 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
         ("tuning", "method", "qlora"),
         ("tuning", "quant_type", "nf4"),
         ("tuning", "double_quant", True),
-        ("engine", "preset", "gpu_zero2"),
+        ("engine", "preset", "gpu_zero1_offload"),
         ("engine", "preset", "gpu_zero3"),
         ("engine", "precision", "auto"),
         ("data", "seq_length", half),
@@ -332,15 +269,9 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
     return found
 
 
-def _attention(config: RunConfig, machine: Machine) -> str:
-    if config.model.attention != "auto":
-        return config.model.attention
-    return "sdpa" if machine.device else SEGMENT_SDPA  # flash_attn may not be installed
-
-
 def _faults(config: RunConfig, job: Job, machine: Machine) -> Sequence[str]:
     setup = replace(
-        recipe_setup(config, preset_of(config, machine), job.precision),
+        recipe_setup(config, choose_preset(config, job.shape, machine)[0], job.precision),
         device="cuda" if machine.device else "cpu",
         compute_capability=machine.device.compute_capability if machine.device else None,
     )

@@ -133,7 +133,12 @@ def _build(
 ) -> Session:
     """Everything up to the first step, with the banner and the packing self-check."""
     state = initial_state(config, checkpoint)
-    choices = agreed(ranks, lambda: choose(config, ranks.device))
+    choices = agreed(ranks, lambda: choose(config, ranks.device, ranks.world_size))
+    if not is_equal_everywhere(str(choices), ranks):
+        raise MachineError(
+            f"ranks would choose differently, this one {choices.preset} and {choices.precision}:"
+            " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
+        )
     loader = build_loader(config, prepared, ranks)
     total_steps = config.optim.max_steps or (config.optim.epochs or 0) * loader.plan.steps_per_epoch
     if config.optim.warmup_steps > total_steps:

@@ -17,12 +17,11 @@ from launcher.plan import main as plan_main
 from trainer.data_facts import DataFacts, data_facts
 from trainer.devices import DEVICES, device_named
 from trainer.errors import ConfigError, ModelError
+from trainer.job import Machine, job_of
 from trainer.memory import memory_of, quantised_bytes
 from trainer.plan import (
-    Machine,
     best_change,
     communication_bytes,
-    job_of,
     largest_micro_batch,
     make_plan,
     read_shape,
