@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.cluster.outcome import write_outcome
-from trainer.distributed import end_now
+from trainer.distributed import end_now, is_member
 
 DEFECT = 1
 MACHINE = 5
@@ -65,7 +65,7 @@ def run_command(action: Callable[[], None]) -> int:
         if isinstance(error, ValueError) and code is not None:
             _say(error, int(code))
             return _end(int(code), error)
-        if "torch" in sys.modules:
+        if is_member():
             traceback.print_exc()
             _end(DEFECT, error)
         raise
@@ -76,7 +76,7 @@ def run_command(action: Callable[[], None]) -> int:
 def _end(code: int, error: BaseException) -> int:
     """Leave the outcome; one rank of many then ends on the spot."""
     write_outcome(code, type(error).__name__, str(error))
-    if "torch" in sys.modules:
+    if is_member():
         end_now(code)
     return code
 

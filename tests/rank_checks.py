@@ -112,6 +112,13 @@ def hang_at_step_six(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def miss_the_meeting(arguments: list[str]) -> int:
+    """Train on all ranks but rank 1, which never comes."""
+    from launcher.train import main
+
+    return 0 if os.environ["RANK"] == "1" else main(arguments)
+
+
 def sleep_for_good() -> None:
     """A name to find in a stack."""
     time.sleep(1000)

@@ -45,3 +45,7 @@ class StoppedError(ValueError):
     """A signal asked the run to stop; everything is saved and the same command continues it."""
 
     exit_code = 75
+
+
+class AbandonedError(StoppedError):
+    """The launcher is gone, which nobody asked for; everything is saved."""

@@ -14,7 +14,7 @@ from data.loader import StepBatches, TrainLoader
 from trainer.config import RunConfig
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.engine import set_learning_rate
-from trainer.errors import DivergedError, MemoryExceededError, StoppedError
+from trainer.errors import AbandonedError, DivergedError, MemoryExceededError, StoppedError
 from trainer.finite import FiniteCheck, Report, diverged, local_norm
 from trainer.metrics import RunLog
 from trainer.optim import learning_rate
@@ -72,7 +72,7 @@ def train(
         save: Writes a checkpoint.
 
     Raises:
-        StoppedError: A signal came; a checkpoint of the last step is on disk.
+        StoppedError: A signal came, or the launcher is gone; the last step is saved.
         DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
     """
     run.engine.train()
@@ -89,7 +89,7 @@ def train(
             _advance(state, run.engine, batches)
             check.record(state.step, losses_A, norm)
             due = _due_after(run, state)
-            stopping = _agree(run, stop, check, settle=due.is_saved or due.is_logged)
+            agreed = _agree(run, stop, check, settle=due.is_saved or due.is_logged)
             loss = _read_loss(losses_A, batches) if due.is_logged else 0.0
             state.train_seconds += time.perf_counter() - started
         if due.is_logged:
@@ -100,14 +100,11 @@ def train(
         if due.is_scored:
             with watchdog.watching("validation after step", state.step):
                 validate()
-        if due.is_saved or stopping:
+        if due.is_saved or agreed is not Agreed.GO_ON:
             with watchdog.watching("save after step", state.step):
                 save()
-        if stopping and not due.is_last:
-            raise StoppedError(
-                f"{stop.reason or 'a signal on another rank'}: stopped after step {state.step} of"
-                f" {run.total_steps} and saved; the same command continues"
-            )
+        if agreed is not Agreed.GO_ON and not due.is_last:
+            raise _stopped(agreed, stop, state.step, run.total_steps)
 
 
 def optimizer_step(
@@ -154,8 +151,17 @@ def memory_errors_named(where: str) -> Iterator[None]:
         raise MemoryExceededError(f"out of memory {where}") from error
 
 
-def _agree(run: Run, stop: StopRequest, check: FiniteCheck, *, settle: bool) -> bool:
-    """True where all ranks stop after this step.
+def _stopped(agreed: Agreed, stop: StopRequest, step: int, total_steps: int) -> StoppedError:
+    told = f"stopped after step {step} of {total_steps} and saved; the same command continues"
+    if agreed is Agreed.ABANDONED:
+        return AbandonedError(f"the launcher is gone: {told}")
+    return StoppedError(
+        f"{stop.received.name if stop.received else 'a signal to another rank'}: {told}"
+    )
+
+
+def _agree(run: Run, stop: StopRequest, check: FiniteCheck, *, settle: bool) -> Agreed:
+    """What all ranks do after this step.
 
     Raises:
         DivergedError: On every rank, as soon as one has seen a step that is not finite.
@@ -165,9 +171,9 @@ def _agree(run: Run, stop: StopRequest, check: FiniteCheck, *, settle: bool) -> 
     if agreed is Agreed.DIVERGED:
         reports = [Report.of(numbers) for numbers in stop.gather(report.numbers())]
         raise diverged(reports, run.loader.records)
-    if agreed is Agreed.STOP and not settle:  # a save follows that was not foreseen
+    if agreed is not Agreed.GO_ON and not settle:  # a save follows that was not foreseen
         return _agree(run, stop, check, settle=True)
-    return agreed is Agreed.STOP
+    return agreed
 
 
 def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches) -> None:

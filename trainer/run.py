@@ -2,6 +2,7 @@
 
 import socket
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
         check_shared_folder(config.output_dir, ranks)
         report = _train(config, prepared, ranks)
     except StoppedError:
-        barrier()  # launchers kill the others once a rank has ended
+        with suppress(RuntimeError):  # launchers kill the others once a rank has ended
+            barrier()
         raise
     except RuntimeError as error:
         if (lost := connection_error(error, ranks)) is None:

@@ -1,4 +1,4 @@
-"""What all ranks agree on once a step: go on, stop and save (code 75), or stop as diverged."""
+"""What all ranks agree on once a step: go on, save and stop (code 75), or stop as diverged."""
 
 import os
 import select
@@ -25,8 +25,9 @@ class Agreed(IntEnum):
     """The worst that a rank knows is what all ranks do."""
 
     GO_ON = 0
-    STOP = 1
-    DIVERGED = 2
+    ABANDONED = 1
+    STOP = 2
+    DIVERGED = 3
 
 
 class StopRequest:
@@ -40,7 +41,7 @@ class StopRequest:
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        self.reason: str | None = None
+        self.received: signal.Signals | None = None
         self._group: ProcessGroup | None = None
         if ranks.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")
@@ -51,9 +52,7 @@ class StopRequest:
 
     def agreed(self, *, diverged: bool = False) -> Agreed:
         """What to do, equal on every rank; called by all ranks, once a step or more."""
-        if self.reason is None and self._launchers and is_abandoned(self._launchers):
-            self.reason = "the launcher is gone"
-        own = Agreed.DIVERGED if diverged else Agreed(self.reason is not None)
+        own = Agreed.DIVERGED if diverged else self._own()
         if self._group is None:
             return own
         code = torch.tensor(int(own))
@@ -74,9 +73,15 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def _own(self) -> Agreed:
+        if self.received is not None:
+            return Agreed.STOP
+        is_alone = bool(self._launchers) and is_abandoned(self._launchers)
+        return Agreed.ABANDONED if is_alone else Agreed.GO_ON
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        signal.signal(number, self._previous[signal.Signals(number)])  # a second one ends at once
+        self.received = signal.Signals(number)
+        signal.signal(number, self._previous[self.received])  # a second one ends at once
 
 
 def launchers(pid: int) -> list[tuple[int, str]]:

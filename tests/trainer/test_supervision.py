@@ -53,6 +53,8 @@ def job(tiny_recipe, tmp_path):
         ([Outcome(1, "node1", 0, "", "")], False, None),  # only rank 0 knows that all is written
         ([Outcome(0, "node0", 0, "", ""), LOST], False, 0),
         ([Outcome(1, "node0", 75, "StoppedError", "saved")], False, 75),
+        ([Outcome(0, "node0", 75, "AbandonedError", "saved")], False, None),
+        ([Outcome(0, "node0", 75, "AbandonedError", "saved")], True, 75),
         ([LOST], True, 130),  # asked to stop, and nothing says that it saved
         ([Outcome(0, "node0", 6, "HungError", "step 3")], False, None),
         ([LOST, Outcome(0, "node0", 6, "DivergedError", "nan")], False, 6),

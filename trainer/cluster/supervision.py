@@ -44,6 +44,7 @@ _END_SECONDS = 10.0
 _TICK = 0.3
 _SAFE = re.compile(r"[\w@%+=:,./-]+")  # DeepSpeed's launchers hand words to a shell
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below the range kernels hand out
+_ALONE = "AbandonedError"
 # What the same command would only meet again.
 _HOPELESS_CODES = frozenset({2, 3, 4})
 _HOPELESS_ERRORS = frozenset({"MachineError", "MemoryExceededError", "DivergedError"})
@@ -146,7 +147,8 @@ def verdict(outcomes: Sequence[Outcome], *, asked_to_stop: bool) -> int | None:
     """The exit code that ends the supervision; None to try again."""
     if any(one.rank == 0 and one.exit_code == DONE for one in outcomes):
         return DONE
-    if any(one.exit_code == STOPPED for one in outcomes):
+    # Ranks whose launcher is gone have saved, too, but nobody asked them to.
+    if any(one.exit_code == STOPPED and (asked_to_stop or one.error != _ALONE) for one in outcomes):
         return STOPPED
     if asked_to_stop:
         return NOT_SAVED
