@@ -113,7 +113,8 @@ def precision_of(config: RunConfig, machine: Machine, zero_stage: int) -> str:
 def _job(
     config: RunConfig, preset: str, shape: ModelShape, machine: Machine, *, accumulates: bool
 ) -> Job:
-    zero = load_preset(preset)["zero_optimization"]
+    settings = load_preset(preset)
+    zero = settings["zero_optimization"]
     precision = precision_of(config, machine, zero["stage"])
     num_trained_whole = sum(
         shape.vocabulary * shape.hidden for name in config.tuning.modules_to_save if name in _TABLES
@@ -133,6 +134,8 @@ def _job(
         optimizer=config.optim.optimizer,
         zero_stage=zero["stage"],
         is_offloaded="offload_optimizer" in zero,
+        communication_dtype=settings.get("communication_data_type"),
+        live_parameters=int(zero.get("stage3_max_live_parameters", Job.live_parameters)),
         reduce_bucket_size=int(zero.get("reduce_bucket_size", 0)),
         world_size=machine.num_ranks,
         seq_length=config.data.seq_length,

@@ -26,7 +26,6 @@ SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"
 _MOMENT_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
 _CUDA_CONTEXT = 0.6 * 2**30  # context and cuBLAS workspace of one process, GPUs of sm70 to sm90
 _FRAGMENTATION = 0.05  # of all the allocator holds: blocks are rounded up and cached
-_LIVE_IN_ZERO3 = 1_000_000_000  # parameters ZeRO 3 keeps gathered, DeepSpeed's default
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Job:
         optimizer: Of the optim section.
         zero_stage, reduce_bucket_size: Of the preset; the bucket counts elements.
         is_offloaded: The preset keeps masters and moments in host memory.
+        communication_dtype: Of gradients under way; None is that of training.
+        live_parameters: ZeRO 3 keeps so many gathered; DeepSpeed's default.
         world_size: Ranks.
         seq_length, micro_batch_size: Rows are taken as full.
         attention: Resolved back end.
@@ -74,6 +75,8 @@ class Job:
     accumulates: bool
     on_gpu: bool
     is_offloaded: bool = False
+    communication_dtype: str | None = None
+    live_parameters: int = 1_000_000_000
 
     @property
     def num_trained(self) -> int:
@@ -181,7 +184,7 @@ def _weights(job: Job) -> Memory:
         frozen += shape.num_linear_weights
     resident = width * frozen
     if job.zero_stage == 3:
-        gathered = min(_LIVE_IN_ZERO3, frozen) if job.world_size > 1 else 0.0
+        gathered = min(job.live_parameters, frozen) if job.world_size > 1 else 0.0
         resident = width * (frozen / job.world_size + gathered)
     return Memory(
         quantised_weights=quantised,

@@ -85,4 +85,5 @@ def _suspects(ranks: Ranks) -> str:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:300]
+    """Without gloo's guess at the reason, which we know better."""
+    return text.strip().partition("\n")[0].partition(". This is typically")[0][:300]

@@ -26,6 +26,11 @@ MFU = {"lora": (0.25, 0.45), "qlora": (0.15, 0.35)}
 QLoRA decodes every weight before it multiplies, twice or three times a step.
 """
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
+_GATHERS = {(True, False): 1.0, (True, True): 1.6, (False, False): 2.0, (False, True): 2.8}
+"""Of a layer's weights in a micro-batch, measured, by (the model stays gathered, recomputation).
+
+It stays gathered below stage3_max_live_parameters; recomputation gathers part of it again.
+"""
 _SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
     "optim.optimizer=adamw_8bit": 1.0,
     "optim.optimizer=paged_adamw_8bit": 1.05,
@@ -174,18 +179,26 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
 
 
 def communication_bytes(job: Job, accumulation: int) -> float:
-    """Bytes a rank sends in a step, rings all of them.
+    """Bytes a rank sends in a step, rings all of them: (n - 1) / n of what n ranks gather.
 
-    ZeRO 0 to 2 sum the gradients (2 (n - 1) / n of their bytes) and spread the updated weights;
-    ZeRO 3 also gathers the frozen base for every forward, backward and recomputation.
+    Gradients are all-reduced (twice that share) once a step, by ZeRO 2 at every micro-batch;
+    updated weights are gathered once. ZeRO 3 scatters gradients and gathers the model at every
+    micro-batch: embeddings once, the layers' weights as often as `_GATHERS` says.
+    benchmarks/communication.py compares with what DeepSpeed sends.
     """
     share = (job.world_size - 1) / job.world_size
-    width = BYTES[job.precision]
-    trained = (2 * share + (share if job.zero_stage else 0.0)) * width * job.num_trained
+    gradients = BYTES[job.communication_dtype or job.precision] * job.num_trained * share
+    weights = BYTES[job.precision] * job.num_trained * share
     if job.zero_stage < 3:
-        return trained
-    base = BYTES[job.base_dtype] * job.shape.num_parameters * share
-    return trained + base * accumulation * (3 if job.checkpointing else 2)
+        times = accumulation if job.zero_stage == 2 else 1
+        return 2 * gradients * times + (weights if job.zero_stage else 0.0)
+    is_kept = job.shape.num_parameters <= job.live_parameters
+    layers = job.shape.num_linear_weights
+    once = job.shape.num_parameters - layers
+    gathered = (
+        BYTES[job.base_dtype] * share * (once + _GATHERS[is_kept, job.checkpointing] * layers)
+    )
+    return (gradients + weights + gathered) * accumulation
 
 
 def checkpoint_bytes(job: Job) -> float:

@@ -47,6 +47,7 @@ class VirtualHosts:
         self._prefix = f"f{os.getpid()}"  # several test runs side by side
         self._outer: dict[str, subprocess.Popen[str]] = {}
         self._inner: dict[str, int] = {}
+        self._carriers: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> "VirtualHosts":
         try:
@@ -57,6 +58,9 @@ class VirtualHosts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for carrier in self._carriers:
+            carrier.kill()
+            carrier.communicate()
         for name in list(self._outer):
             self.power_off(name, is_silent=False)
         spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True)
@@ -116,6 +120,17 @@ class VirtualHosts:
         """Plug it in again."""
         _sh("ip", "-n", self._switch, "link", "set", self._port(host), "up")
 
+    def slow(self, host: str, milliseconds: float, mbit: float) -> None:
+        """Make the way to a host slow and long, both ways, until the hosts are closed."""
+        arguments = [
+            sys.executable, str(Path(__file__).with_name("slow_link.py")), self._switch,
+            self._port(host), f"{self._prefix}-{host}", f"{self._address(host)}/24",
+            str(milliseconds), str(mbit),
+        ]  # fmt: skip
+        self._carriers.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True))
+        if self._carriers[-1].stdout is None or self._carriers[-1].stdout.readline() != "up\n":
+            raise RuntimeError(f"the slow link of {host} did not come up")
+
     def power_off(self, host: str, *, is_silent: bool = True) -> None:
         """End every process of a host; silent as a power cut, or with its last packets."""
         if is_silent:
@@ -157,6 +172,9 @@ class VirtualHosts:
 
     def _port(self, host: str) -> str:
         return f"p{self.names.index(host)}"
+
+    def _address(self, host: str) -> str:
+        return f"10.77.0.{10 + self.names.index(host)}"
 
     def _start(self) -> None:
         self.shared.mkdir(parents=True)

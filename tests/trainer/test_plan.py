@@ -193,6 +193,27 @@ def test_communication_is_that_of_rings(starcoder):
     assert sent == [0, 3 * trained * 2 * 0.5, 3 * trained * 2 * 0.75]
 
 
+def test_what_a_step_sends_by_stage_accumulation_and_dtype(starcoder):
+    """As DeepSpeed's logger counts them (benchmarks/communication.py): 3 micro-batches, 2 ranks."""
+    shape = read_shape(starcoder)
+    config = changed(starcoder, "model", gradient_checkpointing=False)
+    job = job_of(config, shape, Machine(DEVICES["H100"], 2), ASSUMED)
+    n, whole, layers = job.num_trained, shape.num_parameters, shape.num_linear_weights
+    assert job.precision == "bf16"
+    share = 0.5
+    # (gradients, there and back), (weights), in bf16
+    assert communication_bytes(replace(job, zero_stage=1), 3) == share * 2 * (2 * n + n)
+    assert communication_bytes(replace(job, zero_stage=2), 3) == share * 2 * (3 * 2 * n + n)
+    in_fp32 = replace(job, zero_stage=1, communication_dtype="fp32")
+    assert communication_bytes(in_fp32, 3) == share * (2 * 4 * n + 2 * n)
+    # above 10^9 parameters every layer is gathered for the forward and the backward pass
+    large = share * 2 * 3 * (2 * n + (whole - layers) + 2 * layers)
+    assert communication_bytes(replace(job, zero_stage=3), 3) == pytest.approx(large)
+    small = share * 2 * 3 * (2 * n + whole)
+    kept = replace(job, zero_stage=3, live_parameters=10**11)
+    assert communication_bytes(kept, 3) == pytest.approx(small)
+
+
 def test_devices_are_found_however_their_names_are_written():
     assert device_named("rtx 4090") is DEVICES["RTX4090"]
     assert device_named("4080").name == "RTX4080"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rank_pool import run_ranks
 
+from benchmarks.scaling import table
 from trainer.data_facts import DataFacts
 from trainer.devices import DEVICES, Device
 from trainer.job import Machine, choose_preset, job_of, preset_family
@@ -153,3 +154,13 @@ def losses(recipe: Path, folder: Path, preset: str, steps: int) -> list[float]:
 
 def with_preset(config, name):
     return config.model_copy(update={"engine": config.engine.model_copy(update={"preset": name})})
+
+
+def test_the_scaling_page_is_what_the_formulas_say():
+    """Bytes by hand for two A100 under zero1: half of 2 + 1 times the adapters in bf16."""
+    page = (PRESET_FOLDER / "SCALING.md").read_text()
+    for device, network in (("A100-80", 200), ("A100-80", 10), ("V100-32", 100)):
+        assert table(device, network) in page, "run benchmarks/scaling.py again"
+    # query-key-value and both projections of 24 blocks, r 16, and the classification head
+    adapters = 24 * 16 * ((2048 + 2304) + (2048 + 2048) + 2 * (2048 + 8192)) + 2 * 2048
+    assert f"{3 * 2 * adapters / 2 / 1e6:.3g} MB, 9.02 s" in page

@@ -115,7 +115,7 @@ def link_checks(
     ]
     usual = sorted(megabits.values())[len(megabits) // 2] if megabits else 0.0
     for host, rate in megabits.items():
-        if rate < min(_SLOWEST_MBIT, usual / 2) or rate < _SLOWEST_MBIT:
+        if rate < max(_SLOWEST_MBIT, usual / 2):
             found = f"{rate:,.0f} Mbit/s and {latencies.get(host, 0):.2f} ms to the next node"
             remedy = "slow for training: is this the intended network interface?"
             checks.append(Check("link", found, WARNING, remedy, (host,)))

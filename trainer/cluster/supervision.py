@@ -166,8 +166,9 @@ def ending(outcomes: Sequence[Outcome], nodes: Sequence[Node], code: int | None)
             f": {said[0]}" if said else ""
         )
     by_message: dict[str, list[str]] = {}
-    for one in outcomes:
-        by_message.setdefault(one.message, []).append(f"rank {one.rank} on {one.host}")
+    for one in outcomes:  # the whole message stands above, from the rank itself
+        told = one.message.partition(". ")[0]
+        by_message.setdefault(told, []).append(f"rank {one.rank} on {one.host}")
     hosts = [node.host for node in nodes for _ in range(node.slots)]
     heard = {one.rank for one in outcomes}
     silent = [f"{rank} on {host}" for rank, host in enumerate(hosts) if rank not in heard]
