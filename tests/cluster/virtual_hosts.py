@@ -139,6 +139,26 @@ class VirtualHosts:
         outer.send_signal(signal.SIGKILL)  # unshare --kill-child takes the host with it
         outer.wait()
         self._inner.pop(host, None)
+        _sh("ip", "-n", self._switch, "link", "del", self._port(host))
+        _sh("ip", "netns", "del", f"{self._prefix}-{host}")
+
+    def power_on(self, host: str) -> None:
+        """Start a host again, with a clean disk."""
+        (self.state / f"{host}.log").unlink()
+        self._start_host(host)
+        self._wait_until_up(host)
+
+    def process_ids(self, host: str) -> list[int]:
+        """Of every process of a host, its first one left out, as this machine counts them."""
+        if host not in self._inner:
+            return []
+        first, found = self._inner[host], []
+        space = os.readlink(f"/proc/{first}/ns/pid")
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                if os.readlink(folder / "ns" / "pid") == space and int(folder.name) != first:
+                    found.append(int(folder.name))
+        return found
 
     def processes(self, host: str) -> list[str]:
         """Commands that run on a host besides its init and its ssh server."""
@@ -162,6 +182,7 @@ class VirtualHosts:
             _sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.state / key))
         addresses = {name: self._address(name) for name in self.names}
         lines = [f"{address} {name}" for name, address in addresses.items()]
+        lines.append("10.77.0.99 absent")  # a name without a machine
         (self.state / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         host_key = " ".join((self.state / "host.pub").read_text().split()[:2])
         known = [f"{name},{address} {host_key}" for name, address in addresses.items()]
@@ -170,20 +191,24 @@ class VirtualHosts:
         _sh("ip", "netns", "add", self._switch)
         _sh("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
         _sh("ip", "-n", self._switch, "link", "set", "br0", "up")
-        for name, address in addresses.items():
-            self._start_host(name, address)
+        for name in self.names:
+            self._start_host(name)
         for name in self.names:
             self._wait_until_up(name)
 
-    def _start_host(self, name: str, address: str) -> None:
+    def _address(self, name: str) -> str:
+        return f"10.77.0.{10 + self.names.index(name)}"
+
+    def _start_host(self, name: str) -> None:
         space = f"{self._prefix}-{name}"
         _sh("ip", "netns", "add", space)
         port = self._port(name)
-        peer = ("peer", "name", "eth0", "netns", space)
+        card = f"02:00:00:00:00:{10 + self.names.index(name)}"  # neighbours remember it
+        peer = ("peer", "name", "eth0", "address", card, "netns", space)
         _sh("ip", "-n", self._switch, "link", "add", port, "type", "veth", *peer)
         _sh("ip", "-n", self._switch, "link", "set", port, "master", "br0", "up")
         _sh("ip", "-n", space, "link", "set", "lo", "up")
-        _sh("ip", "-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+        _sh("ip", "-n", space, "addr", "add", f"{self._address(name)}/24", "dev", "eth0")
         _sh("ip", "-n", space, "link", "set", "eth0", "up")
         init = Path(__file__).with_name("node_init.sh")
         with (self.state / f"{name}.log").open("w") as log:
