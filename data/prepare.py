@@ -292,6 +292,8 @@ def _open_split(
     samples, examples = open_split(folder, vocab_size, kind)
     if kind is CodeSample:
         return Split(samples, examples, TokenFacts(**facts["tokens"]), folder)
+    if facts["kinds"] == ["text"]:  # the windows of a text are examples of their own
+        examples = replace(examples, share_E=np.ones(len(examples)))
     return Split(
         samples, examples, LanguageFacts(**facts["tokens"]), folder, _first_records(facts["files"])
     )

@@ -18,6 +18,7 @@ from data.errors import DataError
 TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
 _BATCH = 1024  # functions per call of the tokenizer
+_BLOCK = 65_536  # examples counted at a time
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
 _BLANKS_INSIDE = re.compile(r"(?<=\S)[ \t]+")
 
@@ -34,7 +35,8 @@ class ExampleSet:
         starts: E + 1 offsets, int64.
         record_E: Index of the record each example came from, ascending.
         label_E: Target of the function; 0 for language.
-        share_E: 1 / number of examples of the record, so that shares sum to records.
+        share_E: 1 / number of examples of the record, so that shares sum to records; 1 of texts,
+            whose windows are examples of their own.
         weight_E: Weight of the function's class and group; multiplies its loss, not its count.
         num_records: Records read, dropped ones included.
         supervised: Which tokens are targets of a language task, parallel to tokens; None where the
@@ -215,10 +217,14 @@ def targets_of(
         supervised: Of all examples, one after the other.
         starts: E + 1 offsets; no example is empty.
     """
-    if len(starts) == 1:
-        return np.zeros(0, np.int64)
-    firsts = starts[:-1]
-    return np.add.reduceat(supervised, firsts, dtype=np.int64) - supervised[firsts]
+    counts = np.zeros(len(starts) - 1, np.int64)
+    for first in range(0, len(counts), _BLOCK):  # a memory map stays one
+        heads = starts[first : first + _BLOCK]
+        heads, end = heads[: len(counts) - first], starts[min(first + _BLOCK, len(counts))]
+        mask = supervised[heads[0] : end]
+        sums = np.add.reduceat(mask, heads - heads[0], dtype=np.int64)
+        counts[first : first + len(sums)] = sums - mask[heads - heads[0]]
+    return counts
 
 
 def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: DataConfig) -> Pieces:

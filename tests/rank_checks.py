@@ -210,3 +210,12 @@ def record_rows_and_state(arguments: list[str]) -> int:
     TrainLoader.step = recording_step  # type: ignore[method-assign, assignment]
     Session.restore = checking_restore  # type: ignore[method-assign, assignment]
     return main(arguments)
+
+
+def train_in_small_chunks(arguments: list[str]) -> int:
+    """Train with a tile of logits at a time, so that ranks score different numbers of chunks."""
+    from launcher.train import main
+    from trainer.kernels import chunks
+
+    chunks.BUDGET_BYTES["cpu"] = 1
+    return main(arguments)

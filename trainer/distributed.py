@@ -117,6 +117,15 @@ def all_reduce_sum(tensor: "Tensor") -> "Tensor":
     return tensor
 
 
+def of_main(tensor: "Tensor") -> "Tensor":
+    """Rank 0's tensor on every rank, in place; alone, the tensor as it is."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def is_equal_everywhere(text: str, ranks: Ranks) -> bool:
     """True when every rank holds the same text."""
     import torch

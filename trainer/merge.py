@@ -32,6 +32,9 @@ from trainer.run_folder import BASE, write_json
 from trainer.state import TrainState
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
 
 
@@ -113,6 +116,7 @@ def _logits(
         micro_batch_size=config.optim.micro_batch_size,
         rank=0,
         world_size=1,
+        isolate=config.data.isolate,
     )
     with torch.no_grad():
         for _, batch in zip(range(_MOST_BATCHES), batches, strict=False):
@@ -134,7 +138,7 @@ def _write(merged: PackedModel, config: RunConfig, target: Path, facts: dict[str
     model = merged.model.unload()
     building = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
     model.save_pretrained(str(building))
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in _TOKENIZER_FILES:
         if (config.tokenizer_folder / name).is_file():
             shutil.copy(config.tokenizer_folder / name, building)
     write_json(building / FACTS, facts)

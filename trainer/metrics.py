@@ -1,7 +1,8 @@
 """What a run shows and keeps: the live bar, log.jsonl and TensorBoard, on rank 0."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class RunLog:
         keep_lines(folder / LOG, first_step or -1)  # what comes before step 1 is measured again
         self._file = (folder / LOG).open("a", encoding="utf-8")
         self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
+        self._drawn: set[str] = set()  # files
         self._total_steps = total_steps
         self._progress = self._bar() if progress and self.console.is_terminal else None
         if self._progress is not None:
@@ -102,8 +104,10 @@ class RunLog:
         """
         self._line({"kind": kind, "step": step, "losses": dict(losses)})
         if self._writer is not None:
-            for name in list(losses)[:_MOST_FILES]:
-                self._writer.add_scalar(f"{kind}/{name}", losses[name], step)
+            for name, loss in losses.items():
+                if name in self._drawn or len(self._drawn) < _MOST_FILES:
+                    self._drawn.add(name)
+                    self._writer.add_scalar(f"{kind}/{name}", loss, step)
 
     def close(self) -> None:
         """Flush everything."""
@@ -143,21 +147,20 @@ def keep_lines(path: Path, last_step: int) -> None:
     """Take the lines after `last_step`, and a line cut off by a kill, out of a log."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= last_step:
-            kept.append(line + "\n")
+    kept = [json.dumps(row) + "\n" for row in _whole_lines(path) if row["step"] <= last_step]
     write_whole(path, "".join(kept))
 
 
 def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
     """The logged rows of a kind: "train" or "valid"."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if row["kind"] == kind]
+    return [row for row in _whole_lines(path) if row["kind"] == kind]
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log but one that a kill cut off; none where there is no log."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def _summary_writer(folder: Path, first_step: int) -> Any:

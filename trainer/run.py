@@ -21,9 +21,11 @@ from trainer.distributed import Ranks, agreed, barrier, is_equal_everywhere, sta
 from trainer.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
 from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.evaluation.prompts import run_prompts
 from trainer.loop import Run, memory_errors_named, train
 from trainer.metrics import RunLog
 from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.models.own_loss import check_own_loss
 from trainer.peers import connection_error, end_hung
 from trainer.planned_run import explained, peak_line, write_plan
 from trainer.resume import (
@@ -77,6 +79,8 @@ def _with_hosts(ranks: Ranks) -> Ranks:
 
 
 def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any] | None:
+    if config.is_language:
+        agreed(ranks, lambda: run_prompts(config, prepared))  # a fault is told before the model
     identity = agreed(ranks, lambda: run_identity(config, prepared))
     if not is_equal_everywhere(str(identity), ranks):
         raise MachineError("ranks read different data or models; give every node the same files")
@@ -221,11 +225,13 @@ def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]
 
 
 def _check_packing(session: Session) -> None:
-    """Prove isolation on this model and machine before a step is spent."""
+    """Prove the loss and isolation on this model and machine before a step is spent."""
     run = session.run
+    run.engine.eval()
+    if run.config.is_language:
+        check_own_loss(run.engine, run.loader.examples, run.ranks.device, session.choices.precision)
     if not (run.config.data.packing and run.config.data.isolate):
         return
-    run.engine.eval()
     check = check_isolation(
         lambda batch: run.engine(batch)[:, :2],  # not the token a language model would choose
         run.loader.examples,

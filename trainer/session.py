@@ -141,6 +141,9 @@ class Session:
         if config.is_language:
             of_task = {key: getattr(data, key) for key in _LANGUAGE_FACTS}
             of_task["held_out"] = self.prepared.facts["held_out"]
+            of_task["began_with"] = config.tuning.init_from or (
+                "untrained virtual tokens" if config.tuning.method == "ptuning" else "the base"
+            )
         return {
             "task": config.task.name,
             "best_step": self.state.best_step,

@@ -14,7 +14,7 @@ from data.readers.corpus import files_of_split, folder_files, is_readable, is_te
 from data.readers.formats import MAX_LINE_BYTES, Rows
 from data.readers.kinds import AnyColumns, LanguageColumns, kind_of, refuse_other_fields
 from data.readers.read import opened, stream_rows
-from data.readers.reading import ReadFacts, Reading, listed
+from data.readers.reading import ReadFacts, Reading, listed, shown
 from data.readers.rows import row_samples
 from data.readers.streams import decompressed, is_tar, is_zip
 from data.readers.tables import dataset_rows, is_saved_dataset
@@ -124,7 +124,7 @@ def _first_kind(path: Path, split: str, config: DataConfig) -> str:
 def _sources(
     path: Path, split: str, config: DataConfig, facts: ReadFacts
 ) -> Generator[_Source, None, None]:
-    reading = Reading(path.name, config, facts)
+    reading = Reading(shown(path.name), config, facts)
     if path.is_dir() and is_saved_dataset(path):
         yield _Source(reading, path.name, folder=path)
     elif path.is_dir():
@@ -146,7 +146,7 @@ def _sources(
                 return
             for member in members:
                 if member.name in wanted:
-                    inner = Reading(f"{path.name}::{member.name}", config, facts)
+                    inner = Reading(shown(f"{path.name}::{member.name}"), config, facts)
                     with member.open() as content:
                         unpacked = decompressed(content, inner)
                         if is_tar(unpacked) or is_zip(unpacked):

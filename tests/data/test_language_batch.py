@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import batch as batch_module
+from data import tokenization
 from data.batch import collate
 from data.packing import pack
 from data.tokenization import ExampleSet
@@ -79,6 +80,19 @@ def test_a_subset_keeps_its_targets():
     chosen = np.array([7, 2])
     assert examples.subset(chosen).count_E.tolist() == examples.count_E[chosen].tolist()
     assert examples.count_E.sum() > 0
+
+
+def test_counting_by_blocks_is_counting(monkeypatch):
+    examples = random_language(23, 1)
+    whole = tokenization.targets_of(examples.supervised, examples.starts)
+    monkeypatch.setattr(tokenization, "_BLOCK", 5)
+    by_blocks = tokenization.targets_of(examples.supervised, examples.starts)
+    assert by_blocks.tolist() == whole.tolist()
+    naive = [
+        int(examples.supervised[start + 1 : end].sum())
+        for start, end in zip(examples.starts[:-1], examples.starts[1:], strict=True)
+    ]
+    assert whole.tolist() == naive
 
 
 @pytest.mark.parametrize("mask", [[0, 0, 0], [1, 0, 0]])

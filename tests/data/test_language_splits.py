@@ -53,6 +53,40 @@ def test_valid_and_test_are_held_out_of_train_once_and_by_question(tmp_path):
     assert data.facts["held_out"] == HELD_OUT
 
 
+def test_questions_that_differ_in_blanks_alone_stay_together(tmp_path):
+    """Leaks are found whitespace apart, so a split that tore them apart would be refused."""
+    rows = pairs(200) + [row | {"instruction": f"{row['instruction']}\n"} for row in pairs(200)]
+    data = prepared(tmp_path, train=str(write_rows(tmp_path / "train.jsonl", rows)))
+    assert data.sharing.duplicates["train"] > 100
+    assert not data.leaks
+
+
+def test_windows_of_a_text_are_examples_and_those_of_an_answer_shares_of_one(tmp_path):
+    texts = [{"text": f"{n} " + "y" * 300} for n in range(200)]
+    answers = [{"instruction": f"say {n}", "output": "y" * 300} for n in range(200)]
+    for rows, units in ((texts, "examples"), (answers, "records")):
+        path = write_rows(tmp_path / f"{units}.jsonl", rows)
+        train = prepared(tmp_path, train=str(path), long_functions="window").splits["train"]
+        expected = {"examples": len(train.examples), "records": len(train.samples)}
+        assert len(train.examples) > 4 * len(train.samples)
+        assert train.examples.share_E.sum() == pytest.approx(expected[units])
+
+
+def test_an_end_token_that_no_answer_has_is_said(tmp_path):
+    """A chat template that closes turns with a marker of its own, while eos is another token."""
+    tokenizer = tmp_path / "tokenizer"
+    byte_tokenizer(tokenizer)
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    (tokenizer / "chat_template.jinja").write_text(
+        template + "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    path = write_rows(tmp_path / "train.jsonl", pairs(200))
+    for end_token, is_said in ((None, True), ("<|im_end|>", False)):
+        data = prepared(tmp_path, train=str(path), template="chat_template", end_token=end_token)
+        said = [line for line in data.facts["splits"]["train"]["warnings"] if "to stop" in line]
+        assert bool(said) is is_said
+
+
 def test_a_split_with_a_file_of_its_own_is_not_held_out(tmp_path):
     train = write_rows(tmp_path / "train.jsonl", pairs(200))
     valid = write_rows(tmp_path / "valid.jsonl", pairs(20, first=900))

@@ -14,7 +14,9 @@ from peft import LoraConfig, TaskType, get_peft_model
 from data.batch import collate
 from data.tokenization import ExampleSet
 from trainer.config import LossSection
+from trainer.errors import ModelError
 from trainer.models.heads import PackedLanguageModel
+from trainer.models.own_loss import check_own_loss
 from trainer.models.packed_attention import SEGMENT_SDPA
 
 VOCABULARY = 61
@@ -48,7 +50,7 @@ def examples_of(count: int = 7) -> ExampleSet:
     return language_set(pieces, [(np.arange(n) >= n // 3).astype(int).tolist() for n in lengths])
 
 
-def packed(base, gamma: float = 0.0) -> PackedLanguageModel:
+def packed(base, gamma: float = 0.0, attention: str = SEGMENT_SDPA) -> PackedLanguageModel:
     """LoRA that is felt: B is not zero."""
     settings = LoraConfig(
         task_type=TaskType.CAUSAL_LM, r=4, target_modules="all-linear",
@@ -60,7 +62,7 @@ def packed(base, gamma: float = 0.0) -> PackedLanguageModel:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return PackedLanguageModel(model, SEGMENT_SDPA, LossSection(gamma=gamma), "torch")
+    return PackedLanguageModel(model, attention, LossSection(gamma=gamma), "torch")
 
 
 def naive(model: PackedLanguageModel, texts: list[tuple[list[int], list[bool]]], gamma: float):
@@ -129,6 +131,36 @@ def test_without_isolation_a_row_is_one_text_whose_first_tokens_are_no_targets(b
         texts.append((tokens, [t and n > 0 for _, mask in parts for n, t in enumerate(mask)]))
     batches = [collate(examples, rows, isolate=False)]
     assert_equal_to_naive(packed(base), batches, texts, 0.0)
+
+
+class Engine(torch.nn.Module):
+    """What DeepSpeed's engine shows of the model."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch):
+        return self.module(batch)
+
+
+def test_the_own_loss_of_a_family_is_found_equal(base):
+    check_own_loss(Engine(packed(base)).eval(), examples_of(), torch.device("cpu"), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("granite", {"logits_scaling": 8.0}), ("gemma2", {"head_dim": 8, "pad_token_id": 0})],
+)
+def test_a_model_that_changes_its_logits_is_refused(kind, more):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **LLAMA, **more)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    engine = Engine(packed(model, attention="eager")).eval()
+    with pytest.raises(ModelError, match=f"{kind}: the loss of the output layer alone is not"):
+        check_own_loss(engine, examples_of(), torch.device("cpu"), "fp32")
 
 
 def test_scores_are_likelihood_margin_and_first_choice(base):

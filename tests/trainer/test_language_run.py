@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import rank_checks
 import yaml
 from conftest import write_rows
 from rank_pool import run_ranks, start_ranks, wait_ranks
@@ -33,10 +34,10 @@ CASES = {
 }
 
 
-def conversations(count: int) -> list[dict[str, object]]:
+def conversations(count: int, first: int = 0) -> list[dict[str, object]]:
     return [
         {"prompt": f"sum {n} and {n + 1}?", "completion": f"it is {2 * n + 1}" + "." * (n % 5)}
-        for n in range(count)
+        for n in range(first, first + count)
     ]
 
 
@@ -45,11 +46,12 @@ def recipe(tmp_path_factory, tiny_model) -> Path:
     """Question and answer; tests give run.output_dir."""
     folder = tmp_path_factory.mktemp("language")
     train = write_rows(folder / "train.jsonl", conversations(60))
+    test = write_rows(folder / "test.jsonl", conversations(24, first=100))
     values = {
         "run": {"output_dir": str(folder / "run"), "seed": 3},
         "model": {"config": str(tiny_model)},
         "task": {"name": "instruction"},
-        "data": {"train": str(train), "seq_length": 128},
+        "data": {"train": str(train), "test": str(test), "seq_length": 128},
         "tuning": {"method": "full"},
         "optim": {
             "lr": 1e-2, "warmup_steps": 2, "max_steps": STEPS, "global_batch_size": 12,
@@ -158,9 +160,32 @@ def test_a_run_is_evaluated_on_another_file_and_merged(recipe, whole, tmp_path, 
     )
 
 
+def test_ranks_with_different_numbers_of_chunks_score_together_under_zero_3(
+    recipe, full_batch, tmp_path
+):
+    """Three of some 60 examples in validation: one rank has two rows, the other one."""
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    command = [str(recipe), f"run.output_dir={folder}", *FULL_BATCH, "engine.preset=cpu_zero3"]
+    codes = run_ranks(
+        [*command, "data.packing=false"], 2, printed, entry=rank_checks.train_in_small_chunks
+    )
+    assert codes == [0, 0], printed.read_text()[-3000:]
+    assert losses(folder) == pytest.approx([row["loss"] for row in full_batch], rel=ROUNDING)
+
+
+def test_a_prompt_that_cannot_be_asked_is_refused_before_the_model_loads(recipe, tmp_path):
+    printed = tmp_path / "printed"
+    command = [str(recipe), f"run.output_dir={tmp_path / 'run'}", "data.template=plain"]
+    assert run_ranks([*command, 'eval.prompts=["sum 1?", ""]'], 1, printed) == [2]
+    assert "eval.prompts: '' is 0 tokens" in printed.read_text()
+    long = "word " * 200
+    assert run_ranks([*command, f'eval.prompts=["{long}"]'], 1, printed) == [2]
+    assert "fewer than data.seq_length, 128" in printed.read_text()
+
+
 def sequential(recipe: Path, corpus: Path, folder: Path) -> list[str]:
     return [
-        str(recipe), f"run.output_dir={folder}", "task.name=causal_lm", f"data.train={corpus}",
+        str(recipe), f"run.output_dir={folder}", "task.name=causal_lm", f"data.train={corpus}", "data.test=null",
         "data.order=sequential", "tuning.method=lora",
         "tuning.lora_dropout=0.2", "optim.max_steps=16", "save.interval=1",
     ]  # fmt: skip
@@ -247,8 +272,8 @@ def test_what_a_task_does_not_read_is_refused(overrides, message, recipe, tmp_pa
 
 
 def test_plain_concatenation_is_stated_and_has_the_same_targets(recipe, corpus, tmp_path):
-    command = ["task.name=causal_lm", f"data.train={corpus}", "data.isolate=false"]
-    command += ["optim.max_steps=2"]
+    command = ["task.name=causal_lm", f"data.train={corpus}", "data.test=null"]
+    command += ["data.isolate=false", "optim.max_steps=2"]
     rows = run(recipe, tmp_path / "run", 2, *command)
     assert len(rows) == 2
     printed = (tmp_path / "run.txt").read_text()

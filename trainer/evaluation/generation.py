@@ -9,6 +9,7 @@ from torch import nn
 
 from data.batch import collate
 from data.tokenization import ExampleSet
+from trainer.distributed import of_main
 
 NEW_TOKENS = 64
 
@@ -64,8 +65,9 @@ def greedy(
                 break
             examples = _asking([[*prompts[n], *answers[n]] for n in asked])
             rows = [np.array([row]) for row in range(len(asked))]
-            chosen = model(collate(examples, rows).to(device))[:, 2].long().tolist()
-            for n, token in zip(asked, chosen, strict=True):
+            # Of one rank: where two tokens are nearly as likely, others could choose otherwise.
+            chosen = of_main(model(collate(examples, rows).to(device))[:, 2].long())
+            for n, token in zip(asked, chosen.tolist(), strict=True):
                 answers[n].append(token)
     model.train()
     return answers

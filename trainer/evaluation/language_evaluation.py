@@ -1,6 +1,7 @@
 """Language tasks: loss on validation picks the step; the report compares with before training."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import nn
 
 from data.prepare import Prepared, Split
 from trainer.config import RunConfig
-from trainer.distributed import Ranks
+from trainer.distributed import Ranks, agreed
 from trainer.evaluation.generation import Prompt, greedy
 from trainer.evaluation.language_report import (
     LanguageScores,
@@ -50,13 +51,26 @@ class LanguageEvaluation:
         self.model = model
         self.log = log
 
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """What is asked at every validation."""
+        return run_prompts(self.config, self.prepared)
+
     def begin(self) -> None:
-        """Measure validation and test before the first step: adapters are not felt yet."""
+        """Measure validation and test before the first step.
+
+        That is the base, for adapters start as nothing; but with tuning.init_from what it names,
+        and with P-Tuning the base behind virtual tokens that are not trained yet.
+        """
         self._measure_validation(0)
         sums = self._score(self.prepared.splits["test"])
-        if self.ranks.is_main:
-            digest = np.frombuffer(self.prepared.digests["test"].encode(), np.uint8)
-            write_arrays(self.config.output_dir / _BEFORE, vars(sums) | {"sha256": digest})
+        digest = np.frombuffer(self.prepared.digests["test"].encode(), np.uint8)
+
+        def write() -> None:
+            if self.ranks.is_main:
+                write_arrays(self.config.output_dir / _BEFORE, vars(sums) | {"sha256": digest})
+
+        agreed(self.ranks, write)
 
     def validate(self, step: int) -> Validation:
         """Loss, perplexity, token accuracy and a few answers."""
@@ -95,8 +109,7 @@ class LanguageEvaluation:
 
     def answers(self) -> list[dict[str, Any]]:
         """The model's greedy answers to the run's prompts."""
-        tokenizer = self.prepared.tokenizer
-        prompts = run_prompts(self.config, self.prepared)
+        tokenizer, prompts = self.prepared.tokenizer, self.prompts
         answers = greedy(
             self.model,
             [prompt.ids for prompt in prompts],

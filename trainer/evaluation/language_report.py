@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MODEL, BEFORE, UNIGRAM = "model", "before training", "unigram of train"
+FEWEST_RECORDS = 20
 _COLUMNS = ("Predictor", "Loss (nats a token)", "Perplexity", "Token accuracy")
 
 
@@ -55,15 +56,18 @@ def write_language_report(
     """Write <name>.md, <name>_loss.png and, last, <name>.json; its content.
 
     Intervals are percentiles of a bootstrap over records; the model and what it was before are
-    compared on the same resamples.
+    compared on the same resamples. Of few records there is neither: each would be drawn again.
     """
-    intervals, difference = _bootstrap(scores, num_resamples)
-    predictors = {MODEL: _measured(scores.model, intervals[MODEL])}
+    scored_N = scores.model.count_N > 0
+    intervals: Mapping[str, tuple[float, float]] = {}
+    difference = None
+    if scored_N.sum() >= FEWEST_RECORDS:
+        intervals, difference = _bootstrap(scores, num_resamples)
+    predictors = {MODEL: _measured(scores.model, intervals.get(MODEL))}
     if scores.before is not None:
-        predictors[BEFORE] = _measured(scores.before, intervals[BEFORE])
+        predictors[BEFORE] = _measured(scores.before, intervals.get(BEFORE))
     predictors[UNIGRAM] = {"loss": scores.unigram, "perplexity": perplexity(scores.unigram)}
     files = {"loss": f"{name}_loss.png", "markdown": f"{name}.md", "json": f"{name}.json"}
-    scored_N = scores.model.count_N > 0
     report = {
         "split": name,
         "population": {
@@ -114,7 +118,7 @@ def render(report: Mapping[str, Any]) -> str:
         f" {report['bootstrap']['level']:.0%} percentile interval of"
         f" {report['bootstrap']['num_resamples']:,} resamples of records.",
         table(_COLUMNS, _rows(report)),
-        _comparison(report["comparison"]),
+        _comparison(report),
         f"![Loss over steps]({report['files']['loss']})",
         *_file_parts(report["by_file"]),
         "## Samples" if report["samples"] else "",
@@ -138,10 +142,10 @@ def sample_page(sample: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _measured(sums: TokenSums, interval: tuple[float, float]) -> dict[str, Any]:
+def _measured(sums: TokenSums, interval: tuple[float, float] | None) -> dict[str, Any]:
     return {
         "loss": sums.loss,
-        "interval": list(interval),
+        "interval": None if interval is None else list(interval),
         "perplexity": perplexity(sums.loss),
         "token_accuracy": sums.accuracy,
     }
@@ -194,16 +198,20 @@ def _by_file(scores: LanguageScores) -> list[dict[str, Any]]:
 def _rows(report: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for name, values in report["predictors"].items():
-        low, high = values.get("interval", (None, None))
-        loss = f"{values['loss']:.4f}" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
+        interval = values.get("interval")
+        shown = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+        loss = f"{values['loss']:.4f}{shown}"
         accuracy = values.get("token_accuracy")
         rows.append([name, loss, f"{values['perplexity']:.2f}", _number(accuracy)])
     return rows
 
 
-def _comparison(comparison: Mapping[str, Any] | None) -> str:
+def _comparison(report: Mapping[str, Any]) -> str:
+    comparison = report["comparison"]
+    if BEFORE not in report["predictors"]:
+        return "What the model was before training is not known for this file."
     if comparison is None:
-        return "What the model was before training is not known: the run began in another folder."
+        return f"Fewer than {FEWEST_RECORDS} records tell no difference from chance: no intervals."
     low, high = comparison["interval"]
     return (
         f"**The model is {comparison['verdict']}.** Loss, model - before:"

@@ -9,6 +9,7 @@ from data.records import Conversation, Turn
 from data.templates import render
 from data.tokenization import CodeTokenizer, ExampleSet
 from trainer.config import RunConfig
+from trainer.errors import ConfigError
 from trainer.evaluation.generation import NEW_TOKENS, Prompt
 
 _MOST_PROMPTS = 3  # taken from the validation split where the recipe names none
@@ -16,11 +17,22 @@ _BEGINNING = 32  # tokens of a text that is learned whole
 
 
 def run_prompts(config: RunConfig, prepared: Prepared) -> list[Prompt]:
-    """Prompts of a recipe as the data writes questions, else those of the validation split."""
-    tokenizer = prepared.tokenizer
+    """Prompts of a recipe as the data writes questions, else those of the validation split.
+
+    Raises:
+        ConfigError: A prompt is empty, or leaves an answer no room.
+        DataError: The template cannot write one.
+    """
+    tokenizer, limit = prepared.tokenizer, config.data.seq_length
     if config.eval.prompts:
         kind = prepared.facts["splits"]["train"]["kinds"][0]
         asked = [asked_ids(text, kind, tokenizer, config.data) for text in config.eval.prompts]
+        for text, ids in zip(config.eval.prompts, asked, strict=True):
+            if not 0 < len(ids) < limit:
+                raise ConfigError(
+                    f"eval.prompts: {text[:60]!r} is {len(ids)} tokens; a prompt needs at least one"
+                    f" and fewer than data.seq_length, {limit}"
+                )
         return [Prompt(ids, tokenizer.decode(ids)) for ids in asked]
     return first_prompts(prepared.splits["valid"].examples, tokenizer)
 

@@ -95,15 +95,19 @@ class TokenScores(nn.Module):
         The negative log-likelihood of each label in nats; its logit less the highest of the others,
         positive where it is the choice; the id of the highest, exact up to 2^24.
         """
-        head = self._head[0]
-        hidden_SD = hidden_SD.to(head.weight.dtype)
+        # Read once: a call of the layer for every chunk is, under ZeRO-3, a collective for every
+        # chunk, and ranks have different numbers of them.
+        weight, bias = self._head[0].weight, self._head[0].bias
+        hidden_SD = hidden_SD.to(weight.dtype)
         size = device_chunk(
-            len(hidden_SD), hidden_SD.shape[1], len(head.weight), head.weight.dtype,
-            hidden_SD.device,
-        )  # fmt: skip
+            len(hidden_SD), hidden_SD.shape[1], len(weight), weight.dtype, hidden_SD.device
+        )
         chunks = zip(torch.split(hidden_SD, size), torch.split(labels_S, size), strict=True)
         return torch.cat(
-            [_scores(head(hidden_CD).float(), labels_C) for hidden_CD, labels_C in chunks]
+            [
+                _scores(nn.functional.linear(hidden_CD, weight, bias).float(), labels_C)
+                for hidden_CD, labels_C in chunks
+            ]
         )
 
 
