@@ -33,3 +33,11 @@ class StoppedError(ValueError):
     """A signal asked the run to stop; everything is saved and the same command continues it."""
 
     exit_code = 75
+
+
+class CellsFailedError(ValueError):
+    """Cells of a sweep did not finish; the exit code is that of the first, or that of a machine."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code if 0 < code < 128 else MachineError.exit_code  # killed, or no report
