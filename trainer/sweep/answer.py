@@ -11,10 +11,10 @@ _FEW_SEEDS = 5
 def answer_lines(comparison: Comparison) -> list[str]:
     """Whether the smallest model's order of methods predicts the largest's, and how surely."""
     loss_name = comparison.loss_name
-    if not comparison.orders:
+    if not comparison.orders or comparison.orders[0].model != next(iter(comparison.models)):
         return [
-            f"Not answered: it takes two sizes on which the same {FEWEST} methods or more have"
-            " finished every seed."
+            f"Not answered: it takes {FEWEST} methods or more that have finished every seed on the"
+            " smallest and on the largest size."
         ]
     order = comparison.orders[0]
     if order.tau is None:

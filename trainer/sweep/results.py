@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.metrics import read_log
 from trainer.plan import read_shape
-from trainer.run_folder import CHECKPOINTS, LOG, REPORT
+from trainer.run_folder import LOG, REPORT
 from trainer.sweep.grid import Cell
 
 _TAIL = 0.1  # share of the logged steps whose mean is the final train loss
@@ -29,7 +29,7 @@ class Result:
         test_interval: Its interval over records.
         loss_before: On test, before the first step.
         metric: Of the task, on test: token accuracy, or ROC AUC.
-        train_seconds: Of the steps, without start, validation and test.
+        train_seconds: Of the steps, over all starts, without validation and test.
         memory_gib: Highest logged: of a GPU's tensors, or of the whole process on a CPU.
         planned_gib: Of tensors at the peak of a step, by the planner.
         is_on_cpu: Whether it ran without a GPU.
@@ -78,7 +78,6 @@ def read_result(cell: Cell) -> Result:
     report = _json(folder / REPORT / "test.json")
     plan = _json(folder / "plan.json")
     train = read_log(folder / LOG)
-    newest = max((folder / CHECKPOINTS).glob("step-*/trainer.json"))  # numbers have leading zeros
     model = report["predictors"]["model"]
     interval = model.get("interval")
     return Result(
@@ -94,7 +93,7 @@ def read_result(cell: Cell) -> Result:
         test_interval=None if interval is None else (interval[0], interval[1]),
         loss_before=report["predictors"].get("before training", {}).get("loss"),
         metric=_metric(model),
-        train_seconds=_json(newest)["state"]["train_seconds"],
+        train_seconds=train[-1]["train_seconds"],
         memory_gib=max(row["memory_gib"] for row in train),
         planned_gib=plan["memory"]["total"] / 2**30,
         is_on_cpu=plan["limit_bytes"] is None,
