@@ -41,6 +41,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama-24M": {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1376,
                   "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
                   "vocab_size": 2048, "max_position_embeddings": 2048},
+    # Half of it is embeddings: what the loss of a language model keeps shows.
+    "llama-wide-head": {"model_type": "llama", "hidden_size": 256, "intermediate_size": 688,
+                        "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 32000,
+                        "num_key_value_heads": 4, "max_position_embeddings": 2048},
 }  # fmt: skip
 # model, ranks, keys of the recipe
 CASES: tuple[tuple[str, int, str], ...] = (
@@ -81,6 +85,9 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("llama-24M", 1, "data.seq_length=512 tuning.method=adapter_p tuning.lora_dropout=0.1"),
     ("bigcode-22M", 2, "data.seq_length=512 tuning.method=parallel engine.precision=bf16"),
     ("bigcode-22M", 1, "data.seq_length=512 tuning.variant=dora"),
+    ("llama-wide-head", 1, "data.seq_length=512 task.name=instruction"),
+    ("llama-wide-head", 1, "data.seq_length=2048 tuning.method=full task.name=instruction"),
+    ("bigcode-22M", 1, "data.seq_length=512 tuning.method=full task.name=instruction"),
 )  # fmt: skip
 
 
@@ -95,12 +102,13 @@ def write_model(folder: Path, name: str) -> Path:
 
 
 def overrides_of(model: Path, folder: Path, keys: str) -> list[str]:
-    """The quickstart recipe, with adapters alone, on a model."""
+    """The quickstart recipe, with adapters alone, on a model; instructions for a language task."""
+    language = [f"data.path={SAMPLES / 'instructions'}"] if "task.name=instruction" in keys else []
     return [
         f"model.config={model}", f"data.cache_dir={folder / 'cache'}",
         f"run.output_dir={folder / 'run'}", "optim.global_batch_size=8",
         "optim.micro_batch_size=1", "tuning.modules_to_save=[]", "optim.warmup_steps=0",
-        *keys.split(),
+        *language, *keys.split(),
     ]  # fmt: skip
 
 
@@ -205,8 +213,9 @@ def measure(world_size: int, overrides: list[str], folder: Path) -> dict[str, in
 def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int]) -> float:
     """The planner's peak for the rows that were measured."""
     from trainer.data_facts import data_facts
+    from trainer.job import Machine, job_of
     from trainer.memory import memory_of
-    from trainer.plan import Machine, job_of, read_shape
+    from trainer.plan import read_shape
     from trainer.recipe import load_run_config
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)

@@ -159,7 +159,7 @@ def _build_language(
     if not written.num_records:
         raise_empty_language(name, source, written.rows)
     facts = _language_facts(folder, tokenizer.vocab_size, written, config)
-    if not facts.num_examples:
+    if not facts.num_targets:
         raise_empty_language(name, source, written.rows, facts)
     written.rows.warnings += facts.warnings
     return {

@@ -71,8 +71,8 @@ class DataConfig(Section):
     long_functions: Literal["drop", "truncate", "truncate_left", "truncate_middle", "window"] = (
         Field(
             "truncate",
-            description="functions above seq_length: truncate keeps the head, truncate_left the"
-            " tail, truncate_middle half of each; window cuts pieces",
+            description="records above seq_length: truncate keeps the head, truncate_left the tail,"
+            " truncate_middle half of each; window cuts pieces, the default of causal_lm",
         )
     )
     window_overlap: Annotated[int, Field(ge=0)] = Field(

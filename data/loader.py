@@ -126,6 +126,12 @@ class TrainLoader:
             num_tokens=int(self.examples.lengths[chosen].sum()),
         )
 
+    def records(self, step: int, rank: int, micro_batch: int) -> list[int]:
+        """Records of the split in a rank's micro-batch of a step, to name what it read."""
+        rows = self._rows_of(step // self.plan.steps_per_epoch)
+        places = self._deal(step)[0][rank][micro_batch]
+        return [int(self.examples.record_E[one]) for place in places for one in rows.row(place)]
+
     def imbalance(self, step: int) -> Imbalance:
         """What the slowest rank computes in a step over what the mean rank does."""
         return imbalance(*self._deal(step))

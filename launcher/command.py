@@ -4,10 +4,15 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.cluster.outcome import write_outcome
+from trainer.distributed import end_now, is_member
+
+DEFECT = 1
 MACHINE = 5
 INTERRUPTED = 130  # a shell's 128 + SIGINT
 STOPPED = 75  # BSD's EX_TEMPFAIL: the same command continues
@@ -42,25 +47,38 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
 def run_command(action: Callable[[], None]) -> int:
     """Run an entry point and turn our errors into one message and an exit code.
 
-    Codes: 0 done, 2 recipe, 3 data, 4 model or checkpoint, 5 machine, 6 diverged, 75 stopped and
-    saved. Anything else is a defect and keeps its traceback.
+    Codes: 0 done, 2 recipe, 3 data, 4 model or checkpoint, 5 machine, 6 diverged or hung, 75
+    stopped and saved. Anything else is a defect and keeps its traceback. A rank that fails ends
+    here: one that stayed to leave its group in good order would hold the others up.
     """
     _offline_and_quiet()
     try:
         action()
     except KeyboardInterrupt:  # a run takes the signal as a request to save; this came before
         sys.stderr.write("stopped before the first step; the same command starts again\n")
-        return INTERRUPTED
+        return _end(INTERRUPTED, KeyboardInterrupt())
     except OSError as error:
         _say(ValueError(error), MACHINE)
-        return MACHINE
-    except ValueError as error:
+        return _end(MACHINE, error)
+    except Exception as error:
         code = getattr(error, "exit_code", None)
-        if code is None:
-            raise
-        _say(error, int(code))
-        return int(code)
+        if isinstance(error, ValueError) and code is not None:
+            _say(error, int(code))
+            return _end(int(code), error)
+        if is_member():
+            traceback.print_exc()
+            _end(DEFECT, error)
+        raise
+    write_outcome(0)
     return 0
+
+
+def _end(code: int, error: BaseException) -> int:
+    """Leave the outcome; one rank of many then ends on the spot."""
+    write_outcome(code, type(error).__name__, str(error))
+    if is_member():
+        end_now(code)
+    return code
 
 
 def _say(error: ValueError, code: int) -> None:

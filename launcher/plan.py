@@ -35,7 +35,9 @@ def _plan(given: Namespace) -> None:
     from trainer.data_facts import data_facts
     from trainer.devices import DEVICES, device_named, other_device
     from trainer.errors import ConfigError, MachineError
-    from trainer.plan import Machine, best_change, make_plan, plans_on, read_shape
+    from trainer.job import Machine
+    from trainer.plan import make_plan, plans_on, read_shape
+    from trainer.plan_change import best_change
     from trainer.plan_view import print_plan
     from trainer.recipe import load_run_config
 

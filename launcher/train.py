@@ -1,5 +1,6 @@
 """Fine-tune a code model: deepspeed launcher/train.py RECIPE [section.key=value ...]."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,9 +17,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(recipe: Path, overrides: list[str]) -> None:
+    from trainer.cluster.launched import check_launch
+    from trainer.cluster.ranks import adopt_launcher
     from trainer.recipe import load_run_config
 
     config = load_run_config(recipe, overrides)
+    adopt_launcher(os.environ)
+    check_launch(int(os.environ.get("WORLD_SIZE", "1")))
 
     from trainer.models.files import check_model_files
     from trainer.preparation import prepare_run

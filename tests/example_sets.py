@@ -1,6 +1,7 @@
 """Splits in memory: made of nothing but tokens, or of a few functions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,6 +53,12 @@ def example_set(
         weight_E=np.array(np.ones(len(pieces)) if weights is None else weights, dtype=np.float32),
         num_records=len(set(record_E.tolist())),
     )
+
+
+def language_set(pieces: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> ExampleSet:
+    """One example a piece, with the mask of its targets."""
+    supervised = np.array([value for mask in masks for value in mask], dtype=np.bool_)
+    return replace(example_set(pieces), supervised=supervised)
 
 
 def random_examples(num_examples: int, longest: int, seed: int = 0) -> ExampleSet:

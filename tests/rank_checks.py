@@ -1,6 +1,9 @@
 """Entry points for tests/rank_pool.py that look inside a run."""
 
+import os
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,4 +63,150 @@ def run_out_of_memory(arguments: list[str]) -> int:
         return loss_sum(*given)  # type: ignore[arg-type]
 
     Classification.loss_sum = failing_loss_sum  # type: ignore[method-assign, assignment]
+    return main(arguments)
+
+
+POISONED = 7  # record of the training split
+
+
+def read_poison(arguments: list[str]) -> int:
+    """Train where one record gives a loss, or with POISON=gradient a gradient, that is NaN.
+
+    What was read with it stands in poison.txt of the run folder.
+    """
+    from launcher.train import main
+    from trainer.losses import LossSum
+    from trainer.tasks.classification import Classification
+
+    loss_sum = Classification.loss_sum
+    kind = "gradient" if "POISON=gradient" in arguments else "loss"
+    folder = next(a.partition("=")[2] for a in arguments if a.startswith("run.output_dir="))
+
+    def poisoned(task: Classification, forward: object, batch: object) -> LossSum:
+        loss = loss_sum(task, forward, batch)  # type: ignore[arg-type]
+        if POISONED not in batch.example_S:  # type: ignore[attr-defined]
+            return loss
+        read = batch.example_S.tolist()  # type: ignore[attr-defined]
+        Path(folder, "poison.txt").write_text(f"{os.environ['RANK']} {read}")
+        zero = (loss.sum - loss.sum.detach()).abs()
+        poison = zero.sqrt() if kind == "gradient" else zero + float("nan")
+        return replace(loss, sum=loss.sum + poison)
+
+    Classification.loss_sum = poisoned  # type: ignore[method-assign, assignment]
+    return main([argument for argument in arguments if not argument.startswith("POISON")])
+
+
+def hang_at_step_six(arguments: list[str]) -> int:
+    """Train until rank 1 sleeps for good."""
+    from data.loader import TrainLoader
+    from launcher.train import main
+
+    step = TrainLoader.step
+
+    def step_or_sleep(loader: TrainLoader, number: int) -> object:
+        if number == 5 and loader.rank == 1:
+            sleep_for_good()
+        return step(loader, number)
+
+    TrainLoader.step = step_or_sleep  # type: ignore[method-assign, assignment]
+    return main(arguments)
+
+
+def miss_the_meeting(arguments: list[str]) -> int:
+    """Train on all ranks but rank 1, which never comes."""
+    from launcher.train import main
+
+    return 0 if os.environ["RANK"] == "1" else main(arguments)
+
+
+def sleep_for_good() -> None:
+    """A name to find in a stack."""
+    time.sleep(1000)
+
+
+def report_engine_timeouts(arguments: list[str]) -> int:
+    """Train, then print the timeout of every process group there is."""
+    from launcher.train import main
+    from trainer.session import Session
+
+    finish = Session.finish
+
+    def reporting_finish(session: Session) -> object:
+        groups = list(torch.distributed.distributed_c10d._world.pg_map)
+        assert session.run.engine.optimizer.dp_process_group in groups
+        for group in groups:
+            seconds = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+            sys.stdout.write(f"timeout {seconds} of {len(groups)}\n")
+        sys.stdout.flush()
+        return finish(session)
+
+    Session.finish = reporting_finish  # type: ignore[method-assign, assignment]
+    return main(arguments)
+
+
+def train_from_other_code(arguments: list[str]) -> int:
+    """Train where rank 1 is on a machine of its own whose clone is of another commit."""
+    import socket
+
+    from launcher.train import main
+    from trainer.cluster import roll_call
+
+    if os.environ["RANK"] == "1":
+        roll_call.code_digest = lambda: "another"
+        roll_call.machine_id = lambda: "another"
+        socket.gethostname = lambda: "rank-1"
+    return main(arguments)
+
+
+def gather_values(arguments: list[str]) -> int:
+    """Print what every rank gets of every rank."""
+    import json
+
+    from trainer.cluster.roll_call import gather
+    from trainer.distributed import start, stop
+
+    ranks = start(60)
+    everyone = gather({"rank": ranks.rank, "text": "ä" * ranks.rank}, ranks)
+    sys.stdout.write(json.dumps(everyone) + "\n")
+    sys.stdout.flush()
+    stop()
+    return 0
+
+
+def record_rows_and_state(arguments: list[str]) -> int:
+    """Train, and write what every rank reads to rows.txt and restores to state.txt.
+
+    rows.txt: a line a step and rank, [step, rank, examples]. state.txt: a line a continuation, the
+    number of tensors, or the first that is not bit for bit the checkpoint's.
+    """
+    import json
+
+    from data.loader import TrainLoader
+    from launcher.train import main
+    from trainer.session import Session
+    from trainer.state import gather_state
+
+    folder = Path(next(a.partition("=")[2] for a in arguments if a.startswith("run.output_dir=")))
+    step, restore = TrainLoader.step, Session.restore
+
+    def recording_step(loader: TrainLoader, number: int) -> object:
+        batches = step(loader, number)
+        read = [int(one) for batch in batches.micro_batches for one in batch.example_S]
+        with (folder / "rows.txt").open("a") as file:
+            file.write(json.dumps([number, loader.rank, read]) + "\n")
+        return batches
+
+    def checking_restore(session: Session, checkpoint: object) -> None:
+        restore(session, checkpoint)  # type: ignore[arg-type]
+        main_rank = session.run.ranks.is_main
+        now = gather_state(session.run.engine, keep=main_rank)
+        if not main_rank:
+            return
+        saved = checkpoint.tensors()  # type: ignore[attr-defined]
+        odd = [name for name in saved if not torch.equal(saved[name], now[name])]
+        with (folder / "state.txt").open("a") as file:
+            file.write(f"{odd[0] if odd else len(saved)}\n")
+
+    TrainLoader.step = recording_step  # type: ignore[method-assign, assignment]
+    Session.restore = checking_restore  # type: ignore[method-assign, assignment]
     return main(arguments)

@@ -1,56 +1,89 @@
 """Every recipe is sound and takes three steps with a tiny model of its family."""
 
 import json
-from pathlib import Path
 
 import pytest
-import yaml
+import torch
+import transformers
+from conftest import REPOSITORY
 from rank_pool import run_ranks
+from recipe_cases import (
+    LANGUAGE,
+    RECIPES,
+    RECORDS,
+    REPLICATION,
+    header,
+    kind,
+    plan_words,
+    shape_file,
+    values_of,
+    write_model,
+    write_records,
+)
 
 from launcher.plan import main as plan_main
 from trainer.metrics import read_log
 from trainer.recipe import load_run_config
+from trainer.shapes import model_shape
+from trainer.tuning import METHODS
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-REPLICATION = sorted(REPOSITORY.glob("recipes/replication/*.yaml"))
-
-
-def kind(recipe: Path) -> str:
-    """What a recipe says besides the names, lengths and counts that a three-step run overrides."""
-    values = yaml.safe_load(recipe.read_text())
-    values["run"] = values["log"] = None
-    values["data"].pop("seq_length", None)
-    for key in ("max_steps", "epochs", "global_batch_size", "warmup_steps"):
-        values["optim"].pop(key, None)
-    return json.dumps(values, sort_keys=True)
-
-
-# Of the replication, which repeats itself for every dataset and length, one recipe of each kind.
-RECIPES = sorted(
-    [*REPOSITORY.glob("recipes/*.yaml"), *{kind(path): path for path in REPLICATION}.values()]
-)
+# Of those that repeat themselves for every dataset, length or size, one recipe of each kind.
+FUNCTIONS = sorted([RECIPES / "quickstart.yaml", RECIPES / "vuln_java_lora.yaml"])
+FUNCTIONS += sorted({kind(path): path for path in REPLICATION}.values())
+TALKS = [RECIPES / "instruction_sample.yaml"]
+TALKS += sorted({kind(path): path for path in reversed(LANGUAGE)}.values())
+PLANNED = [*REPLICATION, *LANGUAGE]
 SHARED = REPOSITORY.parent / "shared" / "data"
 ARCHIVE = SHARED / "vul_java_x1_without_p3" / "java_k_1_strict_2023_07_03.tar.gz"
 TOKENIZER = SHARED / "tokenizers" / "starcoder1_recovered"
 
+# What a three-step run changes in any recipe.
+THREE_STEPS = [
+    "data.seq_length=512", "optim.epochs=null", "optim.max_steps=3", "optim.warmup_steps=1",
+    "log.interval=1",
+]  # fmt: skip
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+
+def test_every_recipe_is_run_planned_or_like_one_that_is():
+    every = set(RECIPES.rglob("*.yaml"))
+    assert every == {*FUNCTIONS, *TALKS, *PLANNED}
+    assert len(every) > 30
+
+
+@pytest.mark.parametrize("recipe", FUNCTIONS, ids=lambda path: path.stem)
 def test_recipe_is_short_and_takes_three_steps(recipe, tiny_data, tiny_model, tmp_path):
+    overrides = [f"data.path={tiny_data}", *THREE_STEPS]
+    if "paged" in recipe.read_text():  # there is no GPU to page from
+        overrides.append("optim.optimizer=adamw_8bit")
+    if "path" not in (values_of(recipe).get("model") or {}):
+        overrides.append(f"model.config={tiny_model}")
+    check_three_steps(recipe, overrides, tmp_path)
+
+
+@pytest.mark.parametrize("recipe", TALKS, ids=lambda path: path.stem)
+def test_language_recipe_is_short_and_takes_three_steps(recipe, tiny_model, tmp_path):
+    records = RECORDS[recipe.stem.partition("_")[0]]
+    overrides = ["eval.prompts=[hello]", *write_records(tmp_path / "data", records)]
+    if recipe in LANGUAGE:
+        tiny_model = write_model(tmp_path / "model", shape_file(recipe))
+    overrides.append(f"model.config={tiny_model}")
+    check_three_steps(recipe, [*overrides, *THREE_STEPS], tmp_path)
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert facts["splits"]["train"]["kinds"] == [records]
+    if records == "text":
+        names = [file["name"] for file in facts["splits"]["train"]["files"]]
+        assert names == ["part1.json", "part2.json", "part10.json"]
+
+
+def check_three_steps(recipe, overrides, folder):
+    """A header, few lines, and a run of three steps with losses."""
     lines = recipe.read_text().splitlines()
     assert lines[0].startswith("#")  # what it is for and how to start it
     assert len(lines) <= 45
-    overrides = [
-        f"run.output_dir={tmp_path / 'run'}", f"data.path={tiny_data}", "data.seq_length=512",
-        "optim.epochs=null", "optim.max_steps=3", "optim.warmup_steps=1", "log.interval=1",
-    ]  # fmt: skip
-    if "paged" in recipe.read_text():  # there is no GPU to page from
-        overrides.append("optim.optimizer=adamw_8bit")
-    if "path" not in (yaml.safe_load(recipe.read_text()).get("model") or {}):
-        overrides.append(f"model.config={tiny_model}")
-    assert run_ranks([str(recipe), *overrides], 1, tmp_path / "printed") == [0], (
-        tmp_path / "printed"
-    ).read_text()[-2000:]
-    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 3
+    command = [str(recipe), f"run.output_dir={folder / 'run'}", *overrides]
+    printed = folder / "printed"
+    assert run_ranks(command, 1, printed) == [0], printed.read_text()[-2000:]
+    assert len(read_log(folder / "run" / "log.jsonl")) == 3
 
 
 def test_the_quickstart_is_the_embedded_sample():
@@ -86,17 +119,61 @@ def test_real_functions_train_and_the_report_states_the_known_baseline(world_siz
     assert round(positive["f1"], 3) == 0.656
 
 
+def planned(recipe, capsys):
+    """What launcher/plan.py says on the machine of the header."""
+    data = f"data.path={REPOSITORY / 'data' / 'samples'}"
+    assert plan_main([str(recipe), *plan_words(recipe), data, "--json"]) == 0, (
+        capsys.readouterr().err
+    )
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"]
+    return plan
+
+
 @pytest.mark.parametrize("recipe", REPLICATION, ids=lambda path: path.stem)
 def test_a_replication_fits_its_hardware_and_states_what_was_reported(recipe, capsys):
-    header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
-    [asked] = [line.removeprefix("# Plan: ") for line in header if line.startswith("# Plan: ")]
-    arguments = [word.replace("=recipes", f"={REPOSITORY}/recipes") for word in asked.split()]
-    data = f"data.path={REPOSITORY / 'data' / 'samples'}"
-    assert plan_main([str(recipe), *arguments, data, "--json"]) == 0, capsys.readouterr().err
-    assert json.loads(capsys.readouterr().out)["fits"]
-    assert any("ROC AUC 0." in line and "F1 0." in line for line in header)
-    assert any("steps" in line for line in header)
+    planned(recipe, capsys)
+    lines = header(recipe)
+    assert any("ROC AUC 0." in line and "F1 0." in line for line in lines)
+    assert any("steps" in line for line in lines)
     assert len(recipe.read_text().splitlines()) <= 45
+
+
+@pytest.mark.parametrize("recipe", LANGUAGE, ids=lambda path: path.stem)
+def test_a_language_recipe_fits_its_hardware_and_trains_what_the_model_counts(recipe, capsys):
+    text = "\n".join(header(recipe))
+    assert f"launcher/train.py {recipe.relative_to(REPOSITORY)}" in text
+    assert all(word in text for word in ("# Machine: ", "Hours: ", "# Settings: ", "# Expect: "))
+    plan = planned(recipe, capsys)
+    config = load_run_config(recipe, [plan_words(recipe)[-1]])
+    model = METHODS[config.tuning.method](on_meta_device(shape_file(recipe)), config.tuning)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert plan["num_trained"] == trained > 0
+
+
+# As published, tied output layers counted once; StarCoderBase by Astraios (Zhuo et al. 2024).
+PUBLISHED = {
+    "gpt2": 124_439_808, "llama_7b": 6_738_415_616, "llama_13b": 13_015_864_320,
+    "qwen2_5_coder_7b": 7_615_616_512, "starcoderbase_1b": 1_137_207_296,
+    "starcoderbase_3b": 3_043_311_104, "starcoderbase_7b": 7_327_263_232,
+    "starcoder_15b": 15_517_456_384,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_shape_has_the_parameters_of_the_published_model(name):
+    path = RECIPES / f"{name}.json"
+    model = on_meta_device(path)
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
+    shape = model_shape(json.loads(path.read_text()), is_language=True)
+    assert shape.num_parameters == PUBLISHED[name]
+
+
+def on_meta_device(path):
+    """A language model without weights, of a config.json."""
+    config = transformers.AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def test_the_replication_has_a_recipe_and_a_corrected_one_for_every_row():

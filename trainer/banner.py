@@ -137,8 +137,8 @@ def _language_lines(config: RunConfig, prepared: Prepared, num_trained: int) -> 
     if facts.num_tokens < _TOKENS_A_PARAMETER * num_trained:
         lines.append(
             f"  data       {facts.num_tokens:,} tokens are fewer than {_TOKENS_A_PARAMETER} x"
-            f" {num_trained:,} trained parameters: watch validation for overfitting, or lower"
-            " tuning.lora_r"
+            f" {num_trained:,} trained parameters: watch validation for overfitting, or train"
+            " fewer"
         )
     return lines
 

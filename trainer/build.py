@@ -10,8 +10,9 @@ import torch
 
 from trainer.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
 from trainer.config import RunConfig
-from trainer.engine import choose_preset
+from trainer.engine import this_machine
 from trainer.errors import ConfigError, MachineError
+from trainer.job import choose_preset
 from trainer.losses import choose_backend
 from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
@@ -21,6 +22,7 @@ from trainer.models.load import (
     load_base,
     load_quantized_base,
 )
+from trainer.plan import read_shape
 from trainer.recipe import load_preset, recipe_setup
 from trainer.run_folder import BASE
 from trainer.tuning import METHODS
@@ -44,15 +46,21 @@ class Choices:
     loss_reason: str
 
 
-def choose(config: RunConfig, device: torch.device) -> Choices:
+def choose(config: RunConfig, device: torch.device, world_size: int = 1) -> Choices:
     """Resolve every `auto` of a recipe on this machine.
+
+    Args:
+        config: The run, or a finished one that is only read: then one rank is enough.
+        device: Of this rank.
+        world_size: Ranks.
 
     Raises:
         ConfigError: A combination the stack gets wrong, or a loss back end that is not there.
         MachineError: One that this machine cannot run.
         ModelError: An attention back end that is not there.
     """
-    preset, preset_reason = choose_preset(config, device)
+    machine = this_machine(device, world_size)
+    preset, preset_reason = choose_preset(config, read_shape(config), machine)
     stage = int(load_preset(preset)["zero_optimization"]["stage"])
     precision, precision_reason = choose_precision(config, stage, device)
     _refuse(config, preset, precision, device)

@@ -18,6 +18,8 @@ class Setup:
         device: "cpu" or "cuda"; "" where it is not known.
         compute_capability: Of the GPU, e.g. (7, 5) of a T4; None without one.
         packing: Of the data section.
+        variant: Of the tuning section.
+        is_offloaded: The preset keeps the optimizer in host memory.
     """
 
     preset: str
@@ -29,6 +31,8 @@ class Setup:
     device: str = ""
     compute_capability: tuple[int, int] | None = None
     packing: bool = False
+    variant: str = "plain"
+    is_offloaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,16 @@ STACK_LIMITS = (
         lambda s: s.method == "ptuning" and s.packing,
         "tuning.method ptuning with data.packing=true: virtual tokens stand before every function,"
         " and a packed row leaves them no room; take data.packing=false, one function a row",
+    ),
+    Limit(
+        lambda s: s.variant == "dora" and s.quant_type == "int8",
+        "tuning.variant dora with tuning.quant_type int8: bitsandbytes 0.50 finds no scales after"
+        " PEFT 0.21 has read the weights, and the first step fails; take tuning.quant_type=nf4",
+    ),
+    Limit(
+        lambda s: s.is_offloaded and s.optimizer != "adamw",
+        "optim.optimizer {optimizer} with engine.preset {preset}: what is offloaded is updated on"
+        " the host, in fp32; take a preset without offload, or optim.optimizer=adamw",
     ),
 )
 """Of the software, whatever the machine: exit code 2."""

@@ -155,7 +155,9 @@ class OptimSection(Section):
 class EngineSection(Section):
     """DeepSpeed."""
 
-    preset: str = Field("auto", description="a file of ds_configs/ without .json; auto: zero1")
+    preset: str = Field(
+        "auto", description="a file of ds_configs/ without .json; auto: by GPU and planned memory"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of training; auto: bf16 on sm80+, fp16 on older GPUs, fp32 on CPU"
     )

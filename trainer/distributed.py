@@ -7,12 +7,13 @@ a wrong recipe at once.
 import hashlib
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from trainer.errors import MachineError
+from trainer.errors import LostRankError, MachineError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +31,14 @@ class Ranks:
         local_rank: Among the processes of this node: the GPU's index.
         world_size: All processes.
         device: Where this rank computes.
+        hosts: Name of every rank's machine, once they are told.
     """
 
     rank: int
     local_rank: int
     world_size: int
     device: "Device"
+    hosts: tuple[str, ...] = ()
 
     @property
     def is_main(self) -> bool:
@@ -72,11 +75,37 @@ def start(timeout_seconds: int) -> Ranks:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group; waits for the other ranks, so only where all of them do."""
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_member() -> bool:
+    """True while this process is one rank of a group."""
+    if "torch" not in sys.modules:  # a wrong recipe is told without it
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def end_now(exit_code: int) -> None:
+    """End this process, waiting for no other rank.
+
+    Leaving a group in good order, as Python does at exit, waits for ranks that may be gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    import torch.distributed as dist
+
+    dist.barrier()
 
 
 def all_reduce_sum(tensor: "Tensor") -> "Tensor":
@@ -142,6 +171,7 @@ def _single_process_defaults() -> None:
 def _join(timeout_seconds: int) -> None:
     import deepspeed
     import deepspeed.ops
+    from torch.distributed import DistError
     from torch.distributed import distributed_c10d as c10d
 
     # The shared-memory operator compiles for 24 s and leaks in /dev/shm; only inference gains.
@@ -150,7 +180,16 @@ def _join(timeout_seconds: int) -> None:
     # ZeRO makes groups of its own, which init_distributed(timeout=) does not reach.
     c10d.default_pg_timeout = timeout
     c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
-    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timeout)
+    try:
+        deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timeout)
+    except DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise LostRankError(
+            f"rank {os.environ['RANK']} on {socket.gethostname()}: not all"
+            f" {os.environ['WORLD_SIZE']} ranks met at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} within engine.timeout_seconds; look for a host that did"
+            f" not start, or launcher/doctor.py --hostfile FILE. torch says: {reason}"
+        ) from error
 
 
 def _device(local_rank: int) -> "Device":

@@ -1,6 +1,7 @@
 """A preset and a run -> a DeepSpeed engine whose every number has one owner."""
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from trainer.config import RunConfig
+from trainer.devices import Device
 from trainer.errors import ConfigError
+from trainer.job import Machine
 from trainer.optim import build_optimizer
 from trainer.recipe import load_preset
 
@@ -16,15 +19,24 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 _BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")  # elements, allocated in full
+_GIB = 2**30
 _NEVER = 10**9  # steps between DeepSpeed's own prints: the run prints its own
 
 
-def choose_preset(config: RunConfig, device: torch.device) -> tuple[str, str]:
-    """Name of the preset and the reason for it."""
-    if config.engine.preset != "auto":
-        return config.engine.preset, "asked for"
-    machine = "gpu" if device.type == "cuda" else "cpu"
-    return f"{machine}_zero1", "shards the optimizer and keeps one all-reduce a step"
+def this_machine(device: torch.device, world_size: int) -> Machine:
+    """The machine of the run, as the planner takes it; its peak speed is not known.
+
+    Nodes are taken to hold as many ranks as this one.
+    """
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
+    num_nodes = max(1, world_size // max(1, int(local)))
+    if device.type != "cuda":
+        return Machine(None, world_size, num_nodes)
+    found = torch.cuda.get_device_properties(device)
+    gpu = Device(
+        found.name, found.total_memory / _GIB, None, torch.cuda.get_device_capability(device)
+    )
+    return Machine(gpu, world_size, num_nodes)
 
 
 def deepspeed_config(
@@ -70,10 +82,26 @@ def build_engine(
     from deepspeed.utils.logging import logger
 
     logger.setLevel(logging.ERROR)
-    optimizer = build_optimizer(model.parameters(), config.optim)
+    optimizer = build_optimizer(model.parameters(), config.optim)  # by shape: before they are cut
+    if settings["zero_optimization"]["stage"] == 3:
+        _cut_up(model, settings)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     refuse_16_bit_masters(engine.optimizer.param_groups)
     return engine
+
+
+def _cut_up(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Move a model to the GPUs a parameter at a time, each rank its part.
+
+    `initialize` would move all of it to every GPU first. Buffers are whole everywhere.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    device = torch.device(get_accelerator().current_device_name())
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings)
 
 
 def refuse_16_bit_masters(groups: Iterable[Mapping[str, Any]]) -> None:

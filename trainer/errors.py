@@ -23,16 +23,32 @@ class MemoryExceededError(MachineError):
     """The device's memory does not hold a step."""
 
 
-class DivergedError(ValueError):
-    """Loss or gradients are no longer finite."""
+class NoProgressError(ValueError):
+    """The run cannot get any further by itself."""
 
     exit_code = 6
+
+
+class DivergedError(NoProgressError):
+    """Loss or gradients are no longer finite."""
+
+
+class LostRankError(MachineError):
+    """Another rank, its node or the link to it is gone."""
+
+
+class HungError(NoProgressError):
+    """Other ranks did not answer in time."""
 
 
 class StoppedError(ValueError):
     """A signal asked the run to stop; everything is saved and the same command continues it."""
 
     exit_code = 75
+
+
+class AbandonedError(StoppedError):
+    """The launcher is gone, which nobody asked for; everything is saved."""
 
 
 class CellsFailedError(ValueError):

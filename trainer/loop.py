@@ -14,12 +14,14 @@ from data.loader import StepBatches, TrainLoader
 from trainer.config import RunConfig
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.engine import set_learning_rate
-from trainer.errors import DivergedError, MemoryExceededError, StoppedError
+from trainer.errors import AbandonedError, DivergedError, MemoryExceededError, StoppedError
+from trainer.finite import FiniteCheck, Report, diverged, local_norm
 from trainer.metrics import RunLog
 from trainer.optim import learning_rate
 from trainer.state import TrainState, seed_step
-from trainer.stopping import StopRequest
+from trainer.stopping import Agreed, StopRequest
 from trainer.tasks import Task
+from trainer.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -55,6 +57,7 @@ def train(
     run: Run,
     state: TrainState,
     stop: StopRequest,
+    watchdog: Watchdog,
     validate: Callable[[], None],
     save: Callable[[], None],
 ) -> None:
@@ -64,69 +67,71 @@ def train(
         run: The parts.
         state: Advanced in place.
         stop: Asked after every step.
+        watchdog: Ends the process where a step, a validation or a save does not.
         validate: Scores the validation split and updates the best of `state`.
         save: Writes a checkpoint.
 
     Raises:
-        StoppedError: A signal came; a checkpoint of the last step is on disk.
-        DivergedError: A logged loss is not finite, or no step in a row has finite gradients.
+        StoppedError: A signal came, or the launcher is gone; the last step is saved.
+        DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
     """
     run.engine.train()
     logged = replace(state)
+    check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
     while state.step < run.total_steps:
-        started = time.perf_counter()
-        batches = run.loader.step(state.step)
-        rate = learning_rate(run.config.optim, state.step - state.skipped_steps, run.total_steps)
-        loss_sum = optimizer_step(run, batches, state.step, rate)
-        _advance(state, run.engine, batches)
-        is_last = state.step == run.total_steps
-        is_logged = state.step % run.config.log.interval == 0 or is_last
-        loss = _read_loss(loss_sum, batches) if is_logged else 0.0
-        state.train_seconds += time.perf_counter() - started
-        if is_logged:
+        with watchdog.watching("step", state.step + 1):
+            started = time.perf_counter()
+            batches = run.loader.step(state.step)
+            rate = learning_rate(
+                run.config.optim, state.step - state.skipped_steps, run.total_steps
+            )
+            losses_A, norm = optimizer_step(run, batches, state.step, rate)
+            _advance(state, run.engine, batches)
+            check.record(state.step, losses_A, norm)
+            due = _due_after(run, state)
+            agreed = _agree(run, stop, check, settle=due.is_saved or due.is_logged)
+            loss = _read_loss(losses_A, batches) if due.is_logged else 0.0
+            state.train_seconds += time.perf_counter() - started
+        if due.is_logged:
             _log_step(run, state, logged, loss, rate)
             logged = replace(state)
         elif run.log is not None:
             run.log.advance(state.step)
-        # A run without validations still needs a threshold at its end.
-        due = _due(run.config.eval.interval, run, state.step) or (
-            is_last and state.best_step is None
-        )
-        if due:
-            validate()
-        stopping = stop.agreed()
-        if due or stopping or is_last or _due(run.config.save.interval, run, state.step):
-            save()
-        if stopping and not is_last:
-            name = stop.received.name if stop.received else "a signal on another rank"
-            raise StoppedError(
-                f"{name}: stopped after step {state.step} of {run.total_steps} and saved;"
-                " the same command continues"
-            )
+        if due.is_scored:
+            with watchdog.watching("validation after step", state.step):
+                validate()
+        if due.is_saved or agreed is not Agreed.GO_ON:
+            with watchdog.watching("save after step", state.step):
+                save()
+        if agreed is not Agreed.GO_ON and not due.is_last:
+            raise _stopped(agreed, stop, state.step, run.total_steps)
 
 
-def optimizer_step(run: Run, batches: StepBatches, step: int, rate: float) -> Tensor:
+def optimizer_step(
+    run: Run, batches: StepBatches, step: int, rate: float
+) -> tuple[Tensor, Tensor | float | None]:
     """All micro-batches of a step and one update; every function, or target, counts the same.
 
     The loss of the step is a sum over them / their number, over all micro-batches and ranks.
     DeepSpeed averages gradients over ranks, hence the world size.
 
     Returns:
-        This rank's loss sum, on the device.
+        This rank's loss sums (A,), one a micro-batch, and the norm of the gradients; on the device.
     """
     set_learning_rate(run.engine, rate)
     seed_step(run.config.run.seed, step, run.ranks.rank)
-    total = torch.zeros((), device=run.ranks.device)
+    losses = []
     scale = run.ranks.world_size / (batches.count or 1.0)
     for batch in batches.micro_batches:
         shape = tuple(batch.input_ids_BT.shape)
         with memory_errors_named(f"at step {step + 1}, micro-batch of shape {shape}"):
             loss = run.task.loss_sum(run.engine, batch.to(run.ranks.device))
             run.engine.backward(loss.sum * scale, scale_wrt_gas=False)
-            total += loss.sum.detach()
+            losses.append(loss.sum.detach().float())
+    norm = local_norm(run.engine)
     with memory_errors_named(f"at step {step + 1}, in the optimizer"):
         run.engine.step()
-    return total
+    return torch.stack(losses), run.engine.get_global_grad_norm() if norm is None else norm
 
 
 @contextmanager
@@ -146,6 +151,31 @@ def memory_errors_named(where: str) -> Iterator[None]:
         raise MemoryExceededError(f"out of memory {where}") from error
 
 
+def _stopped(agreed: Agreed, stop: StopRequest, step: int, total_steps: int) -> StoppedError:
+    told = f"stopped after step {step} of {total_steps} and saved; the same command continues"
+    if agreed is Agreed.ABANDONED:
+        return AbandonedError(f"the launcher is gone: {told}")
+    return StoppedError(
+        f"{stop.received.name if stop.received else 'a signal to another rank'}: {told}"
+    )
+
+
+def _agree(run: Run, stop: StopRequest, check: FiniteCheck, *, settle: bool) -> Agreed:
+    """What all ranks do after this step.
+
+    Raises:
+        DivergedError: On every rank, as soon as one has seen a step that is not finite.
+    """
+    report = check.read(settle=settle)
+    agreed = stop.agreed(diverged=not report.is_finite)
+    if agreed is Agreed.DIVERGED:
+        reports = [Report.of(numbers) for numbers in stop.gather(report.numbers())]
+        raise diverged(reports, run.loader.records)
+    if agreed is not Agreed.GO_ON and not settle:  # a save follows that was not foreseen
+        return _agree(run, stop, check, settle=True)
+    return agreed
+
+
 def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches) -> None:
     state.step += 1
     was_skipped = engine.skipped_steps > state.skipped_steps
@@ -161,16 +191,40 @@ def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches)
     state.tokens_seen += batches.num_tokens
 
 
-def _due(interval: str | int, run: Run, step: int) -> bool:
+@dataclass(frozen=True)
+class _Due:
+    """What follows a step."""
+
+    is_last: bool
+    is_logged: bool
+    is_scored: bool
+    is_saved: bool
+
+
+def _due_after(run: Run, state: TrainState) -> _Due:
+    config, is_last = run.config, state.step == run.total_steps
+    # A run without validations still needs a threshold at its end.
+    is_scored = _is_due(config.eval.interval, run, state.step) or (
+        is_last and state.best_step is None
+    )
+    return _Due(
+        is_last,
+        is_logged=is_last or state.step % config.log.interval == 0,
+        is_scored=is_scored,
+        is_saved=is_scored or is_last or _is_due(config.save.interval, run, state.step),
+    )
+
+
+def _is_due(interval: str | int, run: Run, step: int) -> bool:
     if interval == "never":
         return False
     every = run.loader.plan.steps_per_epoch if interval == "epoch" else int(interval)
     return step % every == 0 or (step == run.total_steps)
 
 
-def _read_loss(loss_sum: Tensor, batches: StepBatches) -> float:
+def _read_loss(losses_A: Tensor, batches: StepBatches) -> float:
     """The loss of this step over all ranks; nothing else of ours waits for the device."""
-    return float(all_reduce_sum(loss_sum)) / (batches.count or 1.0)
+    return float(all_reduce_sum(losses_A.sum())) / (batches.count or 1.0)
 
 
 def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate: float) -> None:
@@ -202,12 +256,6 @@ def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate
                 "skipped_steps": state.skipped_steps,
                 **_loss_scale(run.engine),
             }
-        )
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"loss is {loss} at step {state.step}, epoch"
-            f" {state.step / run.loader.plan.steps_per_epoch:.2f}; the last checkpoint is intact:"
-            " lower optim.lr, add optim.warmup_steps, or check the rows of this step"
         )
 
 

@@ -38,7 +38,6 @@ _MOMENT_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_ad
 _CUDA_CONTEXT = 0.6 * 2**30  # context and cuBLAS workspace of one process, GPUs of sm70 to sm90
 _FRAGMENTATION = 0.05  # of all the allocator holds: blocks are rounded up and cached
 LOSS_CHUNK_BYTES = {"cuda": 640 << 20, "cpu": 16 << 20}  # kernels.chunks, which imports torch
-_LIVE_IN_ZERO3 = 1_000_000_000  # parameters ZeRO 3 keeps gathered, DeepSpeed's default
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,9 @@ class Job:
         num_saved_modules_parameters: Trained whole beside the adapters.
         optimizer: Of the optim section.
         zero_stage, reduce_bucket_size: Of the preset; the bucket counts elements.
+        is_offloaded: The preset keeps masters and moments in host memory.
+        communication_dtype: Of gradients under way; None is that of training.
+        live_parameters: ZeRO 3 keeps so many gathered; DeepSpeed's default.
         world_size: Ranks.
         seq_length, micro_batch_size: Rows are taken as full.
         attention: Resolved back end.
@@ -83,6 +85,9 @@ class Job:
     checkpointing: bool
     accumulates: bool
     on_gpu: bool
+    is_offloaded: bool = False
+    communication_dtype: str | None = None
+    live_parameters: int = 1_000_000_000
 
     @property
     def num_trained(self) -> int:
@@ -91,6 +96,13 @@ class Job:
             num_adapter_parameters(self.shape, self.tuning)
             + num_head_parameters(self.shape, self.tuning)
             + self.num_saved_modules_parameters
+        )
+
+    @property
+    def trains_vocabulary(self) -> bool:
+        """Whether the output layer of a language model has a gradient."""
+        return self.shape.head != "classes" and (
+            self.method == "full" or "lm_head" in self.tuning.modules_to_save
         )
 
     @property
@@ -134,12 +146,14 @@ def memory_of(job: Job) -> Memory:
     """The peak of a rank's step, by component."""
     shards = job.world_size if job.zero_stage >= 1 else 1
     weights = _weights(job)
-    step = replace(
-        weights,
-        master_weights=4 * job.num_trained / shards if job.zero_stage else 0.0,
-        moments=_MOMENT_BYTES[job.optimizer] * job.num_trained / shards,
-        buckets=_buckets(job),
-    )
+    is_on_host = job.is_offloaded and job.on_gpu  # without a GPU host and device are one
+    step = replace(weights, buckets=_buckets(job))
+    if not is_on_host:
+        step = replace(
+            step,
+            master_weights=4 * job.num_trained / shards if job.zero_stage else 0.0,
+            moments=_MOMENT_BYTES[job.optimizer] * job.num_trained / shards,
+        )
     train_bytes = BYTES[job.precision]
     backward = replace(
         step,
@@ -148,10 +162,11 @@ def memory_of(job: Job) -> Memory:
         working=_backward_working(job),
     )
     # Gradients in fp32 for the update, and the temporaries of AdamW's loop over tensors.
+    fp32 = 0.0 if is_on_host else 4 * job.num_trained / shards
     update = replace(
         step,
-        gradients=(train_bytes / job.gradient_shards + 4 / shards) * job.num_trained,
-        working=4 * job.num_trained / shards,
+        gradients=train_bytes * job.num_trained / job.gradient_shards + fp32,
+        working=fp32,
     )
     peak = max(backward, update, key=lambda memory: memory.total)
     if not job.on_gpu:
@@ -199,7 +214,7 @@ def _weights(job: Job) -> Memory:
         frozen += shape.num_linear_weights
     resident = width * frozen
     if job.zero_stage == 3:
-        gathered = min(_LIVE_IN_ZERO3, frozen) if job.world_size > 1 else 0.0
+        gathered = min(job.live_parameters, frozen) if job.world_size > 1 else 0.0
         resident = width * (frozen / job.world_size + gathered)
     return Memory(
         quantised_weights=quantised,
@@ -212,7 +227,7 @@ def _trained_base(job: Job) -> Memory:
     """The weights of full fine-tuning, in pieces under ZeRO 3."""
     width, trained = BYTES[job.precision], float(job.num_trained)
     if job.zero_stage == 3:
-        gathered = min(_LIVE_IN_ZERO3, trained) if job.world_size > 1 else 0.0
+        gathered = min(job.live_parameters, trained) if job.world_size > 1 else 0.0
         trained = trained / job.world_size + gathered
     return Memory(trained_weights=width * trained, frozen_weights=job.shape.mask_bytes)
 
@@ -330,9 +345,12 @@ def _backward_working(job: Job) -> float:
 def _loss_bytes(job: Job) -> float:
     """Of a language model's loss: states before targets, their gradients, a chunk of logits.
 
-    The chunk is gone before the first block's gradients are made.
+    A trained head's gradient is summed in fp32 and then written in the dtype of the weight. All of
+    it is gone before the first block's gradients are made.
     """
-    if job.shape.head == "classes":
+    shape, width = job.shape, BYTES[job.base_dtype]
+    if shape.head == "classes":
         return 0.0
-    states = 2 * job.shape.hidden * BYTES[job.base_dtype] * job.num_tokens
-    return states + LOSS_CHUNK_BYTES["cuda" if job.on_gpu else "cpu"]
+    states = 2 * shape.hidden * width * job.num_tokens
+    head = shape.vocabulary * shape.hidden * (4 + width) if job.trains_vocabulary else 0
+    return states + head + LOSS_CHUNK_BYTES["cuda" if job.on_gpu else "cpu"]

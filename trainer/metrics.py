@@ -20,6 +20,14 @@ from trainer.run_folder import LOG, write_whole
 _MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for each
 
 
+class _LastingConsole(Console):
+    """A console whose reader may leave: the run then goes on, or saves and stops, in silence."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; rich would end the process."""
+        self.quiet = True
+
+
 class RunLog:
     """Writes what happened once, in order, up to the step a run continues from.
 
@@ -35,7 +43,7 @@ class RunLog:
     def __init__(
         self, folder: Path, first_step: int, total_steps: int, *, tensorboard: bool, progress: bool
     ) -> None:
-        self.console = Console(stderr=True)
+        self.console = _LastingConsole(stderr=True)
         keep_lines(folder / LOG, first_step or -1)  # what comes before step 1 is measured again
         self._file = (folder / LOG).open("a", encoding="utf-8")
         self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None

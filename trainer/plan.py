@@ -14,9 +14,10 @@ from trainer.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
 from trainer.config import RunConfig
 from trainer.data_facts import DataFacts
 from trainer.devices import Device
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
+from trainer.job import Machine, choose_preset, job_of
 from trainer.memory import BYTES, FLASH, SEGMENT_SDPA, Job, Memory, memory_of
-from trainer.recipe import cross_check, load_preset, recipe_setup
+from trainer.recipe import recipe_setup
 from trainer.shapes import ModelShape, model_shape
 from trainer.targets import num_adapter_parameters
 
@@ -25,30 +26,12 @@ MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
 
 A quantised base is decoded, every weight before it multiplies, twice or three times a step.
 """
-_TABLES = ("wte", "embed_tokens")  # modules_to_save that the planner can size
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
-_SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
-    "optim.optimizer=adamw_8bit": 1.0,
-    "optim.optimizer=paged_adamw_8bit": 1.05,
-    "engine.preset=gpu_zero2": 1.02,
-    "model.gradient_checkpointing=true": 1.5,
-    "tuning.method=qlora": 1.6,
-    "tuning.quant_type=nf4": 1.6,
-    "engine.preset=gpu_zero3": 2.0,
-}
+_GATHERS = {(True, False): 1.0, (True, True): 1.6, (False, False): 2.0, (False, True): 2.8}
+"""Of a layer's weights in a micro-batch, measured, by (the model stays gathered, recomputation).
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan is made for; `device` None is this machine's CPU."""
-
-    device: Device | None
-    num_ranks: int
-
-    @property
-    def name(self) -> str:
-        """As it is shown."""
-        return f"{self.num_ranks} x {self.device.name if self.device else 'CPU'}"
+It stays gathered below stage3_max_live_parameters; recomputation gathers part of it again.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,15 +88,6 @@ class Plan:
         return values | {"fits": self.fits}
 
 
-@dataclass(frozen=True)
-class Change:
-    """One key of the recipe changed, the plan it leads to, and whether that is enough."""
-
-    override: str
-    plan: Plan
-    is_enough: bool
-
-
 def read_shape(config: RunConfig) -> ModelShape:
     """The model's sizes from its config.json.
 
@@ -127,54 +101,6 @@ def read_shape(config: RunConfig) -> ModelShape:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: the model's config.json is not readable: {error}") from error
     return model_shape(values, is_language=config.is_language)
-
-
-def job_of(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Job:
-    """What the memory of a recipe depends on, every `auto` resolved for a machine."""
-    preset = preset_of(config, machine)
-    zero = load_preset(preset)["zero_optimization"]
-    precision = precision_of(config, machine, zero["stage"])
-    num_trained_whole = sum(
-        shape.vocabulary * shape.hidden for name in config.tuning.modules_to_save if name in _TABLES
-    )
-    job = Job(
-        shape=shape,
-        method=config.tuning.method,
-        quant_type=config.tuning.base_quant_type,
-        double_quant=config.tuning.double_quant,
-        precision=precision,
-        base_dtype=precision if config.model.dtype == "auto" else config.model.dtype,
-        tuning=config.tuning,
-        is_fused=_is_fused(config),
-        num_saved_modules_parameters=num_trained_whole,
-        optimizer=config.optim.optimizer,
-        zero_stage=zero["stage"],
-        reduce_bucket_size=int(zero.get("reduce_bucket_size", 0)),
-        world_size=machine.num_ranks,
-        seq_length=config.data.seq_length,
-        micro_batch_size=config.optim.micro_batch_size,
-        attention=_attention(config, machine),
-        checkpointing=config.model.gradient_checkpointing,
-        accumulates=data.accumulation(config, machine.num_ranks) > 1,
-        on_gpu=machine.device is not None,
-    )
-    if zero["stage"] == 3:
-        return job
-    return replace(job, reduce_bucket_size=min(job.reduce_bucket_size, job.num_trained))  # capped
-
-
-def preset_of(config: RunConfig, machine: Machine) -> str:
-    """The preset, auto resolved."""
-    if config.engine.preset != "auto":
-        return config.engine.preset
-    return "gpu_zero1" if machine.device else "cpu_zero1"
-
-
-def precision_of(config: RunConfig, machine: Machine, zero_stage: int) -> str:
-    """The precision of training, auto resolved."""
-    if config.engine.precision != "auto":
-        return config.engine.precision
-    return machine.device.precision if machine.device and zero_stage else "fp32"
 
 
 def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Plan:
@@ -240,23 +166,32 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
         + (passes + 1) * attention
     )
     if shape.head != "classes":  # logits and the gradient of their states, once for every token
-        of_token += 4 * shape.vocabulary * shape.hidden
+        products = 3 if job.trains_vocabulary else 2
+        of_token += 2 * products * shape.vocabulary * shape.hidden
     return of_token * data.tokens_of_step(config)
 
 
 def communication_bytes(job: Job, accumulation: int) -> float:
-    """Bytes a rank sends in a step, rings all of them.
+    """Bytes a rank sends in a step, rings all of them: (n - 1) / n of what n ranks gather.
 
-    ZeRO 0 to 2 sum the gradients (2 (n - 1) / n of their bytes) and spread the updated weights;
-    ZeRO 3 also gathers the frozen base for every forward, backward and recomputation.
+    Gradients are all-reduced (twice that share) once a step, by ZeRO 2 at every micro-batch;
+    updated weights are gathered once. ZeRO 3 scatters gradients and gathers the model at every
+    micro-batch: embeddings once, the layers' weights as often as `_GATHERS` says.
+    benchmarks/communication.py compares with what DeepSpeed sends.
     """
     share = (job.world_size - 1) / job.world_size
-    width = BYTES[job.precision]
-    trained = (2 * share + (share if job.zero_stage else 0.0)) * width * job.num_trained
+    gradients = BYTES[job.communication_dtype or job.precision] * job.num_trained * share
+    weights = BYTES[job.precision] * job.num_trained * share
     if job.zero_stage < 3:
-        return trained
-    base = BYTES[job.base_dtype] * job.shape.num_parameters * share
-    return trained + base * accumulation * (3 if job.checkpointing else 2)
+        times = accumulation if job.zero_stage == 2 else 1
+        return 2 * gradients * times + (weights if job.zero_stage else 0.0)
+    is_kept = job.shape.num_parameters <= job.live_parameters
+    layers = job.shape.num_linear_weights
+    once = job.shape.num_parameters - layers
+    gathered = (
+        BYTES[job.base_dtype] * share * (once + _GATHERS[is_kept, job.checkpointing] * layers)
+    )
+    return (gradients + weights + gathered) * accumulation
 
 
 def checkpoint_bytes(job: Job) -> float:
@@ -264,111 +199,14 @@ def checkpoint_bytes(job: Job) -> float:
     return (20 if "8bit" in job.optimizer else 12) * job.num_trained
 
 
-def best_change(
-    config: RunConfig,
-    shape: ModelShape,
-    machine: Machine,
-    data: DataFacts,
-    limit_bytes: float | None = None,
-) -> Change | None:
-    """The single change that lets a recipe fit, found by trying each.
-
-    Changes that leave the result alone come first, the least slow among them; then those that do
-    not. Where none is enough, the one that saves most.
-
-    Args:
-        config: Of the run.
-        shape: Of the model.
-        machine: Where it runs.
-        data: Its counts.
-        limit_bytes: To stay below; None is the device's memory.
-    """
-    if limit_bytes is None:
-        limit_bytes = machine.device.memory_gib * 2**30 if machine.device else float("inf")
-    plans = {
-        override: make_plan(changed, shape, machine, data)
-        for override, changed in _candidates(config)
-    }
-    changes = [
-        Change(override, plan, plan.memory.total <= limit_bytes)
-        for override, plan in plans.items()
-        if not plan.faults
-    ]
-    enough = [change for change in changes if change.is_enough]
-    if enough:
-        return min(enough, key=lambda change: _cost(change.override))
-    return min(changes, key=lambda change: change.plan.memory.total, default=None)
-
-
-def _cost(override: str) -> float:
-    """Order of preference: how much slower, and far behind, what changes the result."""
-    if override.startswith("optim.micro_batch_size"):
-        return 1.1
-    return _SLOWER.get(override, 100.0)
-
-
-def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
-    half = max(8, config.data.seq_length // 2)
-    rows = config.optim.micro_batch_size
-    smaller = [rows // 2**power for power in range(1, 12) if rows // 2**power >= 1]
-    overrides: list[tuple[str, str, Any]] = [
-        *(("optim", "micro_batch_size", size) for size in smaller),
-        ("optim", "optimizer", "adamw_8bit"),
-        ("optim", "optimizer", "paged_adamw_8bit"),
-        ("model", "gradient_checkpointing", True),
-        ("tuning", "method", "lora"),
-        ("tuning", "method", "qlora"),
-        ("tuning", "quant_type", "nf4"),
-        ("tuning", "double_quant", True),
-        ("engine", "preset", "gpu_zero2"),
-        ("engine", "preset", "gpu_zero3"),
-        ("engine", "precision", "auto"),
-        ("data", "seq_length", half),
-        ("tuning", "modules_to_save", []),
-    ]
-    found = []
-    for section, key, value in overrides:
-        block = getattr(config, section)
-        if getattr(block, key) == value or not _proposes(config, key):
-            continue
-        changed = config.model_copy(update={section: block.model_copy(update={key: value})})
-        try:
-            cross_check(changed)
-        except ConfigError:
-            continue
-        shown = str(value).lower() if isinstance(value, bool) else value
-        found.append((f"{section}.{key}={shown}", changed))
-    return found
-
-
-def _proposes(config: RunConfig, key: str) -> bool:
-    """Whether a change is near enough to what was asked for: another method, another base."""
-    tuning = config.tuning
-    if key == "method":
-        return tuning.method in ("full", "lora") and tuning.variant == "plain"
-    return key != "quant_type" or tuning.method != "lora" or tuning.variant != "plain"
-
-
-def _is_fused(config: RunConfig) -> bool:
-    tuning = config.tuning
-    is_plain = tuning.method == "lora" and tuning.base_quant_type is None
-    return is_plain and tuning.lora_backend != "peft" and tuning.variant != "dora"
-
-
 def _num_added(job: Job) -> int:
     """Parameters that the method adds to the model."""
     return 0 if job.method == "full" else num_adapter_parameters(job.shape, job.tuning)
 
 
-def _attention(config: RunConfig, machine: Machine) -> str:
-    if config.model.attention != "auto":
-        return config.model.attention
-    return "sdpa" if machine.device else SEGMENT_SDPA  # flash_attn may not be installed
-
-
 def _faults(config: RunConfig, job: Job, machine: Machine) -> Sequence[str]:
     setup = replace(
-        recipe_setup(config, preset_of(config, machine), job.precision),
+        recipe_setup(config, choose_preset(config, job.shape, machine)[0], job.precision),
         device="cuda" if machine.device else "cpu",
         compute_capability=machine.device.compute_capability if machine.device else None,
     )

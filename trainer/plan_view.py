@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.memory import Memory
-from trainer.plan import Change, Plan
+from trainer.plan import Plan
+from trainer.plan_change import Change
 
 _GIB, _MIB = 2**30, 2**20
 _WIDTH = 40  # characters of the longest bar

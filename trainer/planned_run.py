@@ -8,9 +8,11 @@ from trainer.checkpoint import newest_checkpoint
 from trainer.config import RunConfig
 from trainer.data_facts import facts_of
 from trainer.data_report import plan_facts
-from trainer.devices import Device
+from trainer.engine import this_machine
 from trainer.errors import MachineError, ModelError
-from trainer.plan import Machine, Plan, best_change, make_plan, read_shape
+from trainer.job import Machine
+from trainer.plan import Plan, make_plan, read_shape
+from trainer.plan_change import best_change
 from trainer.plan_view import bar_lines, change_line
 from trainer.run_folder import write_json
 from trainer.session import Session
@@ -101,14 +103,7 @@ def _plan(session: Session) -> Plan:
 
 
 def _machine(session: Session) -> Machine:
-    ranks = session.run.ranks
-    if ranks.device.type != "cuda":
-        return Machine(None, ranks.world_size)
-    found = torch.cuda.get_device_properties(ranks.device)
-    device = Device(
-        found.name, found.total_memory / _GIB, None, torch.cuda.get_device_capability(ranks.device)
-    )
-    return Machine(device, ranks.world_size)
+    return this_machine(session.run.ranks.device, session.run.ranks.world_size)
 
 
 def _resolved(config: RunConfig, choices: Choices) -> RunConfig:

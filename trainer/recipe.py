@@ -93,6 +93,9 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error))) from error
+    if config.task.name == "causal_lm" and "long_functions" not in config.data.model_fields_set:
+        data = config.data.model_copy(update={"long_functions": "window"})
+        config = config.model_copy(update={"data": data})
     cross_check(config)
     return config
 
@@ -106,7 +109,13 @@ def load_preset(name: str) -> dict[str, Any]:
     path = PRESET_FOLDER / f"{name}.json"
     if not path.is_file():
         names = sorted(file.stem for file in PRESET_FOLDER.glob("*.json"))
-        raise ConfigError(f"engine.preset: no preset {name!r}{_nearest(name, names)}; have {names}")
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        machines = sorted({name.partition("_zero")[0] for name in names})
+        raise ConfigError(
+            f"engine.preset: no preset {name!r}{hint} Machines: {', '.join(machines)}; each with"
+            " _zero0 to _zero3, GPUs also with _offload behind 1 to 3 (ds_configs/README.md)"
+        )
     try:
         preset = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -147,14 +156,17 @@ def cross_check(config: RunConfig) -> None:
 
 def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
     """What the table of capabilities is asked about, on a machine that is not known yet."""
+    zero = load_preset(preset)["zero_optimization"]
     return Setup(
         preset=preset,
-        zero_stage=load_preset(preset)["zero_optimization"]["stage"],
+        zero_stage=zero["stage"],
+        is_offloaded="offload_optimizer" in zero,
         precision=precision,
         method=config.tuning.method,
         quant_type=config.tuning.base_quant_type or "",
         optimizer=config.optim.optimizer,
         packing=config.data.packing,
+        variant=config.tuning.variant,
     )
 
 

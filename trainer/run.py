@@ -1,6 +1,9 @@
 """A whole run in the order it happens: take the folder, build, continue, train, report."""
 
+import socket
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,17 @@ from data.prepare import Prepared
 from trainer.banner import banner_lines, time_line
 from trainer.build import build_model, choose, write_random_base
 from trainer.checkpoint import Checkpoint
+from trainer.cluster.roll_call import call_the_roll, check_shared_folder, gather
 from trainer.config import RunConfig
 from trainer.data_report import training_loader
-from trainer.distributed import Ranks, agreed, is_equal_everywhere, start, stop
+from trainer.distributed import Ranks, agreed, barrier, is_equal_everywhere, start, stop
 from trainer.engine import build_engine, deepspeed_config
-from trainer.errors import ConfigError, MachineError, MemoryExceededError
+from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
 from trainer.evaluation.evaluation import EVALUATIONS
 from trainer.loop import Run, memory_errors_named, train
 from trainer.metrics import RunLog
 from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.peers import connection_error, end_hung
 from trainer.planned_run import explained, peak_line, write_plan
 from trainer.resume import (
     find_checkpoint,
@@ -33,6 +38,7 @@ from trainer.session import Session
 from trainer.stopping import StopRequest
 from trainer.tasks import TASKS
 from trainer.tuning.continued import adapter_folder, take_adapter
+from trainer.watchdog import WARM_UP, Watchdog
 
 
 def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
@@ -44,12 +50,30 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
     ranks = start(config.engine.timeout_seconds)
     lock: RunLock | None = None
     try:
+        ranks = _with_hosts(ranks)
+        call_the_roll(config, ranks)
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
-        return _train(config, prepared, ranks)
+        check_shared_folder(config.output_dir, ranks)
+        report = _train(config, prepared, ranks)
+    except StoppedError:
+        with suppress(RuntimeError):  # launchers kill the others once a rank has ended
+            barrier()
+        raise
+    except RuntimeError as error:
+        if (lost := connection_error(error, ranks)) is None:
+            raise
+        raise lost from error
     finally:
         if lock is not None:
             lock.release()
-        stop()
+    stop()  # a rank that fails does not wait for the others: launcher/command.py ends it
+    return report
+
+
+def _with_hosts(ranks: Ranks) -> Ranks:
+    """The ranks and where they are, to name a host that no longer answers."""
+    answers = gather({"host": socket.gethostname()}, ranks)
+    return replace(ranks, hosts=tuple(answer["host"] for answer in answers))
 
 
 def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any] | None:
@@ -68,6 +92,11 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
     with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
         session = _build(config, prepared, ranks, identity, checkpoint, initial)
     request = StopRequest(ranks)
+    watchdog = Watchdog(
+        config.engine.timeout_seconds,
+        config.log.interval + WARM_UP,
+        lambda what: end_hung(what, ranks),
+    )
     run, state = session.run, session.state
     try:
         if run.log is not None:
@@ -81,7 +110,7 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
             with memory_errors_named("while scoring"):
                 if checkpoint is None:
                     session.evaluation.begin()
-                train(run, state, request, session.validate, session.save)
+                train(run, state, request, watchdog, session.validate, session.save)
                 report = session.finish()
         except MemoryExceededError as error:
             raise explained(error, session) from error
@@ -89,6 +118,7 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
         if run.log is not None and measured is not None:
             run.log.say(measured)
     finally:
+        watchdog.close()
         request.restore()
         if run.log is not None:
             run.log.close()
@@ -107,7 +137,12 @@ def _build(
 ) -> Session:
     """Everything up to the first step, with the banner and the packing self-check."""
     state = initial_state(config, checkpoint)
-    choices = agreed(ranks, lambda: choose(config, ranks.device))
+    choices = agreed(ranks, lambda: choose(config, ranks.device, ranks.world_size))
+    if not is_equal_everywhere(str(choices), ranks):
+        raise MachineError(
+            f"ranks would choose differently, this one {choices.preset} and {choices.precision}:"
+            " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
+        )
     loader = build_loader(config, prepared, ranks)
     total_steps = config.optim.max_steps or (config.optim.epochs or 0) * loader.plan.steps_per_epoch
     if config.optim.warmup_steps > total_steps:

@@ -1,6 +1,11 @@
-"""A signal asks, all ranks agree at the next step, the run saves and ends with code 75."""
+"""What all ranks agree on once a step: go on, save and stop (code 75), or stop as diverged."""
 
+import os
+import select
 import signal
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +17,24 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# In the command line of whatever starts ranks and has to outlive them.
+_LAUNCHERS = ("deepspeed", "mpirun", "prterun", "prted", "torchrun", "supervise.py")
+
+
+class Agreed(IntEnum):
+    """The worst that a rank knows is what all ranks do."""
+
+    GO_ON = 0
+    ABANDONED = 1
+    STOP = 2
+    DIVERGED = 3
 
 
 class StopRequest:
-    """Collects the signals of this rank and asks the others once a step.
+    """Collects the reasons of this rank to stop and asks the others once a step.
 
-    The question travels over the host (gloo), so that it never waits for a GPU.
+    A signal is one, and so is a launcher that is gone: `deepspeed` dies of SIGTERM without a word
+    to its ranks. The question travels over the host (gloo), so that it never waits for a GPU.
 
     Args:
         ranks: Who is asked.
@@ -28,23 +45,82 @@ class StopRequest:
         self._group: ProcessGroup | None = None
         if ranks.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")
+        self._launchers = launchers(os.getppid())
         self._previous: dict[signal.Signals, Any] = {
             number: signal.signal(number, self._receive) for number in _SIGNALS
         }
 
-    def agreed(self) -> bool:
-        """True on every rank once a signal reached one; called by all ranks, once a step."""
+    def agreed(self, *, diverged: bool = False) -> Agreed:
+        """What to do, equal on every rank; called by all ranks, once a step or more."""
+        own = Agreed.DIVERGED if diverged else self._own()
         if self._group is None:
-            return self.received is not None
-        flag = torch.tensor(int(self.received is not None))
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self._group)
-        return bool(flag)
+            return own
+        code = torch.tensor(int(own))
+        torch.distributed.all_reduce(code, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        return Agreed(int(code))
+
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of every rank, in the order of ranks; called by all."""
+        own = torch.tensor(numbers, dtype=torch.float64)
+        if self._group is None:
+            return [own.tolist()]
+        everyones = [torch.empty_like(own) for _ in range(self._group.size())]
+        torch.distributed.all_gather(everyones, own, group=self._group)
+        return [one.tolist() for one in everyones]
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def _own(self) -> Agreed:
+        if self.received is not None:
+            return Agreed.STOP
+        is_alone = bool(self._launchers) and is_abandoned(self._launchers)
+        return Agreed.ABANDONED if is_alone else Agreed.GO_ON
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, self._previous[self.received])  # a second one ends at once
+
+
+def launchers(pid: int) -> list[tuple[int, str]]:
+    """Process id and start time of the launchers above this process, the nearest first."""
+    found = []
+    while pid > 1:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            parent, started = _parent_and_start(pid)
+        except OSError:
+            break
+        if not any(name in command for name in _LAUNCHERS):
+            break
+        found.append((pid, started))
+        pid = parent
+    return found
+
+
+def is_abandoned(above: Sequence[tuple[int, str]]) -> bool:
+    """True once a launcher has ended, or nobody reads what it and its ranks print."""
+    for pid, started in above:
+        try:
+            if _parent_and_start(pid)[1] != started:
+                return True
+        except OSError:
+            return True
+    printed = select.poll()
+    for stream in (1, 2):
+        printed.register(stream, 0)  # errors are reported unasked
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in printed.poll(0))
+
+
+def _parent_and_start(pid: int) -> tuple[int, str]:
+    """The parent's id, and the start in clock ticks, which tells a process from a later namesake.
+
+    Raises:
+        OSError: It has ended, or is a zombie.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        raise ProcessLookupError(pid)
+    return int(fields[1]), fields[19]

@@ -32,8 +32,18 @@ class WantedColumns(Protocol):
     def labels(self) -> Mapping[str, int]:
         """The file's label -> ours."""
 
-    def refuse_missing(self, names: Collection[str], where: str) -> None:
-        """Raises DataError where a needed column is not among the names."""
+    def missing(self, names: Collection[str]) -> str:
+        """What a message says about columns that are not among the names; empty where all are."""
+
+
+def refuse_missing(columns: WantedColumns, names: Collection[str], where: str) -> None:
+    """For formats whose columns are those of the whole file.
+
+    Raises:
+        DataError: Beginning with `where`.
+    """
+    if fault := columns.missing(names):
+        raise DataError(where + fault)
 
 
 @dataclass(frozen=True)
@@ -99,16 +109,6 @@ class Columns:
                     f" data.fields, e.g. data.fields={{{ours}: NAME}}"
                 )
         return ""
-
-    def refuse_missing(self, names: Collection[str], where: str) -> None:
-        """For formats whose columns are those of the whole file.
-
-        Raises:
-            DataError: Beginning with `where`.
-        """
-        fault = self.missing(names)
-        if fault:
-            raise DataError(where + fault)
 
     def _ours(self, name: str) -> str:
         if self.pair:

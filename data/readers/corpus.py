@@ -8,15 +8,15 @@ from pathlib import Path
 from data.config import DataConfig
 from data.errors import DataError
 from data.readers.folders import files_below
-from data.readers.read import SPLITS, opened
+from data.readers.read import opened
 from data.readers.reading import ReadFacts, Reading, listed
+from data.readers.sources import STEMS
 from data.readers.tables import is_saved_dataset
 
 _TEXT = r"txt|md"
 _NAME = re.compile(rf"\.(jsonl|json|csv|parquet|{_TEXT})(\.(gz|xz|zst|bz2))?$", re.IGNORECASE)
 _TEXT_NAME = re.compile(rf"\.({_TEXT})(\.(gz|xz|zst|bz2))?$", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(tar|tgz|tar\.(gz|xz|zst|bz2)|zip)$", re.IGNORECASE)
-_OTHER_NAMES = {"validation": "valid"}  # what Hugging Face calls it
 _DIGITS = re.compile(r"([0-9]+)")
 
 
@@ -93,9 +93,9 @@ def files_of_split(names: Iterable[str]) -> dict[str, list[str]]:
         base = name.rpartition("/")[2]
         ending = _NAME.search(base)
         stem = base[: ending.start()] if ending else ""
-        split = _OTHER_NAMES.get(stem, stem)
-        if split in SPLITS:
-            found.setdefault(split, []).append(name)
+        for split, stems in STEMS.items():
+            if stem in stems:
+                found.setdefault(split, []).append(name)
     return found
 
 
@@ -141,7 +141,7 @@ def _in_archive(root: Path, split: str, config: DataConfig) -> list[Path]:
 def _below(root: Path, split: str) -> list[Path]:
     """The one thing under a folder that holds a split, as files."""
     entries = sorted(root.iterdir())
-    own = {split, *(other for other, name in _OTHER_NAMES.items() if name == split)}
+    own = STEMS[split]
     found = [entry for entry in entries if entry.is_dir() and entry.name in own]
     for entry in entries:
         ending = _NAME.search(entry.name) or _ARCHIVE.search(entry.name)

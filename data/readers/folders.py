@@ -9,10 +9,8 @@ from data.errors import DataError
 from data.readers.archives import Member
 from data.readers.columns import FOLDER_LABELS
 from data.readers.formats import MAX_LINE_BYTES
-from data.readers.reading import Reading, RowFault, listed, shown
+from data.readers.reading import Reading, listed, shown
 from data.records import CodeSample
-
-_BOM = b"\xef\xbb\xbf"
 
 
 def folder_samples(folder: Path, reading: Reading) -> Iterator[CodeSample]:
@@ -78,15 +76,10 @@ def _target(label: str, labels: Mapping[str, int], origin: str) -> int:
 
 
 def _sample(raw: bytes, target: int, origin: str, reading: Reading) -> Iterator[CodeSample]:
-    reading.facts.num_rows += 1
     if len(raw) > MAX_LINE_BYTES:
         raise DataError(f"{origin}: above {MAX_LINE_BYTES} bytes; this is no function: remove it")
-    try:
-        code = reading.decoded(raw.removeprefix(_BOM))
-    except RowFault as fault:
-        reading.bad(origin, str(fault))
-        return
-    if reading.keeps(code):
+    code = reading.whole_text(raw, origin)
+    if code is not None:
         yield CodeSample(id=origin, code=code, target=target, origin=origin)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError
-from data.readers.columns import WantedColumns
-from data.readers.reading import Reading, RowFault, listed, quote
+from data.readers.columns import WantedColumns, refuse_missing
+from data.readers.reading import BOM, Reading, RowFault, listed, quote
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
@@ -20,7 +20,6 @@ BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 256 << 20
 MAX_FIELD_CHARACTERS = 64 << 20  # of CSV, whose reader holds four bytes for each
 _UNCLOSED = ("unexpected end of data", "field larger than field limit")
-_BOM = b"\xef\xbb\xbf"
 _BLANKS = " \t\r\n"  # JSON's own
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _JSONL_ADVICE = "write one object per line"
@@ -96,7 +95,7 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns
     header = _header(reader, reading, undecodable)
     if not header:
         return
-    columns.refuse_missing(header, f"{reading.name}:1: the first line must name the columns: ")
+    refuse_missing(columns, header, f"{reading.name}:1: the first line must name the columns: ")
     numbers = header.index(columns.target) if columns.target and not columns.labels else None
     while True:
         place = reader.line_num + 1
@@ -155,7 +154,7 @@ def _lines(stream: io.BufferedReader, reading: Reading) -> Iterator[tuple[int, b
 
 
 def _after_bom(stream: io.BufferedReader) -> bytes:
-    return stream.read(len(_BOM)).removeprefix(_BOM)
+    return stream.read(len(BOM)).removeprefix(BOM)
 
 
 class _DuplicateKeyError(ValueError):

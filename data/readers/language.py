@@ -14,13 +14,11 @@ from data.readers.corpus import files_of_split, folder_files, is_readable, is_te
 from data.readers.formats import MAX_LINE_BYTES, Rows
 from data.readers.kinds import AnyColumns, LanguageColumns, kind_of, refuse_other_fields
 from data.readers.read import opened, stream_rows
-from data.readers.reading import ReadFacts, Reading, RowFault, listed
+from data.readers.reading import ReadFacts, Reading, listed
 from data.readers.rows import row_samples
 from data.readers.streams import decompressed, is_tar, is_zip
 from data.readers.tables import dataset_rows, is_saved_dataset
 from data.records import Conversation, Document
-
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -105,15 +103,10 @@ def _document(source: _Source) -> Iterator[Document]:
     reading = source.reading
     assert source.stream is not None
     raw = source.stream.read(MAX_LINE_BYTES + 1)
-    reading.facts.num_rows += 1
     if len(raw) > MAX_LINE_BYTES:
         raise DataError(f"{reading.name}: a text above {MAX_LINE_BYTES} bytes; split the file")
-    try:
-        text = reading.decoded(raw.removeprefix(_BOM))
-    except RowFault as fault:
-        reading.bad(reading.name, str(fault))
-        return
-    if reading.keeps(text):
+    text = reading.whole_text(raw, reading.name)
+    if text is not None:
         yield Document(reading.name, text, reading.name, reading.name)
 
 

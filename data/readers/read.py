@@ -10,7 +10,7 @@ from data.readers.archives import Member, tar_members, zip_members
 from data.readers.columns import Columns, WantedColumns
 from data.readers.folders import folder_samples, member_samples
 from data.readers.formats import Rows, csv_rows, json_rows, jsonl_rows
-from data.readers.reading import ReadFacts, Reading, listed
+from data.readers.reading import BOM, ReadFacts, Reading, listed
 from data.readers.rows import row_samples
 from data.readers.sources import is_split_file, named_format
 from data.readers.streams import decompressed, is_tar, is_zip
@@ -19,7 +19,6 @@ from data.records import CodeSample
 
 SPLITS = ("train", "valid", "test")
 _SNIFFED_BYTES = 1 << 12
-_BOM = b"\xef\xbb\xbf"
 _OPENINGS = {b"{": "jsonl", b"[": "json"}
 
 
@@ -143,7 +142,7 @@ def stream_rows(
 def _format(head: bytes, name: str, reading: Reading) -> str:
     """The format by content; by name only where the content is text that could be anything."""
     wanted, named = reading.config.format, named_format(name)
-    text = head.removeprefix(_BOM).lstrip()
+    text = head.removeprefix(BOM).lstrip()
     content = "parquet" if head.startswith(b"PAR1") else _OPENINGS.get(text[:1])
     if content == "json" and "jsonl" in (wanted, named if wanted == "auto" else None):
         raise DataError(

@@ -9,6 +9,7 @@ from data.errors import DataError
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
 _LISTED = 160  # characters of names listed in a message
+BOM = b"\xef\xbb\xbf"
 _EXAMPLES = 5  # bad rows whose message is kept
 
 Place = int | str  # a line, a row, an element, or a file of a folder
@@ -105,6 +106,20 @@ class Reading:
         if "\0" in code:
             self.facts.num_nul += 1
         return True
+
+    def whole_text(self, raw: bytes, origin: str) -> str | None:
+        """A file that is one record: its text; None where it is passed over.
+
+        Raises:
+            DataError: It is no text, and one more than data.max_bad_rows.
+        """
+        self.facts.num_rows += 1
+        try:
+            text = self.decoded(raw.removeprefix(BOM))
+        except RowFault as fault:
+            self.bad(origin, str(fault))
+            return None
+        return text if self.keeps(text) else None
 
     def decoded(self, raw: bytes) -> str:
         """UTF-8, repaired and counted where the recipe asks for it.

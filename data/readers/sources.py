@@ -17,7 +17,8 @@ FORMATS = ("jsonl", "json", "csv", "parquet")
 _COMPRESSIONS = ("", ".gz", ".xz", ".zst", ".bz2")
 _ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".zip")
 _NAME = re.compile(rf"\.({'|'.join(FORMATS)})(\.(gz|xz|zst|bz2))?$", re.IGNORECASE)
-_OTHER_NAMES: dict[str, tuple[str, ...]] = {"valid": ("validation",)}  # what Hugging Face calls it
+STEMS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+"""What a split is called, Hugging Face's name last."""
 
 
 def named_format(name: str) -> str | None:
@@ -30,7 +31,7 @@ def is_split_file(name: str, split: str) -> bool:
     """Whether a file or member is called <split>.<a format>, compressed or not."""
     return any(
         name.startswith(f"{stem}.") and _NAME.fullmatch(name[len(stem) :]) is not None
-        for stem in (split, *_OTHER_NAMES.get(split, ()))
+        for stem in STEMS.get(split, (split,))
     )
 
 
@@ -101,14 +102,14 @@ def _existing(path: Path, key: str, config: DataConfig) -> Path:
 
 def _below(root: Path, split: str, config: DataConfig) -> Path:
     """The one thing under a folder that holds a split."""
-    folders = [root / name for name in (split, *_OTHER_NAMES.get(split, ()))]
+    stems = STEMS.get(split, (split,))
+    folders = [root / name for name in stems]
     if config.format == "folder":
         return _split_folder(root, split)
     found: list[Path] = [folder for folder in folders if is_saved_dataset(folder)]
     if config.format == "auto" and folders[0].is_dir() and is_class_folder(folders[0], config):
         found.append(folders[0])
     if config.format != "datasets":
-        stems = (split, *_OTHER_NAMES.get(split, ()))
         names = [f"{s}.{kind}{end}" for s in stems for kind in FORMATS for end in _COMPRESSIONS]
         names += [stem + end for stem in stems for end in _ARCHIVES]
         files = [root / name for name in names if (root / name).is_file()]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.readers.columns import WantedColumns
+from data.readers.columns import WantedColumns, refuse_missing
 from data.readers.formats import Rows
 from data.readers.reading import Reading, RowFault, listed
 from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
@@ -90,7 +90,7 @@ def _wanted(schema: Any, reading: Reading, columns: WantedColumns) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{reading.name}: the schema names {listed(twice)} twice; keep one")
-    columns.refuse_missing(names, f"{reading.name}: ")
+    refuse_missing(columns, names, f"{reading.name}: ")
     reading.facts.ignored_fields.update(set(names) - columns.known)
     for name in columns.needed:
         kind = schema.field(name).type

@@ -20,6 +20,7 @@ if not __package__:  # run as a file: sys.path[0] is data/samples/, make it the 
 
 from data.samples import templates_c, templates_java, templates_python
 from data.samples.patterns import Pair, Pattern, render_pair
+from data.samples.questions import instruction_rows
 from data.samples.train_tokenizer import write_model
 
 SEED = 2024
@@ -49,6 +50,7 @@ SPLITS: dict[str, Split] = {
     "test": Split(300, None),
     "test_imbalanced": Split(600, 0.10),
 }
+INSTRUCTED = ("train", "valid", "test")  # splits that instructions are made of
 
 
 def collapse(code: str) -> str:
@@ -117,12 +119,15 @@ def write_gzip_lines(path: Path, records: list[dict[str, str | int]]) -> None:
 
 
 def generate(out: Path) -> None:
-    """Write the four splits and the tiny model's tokenizer and config under `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write the splits, their instructions, the tiny model's tokenizer and config under `out`."""
+    (out / "instructions").mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     for split in SPLITS:
         records = list(split_records(split, seen))
         write_gzip_lines(out / f"{split}.jsonl.gz", records)
+        if split in INSTRUCTED:
+            rows = list(instruction_rows(records, SEED))
+            write_gzip_lines(out / "instructions" / f"{split}.jsonl.gz", rows)
         if split == "train":
             write_model(out / "model", [str(record["code"]) for record in records])
 

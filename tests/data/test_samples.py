@@ -42,7 +42,7 @@ def without_whitespace_runs(code: str) -> str:
 
 def test_the_generator_writes_the_committed_bytes_again(regenerated):
     written = sorted(path.relative_to(regenerated) for path in regenerated.rglob("*.*"))
-    assert len(written) == 7  # four splits, tokenizer and its config, model config
+    assert len(written) == 10  # four splits, three of instructions, tokenizer and its two configs
     for name in written:
         fresh, committed = (regenerated / name).read_bytes(), (FOLDER / name).read_bytes()
         if name.suffix == ".gz":
@@ -114,6 +114,32 @@ def test_the_code_is_well_formed(splits):
             ast.parse(record["code"])
         for opening, closing in ("()", "[]", "{}"):
             assert record["code"].count(opening) == record["code"].count(closing), record["id"]
+
+
+def test_instructions_ask_about_functions_of_their_own_split_and_answer_right(splits):
+    titles = set()
+    for split in ("train", "valid", "test"):
+        path = FOLDER / "instructions" / f"{split}.jsonl.gz"
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        records = {record["id"]: record for record in splits[split]}
+        asked = [records[row["id"]] for row in rows]
+        assert len({record["commit"] for record in asked}) == len(rows) > 100
+        for row, record in zip(rows, asked, strict=True):
+            question, answer = row["instruction"], row["output"]
+            titles.add(question.partition(" ")[0])
+            if question.startswith("Write"):
+                assert (row["input"], answer) == ("", record["code"])
+                assert record["cwe"] in question
+                assert ("safe from" in question) == (record["target"] == 0)
+                continue
+            assert row["input"] == record["code"]
+            if question.startswith("Perform"):
+                assert answer.startswith(f"Vulnerable: {record['cwe']}") == bool(record["target"])
+            elif "language" in question:
+                assert answer.rstrip(".").rpartition(" ")[2].lower() == record["language"]
+            else:
+                assert answer == record["function_name"]
+    assert titles == {"Write", "Perform", "In", "What"}
 
 
 def test_lengths_run_from_a_few_lines_to_a_long_tail(splits):

@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+import rank_checks
 import torch
 from rank_pool import run_ranks
 
@@ -45,3 +46,16 @@ def test_flash_attention_keeps_functions_apart(reference, tiny_recipe, tmp_path)
     """The packing self-check of the run refuses a leak, so finishing is the proof."""
     overrides = ["engine.precision=bf16", "model.attention=flash_attention_2"]
     assert losses(tiny_recipe, tmp_path / "run", *overrides) == pytest.approx(reference, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_nan_is_read_behind_the_update_and_ends_the_run(precision, tiny_recipe, tmp_path):
+    """Neither logged nor saved on the way: what a step later tells is enough."""
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    command = [
+        str(tiny_recipe), f"run.output_dir={folder}", f"engine.precision={precision}",
+        "eval.interval=never", "save.interval=1000", "log.interval=1000", "POISON=loss",
+    ]  # fmt: skip
+    assert run_ranks(command, 1, printed, entry=rank_checks.read_poison) == [6]
+    assert "the loss of rank 0 is nan" in printed.read_text()
+    assert not list((folder / "checkpoints").iterdir())

@@ -44,7 +44,12 @@ REFUSED = {
     "56-lr-nan": ("optim.lr=.nan", "optim.lr: ", "a finite number, found nan"),
     "56-lr-infinite": ("optim.lr=.inf", "optim.lr: ", "a finite number, found inf"),
     "56-lr-above-every-number": ("optim.lr=1e400", "optim.lr: ", "a finite number, found inf"),
-    "57-unknown-preset": ("engine.preset=gpu_zero9", "no preset 'gpu_zero9'", "have ['cpu_zero0'"),
+    "57-unknown-preset": (
+        "engine.preset=gpu_zero9",
+        "no preset 'gpu_zero9'",
+        "did you mean 'gpu_zero3'?",
+        "v100x8",
+    ),
     "59-micro-batch-0": ("optim.micro_batch_size=0", "greater than or equal to 1, found 0"),
     "59-micro-batch-2.5": ("optim.micro_batch_size=2.5", "a valid integer, found 2.5"),
     "59-global-batch-negative": ("optim.global_batch_size=-8", "equal to 1, found -8"),

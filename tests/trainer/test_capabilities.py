@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,18 +27,22 @@ MACHINES = (
 
 def test_every_combination_runs_or_is_refused_as_the_rules_say():
     num_refused = 0
-    for stage, precision, (method, quant_type), optimizer, machine in itertools.product(
-        range(4), ("fp32", "bf16", "fp16"), METHODS, OPTIMIZERS, MACHINES
+    for stage, precision, (
+        method,
+        quant_type,
+    ), optimizer, machine, is_offloaded in itertools.product(
+        range(4), ("fp32", "bf16", "fp16"), METHODS, OPTIMIZERS, MACHINES, (False, True)
     ):
         name, capability, precisions, quantised = machine
         setup = Setup(
             f"gpu_zero{stage}", stage, precision, method, quant_type, optimizer,
-            "cpu" if capability is None else "cuda", capability,
+            "cpu" if capability is None else "cuda", capability, is_offloaded,
         )  # fmt: skip
         stack = [
             stage == 0 and precision != "fp32",
             stage == 3 and method != "lora",
             stage == 3 and optimizer in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
+            is_offloaded and optimizer in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
         ]
         hardware = [
             precision not in precisions,
@@ -50,7 +55,7 @@ def test_every_combination_runs_or_is_refused_as_the_rules_say():
         for message in refusals(setup, STACK_LIMITS + MACHINE_LIMITS):
             assert "; take " in message
             assert "{" not in message
-    assert 0 < num_refused < 4 * 3 * 5 * 4 * 6
+    assert 0 < num_refused < 2 * 4 * 3 * 5 * 4 * 6
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,8 @@ def test_a_gpu_that_cannot_is_a_machine_error(
     capability, overrides, parts, base: Path, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = SimpleNamespace(name="a GPU", total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     config = load_run_config(base, [*overrides, "model.attention=sdpa"])
     with pytest.raises(MachineError) as caught:
         choose(config, torch.device("cuda"))

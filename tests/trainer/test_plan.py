@@ -18,16 +18,16 @@ from trainer.config import TuningSection
 from trainer.data_facts import DataFacts, data_facts
 from trainer.devices import DEVICES, device_named
 from trainer.errors import ConfigError, ModelError
+from trainer.job import Machine, job_of
 from trainer.memory import memory_of, quantised_bytes
+from trainer.models.files import check_model_files
 from trainer.plan import (
-    Machine,
-    best_change,
     communication_bytes,
-    job_of,
     largest_micro_batch,
     make_plan,
     read_shape,
 )
+from trainer.plan_change import best_change
 from trainer.recipe import load_run_config
 from trainer.shapes import model_shape
 from trainer.targets import num_adapter_parameters
@@ -134,6 +134,87 @@ def test_the_components_of_lora_on_starcoder_by_hand(starcoder):
     assert memory.activations == pytest.approx(t * (40 * 2 * d + block + outside), rel=1e-3)
 
 
+LLAMA = CONFIGS["llama-13b"] | {"tie_word_embeddings": False}
+
+
+@pytest.fixture
+def llama(base, tmp_path):
+    """A language model of 13 B parameters, its output layer its own, trained whole by 8 ranks."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    return load_run_config(
+        base,
+        [f"model.config={tmp_path}", "data.tokenizer=data/samples/model", "data.seq_length=512",
+         "task.name=instruction", "model.gradient_checkpointing=true", "tuning.method=full",
+         "engine.preset=gpu_zero3"],
+    )  # fmt: skip
+
+
+def language_job(config, num_ranks=8):
+    return job_of(config, read_shape(config), Machine(DEVICES["A100-80"], num_ranks), ASSUMED)
+
+
+def test_full_tuning_of_a_language_model_under_zero_3_by_hand(llama):
+    """13,015,864,320 parameters (LLaMA 13B): an eighth of 2 + 4 + 8 bytes each, 1e9 gathered."""
+    memory = memory_of(language_job(llama))
+    num = 13_015_864_320
+    assert memory.trained_weights == 2 * (num / 8 + 1e9)
+    assert memory.master_weights == 4 * num / 8
+    assert memory.moments == 8 * num / 8
+    assert memory.gradients == (2 + 4) * num / 8
+    assert memory.frozen_weights == 0
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_trained_output_layer_sums_its_gradient_in_fp32_beside_the_chunk(
+    is_tied, llama, tmp_path
+):
+    """Hidden states and their gradients, V x D in fp32 and once more in bf16, 640 MiB of logits."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"tie_word_embeddings": is_tied}))
+    tokens = 4 * 512  # more rows, and what the widest layer has in flight would be more
+    expected = 2 * 2 * 5120 * tokens + (4 + 2) * 32000 * 5120 + (640 << 20)
+    job = replace(language_job(llama), micro_batch_size=4, checkpointing=False)
+    memory = memory_of(job)
+    assert memory.activations > 0  # the peak is at the loss, not at the update
+    assert memory.working == expected
+    frozen = changed(llama, "tuning", method="lora")
+    frozen_job = replace(language_job(frozen), micro_batch_size=4, zero_stage=1)
+    assert memory_of(frozen_job).working == expected - 6 * 32000 * 5120
+    whole = changed(frozen, "tuning", modules_to_save=["lm_head"])
+    whole_job = language_job(whole)
+    assert whole_job.num_trained - frozen_job.num_trained == 32000 * 5120
+
+
+def test_full_fine_tuning_of_starcoder_by_hand(starcoder):
+    """2 + 2 bytes a parameter for weight and gradient, 4 + 8 + 4 shared by 8 ranks; ZeRO 3 shares
+    all of it, and holds a billion parameters gathered."""
+    config = changed(starcoder, "tuning", method="full")
+    machine = Machine(DEVICES["A100-80"], 8)
+    trained = 15_517_456_384 + 2 * 6144
+    for preset, of_weight in (("gpu_zero1", trained), ("gpu_zero3", trained / 8 + 1e9)):
+        on = changed(config, "engine", preset=preset)
+        job = job_of(on, read_shape(on), machine, ASSUMED)
+        memory = memory_of(job)
+        assert job.num_trained == trained
+        assert memory.trained_weights == 2 * of_weight
+        assert memory.master_weights == 4 * trained / 8
+        assert memory.moments == 8 * trained / 8
+        held = trained / 8 if preset == "gpu_zero3" else trained
+        assert memory.gradients == pytest.approx(2 * held + 4 * trained / 8)
+    alone = changed(config, "engine", preset="gpu_zero1")
+    assert not make_plan(alone, read_shape(alone), Machine(DEVICES["A100-80"], 1), ASSUMED).fits
+
+
+def test_virtual_tokens_take_positions_and_memory(starcoder):
+    prompted = changed(changed(starcoder, "tuning", method="ptuning"), "data", packing=False)
+    plain = changed(starcoder, "data", packing=False)
+    shape, machine = read_shape(prompted), Machine(DEVICES["A100-80"], 1)
+    jobs = [job_of(config, shape, machine, ASSUMED) for config in (plain, prompted)]
+    assert [job.num_tokens for job in jobs] == [2048, 2078]
+    check_model_files(changed(prompted, "data", seq_length=8162), 100)
+    with pytest.raises(ConfigError, match=r"30 virtual tokens .* lower it to 8162"):
+        check_model_files(changed(prompted, "data", seq_length=8163), 100)
+
+
 def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
     limit = DEVICES["A100-40"].memory_gib * 2**30
     job = job_of(starcoder, read_shape(starcoder), Machine(DEVICES["A100-40"], 1), ASSUMED)
@@ -152,6 +233,12 @@ def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
             "RTX4080",
             {"tuning": {"method": "qlora"}, "model": {"gradient_checkpointing": False}},
             "model.gradient_checkpointing=true",
+        ),
+        ("T4", {"tuning": {"method": "ia3"}}, "tuning.quant_type=nf4"),
+        (
+            "A100-80",
+            {"tuning": {"method": "full"}, "engine": {"preset": "gpu_zero3"}},
+            "tuning.method=lora",
         ),
     ],
 )
@@ -194,6 +281,27 @@ def test_communication_is_that_of_rings(starcoder):
     ]
     trained = num_adapter_parameters(shape, TuningSection()) + shape.num_head_parameters
     assert sent == [0, 3 * trained * 2 * 0.5, 3 * trained * 2 * 0.75]
+
+
+def test_what_a_step_sends_by_stage_accumulation_and_dtype(starcoder):
+    """As DeepSpeed's logger counts them (benchmarks/communication.py): 3 micro-batches, 2 ranks."""
+    shape = read_shape(starcoder)
+    config = changed(starcoder, "model", gradient_checkpointing=False)
+    job = job_of(config, shape, Machine(DEVICES["H100"], 2), ASSUMED)
+    n, whole, layers = job.num_trained, shape.num_parameters, shape.num_linear_weights
+    assert job.precision == "bf16"
+    share = 0.5
+    # (gradients, there and back), (weights), in bf16
+    assert communication_bytes(replace(job, zero_stage=1), 3) == share * 2 * (2 * n + n)
+    assert communication_bytes(replace(job, zero_stage=2), 3) == share * 2 * (3 * 2 * n + n)
+    in_fp32 = replace(job, zero_stage=1, communication_dtype="fp32")
+    assert communication_bytes(in_fp32, 3) == share * (2 * 4 * n + 2 * n)
+    # above 10^9 parameters every layer is gathered for the forward and the backward pass
+    large = share * 2 * 3 * (2 * n + (whole - layers) + 2 * layers)
+    assert communication_bytes(replace(job, zero_stage=3), 3) == pytest.approx(large)
+    small = share * 2 * 3 * (2 * n + whole)
+    kept = replace(job, zero_stage=3, live_parameters=10**11)
+    assert communication_bytes(kept, 3) == pytest.approx(small)
 
 
 def test_devices_are_found_however_their_names_are_written():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from example_sets import example_set
 from method_cases import FAMILIES, METHODS, model_config, tuning
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -136,6 +137,21 @@ def test_saved_weights_make_another_start_the_same_model(method, family, tmp_pat
     assert json.loads((tmp_path / "adapter" / "focaltune.json").read_text())
 
 
+@pytest.mark.parametrize(("family", "name"), [("gpt2", "wte"), ("llama", "embed_tokens")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
+def test_a_module_is_trained_whole_beside_every_method(method, family, name, tmp_path):
+    model = classifier(method, family, modules_to_save=[name])
+    [weight] = [p for n, p in trained(model).items() if name in n]
+    assert weight.shape == (2048, 32)
+    weights = {n: p.detach().float() for n, p in trained(model).items()}
+    save_adapter(model.model, weights, tmp_path / "adapter", {})
+    fresh = classifier(method, family, seed=2, modules_to_save=[name])
+    take_adapter(fresh.model, tmp_path / "adapter")
+    assert torch.equal(logits(fresh, method), logits(model, method))
+    with pytest.raises(ModelError, match=r"'no' matches no module; the model has"):
+        classifier(method, family, modules_to_save=["no"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["full", "lora", "rslora", "dora", "ia3"])
 def test_merged_weights_give_the_same_logits(method, family):
@@ -259,6 +275,7 @@ def test_auto_of_an_unknown_architecture_asks_for_names():
     assert FUNCTIONS["lora"](base, tuning("lora")).peft_config["default"].target_modules
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # PEFT: the head is no Conv1D
 def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
     targets = ["c_attn", "score"]
     model = classifier("lora", "gpt2", target_modules=targets)
@@ -275,6 +292,13 @@ def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
     other.model.get_base_model().score.base_layer.weight.data.zero_()
     take_adapter(other.model, tmp_path / "adapter")
     assert torch.equal(logits(other, "lora"), logits(model, "lora"))
+    stock = base_of("gpt2")
+    stock.score.weight.data.zero_()  # drawn anew by who loads a base without a head
+    loaded = PeftModel.from_pretrained(stock, tmp_path / "adapter", is_trainable=True).eval()
+    assert torch.equal(loaded.get_base_model().score.base_layer.weight, head)
+    assert torch.equal(
+        logits(PackedClassifier(loaded, "segment_sdpa"), "lora"), logits(model, "lora")
+    )
 
 
 @pytest.mark.parametrize(
@@ -320,6 +344,9 @@ def test_a_start_with_a_missing_or_a_foreign_weight_is_refused(tmp_path):
     [
         (["tuning.variant=llm_adapters"], "llm_adapters is one of adapter_h, adapter_p, parallel"),
         (["tuning.method=ia3", "tuning.variant=dora"], "dora is one of lora, qlora, not of"),
+        (["tuning.variant=dora", "tuning.quant_type=int8"], "take tuning.quant_type=nf4"),
+        (["tuning.method=full", "tuning.quant_type=nf4"], "quantised weights are not trained"),
+        (["tuning.method=ia3", "tuning.quant_type=nf4", "engine.preset=cpu_zero3"], "ZeRO 3 would"),
         (["tuning.adapter_size=4"], "adapter_size 4 means nothing to tuning.method lora"),
         (["tuning.method=full", "tuning.target_modules=[c_fc]"], "which adapts no layer"),
         (["tuning.method=full", "tuning.modules_to_save=[wte]"], "which trains everything"),

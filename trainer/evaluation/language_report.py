@@ -79,7 +79,7 @@ def write_language_report(
         "facts": dict(facts),
         "files": files,
     }
-    picture = figures.loss_png(f"Loss on {name}", scores.curves, {UNIGRAM: scores.unigram})
+    picture = figures.loss_png("Loss over steps", scores.curves, {UNIGRAM: scores.unigram})
     page = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / files["loss"], picture)
@@ -116,19 +116,7 @@ def render(report: Mapping[str, Any]) -> str:
         table(_COLUMNS, _rows(report)),
         _comparison(report["comparison"]),
         f"![Loss over steps]({report['files']['loss']})",
-        "## By file",
-        table(
-            ["File", "Targets", "Loss", "Loss before"],
-            [
-                [
-                    row["file"],
-                    f"{row['num_targets']:,}",
-                    _number(row["loss"]),
-                    _number(row["before"]),
-                ]
-                for row in report["by_file"]
-            ],
-        ),
+        *_file_parts(report["by_file"]),
         "## Samples" if report["samples"] else "",
         *(sample_page(sample) for sample in report["samples"]),
         "## Facts",
@@ -222,6 +210,17 @@ def _comparison(comparison: Mapping[str, Any] | None) -> str:
         f" {comparison['loss_difference']:+.4f} [{low:+.4f}, {high:+.4f}], both on the same"
         " resamples."
     )
+
+
+def _file_parts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table where a split is of several files."""
+    if len(rows) < 2:
+        return []
+    cells = [
+        [row["file"], f"{row['num_targets']:,}", _number(row["loss"]), _number(row["before"])]
+        for row in rows
+    ]
+    return ["## By file", table(["File", "Targets", "Loss", "Loss before"], cells)]
 
 
 def _number(value: float | None) -> str:

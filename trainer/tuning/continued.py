@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _CONFIG, _WEIGHTS, _FACTS = "adapter_config.json", "adapter_model.safetensors", "focaltune.json"
-_FULL = ("config.json", "model.safetensors")
+_FULL = ("config.json", "model*.safetensors")  # a large model comes in shards
 _MUST_MATCH = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens",
     "target_modules", "feedforward_modules", "modules_to_save",
@@ -35,12 +35,11 @@ def adapter_folder(path: Path, base_sha256: str, method: str = "lora") -> Path:
     """
     folder = path / "adapter" if (path / "adapter").is_dir() else path
     wanted = _FULL if method == "full" else (_CONFIG, _WEIGHTS)
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    missing = [pattern for pattern in wanted if not list(folder.glob(pattern))]
     if missing:
-        layout = "transformers'" if method == "full" else "PEFT's"
         raise ModelError(
             f"tuning.init_from: {folder} holds no {' and no '.join(missing)}; give a finished run"
-            f" of method {method}, or its weights in {layout} layout"
+            f" of tuning.method {method}, or a folder as its adapter/"
         )
     facts = _json(folder / _FACTS) if (folder / _FACTS).is_file() else {}
     if facts.get("base_sha256", base_sha256) != base_sha256:
@@ -113,7 +112,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     whole: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*model*.safetensors")):  # a large model comes in shards
+    for path in sorted(folder.glob("*model*.safetensors")):
         whole |= load_file(path)
     return whole
 

@@ -131,7 +131,7 @@ def _check_target(target: str, layers: dict[str, nn.Module]) -> None:
 
 
 def _within_block(name: str) -> str:
-    """ "h.3.mlp.c_proj" -> "mlp.c_proj"; a name outside of the blocks stays."""
+    """A path in its block, "mlp.c_proj" of "h.3.mlp.c_proj"; a name outside of blocks stays."""
     parts = name.split(".")
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[numbers[0] + 1 :]) if numbers else name

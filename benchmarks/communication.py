@@ -1,0 +1,232 @@
+"""Bytes a rank sends in a step, as DeepSpeed's communication logger counts them, and the plan's.
+
+    python benchmarks/communication.py [--ranks N] [--json FILE]
+
+Each case trains the program's own model and engine for three steps in processes of its own; the
+third is counted. The logger's bytes are right, its latencies are not (it times what it queues), so
+no time is taken from it. What a rank sends is that of rings: 2 (n - 1) / n of what is all-reduced,
+(n - 1) / n of what is gathered or scattered. Exits 1 where the plan is off by more than 5%.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.memory import overrides_of, write_model
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GOAL = 0.05
+MODEL = "bigcode-6M"
+# A real model's layers are above ZeRO 3's persistence threshold, those of this one below.
+LAYERS = {"stage3_param_persistence_threshold": 1000}
+# And a real model is above what ZeRO 3 keeps gathered.
+LARGE = LAYERS | {
+    "stage3_max_live_parameters": 300_000, "stage3_max_reuse_distance": 300_000,
+    "stage3_prefetch_bucket_size": 100_000,
+}  # fmt: skip
+# keys of the recipe, the preset's communication dtype, its other ZeRO keys
+CASES: tuple[tuple[str, str | None, dict[str, int]], ...] = (
+    ("zero0", None, {}),
+    ("zero1", None, {}),
+    ("zero2", None, {}),
+    ("zero1 engine.precision=bf16", None, {}),
+    ("zero2 engine.precision=bf16", None, {}),
+    ("zero1", "bf16", {}),
+    ("zero2", "bf16", {}),
+    ("zero1 engine.precision=bf16", "fp32", {}),
+    ("zero1 optim.global_batch_size=32", None, {}),
+    ("zero2 optim.global_batch_size=32", None, {}),
+    ("zero3", None, LAYERS),
+    ("zero3 engine.precision=bf16", None, LAYERS),
+    ("zero3 model.gradient_checkpointing=true", None, LAYERS),
+    ("zero3 optim.global_batch_size=32", None, LAYERS),
+    ("zero3", None, LARGE),
+    ("zero3 model.gradient_checkpointing=true", None, LARGE),
+    ("zero3 optim.global_batch_size=32 engine.precision=bf16", None, LARGE),
+)
+
+
+def measure_rank(
+    rank: int,
+    world_size: int,
+    port: int,
+    overrides: list[str],
+    dtype: str | None,
+    zero: dict[str, int],
+    out: str,
+) -> None:
+    """Three steps; the messages of the last, written by rank 0 as operation -> {bytes: times}."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    import torch
+    from deepspeed.comm import comm
+
+    from trainer.build import build_model, choose, write_random_base
+    from trainer.distributed import start
+    from trainer.engine import build_engine, deepspeed_config
+    from trainer.loop import Run, optimizer_step
+    from trainer.preparation import prepare_run
+    from trainer.recipe import load_run_config
+    from trainer.run import build_loader
+    from trainer.tasks import TASKS
+
+    config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
+    prepared, ranks = prepare_run(config), start(1800)
+    choices = choose(config, ranks.device, world_size)
+    if ranks.is_main:
+        write_random_base(config, choices)
+    torch.distributed.barrier()
+    model = build_model(config, choices)
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    settings = deepspeed_config(config, choices.preset, choices.precision, num_trained)
+    settings["comms_logger"] = {"enabled": True, "prof_all": True, "verbose": False}
+    settings["zero_optimization"] |= zero
+    if dtype is not None:
+        settings["communication_data_type"] = dtype
+    engine = build_engine(model, config, settings)
+    loader = build_loader(config, prepared, ranks)
+    task = TASKS[config.task.name](config.loss, ranks.device)
+    run = Run(config, ranks, engine, task, loader, 3, None)
+    engine.train()
+    at_start = _messages(comm.comms_logger.comms_dict)
+    for step in range(3):
+        comm.comms_logger.comms_dict.clear()
+        optimizer_step(run, loader.step(step), step, 1e-4)
+    if ranks.is_main:
+        result = {
+            "messages": _messages(comm.comms_logger.comms_dict),
+            "at_start": at_start,
+            "accumulation": len(loader.step(2).micro_batches),
+            "num_trained": num_trained,
+            "num_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+        }
+        Path(out).write_text(json.dumps(result))
+    sys.stdout.flush()
+    os._exit(0)  # the process group of two ranks needs no farewell
+
+
+def _messages(logged: dict[str, dict[int, list[Any]]]) -> dict[str, dict[int, int]]:
+    return {
+        operation: {size: entry[0] for size, entry in sizes.items() if size}
+        for operation, sizes in logged.items()
+        if any(sizes)
+    }
+
+
+def sent_by_a_rank(messages: dict[str, dict[str, int]], world_size: int) -> float:
+    """Bytes over the links, by rings.
+
+    The logger counts the tensor a rank puts in: all of it for all_reduce and reduce_scatter, a
+    rank's share for all_gather.
+    """
+    share = (world_size - 1) / world_size
+    total = 0.0
+    for operation, sizes in messages.items():
+        moved = sum(int(size) * times for size, times in sizes.items())
+        if "all_reduce" in operation:
+            total += 2 * share * moved
+        elif "gather" in operation:
+            total += share * world_size * moved
+        else:
+            total += share * moved
+    return total
+
+
+def planned(
+    overrides: list[str],
+    world_size: int,
+    dtype: str | None,
+    zero: dict[str, int],
+    measured: dict[str, Any],
+) -> float:
+    """The plan's bytes for the accumulation that was measured."""
+    from trainer.data_facts import data_facts
+    from trainer.job import Machine, job_of
+    from trainer.plan import communication_bytes, read_shape
+    from trainer.recipe import load_run_config
+
+    config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
+    job = job_of(config, read_shape(config), Machine(None, world_size), data_facts(config))
+    live = zero.get("stage3_max_live_parameters", job.live_parameters)
+    job = replace(job, communication_dtype=dtype, live_parameters=live)
+    return communication_bytes(job, measured["accumulation"])
+
+
+def measure(
+    world_size: int, overrides: list[str], dtype: str | None, zero: dict[str, int], folder: Path
+) -> dict[str, Any]:
+    """Run a case on forked ranks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "peft", "bitsandbytes", "trainer.run"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = folder / "measured.json"
+    ranks = [
+        context.Process(
+            target=measure_rank, args=(rank, world_size, port, overrides, dtype, zero, str(out))
+        )
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    measured: dict[str, Any] = json.loads(out.read_text())
+    return measured
+
+
+def run_case(keys: str, dtype: str | None, zero: dict[str, int], world_size: int) -> dict[str, Any]:
+    """One line of the table."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        preset = f"engine.preset=cpu_{keys}"
+        overrides = overrides_of(write_model(folder, MODEL), folder, preset)
+        measured = measure(world_size, overrides, dtype, zero, folder)
+        plan = planned(overrides, world_size, dtype, zero, measured)
+    sent = sent_by_a_rank(measured["messages"], world_size)
+    return {"keys": keys, "dtype": dtype, "ranks": world_size, "sent": sent, "planned": plan,
+            **measured}  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table; 1 where the plan is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the rows")
+    given = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows, worst = [], 0.0
+    for keys, dtype, zero in CASES:
+        row = run_case(keys, dtype, zero, given.ranks)
+        rows.append(row)
+        error = row["planned"] / row["sent"] - 1 if row["sent"] else 0.0
+        worst = max(worst, abs(error))
+        print(
+            f"{keys}{f' sent in {dtype}' if dtype else ''}{' large' if zero is LARGE else ''}:"
+            f" accumulation {row['accumulation']}, sent {row['sent']:,.0f},"
+            f" planned {row['planned']:,.0f} ({error:+.1%})",
+            flush=True,
+        )
+    print(f"trained {rows[0]['num_trained']:,} of {rows[0]['num_parameters']:,}; worst {worst:.1%}")
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return int(worst > GOAL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

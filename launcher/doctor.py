@@ -1,0 +1,64 @@
+"""What is wrong before a run: launcher/doctor.py [RECIPE [KEY=VALUE ...]] [--hostfile F].
+
+Looks at this machine, or with --hostfile at every node at once: reached without a question, same
+Python, packages, code and recipe, GPUs for the slots, torch built for them, clocks, the shared run
+folder, links. Tells all faults; exit code 5 where a run would fail, 2 where the hostfile is wrong.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.command import run_command
+
+
+def main(arguments: list[str]) -> int:
+    """Print what is found; the exit code."""
+    if arguments == ["--node"]:
+        return run_command(_serve)
+    if arguments == ["--ring"]:
+        return run_command(_ring)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", help="a YAML file to look for on every node")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser.add_argument("--hostfile", type=Path, help="lines NAME slots=GPUS")
+    parser.add_argument("--master_port", type=int, default=29500, help="deepspeed's (29500)")
+    given = parser.parse_intermixed_args(arguments)
+    return run_command(lambda: _examine(given))
+
+
+def _examine(given: argparse.Namespace) -> None:
+    from trainer.cluster.doctor import Asked, examine_cluster, examine_machine
+    from trainer.cluster.doctor_view import print_cluster, print_machine
+    from trainer.errors import MachineError
+
+    asked = Asked(given.recipe, given.overrides, given.master_port)
+    if given.hostfile is None:
+        found = examine_machine(asked)
+        print_machine(found)
+    else:
+        found = examine_cluster(given.hostfile, asked)
+        print_cluster(found)
+    if found.has_faults:
+        raise MachineError("a run would fail: see the faults above")
+
+
+def _serve() -> None:
+    from trainer.cluster.agent import serve
+
+    serve(sys.stdin, sys.stdout)
+
+
+def _ring() -> None:
+    from trainer.cluster.mpi_ring import ring_rank
+
+    ring_rank()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""Train on the nodes of a hostfile and go on after faults until the run is done:
+
+    launcher/supervise.py --hostfile HOSTFILE [options] -- train.py RECIPE [section.key=value ...]
+
+Exit codes: 0 done; 75 a signal came and the ranks have saved; 5 hosts do not answer, or no attempt
+of the last got to a new checkpoint; 2, 3, 4, 6 as train.py, which would meet the same again.
+"""
+
+import argparse
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.command import recipe_parser, run_command
+
+SCRIPT = Path(__file__).resolve().with_name("train.py")
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise as the command line says; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hostfile", type=Path, required=True, help="NAME slots=GPUS a line")
+    parser.add_argument("--launcher", choices=("pdsh", "openmpi"), default="pdsh")
+    parser.add_argument("--launcher_args", default="", help="passed on to pdsh or mpirun")
+    parser.add_argument(
+        "--max-restarts", type=int, default=3, help="in a row without a new checkpoint"
+    )
+    parser.add_argument(
+        "--wait", type=float, default=300.0, help="seconds for hosts that stopped answering"
+    )
+    parser.add_argument(
+        "--continue-without-dead", action="store_true", help="go on with the hosts that answer"
+    )
+    parser.add_argument("train", nargs="+", help="train.py RECIPE [section.key=value ...]")
+    given = parser.parse_args(arguments)
+    codes: list[int] = []
+    return run_command(lambda: codes.append(_supervise(given))) or codes[0]
+
+
+def _supervise(given: Namespace) -> int:
+    from trainer.cluster.hostfile import read_hostfile, refuse_aliases
+    from trainer.cluster.supervision import Job, Limits, Signals, supervise
+    from trainer.errors import ConfigError
+    from trainer.recipe import load_run_config
+
+    script, *rest = given.train
+    if Path(script).name != SCRIPT.name:
+        raise ConfigError(f"{script!r} cannot be supervised; give train.py RECIPE after --")
+    if given.max_restarts < 0 or given.wait < 0:
+        raise ConfigError("--max-restarts and --wait must be 0 or above")
+    train = recipe_parser("train.py").parse_args(rest)
+    nodes = read_hostfile(given.hostfile)
+    refuse_aliases(given.hostfile, nodes)
+    job = Job(
+        load_run_config(train.recipe, train.overrides), nodes, given.launcher,
+        given.launcher_args, SCRIPT,
+    )  # fmt: skip
+    limits = Limits(given.max_restarts, given.wait, given.continue_without_dead)
+    return supervise(job, limits, Signals(), lambda line: _say(line))
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"supervise: {line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+"""Language files -> splits: held out by question, read file by file, counted as they are."""
+
+import json
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_rows
+from language_sets import byte_tokenizer
+
+from data.build import HELD_OUT, part_of
+from data.config import DataConfig
+from data.errors import DataError
+from data.loader import TrainLoader
+from data.prepare import Prepared, prepare_language
+
+
+def pairs(count: int, first: int = 0) -> list[dict[str, object]]:
+    return [
+        {"instruction": f"say {n}", "output": "x" * (n % 7 + 1)}
+        for n in range(first, first + count)
+    ]
+
+
+def prepared(folder: Path, **config: object) -> Prepared:
+    tokenizer = byte_tokenizer(folder / "tokenizer")
+    values = {"template": "plain", "seq_length": 64, "cache_dir": str(folder / "cache")} | config
+    return prepare_language(DataConfig.model_validate(values), tokenizer.path.parent)
+
+
+def questions(data: Prepared, split: str) -> list[str]:
+    """What every record of a split asks, from its tokens."""
+    examples = data.splits[split].examples
+    return [
+        data.tokenizer.decode(
+            examples.tokens[s:e][~examples.supervised[s:e]].tolist()  # the answer is supervised
+        )
+        for s, e in zip(examples.starts[:-1], examples.starts[1:], strict=True)
+    ]
+
+
+def test_valid_and_test_are_held_out_of_train_once_and_by_question(tmp_path):
+    rows = pairs(600) + [row | {"output": "another answer"} for row in pairs(600)]
+    data = prepared(tmp_path, train=str(write_rows(tmp_path / "train.jsonl", rows)))
+    asked = {name: questions(data, name) for name in data.splits}
+    assert sorted(chain(*asked.values())) == sorted(str(row["instruction"]) for row in rows)
+    train, valid, test = (set(asked[name]) for name in ("train", "valid", "test"))
+    assert not (train & valid) | (valid & test) | (train & test)
+    for name, share in HELD_OUT.items():
+        # 600 questions: three standard deviations of a share of 5% are 2.7%
+        assert abs(len(set(asked[name])) / 600 - share) < 0.027
+    assert data.facts["held_out"] == HELD_OUT
+
+
+def test_a_split_with_a_file_of_its_own_is_not_held_out(tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", pairs(200))
+    valid = write_rows(tmp_path / "valid.jsonl", pairs(20, first=900))
+    data = prepared(tmp_path, train=str(train), valid=str(valid))
+    assert len(data.splits["valid"].samples) == 20
+    assert list(data.facts["held_out"]) == ["test"]
+    total = sum(len(data.splits[name].samples) for name in ("train", "test"))
+    assert total == 200
+
+
+def test_records_that_stand_in_two_splits_are_refused(tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", pairs(200))
+    valid = write_rows(tmp_path / "valid.jsonl", pairs(3))
+    with pytest.raises(DataError, match=r"share what they must not.*data\.allow_leaks=true"):
+        prepared(tmp_path, train=str(train), valid=str(valid))
+    assert prepared(tmp_path, train=str(train), valid=str(valid), allow_leaks=True).leaks
+
+
+def test_a_split_to_which_nothing_falls_says_what_to_do(tmp_path):
+    text = next(f"t{n}" for n in range(99) if part_of(f"t{n}", ("valid", "test")) == "train")
+    train = write_rows(tmp_path / "train.jsonl", [{"text": text}])
+    with pytest.raises(DataError, match=r"none of 1 records.*held-out 5%.*data\.valid"):
+        prepared(tmp_path, train=str(train))
+
+
+def corpus(folder: Path, sizes: dict[str, int]) -> Path:
+    """Files of texts, `size` records each."""
+    folder.mkdir()
+    first = 0
+    for name, size in sizes.items():
+        rows = [{"text": f"text {n} " + "y" * (n % 30)} for n in range(first, first + size)]
+        (folder / name).write_text(json.dumps(rows), encoding="utf-8")
+        first += size
+    return folder
+
+
+def test_files_are_known_by_their_first_record_in_their_order(tmp_path):
+    folder = corpus(tmp_path / "corpus", {"part1.json": 30, "part2.json": 50, "part10.json": 40})
+    data = prepared(tmp_path, train=str(folder / "*.json"))
+    train = data.splits["train"]
+    assert list(train.files) == ["part1.json", "part2.json", "part10.json"]
+    sources = [record.source for record in train.samples]
+    assert train.files == {name: sources.index(name) for name in train.files}
+    counted = [file["num_records"] for file in data.facts["splits"]["train"]["files"]]
+    assert counted == [sources.count(name) for name in train.files]
+
+
+def test_a_sequential_epoch_reads_one_file_after_the_other_and_every_example_once(tmp_path):
+    folder = corpus(tmp_path / "corpus", {"a.json": 60, "b.json": 60, "c.json": 60})
+    train = prepared(tmp_path, train=str(folder)).splits["train"]
+    loader = TrainLoader(
+        train.examples, seq_length=64, packing=True, files=train.files, seed=0,
+        global_batch_size=8, batch_unit="examples", micro_batch_size=1, rank=0, world_size=1,
+    )  # fmt: skip
+    starts = list(train.files.values())
+    for epoch in (0, 1):
+        seen, files = [], []
+        for step in range(loader.plan.steps_per_epoch):
+            number = epoch * loader.plan.steps_per_epoch + step
+            done, current = loader.files_at(number)
+            assert done == list(train.files)[: len(done)]
+            found = [
+                example
+                for batch in loader.step(number).micro_batches
+                for example in dict.fromkeys(batch.example_S.tolist())
+            ]
+            records = train.examples.record_E[found]
+            own = {list(train.files)[i] for i in np.searchsorted(starts, records, "right") - 1}
+            assert own == set(current)
+            seen += found
+            files.append(current[0])
+        assert sorted(seen) == list(range(len(train.examples)))
+        assert files == sorted(files)
+        assert set(files) == set(train.files)
+        assert seen != sorted(seen)  # the rows of a file are shuffled
+
+
+def test_counts_are_those_of_a_loop_over_the_records(tmp_path):
+    rows = pairs(300)
+    data = prepared(tmp_path, train=str(write_rows(tmp_path / "train.jsonl", rows)))
+    by_question = {str(row["instruction"]): str(row["output"]) for row in rows}
+    for name, split in data.splits.items():
+        # In the plain template a question and an answer are their bytes, and the end is one token.
+        answers = [by_question[q] for q in questions(data, name)]
+        targets = sum(len(answer) + 1 for answer in answers)
+        tokens = targets + sum(map(len, questions(data, name)))
+        facts = split.tokens
+        assert (facts.num_targets, facts.num_tokens) == (targets, tokens)
+        assert (facts.num_records, facts.num_dropped) == (len(answers), 0)
+
+
+def test_another_template_of_the_tokenizer_is_prepared_anew(tmp_path):
+    path = write_rows(tmp_path / "train.jsonl", pairs(200))
+    first = prepared(tmp_path, train=str(path)).facts["cache"]
+    assert prepared(tmp_path, train=str(path)).facts["cache"] == first
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text("{{ messages }}")
+    assert prepared(tmp_path, train=str(path)).facts["cache"] != first

@@ -1,0 +1,104 @@
+"""`deepspeed` on one node tells its ranks nothing when it dies; they notice, save and end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from launched import marked, wait_until
+
+from trainer.metrics import read_log
+from trainer.stopping import is_abandoned, launchers
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def start(recipe, folder, mark, printed):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2",
+        "--master_port", str(port), str(REPOSITORY / "launcher" / "train.py"), str(recipe),
+        f"run.output_dir={folder}", "optim.max_steps=1000000", "eval.interval=never",
+        "save.interval=1000000",
+    ]  # fmt: skip
+    name, _, value = mark.partition("=")
+    with printed.open("wb") as output:
+        return subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1", name: value},
+            stdout=output, stderr=output,
+        )  # fmt: skip
+
+
+def test_ranks_save_and_end_when_the_launcher_is_terminated_or_killed(tiny_recipe, tmp_path):
+    folder, mark = tmp_path / "run", f"FOCALTUNE_TEST={uuid.uuid4().hex}"
+    for attempt, number in enumerate((signal.SIGTERM, signal.SIGKILL)):
+        printed = tmp_path / f"printed-{attempt}"
+        runner = start(tiny_recipe, folder, mark, printed)
+        log = folder / "log.jsonl"
+        before = len(read_log(log)) if log.exists() else 0
+        wait_until(lambda: log.exists() and len(read_log(log)) > before + 2, 120, "steps")  # noqa: B023
+        if number is signal.SIGTERM:
+            os.kill(runner.pid, number)  # it passes nothing on
+        else:
+            [launch] = [p for p, said in marked(mark).items() if "launcher.launch" in said]
+            os.kill(launch, number)  # and the runner then says that all is well
+        assert wait_until(lambda: not marked(mark), 40, "an end of all ranks") < 25
+        runner.wait()
+        assert "the launcher is gone: stopped after step" in printed.read_text()
+        steps = len(read_log(log))
+        assert (folder / "checkpoints" / f"step-{steps:08d}" / "MANIFEST.json").exists()
+        assert steps > before
+
+
+def test_a_launcher_is_known_by_its_command_line_and_missed_when_it_ends():
+    program = "import time; time.sleep(60)"
+    sleeper = subprocess.Popen([sys.executable, "-c", program, "deepspeed"])
+    try:
+        wait_until(lambda: launchers(sleeper.pid), 10, "a command line")
+        found = launchers(sleeper.pid)
+        assert found[0][0] == sleeper.pid
+        assert not is_abandoned(found)
+        sleeper.kill()
+        wait_until(lambda: is_abandoned(found), 10, "the end to be seen")  # as a zombie, too
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert is_abandoned(found)
+
+
+def test_a_shell_is_no_launcher():
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert launchers(sleeper.pid) == []
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_output_that_nobody_reads_counts_as_a_launcher_that_is_gone(reads):
+    program = (
+        "import os, sys; from trainer.stopping import is_abandoned;"
+        "sys.stdin.read(1); os.write(int(sys.argv[1]), b'%d' % is_abandoned([]))"
+    )
+    answer, told = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(told)], cwd=REPOSITORY, pass_fds=[told],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(told)
+    if not reads:
+        child.stdout.close()
+    child.stdin.write(b"x")
+    child.stdin.close()
+    assert os.read(answer, 1) == (b"0" if reads else b"1")
+    os.close(answer)
+    if reads:
+        child.stdout.close()
+    child.wait()

@@ -1,0 +1,1 @@
+"""Several nodes: hostfiles, ranks from any launcher, and whether the nodes agree."""

@@ -1,0 +1,181 @@
+"""The part of the preflight that runs on every node: lines of JSON in, lines of JSON out.
+
+Nothing arrives on the command line, so no shell sees a host name or an argument. Answers begin with
+MARK, as a login script may print anything before them.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainer.cluster.facts import ROOT, nearest_folder, node_facts
+
+MARK = "focaltune-node "
+_ROUND_TRIPS = 40
+_CHUNK = bytes(1 << 20)
+_SEND_SECONDS = 0.4
+_CONNECT_SECONDS = 3.0
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until their end; a request that fails is answered with its error."""
+    for line in requests:
+        request = json.loads(line)
+        action = ACTIONS[request.pop("do")]
+        try:
+            answer = action(**request)
+        except (OSError, ValueError) as error:
+            answer = {"error": str(error)}
+        answers.write(f"{MARK}{json.dumps(answer)}\n")
+        answers.flush()
+
+
+def introduce(
+    folder: str, hosts: list[str], recipe: str | None, overrides: list[str], port: int | None
+) -> dict[str, Any]:
+    """Facts, the recipe as it reads here, names that are not known here, whether a port is free.
+
+    Args:
+        folder: The command's working folder, where relative paths start.
+        hosts: Of the hostfile.
+        recipe, overrides: As given to the command; None without one.
+        port: Of the master, on the node that is to be it; None elsewhere.
+    """
+    problems = []
+    if Path(folder).is_dir():
+        os.chdir(folder)
+    else:
+        problems.append(f"the working folder {folder} is not there")
+    digest, run_folder = "", None
+    if recipe is not None:
+        try:
+            digest, run_folder = recipe_digest(Path(recipe), overrides)
+        except ValueError as error:
+            problems.append(f"the recipe cannot run here: {error}")
+    return {
+        "facts": node_facts(run_folder).to_json(),
+        "recipe": digest,
+        "run_folder": str(run_folder or ""),
+        "problems": problems,
+        "unknown": [host for host in hosts if not _is_known(host)],
+        "is_port_free": port is None or _is_free(port),
+    }
+
+
+def recipe_digest(recipe: Path, overrides: list[str]) -> tuple[str, Path]:
+    """Digest of a recipe with every default filled in, and its run folder.
+
+    Raises:
+        ConfigError: It cannot run as it reads here, e.g. the model's folder is not on this node.
+    """
+    import hashlib
+
+    from trainer.recipe import load_run_config
+
+    config = load_run_config(recipe, overrides)
+    text = json.dumps(config.to_json(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12], config.output_dir
+
+
+def look(path: str, text: str) -> dict[str, Any]:
+    """Whether a file holds a text here: on a shared folder, what the other node wrote.
+
+    A network file system may show a new file late; it is waited for.
+    """
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        try:
+            if Path(path).read_text(encoding="utf-8") == text:
+                return {"is_seen": True, "is_writable": _is_writable(path)}
+        except OSError:
+            pass
+        time.sleep(0.1)
+    return {"is_seen": False, "is_writable": _is_writable(path)}
+
+
+def tell_time() -> dict[str, Any]:
+    """Seconds of this machine's clock."""
+    return {"time": time.time()}
+
+
+def listen() -> dict[str, Any]:
+    """Open a port that measures with one caller."""
+    server = socket.create_server(("", 0))
+    server.settimeout(30)
+    threading.Thread(target=_echo, args=(server,), daemon=True).start()
+    return {"port": server.getsockname()[1]}
+
+
+def measure(host: str, port: int) -> dict[str, Any]:
+    """Latency (half the median round trip) and rate to a node that listens."""
+    with socket.create_connection((host, port), timeout=_CONNECT_SECONDS) as link:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        trips = []
+        for _ in range(_ROUND_TRIPS):
+            started = time.perf_counter()
+            link.sendall(b"?")
+            link.recv(1)
+            trips.append(time.perf_counter() - started)
+        started, sent = time.perf_counter(), 0
+        while time.perf_counter() - started < _SEND_SECONDS:
+            link.sendall(_CHUNK)
+            sent += len(_CHUNK)
+        link.sendall(b"?")  # answered once all before it has arrived
+        link.recv(1)
+        seconds = time.perf_counter() - started
+    # seconds there and back -> milliseconds there
+    return {"milliseconds": sorted(trips)[len(trips) // 2] * 5e2, "mbit": sent * 8e-6 / seconds}
+
+
+ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "introduce": introduce,
+    "look": look,
+    "time": tell_time,
+    "listen": listen,
+    "measure": measure,
+}
+
+
+def command() -> list[str]:
+    """How this program is started, here and, at the same paths, on every node."""
+    return [sys.executable, str(ROOT / "launcher" / "doctor.py"), "--node"]
+
+
+def _echo(server: socket.socket) -> None:
+    """Answer every question mark; the zeros between are weight."""
+    try:
+        link, _ = server.accept()
+        with server, link:
+            while received := link.recv(1 << 20):
+                for _ in range(received.count(b"?")):
+                    link.sendall(b"!")
+    except OSError:  # the caller is gone: it tells its own story
+        return
+
+
+def _is_known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store binds
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _is_writable(path: str) -> bool:
+    return os.access(nearest_folder(Path(path).parent), os.W_OK | os.X_OK)

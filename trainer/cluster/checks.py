@@ -1,0 +1,283 @@
+"""Facts of one machine or of several -> what is wrong, and what to do. Pure functions."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from trainer.cluster.facts import PACKAGES, NodeFacts
+
+OK, NOTE, WARNING, FAULT = "ok", "note", "warning", "fault"
+_GIB, _MIB = 2**30, 2**20
+_FIRST_DRIVER = {12: (525, 60), 13: (580, 65)}  # CUDA major -> Linux driver, NVIDIA's release notes
+_CUDA_12 = "install torch's CUDA 12.6 build, the last with Volta and Pascal, from PyTorch's index"
+_CLOCK_SECONDS = 1.0
+_SLOWEST_MBIT = 500.0  # below 1 Gbit/s of Ethernet
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: What.
+        found: As it is.
+        verdict: ok, note (a choice it leads to), warning, or fault (a run would fail).
+        remedy: What to do; empty where nothing is.
+        hosts: Where; empty of one machine alone.
+    """
+
+    name: str
+    found: str
+    verdict: str = OK
+    remedy: str = ""
+    hosts: tuple[str, ...] = ()
+
+
+def node_checks(facts: NodeFacts, slots: int | None = None) -> list[Check]:
+    """Everything one machine shows about itself.
+
+    Args:
+        facts: Of it.
+        slots: Ranks its hostfile asks for; None without a hostfile.
+    """
+    return [
+        *_gpu_checks(facts),
+        _slots_check(facts, slots),
+        _bitsandbytes_check(facts),
+        _flash_check(facts),
+        *_memory_checks(facts),
+        *_limit_checks(facts),
+    ]
+
+
+def architecture_runs(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Whether a build holds code for a GPU.
+
+    Machine code (sm_80) runs on its own major version from its minor version on; suffixed
+    (sm_90a) on its own alone; PTX (compute_80) on everything newer (CUDA C++ guide, 3.1).
+    """
+    for name in built:
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
+        if found is None:
+            continue
+        kind, major, minor, suffix = found[1], int(found[2]), int(found[3]), found[4]
+        if suffix:
+            fits = capability == (major, minor)
+        elif kind == "sm":
+            fits = capability[0] == major and capability[1] >= minor
+        else:
+            fits = capability >= (major, minor)
+        if fits:
+            return True
+    return False
+
+
+def differences(facts: Mapping[str, NodeFacts], recipes: Mapping[str, str]) -> list[Check]:
+    """What nodes must share and do not, the odd hosts named.
+
+    Args:
+        facts: Host as the hostfile writes it -> its facts.
+        recipes: Host -> digest of the recipe as it reads there; empty without a recipe.
+    """
+    versions = {
+        package: {host: of.versions.get(package, "-") for host, of in facts.items()}
+        for package in PACKAGES
+    }
+    shared = {
+        "python": {host: of.python for host, of in facts.items()},
+        **versions,
+        "torch's CUDA": {host: of.cuda_build or "none" for host, of in facts.items()},
+        "code": {host: of.code for host, of in facts.items()},
+        "recipe": dict(recipes),
+        "GPUs": {host: _kinds(of) for host, of in facts.items()},
+    }
+    remedies = {
+        "code": "bring every node to the same commit of this repository",
+        "recipe": "give every node the same recipe",
+        "GPUs": "ranks wait for the slowest kind: take the nodes of one kind",
+    }
+    checks = []
+    for name, values in shared.items():
+        remedy = remedies.get(name, "install constraints.txt on every node")
+        checks += [replace(check, remedy=remedy) for check in _odd(name, values)]
+    return checks + _aliases(facts)
+
+
+def link_checks(
+    clocks: Mapping[str, float], megabits: Mapping[str, float], latencies: Mapping[str, float]
+) -> list[Check]:
+    """What the links between nodes show: seconds, Mbit/s and milliseconds by host."""
+    checks = [
+        Check("clock", f"{offset:+.2f} s from here", WARNING, "let NTP set the clock", (host,))
+        for host, offset in clocks.items()
+        if abs(offset) > _CLOCK_SECONDS
+    ]
+    usual = sorted(megabits.values())[len(megabits) // 2] if megabits else 0.0
+    for host, rate in megabits.items():
+        if rate < max(_SLOWEST_MBIT, usual / 2):
+            found = f"{rate:,.0f} Mbit/s and {latencies.get(host, 0):.2f} ms to the next node"
+            remedy = "slow for training: is this the intended network interface?"
+            checks.append(Check("link", found, WARNING, remedy, (host,)))
+    return checks
+
+
+def faults(checks: Sequence[Check]) -> list[Check]:
+    """Those that a run would not survive."""
+    return [check for check in checks if check.verdict == FAULT]
+
+
+def gathered(checks: Sequence[Check]) -> list[Check]:
+    """The same finding of several hosts as one, in order of first appearance."""
+    hosts: dict[Check, list[str]] = {}
+    for check in checks:
+        hosts.setdefault(replace(check, hosts=()), []).extend(check.hosts)
+    return [replace(check, hosts=tuple(names)) for check, names in hosts.items()]
+
+
+def _odd(name: str, values: Mapping[str, str]) -> list[Check]:
+    """One fault for each value that is not the most frequent one; of two as frequent, the first."""
+    counts = Counter(values.values())
+    if len(counts) < 2:
+        return []
+    usual, _ = counts.most_common(1)[0]
+    holders = [host for host, value in values.items() if value == usual]
+    return [
+        Check(
+            name,
+            f"{value}; {usual} on {', '.join(holders)}",
+            FAULT,
+            hosts=tuple(host for host, of in values.items() if of == value),
+        )
+        for value in counts
+        if value != usual
+    ]
+
+
+def _aliases(facts: Mapping[str, NodeFacts]) -> list[Check]:
+    first: dict[str, str] = {}
+    checks = []
+    for host, of in facts.items():
+        if of.machine in first:
+            found = f"the machine that {first[of.machine]} is ({of.host})"
+            checks.append(
+                Check("name", found, FAULT, "name a machine once, with all its slots", (host,))
+            )
+        first.setdefault(of.machine, host)
+    return checks
+
+
+def _kinds(facts: NodeFacts) -> str:
+    return " + ".join(sorted({gpu.name for gpu in facts.gpus})) or "none"
+
+
+def _gpu_checks(facts: NodeFacts) -> list[Check]:
+    build = f"{facts.versions.get('torch', '-')}, CUDA {facts.cuda_build or 'none'}"
+    if not facts.gpus:
+        return [Check("GPU", "none", NOTE, "trains on the CPU"), Check("torch", build)]
+    drivers = sorted({gpu.driver for gpu in facts.gpus})
+    checks = [Check("GPU", f"{len(facts.gpus)} x {_kinds(facts)}"), _driver_check(facts, drivers)]
+    if not facts.cuda_build:
+        remedy = "install torch's CUDA build: pip install torch, or its CUDA 12.6 build on a V100"
+        return [*checks, Check("torch", build, FAULT, remedy)]
+    checks.append(Check("torch", build))
+    capabilities = sorted({gpu.compute_capability for gpu in facts.gpus})
+    for capability in capabilities:
+        sm = f"sm_{capability[0]}{capability[1]}"
+        if architecture_runs(capability, facts.architectures):
+            checks.append(Check("architecture", f"{sm} is in this torch build"))
+        else:
+            remedy = _CUDA_12 if capability < (7, 5) else "install a torch build that has it"
+            found = f"{sm} is not in this torch build ({' '.join(facts.architectures)})"
+            checks.append(Check("architecture", found, FAULT, remedy))
+    older = [f"sm_{major}{minor}" for major, minor in capabilities if major < 8]
+    checks.append(
+        Check("bf16", f"not on {', '.join(older)}", NOTE, "engine.precision=auto takes fp16")
+        if older
+        else Check("bf16", "supported")
+    )
+    busy = [gpu for gpu in facts.gpus if gpu.free_mib < 0.9 * gpu.memory_mib]
+    free = min(gpu.free_mib for gpu in facts.gpus)
+    found = f"{free / 1024:.1f} GiB free of {facts.gpus[0].memory_mib / 1024:.1f}, the fullest GPU"
+    remedy = "another process uses it: nvidia-smi names it" if busy else ""
+    return [*checks, Check("GPU memory", found, WARNING if busy else OK, remedy)]
+
+
+def _driver_check(facts: NodeFacts, drivers: Sequence[str]) -> Check:
+    major = int(facts.cuda_build.split(".")[0]) if facts.cuda_build else 0
+    needed = _FIRST_DRIVER.get(major, (0, 0))
+    version = tuple(int(part) for part in re.findall(r"\d+", drivers[0])[:2])
+    if version >= needed:
+        return Check("driver", ", ".join(drivers))
+    found = f"{drivers[0]}; torch's CUDA {facts.cuda_build} needs {needed[0]}.{needed[1]}"
+    return Check("driver", found, FAULT, f"update the driver, or {_CUDA_12}")
+
+
+def _slots_check(facts: NodeFacts, slots: int | None) -> Check:
+    if slots is None:
+        return Check("slots", "no hostfile")
+    found = f"{slots} asked for, {len(facts.gpus)} GPUs, {facts.num_cores} cores"
+    if facts.gpus and slots > len(facts.gpus):
+        return Check("slots", found, FAULT, "a rank needs a GPU of its own: lower slots=")
+    if not facts.gpus and slots > facts.num_cores:
+        return Check("slots", found, WARNING, "ranks share cores: lower slots=")
+    return Check("slots", found)
+
+
+def _bitsandbytes_check(facts: NodeFacts) -> Check:
+    version = facts.versions.get("bitsandbytes", "-")
+    if version == "-":
+        return Check("bitsandbytes", "not installed", WARNING, "qlora and 8-bit AdamW need it")
+    oldest = min((gpu.compute_capability for gpu in facts.gpus), default=(99, 0))
+    if oldest < (6, 0):
+        return Check("bitsandbytes", version, NOTE, "no 4-bit base below sm_60: take lora")
+    if oldest < (7, 5):
+        return Check("bitsandbytes", version, NOTE, "nf4 and fp4 work, int8 needs sm_75")
+    return Check("bitsandbytes", version)
+
+
+def _flash_check(facts: NodeFacts) -> Check:
+    if not facts.has_flash_attention:
+        return Check("FlashAttention", "not installed", NOTE, "torch's own attention is taken")
+    if any(gpu.compute_capability < (8, 0) for gpu in facts.gpus):
+        return Check("FlashAttention", "installed", NOTE, "needs sm_80: torch's own is taken")
+    return Check("FlashAttention", "installed")
+
+
+def _memory_checks(facts: NodeFacts) -> list[Check]:
+    memory, shm, disk = facts.free_memory_bytes, facts.free_shm_bytes, facts.free_disk_bytes
+    checks = [
+        Check("memory", f"{memory / _GIB:.1f} GiB free")
+        if memory >= 4 * _GIB
+        else Check(
+            "memory", f"{memory / _GIB:.1f} GiB free", WARNING, "a base is loaded through it"
+        ),
+        Check("disk", f"{disk / _GIB:.1f} GiB free for the run folder"),
+        Check("/dev/shm", f"{shm / _MIB:,.0f} MiB free"),
+    ]
+    if disk < 5 * _GIB:
+        verdict = FAULT if disk < _GIB else WARNING
+        checks[1] = replace(checks[1], verdict=verdict, remedy="checkpoints need room")
+    if shm < _GIB and len(facts.gpus) > 1:  # NCCL's buffers between the GPUs of a node
+        verdict = FAULT if shm < 60 * _MIB else WARNING
+        checks[2] = replace(
+            checks[2], verdict=verdict, remedy="in a container: --shm-size=8g or --ipc=host"
+        )
+    return checks
+
+
+def _limit_checks(facts: NodeFacts) -> list[Check]:
+    files, locked = facts.open_files, facts.locked_memory_bytes
+    limits = Check("open files", f"{files:,} at most")
+    if files < 1024:
+        limits = replace(limits, verdict=WARNING, remedy="ulimit -n 65536")
+    checks = [limits]
+    if facts.has_infiniband and locked != -1:
+        found = f"{locked / _MIB:.0f} MiB at most, with InfiniBand"
+        checks.append(Check("locked memory", found, WARNING, "ulimit -l unlimited"))
+    if facts.has_compiler:
+        return [*checks, Check("compiler", "found")]
+    if not facts.gpus:
+        return [*checks, Check("compiler", "none", NOTE, "nothing here needs one without a GPU")]
+    remedy = "Triton's kernels need one: apt-get install gcc python3-dev"
+    return [*checks, Check("compiler", "none", FAULT, remedy)]

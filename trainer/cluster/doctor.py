@@ -1,0 +1,248 @@
+"""Look at this machine, or at all nodes of a hostfile at once, before a run is paid for."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.cluster.agent import introduce
+from trainer.cluster.checks import (
+    FAULT,
+    NOTE,
+    OK,
+    WARNING,
+    Check,
+    differences,
+    gathered,
+    link_checks,
+    node_checks,
+)
+from trainer.cluster.facts import NodeFacts, nearest_folder
+from trainer.cluster.hostfile import Node, read_hostfile, refuse_aliases
+from trainer.cluster.mpi_ring import RingError, measure_ring, mpirun
+from trainer.cluster.remote import NodeError, RemoteNode, ask_all, clock_offset
+
+_ANSWER_SECONDS = 40.0  # a cold import of torch over a network file system
+_RING_SECONDS = 10.0
+
+
+@dataclass
+class Examination:
+    """What was found.
+
+    Attributes:
+        checks: Of one machine all, of several what is not well.
+        facts: Host -> facts, of the nodes that answered.
+        links: Host -> (clock offset in seconds, latency in ms, Mbit/s to the next node).
+        links_by: What measured the links.
+        num_nodes: Asked.
+        seconds: It took.
+    """
+
+    checks: list[Check] = field(default_factory=list)
+    facts: dict[str, NodeFacts] = field(default_factory=dict)
+    links: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    links_by: str = ""
+    num_nodes: int = 1
+    seconds: float = 0.0
+
+    @property
+    def has_faults(self) -> bool:
+        """Whether a run would fail."""
+        return any(check.verdict == FAULT for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the doctor is asked about.
+
+    Attributes:
+        recipe: A recipe to look for on every node; None leaves it and the run folder out.
+        overrides: Of the recipe.
+        port: Of the master, which must be free on the first node.
+    """
+
+    recipe: str | None
+    overrides: Sequence[str]
+    port: int
+
+    def introduction(self, hosts: Sequence[str], is_master: bool) -> dict[str, Any]:
+        """The request to a node."""
+        return {
+            "folder": str(Path.cwd()),
+            "hosts": list(hosts),
+            "recipe": self.recipe,
+            "overrides": list(self.overrides),
+            "port": self.port if is_master else None,
+        }
+
+
+def examine_machine(asked: Asked) -> Examination:
+    """Everything about this machine."""
+    started = time.monotonic()
+    answer = introduce(**asked.introduction([], is_master=True))
+    facts = NodeFacts.from_json(answer["facts"])
+    checks = [*node_checks(facts), *_answer_checks(answer, asked)]
+    return Examination(checks, {facts.host: facts}, seconds=time.monotonic() - started)
+
+
+def examine_cluster(hostfile: Path, asked: Asked) -> Examination:
+    """Every node of a hostfile: all of them are asked, and all faults are told.
+
+    Raises:
+        ConfigError: The hostfile itself is wrong; no node was asked.
+    """
+    started = time.monotonic()
+    nodes = read_hostfile(hostfile)
+    refuse_aliases(hostfile, nodes)
+    is_alone = len(nodes) == 1  # DeepSpeed starts a hostfile of one line on this machine
+    deadline = started + _ANSWER_SECONDS
+    agents = [RemoteNode(node.host, deadline, over_ssh=not is_alone) for node in nodes]
+    try:
+        found = _examine(nodes, agents, asked)
+    finally:
+        for agent in agents:
+            agent.close()
+    if is_alone:
+        found.checks += _alone_checks(nodes[0], found)
+    found.checks = gathered(found.checks)
+    found.seconds = time.monotonic() - started
+    return found
+
+
+def _examine(nodes: Sequence[Node], agents: Sequence[RemoteNode], asked: Asked) -> Examination:
+    hosts = [node.host for node in nodes]
+    others = hosts if len(hosts) > 1 else []  # alone, nobody has to know its name
+    requests = {host: asked.introduction(others, host == hosts[0]) for host in hosts}
+    answers = ask_all(agents, "introduce", requests)
+    found = Examination(num_nodes=len(nodes))
+    recipes = {}
+    for node in nodes:
+        answer = answers[node.host]
+        if isinstance(answer, NodeError):
+            found.checks.append(Check("reach", answer.found, FAULT, answer.remedy, (node.host,)))
+            continue
+        facts = NodeFacts.from_json(answer["facts"])
+        found.facts[node.host] = facts
+        if answer["recipe"]:
+            recipes[node.host] = answer["recipe"]
+        seen = [*node_checks(facts, node.slots), *_answer_checks(answer, asked)]
+        found.checks += [
+            Check(check.name, check.found, check.verdict, check.remedy, (node.host,))
+            for check in seen
+            if check.verdict != OK
+        ]
+    found.checks += differences(found.facts, recipes)
+    alive = [agent for agent in agents if agent.host in found.facts]
+    if len(alive) > 1:
+        run_folders = {answers[agent.host]["run_folder"] for agent in alive}  # type: ignore[index]
+        found.checks += _shared_folder_checks(alive, run_folders - {""})
+        _measure_links(alive, found)
+    return found
+
+
+def _answer_checks(answer: dict[str, Any], asked: Asked) -> list[Check]:
+    checks = [Check("recipe", problem, FAULT) for problem in answer["problems"]]
+    if answer["unknown"]:
+        names = ", ".join(answer["unknown"])
+        checks.append(
+            Check("names", f"does not know {names}", FAULT, "mend DNS or /etc/hosts there")
+        )
+    if not answer["is_port_free"]:
+        remedy = f"another run holds it: give --master_port another than {asked.port}"
+        checks.append(Check("port", f"{asked.port} is in use", FAULT, remedy))
+    return checks
+
+
+def _alone_checks(node: Node, found: Examination) -> list[Check]:
+    facts = next(iter(found.facts.values()), None)
+    if facts is None or node.host in ("localhost", facts.host, facts.host.split(".")[0]):
+        return []
+    note = "DeepSpeed starts a hostfile of one node on the machine it is called on"
+    return [Check("name", f"this machine is {facts.host}", NOTE, note, (node.host,))]
+
+
+def _shared_folder_checks(agents: Sequence[RemoteNode], run_folders: set[str]) -> list[Check]:
+    """A file written here must be seen on every node, where checkpoints are looked for."""
+    checks = []
+    for run_folder in sorted(run_folders):
+        folder = nearest_folder(Path(run_folder))
+        text = uuid.uuid4().hex
+        probe = folder / f".focaltune-probe-{text}"
+        try:
+            probe.write_text(text, encoding="utf-8")
+        except OSError as error:
+            remedy = "choose another run.output_dir"
+            checks.append(Check("run folder", f"{folder}: {error.strerror}", FAULT, remedy))
+            continue
+        try:
+            request = {agent.host: {"path": str(probe), "text": text} for agent in agents}
+            answers = ask_all(agents, "look", request)
+        finally:
+            probe.unlink(missing_ok=True)
+        for host, answer in answers.items():
+            if isinstance(answer, NodeError) or not answer["is_seen"]:
+                found = f"{run_folder} is not the folder it is here"
+                remedy = "all nodes must share run.output_dir: mount it, or choose another"
+                checks.append(Check("run folder", found, FAULT, remedy, (host,)))
+            elif not answer["is_writable"]:
+                found = f"{folder} is not writable"
+                checks.append(Check("run folder", found, FAULT, "mend its permissions", (host,)))
+    return checks
+
+
+def _measure_links(agents: Sequence[RemoteNode], found: Examination) -> None:
+    """Clock, latency and rate of every node to the next, by MPI where it is there."""
+    hosts = [agent.host for agent in agents]
+    offsets = {}
+    for agent in agents:
+        try:
+            offsets[agent.host] = clock_offset(agent)
+        except NodeError as error:
+            found.checks.append(Check("reach", error.found, FAULT, error.remedy, (agent.host,)))
+    rates: dict[str, tuple[float, float]] = {}
+    if mpirun() and all(of.versions.get("mpi4py", "-") != "-" for of in found.facts.values()):
+        try:
+            told = measure_ring(hosts, _RING_SECONDS)
+            rates = dict(
+                zip(hosts, zip(told["milliseconds"], told["mbit"], strict=True), strict=True)
+            )
+            found.links_by = f"mpi4py over {told['library']}"
+        except RingError as error:
+            remedy = "deepspeed --launcher openmpi will not start either; pdsh does not need it"
+            found.checks.append(Check("MPI", str(error), WARNING, remedy))
+    if not rates:
+        rates = _ring_over_sockets(agents, found)
+        found.links_by = "sockets"
+    for host in hosts:
+        milliseconds, mbit = rates.get(host, (0.0, 0.0))
+        found.links[host] = (offsets.get(host, 0.0), milliseconds, mbit)
+    found.checks += link_checks(
+        offsets,
+        {host: rate for host, (_, rate) in rates.items()},
+        {host: milliseconds for host, (milliseconds, _) in rates.items()},
+    )
+
+
+def _ring_over_sockets(
+    agents: Sequence[RemoteNode], found: Examination
+) -> dict[str, tuple[float, float]]:
+    ports = ask_all(agents, "listen", {})
+    following = [*agents[1:], agents[0]]
+    requests = {
+        agent.host: {"host": after.host, "port": answer["port"]}
+        for agent, after in zip(agents, following, strict=True)
+        if not isinstance(answer := ports[after.host], NodeError)
+    }
+    asked = [agent for agent in agents if agent.host in requests]
+    rates = {}
+    for host, answer in ask_all(asked, "measure", requests).items():
+        if isinstance(answer, NodeError):
+            told = f"{answer.found} to {requests[host]['host']}"
+            remedy = "nodes must reach each other on any port: open the firewall between them"
+            found.checks.append(Check("link", told, FAULT, remedy, (host,)))
+        else:
+            rates[host] = (answer["milliseconds"], answer["mbit"])
+    return rates

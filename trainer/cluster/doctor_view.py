@@ -1,0 +1,80 @@
+"""An examination for people."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer.cluster.checks import FAULT, NOTE, OK, WARNING, Check
+from trainer.cluster.doctor import Examination
+
+_PRINTED_WIDTH = 110  # where there is no terminal
+_STYLES = {OK: "green", NOTE: "", WARNING: "yellow", FAULT: "bold red"}
+
+
+def print_machine(found: Examination) -> None:
+    """Every check of one machine."""
+    console = _console()
+    console.print(_checks_table(found.checks, has_hosts=False))
+    console.print(_verdict(found), highlight=False, soft_wrap=True)
+
+
+def print_cluster(found: Examination) -> None:
+    """A row a node, then what is not well, the odd hosts named."""
+    console = _console()
+    console.print(_nodes_table(found))
+    if found.checks:
+        console.print(_checks_table(found.checks, has_hosts=True))
+    is_whole = len(found.facts) == found.num_nodes
+    answered = "" if is_whole else f"{len(found.facts)} of {found.num_nodes} nodes answered; "
+    console.print(f"{answered}{_verdict(found)}", highlight=False, soft_wrap=True)
+
+
+def _verdict(found: Examination) -> str:
+    counts = {
+        name: sum(check.verdict == name for check in found.checks) for name in (FAULT, WARNING)
+    }
+    words = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
+    return f"{', '.join(words) or 'all well'} ({found.seconds:.1f} s)"
+
+
+def _nodes_table(found: Examination) -> Table:
+    table = Table(title=f"Links measured by {found.links_by}" if found.links_by else None)
+    for name in ("host", "GPUs", "torch", "code", "memory free", "clock", "latency", "rate"):
+        table.add_column(name, justify="left" if name in ("host", "GPUs", "torch") else "right")
+    for host, facts in found.facts.items():
+        offset, milliseconds, mbit = found.links.get(host, (0.0, 0.0, 0.0))
+        kinds = sorted({gpu.name for gpu in facts.gpus})
+        table.add_row(
+            host,
+            f"{len(facts.gpus)} x {' + '.join(kinds)}" if kinds else "none",
+            f"{facts.versions.get('torch', '-')} CUDA {facts.cuda_build or 'none'}",
+            facts.code,
+            f"{facts.free_memory_bytes / 2**30:.0f} GiB",
+            f"{offset:+.3f} s" if host in found.links else "-",
+            f"{milliseconds:.2f} ms" if mbit else "-",
+            f"{mbit:,.0f} Mbit/s" if mbit else "-",
+        )
+    return table
+
+
+def _checks_table(checks: Sequence[Check], *, has_hosts: bool) -> Table:
+    table = Table()
+    names = ("check", *(["host"] if has_hosts else []), "found", "", "what to do")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    ordered = checks
+    if has_hosts:
+        ordered = sorted(checks, key=lambda check: [FAULT, WARNING, NOTE].index(check.verdict))
+    for check in ordered:
+        where = [", ".join(check.hosts)] if has_hosts else []
+        cells = [check.name, *where, check.found, check.verdict, check.remedy]
+        table.add_row(*cells, style=_STYLES[check.verdict])
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PRINTED_WIDTH
+    return console

@@ -1,0 +1,159 @@
+"""Hostfiles, read more strictly than DeepSpeed reads them.
+
+DeepSpeed takes slots=0, slots=4abc, a byte-order mark as part of a name, and `$(id)` as a host,
+which a shell then runs; a hostfile that is not there silently trains on one machine. Here each is
+refused, all faults of a file at once, before anything is started.
+"""
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import ConfigError
+
+HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_SLOTS = 1024  # of one node; more is a slip of the finger
+_SLOTS = re.compile(r"slots=(\S*)")
+_FORMAT = "NAME slots=GPUS"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A line of a hostfile.
+
+    Attributes:
+        host: As written, safe to pass on: letters, digits and ._- after a letter or digit.
+        slots: Ranks on it, at least 1.
+        line: Of the file, from 1.
+    """
+
+    host: str
+    slots: int
+    line: int
+
+
+def read_hostfile(path: Path) -> list[Node]:
+    """The nodes of a hostfile, in its order: the first is the master.
+
+    Comments (# to the end of a line), empty lines, CRLF and a last line without an end are fine.
+
+    Raises:
+        ConfigError: With every fault found, one a line, each with the number of its line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"hostfile {path} (resolved: {path.resolve()}) is not readable: {error.strerror};"
+            " DeepSpeed would train on this machine alone"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"hostfile {path}: not UTF-8 at byte {error.start}") from error
+    nodes: list[Node] = []
+    faults: list[str] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        content = line.partition("#")[0].strip()
+        if not content:
+            continue
+        node = _node(content, number)
+        if isinstance(node, str):
+            faults.append(f"line {number}: {node}")
+        else:
+            nodes.append(node)
+    faults += _duplicates(nodes)
+    if not nodes and not faults:
+        faults.append(f"it names no node; a line reads {_FORMAT}")
+    if faults:
+        raise ConfigError("\n".join(f"hostfile {path}: {fault}" for fault in faults))
+    return nodes
+
+
+def addresses(host: str) -> frozenset[str]:
+    """The addresses a name stands for on this machine; every loopback address is one.
+
+    Raises:
+        OSError: The name is not known.
+    """
+    found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    return frozenset(
+        "this machine" if ipaddress.ip_address(item.split("%")[0]).is_loopback else item
+        for item in found
+    )
+
+
+def alias_faults(nodes: Sequence[Node]) -> list[str]:
+    """Names that stand for one machine; unknown names are left to whoever starts them."""
+    faults: list[str] = []
+    first_by_address: dict[str, Node] = {}
+    for node in nodes:
+        try:
+            found = addresses(node.host)
+        except OSError:
+            continue
+        others = {first_by_address[item].host for item in found if item in first_by_address}
+        faults += [
+            f"line {node.line}: {node.host} is the machine {other} is, at"
+            f" {', '.join(sorted(found))}; name a machine once, with all its slots"
+            for other in sorted(others)
+        ]
+        for item in found:
+            first_by_address.setdefault(item, node)
+    return faults
+
+
+def refuse_aliases(path: Path, nodes: Sequence[Node]) -> None:
+    """Refuse a hostfile that names one machine twice.
+
+    Raises:
+        ConfigError: With every alias found.
+    """
+    if faults := alias_faults(nodes):
+        raise ConfigError("\n".join(f"hostfile {path}: {fault}" for fault in faults))
+
+
+def num_slots(nodes: Iterable[Node]) -> int:
+    """Ranks of a run over all nodes."""
+    return sum(node.slots for node in nodes)
+
+
+def _node(content: str, line: int) -> Node | str:
+    """A node, or what is wrong with its line."""
+    host, *rest = content.split()
+    if not HOST.fullmatch(host):
+        return (
+            f"host {host!r} must begin with a letter or digit and hold letters, digits, '.', '_'"
+            f" and '-' alone{_why_not(host)}"
+        )
+    if len(rest) != 1 or not (found := _SLOTS.fullmatch(rest[0])):
+        return f"found {' '.join(rest)!r} after {host}; a line reads {_FORMAT}"
+    slots = found[1]
+    if not re.fullmatch(r"[0-9]{1,9}", slots) or not 1 <= int(slots) <= _MOST_SLOTS:
+        return f"slots={slots} of {host} must be a whole number from 1 to {_MOST_SLOTS}"
+    return Node(host, int(slots), line)
+
+
+def _why_not(host: str) -> str:
+    if host.startswith("\ufeff"):
+        return "; the file begins with a byte-order mark: save it as UTF-8 without one"
+    if host.startswith("-"):
+        return "; ssh would read it as an option"
+    if "," in host:
+        return "; one node a line"
+    return ""
+
+
+def _duplicates(nodes: Sequence[Node]) -> list[str]:
+    faults: list[str] = []
+    first: dict[str, Node] = {}
+    for node in nodes:
+        name = node.host.lower()
+        if name in first:
+            faults.append(
+                f"line {node.line}: {node.host} stands on line {first[name].line} already; name a"
+                " machine once, with all its slots"
+            )
+        first.setdefault(name, node)
+    return faults

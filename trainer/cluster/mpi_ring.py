@@ -1,0 +1,132 @@
+"""Rates and latencies between nodes as MPI sees them: one rank a node, no torch.
+
+Buffers only: mpi4py's lower-case calls would pickle.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.cluster.agent import MARK
+from trainer.cluster.facts import ROOT
+
+_ROUND_TRIPS = 40
+_BYTES = 8 << 20
+_ROUNDS = 3
+_NAME_BYTES = 64
+
+
+class RingError(Exception):
+    """MPI does not start over these nodes."""
+
+
+def mpirun() -> str | None:
+    """The mpirun that belongs to this Python, else the first of PATH."""
+    beside = Path(sys.executable).with_name("mpirun")
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def ring_command(hosts: Sequence[str]) -> list[str]:
+    """One rank on each host, for subprocess: a list, never a shell string.
+
+    Args:
+        hosts: Of a hostfile, which has checked them.
+    """
+    program = mpirun()
+    assert program is not None
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return [
+        program, *as_root, "--bind-to", "none", "-n", str(len(hosts)), "--map-by", "ppr:1:node",
+        "--host", ",".join(f"{host}:1" for host in hosts),
+        sys.executable, str(ROOT / "launcher" / "doctor.py"), "--ring",
+    ]  # fmt: skip
+
+
+def measure_ring(hosts: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Start the ring and return what its first rank tells: library, milliseconds and mbit lists.
+
+    Args:
+        hosts: In the order of the ranks.
+        seconds: To wait at most.
+
+    Raises:
+        RingError: It did not start, not everywhere, or not in time.
+    """
+    process = subprocess.Popen(
+        ring_command(hosts), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        os.killpg(process.pid, signal.SIGTERM)  # mpirun ends its daemons on the nodes
+        try:
+            process.communicate(timeout=2)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        raise RingError(f"no answer in {seconds:.0f} s") from error
+    answers = [line.removeprefix(MARK) for line in said.splitlines() if line.startswith(MARK)]
+    if process.returncode or not answers:
+        lines = [line.strip(" -") for line in errors.splitlines() if line.strip(" -")]
+        raise RingError(lines[0] if lines else f"mpirun ended with code {process.returncode}")
+    answer: dict[str, Any] = json.loads(answers[0])
+    if answer["size"] != len(hosts):
+        raise RingError(
+            f"mpi4py counts {answer['size']} rank of {len(hosts)}: mpirun is not of its library,"
+            f" {answer['library']}"
+        )
+    return answer
+
+
+def ring_rank() -> None:
+    """The program of every rank: to the next while receiving from the one before."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    after, before = (world.rank + 1) % world.size, (world.rank - 1) % world.size
+    sent, received = bytearray(_BYTES), bytearray(_BYTES)
+    trips = []
+    for _ in range(_ROUND_TRIPS):
+        started = time.perf_counter()
+        _exchange(world, sent[:1], received[:1], after, before)
+        trips.append(time.perf_counter() - started)
+    world.Barrier()
+    started = time.perf_counter()
+    for _ in range(_ROUNDS):
+        _exchange(world, sent, received, after, before)
+    seconds = time.perf_counter() - started
+    name = socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES)
+    numbers = f"{sorted(trips)[len(trips) // 2] * 1e3:.9e} {_ROUNDS * _BYTES * 8e-6 / seconds:.9e}"
+    mine = name + numbers.encode().ljust(_NAME_BYTES)
+    everyone = bytearray(len(mine) * world.size)
+    world.Gather([mine, MPI.BYTE], [everyone, MPI.BYTE], root=0)
+    if world.rank == 0:
+        print(MARK + json.dumps(_told(bytes(everyone), world.size, MPI.Get_library_version())))
+
+
+def _exchange(world: Any, sent: bytearray, received: bytearray, after: int, before: int) -> None:
+    from mpi4py import MPI
+
+    world.Sendrecv([sent, MPI.BYTE], after, 1, [received, MPI.BYTE], before, 1)
+
+
+def _told(everyone: bytes, size: int, library: str) -> dict[str, Any]:
+    width = 2 * _NAME_BYTES
+    parts = [everyone[rank * width : (rank + 1) * width] for rank in range(size)]
+    pairs = [part[_NAME_BYTES:].split() for part in parts]
+    return {
+        "size": size,
+        "library": library.split(",")[0],
+        "hosts": [part[:_NAME_BYTES].decode().strip() for part in parts],
+        "milliseconds": [float(pair[0]) for pair in pairs],
+        "mbit": [float(pair[1]) for pair in pairs],
+    }

@@ -1,0 +1,55 @@
+"""How each rank ended, told in a file: the exit codes of launchers do not say.
+
+A supervisor names a folder in the environment of its ranks; without one nothing is written.
+"""
+
+import json
+import os
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FOLDER = "FOCALTUNE_OUTCOMES"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a rank.
+
+    Attributes:
+        rank: Of the run.
+        host: Its machine.
+        exit_code: 0 on rank 0 is the completion marker: everything is written.
+        error: Class of the error; "" at success.
+        message: For people.
+    """
+
+    rank: int
+    host: str
+    exit_code: int
+    error: str
+    message: str
+
+
+def write_outcome(exit_code: int, error: str = "", message: str = "") -> None:
+    """Leave this rank's outcome, whole or not at all; a lost folder is no reason to fail."""
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        return
+    rank = int(os.environ.get("RANK", "0"))
+    outcome = Outcome(rank, socket.gethostname(), exit_code, error, message[:4000])
+    path = Path(folder) / f"rank-{rank}.json"
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as failure:
+        sys.stderr.write(f"outcome of rank {rank} not written: {failure}\n")
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """The outcomes of the ranks that left one, by rank."""
+    files = sorted(folder.glob("rank-*.json"))
+    found = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    return sorted(found, key=lambda outcome: outcome.rank)

@@ -1,0 +1,147 @@
+"""Agents on the nodes of a hostfile, started over ssh and asked line by line.
+
+ssh hands its command to a shell on the node: that command is fixed (this Python, this repository)
+and everything else travels on standard input.
+"""
+
+import json
+import shlex
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from trainer.cluster.agent import MARK, command
+
+SSH_OPTIONS = (
+    "-o", "BatchMode=yes", "-o", "ConnectTimeout=4",
+    "-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3",
+)  # fmt: skip
+"""Never a question, and no waiting for what is gone."""
+_REASONS = (  # of what ssh and the shell say, in order; the remedy names the next step
+    ("Could not resolve", "the name is not known", "mend the hostfile, DNS or /etc/hosts"),
+    ("Host key verification failed", "its host key is new or changed", "ssh {host} once, by hand"),
+    ("IDENTIFICATION HAS CHANGED", "its host key has changed", "ssh-keygen -R {host}, if meant"),
+    ("Permission denied", "ssh asks for a password or key", "ssh-copy-id {host}"),
+    ("Connection refused", "no ssh server answers", "start sshd there"),
+    ("timed out", "no answer", "is it switched on, and is port 22 open?"),
+    ("No route to host", "no way there", "is it switched on and in this network?"),
+    ("Connection reset", "ssh breaks off", "look at sshd's log there"),
+    ("closed by", "ssh breaks off", "look at sshd's log there"),
+    ("ModuleNotFoundError", "{line}", "install constraints.txt there"),
+    ("No such file", "{line}", "the clone and its Python must lie at the same paths on every node"),
+    ("not found", "{line}", "the clone and its Python must lie at the same paths on every node"),
+    ("can't open file", "{line}", "the clone must lie at the same path on every node"),
+)
+
+
+class NodeError(Exception):
+    """A node cannot be asked; found and remedy are for the table."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found)
+        self.found, self.remedy = found, remedy
+
+
+class RemoteNode:
+    """An agent on a node.
+
+    Args:
+        host: Of a hostfile, which has checked it.
+        over_ssh: False runs it on this machine.
+        deadline: Of every answer, on time.monotonic's clock: the agent is ended then.
+    """
+
+    def __init__(self, host: str, deadline: float, *, over_ssh: bool = True) -> None:
+        self.host = host
+        arguments = command()
+        if over_ssh:
+            arguments = ["ssh", *SSH_OPTIONS, "--", host, shlex.join(arguments)]
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed below
+        self._process = subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        self._timer = threading.Timer(max(0.1, deadline - time.monotonic()), self._process.kill)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def ask(self, action: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The agent's answer.
+
+        Raises:
+            NodeError: There is none, or it is an error.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": action, **values}) + "\n")
+            self._process.stdin.flush()
+        except OSError:  # ended before it was asked: what it said is read below
+            pass
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                if "error" in answer:
+                    raise NodeError(f"{action}: {answer['error']}", "")
+                return answer
+        raise self._reason()
+
+    def close(self) -> None:
+        """End the agent: without requests it ends by itself."""
+        self._timer.cancel()
+        try:
+            self._process.communicate(timeout=1)
+        except (subprocess.TimeoutExpired, OSError, ValueError):
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+    def _reason(self) -> NodeError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read()
+        if code == -9:
+            return NodeError("no answer in time", "is it overloaded, or is a file system hanging?")
+        return explained(self.host, said, code)
+
+
+def explained(host: str, said: str, code: int) -> NodeError:
+    """What ssh's words mean, and what to do."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    for words, found, remedy in _REASONS:
+        for line in reversed(lines):
+            if words in line:
+                return NodeError(found.format(line=line), remedy.format(host=host))
+    last = lines[-1] if lines else f"ended with code {code}"
+    return NodeError(last, f"try: ssh -o BatchMode=yes {host} true")
+
+
+def ask_all(
+    nodes: Sequence[RemoteNode], action: str, values: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any] | NodeError]:
+    """Ask all nodes at once; the answer or the error of each by host."""
+
+    def ask(node: RemoteNode) -> dict[str, Any] | NodeError:
+        try:
+            return node.ask(action, values.get(node.host, {}))
+        except NodeError as error:
+            return error
+
+    if not nodes:
+        return {}
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        return dict(zip((node.host for node in nodes), pool.map(ask, nodes), strict=True))
+
+
+def clock_offset(node: RemoteNode, rounds: int = 8) -> float:
+    """Seconds a node's clock is ahead of this one, by the fastest of some round trips."""
+    best = (float("inf"), 0.0)
+    for _ in range(rounds):
+        sent = time.time()
+        there = node.ask("time", {})["time"]
+        back = time.time()
+        best = min(best, (back - sent, there - (sent + back) / 2))
+    return best[1]

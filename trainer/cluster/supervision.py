@@ -1,0 +1,320 @@
+"""A run that continues by itself: started again after a lost rank, node or link, until it is done.
+
+    OUTPUT_DIR.supervised/RUN_ID/
+        recipe.yaml     resolved; its path is all that the launcher passes on
+        environment     what the launcher exports to the nodes
+        1/, 2/, ...     of every attempt: hostfile, and rank-N.json, how each rank ended
+
+Whether a run is done says rank 0's outcome of this run and attempt, never an exit code: those of
+launchers lie. What an attempt left is found by the run's id in its environment and killed, on every
+host that answers, before the next one begins on a port of its own. It continues from the newest
+checkpoint that verifies, as any start of the run does.
+"""
+
+import os
+import re
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import yaml
+
+from trainer.checkpoint import newest_checkpoint
+from trainer.cluster.hostfile import Node
+from trainer.cluster.outcome import FOLDER, Outcome, read_outcomes
+from trainer.cluster.sweeping import SSH_OPTIONS, sweep_hosts
+from trainer.config import RunConfig
+from trainer.errors import ConfigError, MachineError
+from trainer.run_folder import CHECKPOINTS, write_whole
+
+RUN_ID = "FOCALTUNE_RUN_ID"
+DONE, STOPPED, NOT_SAVED = 0, 75, 130
+SAVE_SECONDS = 25.0  # a signal's step and save; launchers kill after 30
+_GRACE = 8.0  # seconds for the other ranks, once one has told how it ended
+_END_SECONDS = 10.0
+_TICK = 0.3
+_SAFE = re.compile(r"[\w@%+=:,./-]+")  # DeepSpeed's launchers hand words to a shell
+_FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below the range kernels hand out
+_ALONE = "AbandonedError"
+# What the same command would only meet again.
+_HOPELESS_CODES = frozenset({2, 3, 4})
+_HOPELESS_ERRORS = frozenset({"MachineError", "MemoryExceededError", "DivergedError"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run.
+
+    Attributes:
+        config: The recipe; run.resume is not "never".
+        nodes: Of the hostfile, in its order.
+        launcher: "pdsh" or "openmpi", as DeepSpeed names them.
+        launcher_args: Passed on to it.
+        script: launcher/train.py.
+        run_id: Of this supervision.
+    """
+
+    config: RunConfig
+    nodes: Sequence[Node]
+    launcher: str
+    launcher_args: str
+    script: Path
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def folder(self) -> Path:
+        """Beside the run folder, so that it lies where all nodes see it."""
+        output = self.config.output_dir
+        return output.with_name(f"{output.name}.supervised") / self.run_id
+
+    @property
+    def mark(self) -> str:
+        """NAME=VALUE in the environment of every process of the run."""
+        return f"{RUN_ID}={self.run_id}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up.
+
+    Attributes:
+        max_restarts: In a row without a new checkpoint.
+        wait_seconds: For hosts that do not answer after an attempt.
+        without_dead: Go on at once with the hosts that answer.
+    """
+
+    max_restarts: int
+    wait_seconds: float
+    without_dead: bool
+
+
+class Signals:
+    """The first signal to this process; the run is asked to save in its place."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+
+
+def supervise(job: Job, limits: Limits, signals: Signals, say: Callable[[str], None]) -> int:
+    """Run until it is done, stopped by a signal, or hopeless; the exit code.
+
+    Raises:
+        ConfigError: A path or setting that cannot be passed on.
+        MachineError: Hosts do not answer, all of them named.
+    """
+    refuse(job)
+    job.folder.mkdir(parents=True)
+    write_whole(job.folder / "recipe.yaml", yaml.safe_dump(job.config.to_json(), sort_keys=False))
+    restarts, newest, number = 0, saved_step(job), 1
+    while True:
+        nodes = answering(job, limits, signals, number == 1, say)
+        if signals.received:
+            say(f"{signals.received.name}: stopped between two attempts")
+            return STOPPED if newest else NOT_SAVED
+        where = ", ".join(f"{node.host} x {node.slots}" for node in nodes)
+        say(f"attempt {number} on {where}, from step {newest}; run id {job.run_id}")
+        started = time.monotonic()
+        outcomes = attempt(job, number, nodes, signals, say)
+        if (code := verdict(outcomes, asked_to_stop=signals.received is not None)) is not None:
+            say(ending(outcomes, nodes, code))
+            return code
+        seconds, before, newest = time.monotonic() - started, newest, saved_step(job)
+        restarts = 0 if newest > before else restarts + 1
+        say(f"attempt {number} ended after {seconds:.0f} s: {ending(outcomes, nodes, None)}")
+        if restarts > limits.max_restarts:
+            say(f"no new checkpoint since step {newest} in {restarts} attempts: given up")
+            return next(
+                (one.exit_code for one in outcomes if one.exit_code), MachineError.exit_code
+            )
+        number += 1
+
+
+def verdict(outcomes: Sequence[Outcome], *, asked_to_stop: bool) -> int | None:
+    """The exit code that ends the supervision; None to try again."""
+    if any(one.rank == 0 and one.exit_code == DONE for one in outcomes):
+        return DONE
+    # Ranks whose launcher is gone have saved, too, but nobody asked them to.
+    if any(one.exit_code == STOPPED and (asked_to_stop or one.error != _ALONE) for one in outcomes):
+        return STOPPED
+    if asked_to_stop:
+        return NOT_SAVED
+    for one in outcomes:
+        if one.exit_code in _HOPELESS_CODES or one.error in _HOPELESS_ERRORS:
+            return one.exit_code
+    return None
+
+
+def ending(outcomes: Sequence[Outcome], nodes: Sequence[Node], code: int | None) -> str:
+    """How an attempt ended, each host with what its ranks said, the silent ones too."""
+    if code in (DONE, STOPPED, NOT_SAVED):
+        said = [one.message for one in outcomes if one.exit_code == code and one.message]
+        return {DONE: "done", STOPPED: "stopped and saved"}.get(code, "stopped; nothing saved") + (
+            f": {said[0]}" if said else ""
+        )
+    by_message: dict[str, list[str]] = {}
+    for one in outcomes:  # the whole message stands above, from the rank itself
+        told = one.message.partition(". ")[0]
+        by_message.setdefault(told, []).append(f"rank {one.rank} on {one.host}")
+    hosts = [node.host for node in nodes for _ in range(node.slots)]
+    heard = {one.rank for one in outcomes}
+    silent = [f"{rank} on {host}" for rank, host in enumerate(hosts) if rank not in heard]
+    parts = [f"{', '.join(who)}: {message}" for message, who in by_message.items()]
+    return "; ".join(([f"no word from rank {', '.join(silent)}"] if silent else []) + parts)
+
+
+def attempt(
+    job: Job, number: int, nodes: Sequence[Node], signals: Signals, say: Callable[[str], None]
+) -> list[Outcome]:
+    """Start the launcher, wait until it or the run has ended, leave nothing behind."""
+    folder = job.folder / str(number)
+    folder.mkdir()
+    lines = "".join(f"{node.host} slots={node.slots}\n" for node in nodes)
+    write_whole(folder / "hostfile", lines)
+    port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
+    exported = {
+        **user_exports(), RUN_ID: job.run_id, FOLDER: str(folder),
+    }  # fmt: skip
+    hosts = remote_hosts(nodes)
+    if job.launcher == "openmpi" and hosts:  # the others set these themselves
+        exported |= {"MASTER_ADDR": nodes[0].host, "MASTER_PORT": str(port)}
+    write_whole(job.folder / "environment", "".join(f"{k}={v}\n" for k, v in exported.items()))
+    launcher = subprocess.Popen(
+        launch_command(job, nodes, folder / "hostfile", port),
+        env=launch_environment(job, exported), stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C is ours to pass on
+    )  # fmt: skip
+    deadline = None
+    while launcher.poll() is None and (deadline is None or time.monotonic() < deadline):
+        if signals.received:
+            say(f"{signals.received.name}: the ranks are asked to save")
+            sweep_hosts(hosts, job.mark, "stop", SAVE_SECONDS)
+            break
+        if deadline is None and is_over(read_outcomes(folder)):
+            deadline = time.monotonic() + _GRACE
+        time.sleep(_TICK)
+    for host, fault in sweep_hosts(hosts, job.mark, "end", _END_SECONDS).items():
+        say(f"{host} not swept: {fault}")
+    launcher.wait()
+    return read_outcomes(folder)
+
+
+def is_over(outcomes: Sequence[Outcome]) -> bool:
+    """True once a rank has failed or rank 0 has finished."""
+    return any(one.exit_code or one.rank == 0 for one in outcomes)
+
+
+def answering(
+    job: Job, limits: Limits, signals: Signals, is_first: bool, say: Callable[[str], None]
+) -> list[Node]:
+    """The nodes that answer and hold nothing of this run.
+
+    Raises:
+        MachineError: Not all of them do, in the time there is; naming each with the reason.
+    """
+    deadline = time.monotonic() + (0 if is_first or limits.without_dead else limits.wait_seconds)
+    while True:
+        faults = sweep_hosts(remote_hosts(job.nodes), job.mark, "end", _END_SECONDS)
+        if not faults or signals.received:
+            return list(job.nodes)
+        named = " | ".join(f"{host}: {fault}" for host, fault in faults.items())
+        up = [node for node in job.nodes if node.host not in faults]
+        if limits.without_dead and up:
+            say(f"goes on without {named}")
+            return up
+        if time.monotonic() >= deadline:
+            raise MachineError(
+                f"{named}. Or take it out of the hostfile; --continue-without-dead goes on with the"
+                " others"
+            )
+        say(f"waits for {named}")
+        time.sleep(min(5.0, max(0.0, deadline - time.monotonic())))
+
+
+def launch_command(job: Job, nodes: Sequence[Node], hostfile: Path, port: int) -> list[str]:
+    """The words of DeepSpeed's launcher."""
+    # DeepSpeed starts a single host on this machine, whatever its name is.
+    here = ["--no_ssh", "--node_rank=0", "--master_addr=127.0.0.1"]
+    return [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile),
+        "--launcher", job.launcher, f"--launcher_args={job.launcher_args}",
+        f"--master_port={port}", *(["--force_multi"] if remote_hosts(nodes) else here),
+        str(job.script), str(job.folder / "recipe.yaml"),
+    ]  # fmt: skip
+
+
+def launch_environment(job: Job, exported: Mapping[str, str]) -> dict[str, str]:
+    """The launcher's environment: ssh that never asks, and that notices a host that is gone."""
+    options = shlex.join(SSH_OPTIONS)
+    given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
+    return {
+        **os.environ,
+        **exported,
+        "DS_ENV_FILE": str(job.folder / "environment"),
+        "PDSH_SSH_ARGS_APPEND": f"{given} {options}".strip(),
+        "OMPI_MCA_plm_rsh_args": options,  # Open MPI 4
+        "PRTE_MCA_plm_ssh_args": options,  # Open MPI 5
+    }
+
+
+def user_exports() -> dict[str, str]:
+    """NAME=value lines of .deepspeed_env, which DeepSpeed would read in place of ours."""
+    found = {}
+    for folder in (Path.home(), Path.cwd()):
+        path = folder / ".deepspeed_env"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in lines:
+            name, equals, value = line.strip().partition("=")
+            if equals and not name.startswith("#"):
+                found[name] = value
+    return found
+
+
+def remote_hosts(nodes: Sequence[Node]) -> list[str]:
+    """Hosts that ssh has to reach: launchers take it to this machine, too, if it is one of many."""
+    return [] if len(nodes) == 1 and is_here(nodes[0].host) else [node.host for node in nodes]
+
+
+def is_here(host: str) -> bool:
+    """True for a name of this machine: nobody else's address can be listened on."""
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+def saved_step(job: Job) -> int:
+    """Step of the newest checkpoint that verifies; 0 without one."""
+    found, _ = newest_checkpoint(job.config.output_dir / CHECKPOINTS)
+    return found.step if found is not None else 0
+
+
+def refuse(job: Job) -> None:
+    """What cannot be supervised.
+
+    Raises:
+        ConfigError: run.resume=never, or a path that a shell on the nodes would change.
+    """
+    if job.config.run.resume == "never":
+        raise ConfigError("run.resume=never: a supervised run continues; take run.resume=auto")
+    for path in (job.folder, job.script, Path.cwd(), Path(sys.executable)):
+        if not _SAFE.fullmatch(str(path)):
+            raise ConfigError(
+                f"{path}: launchers hand this path to a shell on the nodes; letters, digits and"
+                " _@%+=:,./- are safe"
+            )

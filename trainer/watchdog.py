@@ -1,0 +1,81 @@
+"""Ends a process that makes no progress, with the stack of every thread and exit code 6.
+
+A rank that hangs holds all others, and a collective waits for engine.timeout_seconds, half an hour
+unless the recipe says otherwise. How long a step may take is learned from the run itself.
+"""
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PATIENCE = 5.0  # times the longest of the last steps
+SHORTEST = 60.0  # seconds; a file server or a neighbour can hold any step up for a while
+WARM_UP = 3  # of each kind; kernels compile and memory grows in the first
+_REMEMBERED = 50
+_TICK = 0.5  # seconds
+
+Expired = Callable[[str], None]
+
+
+class Watchdog:
+    """Watches this process from a thread of its own.
+
+    Args:
+        longest: Seconds that anything may take, also while nothing is known.
+        warm_up: Steps before their times are believed: a step that logs waits for those before it.
+        expired: Called on the watching thread with a sentence; has to end the process.
+        shortest: Seconds that anything is given.
+    """
+
+    def __init__(
+        self, longest: float, warm_up: int, expired: Expired, *, shortest: float = SHORTEST
+    ) -> None:
+        self._longest = longest
+        self._shortest = min(shortest, longest)
+        self._warm_up = max(warm_up, WARM_UP)
+        self._expired = expired
+        self._seconds: defaultdict[str, deque[float]] = defaultdict(
+            lambda: deque(maxlen=max(_REMEMBERED, self._warm_up))
+        )
+        self._watched: tuple[str, float, float] | None = None  # what, start, seconds allowed
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def watching(self, kind: str, number: int) -> Iterator[None]:
+        """Expect what happens inside to end in the time its kind has taken so far."""
+        started = time.monotonic()
+        self._watched = f"{kind} {number}", started, self.allowed(kind)
+        try:
+            yield
+        finally:
+            self._watched = None
+        self._seconds[kind].append(time.monotonic() - started)
+
+    def allowed(self, kind: str) -> float:
+        """Seconds the next of a kind may take."""
+        known = self._seconds[kind]
+        is_step = kind == "step"
+        if len(known) < (self._warm_up if is_step else 1):
+            return self._longest
+        return min(self._longest, max(self._shortest, PATIENCE * max(known)))
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_TICK):
+            watched = self._watched
+            if watched is None or time.monotonic() - watched[1] < watched[2]:
+                continue
+            what, started, allowed = watched
+            taken = time.monotonic() - started
+            self._expired(
+                f"{what} has not ended after {taken:.0f} s ({allowed:.0f} s were allowed)"
+            )
+            return
