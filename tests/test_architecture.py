@@ -45,6 +45,7 @@ LAYERS = [
     ["trainer.session", "trainer.banner", "trainer.merge"],
     ["trainer.planned_run"],
     ["trainer.run"],
+    ["trainer.sweep"],
     ["launcher"],
     ["benchmarks"],
 ]

@@ -49,3 +49,11 @@ class StoppedError(ValueError):
 
 class AbandonedError(StoppedError):
     """The launcher is gone, which nobody asked for; everything is saved."""
+
+
+class CellsFailedError(ValueError):
+    """Cells of a sweep did not finish; the exit code is that of the first, or that of a machine."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code if 0 < code < 128 else MachineError.exit_code  # killed, or no report

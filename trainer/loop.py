@@ -246,6 +246,7 @@ def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate
                 "loss": loss,
                 "lr": rate,
                 "grad_norm": _finite_or_none(norm),  # ZeRO 0 keeps none
+                "train_seconds": state.train_seconds,
                 "records_per_second": records / seconds,
                 "tokens_per_second": tokens / seconds,
                 "packing_fill": run.loader.fill,

@@ -31,7 +31,7 @@ def test_tensorboard_holds_every_scalar_of_the_log(finished):
     events.Reload()
     names = {
         "train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second",
-        "train/records_per_second", "train/packing_fill", "train/memory_gib",
+        "train/train_seconds", "train/records_per_second", "train/packing_fill", "train/memory_gib",
         "valid/roc_auc", "valid/pr_auc", "valid/f1", "valid/mcc", "valid/threshold",
     }  # fmt: skip
     assert names <= set(events.Tags()["scalars"])

@@ -48,7 +48,7 @@ def roc_png(
         x, y, _ = roc_curve(labels_N, scores_N)
         axes.plot(x, y, color=colour, linewidth=1.8, label=name)
     _finish(figure, axes, point)
-    return _png(figure)
+    return png(figure)
 
 
 def pr_png(
@@ -83,7 +83,7 @@ def pr_png(
             recall, precision, color=colour, linewidth=1.8, drawstyle="steps-post", label=name
         )
     _finish(figure, axes, point)
-    return _png(figure)
+    return png(figure)
 
 
 def loss_png(
@@ -109,7 +109,7 @@ def loss_png(
         steps, losses = zip(*points, strict=True) if points else ((), ())
         axes.plot(steps, losses, color=colour, linewidth=1.4, marker=".", label=name)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def varies(scores_N: FloatArray) -> bool:
@@ -149,10 +149,11 @@ def _finish(figure: "Figure", axes: "Axes", point: tuple[float, float]) -> None:
 
 def _without_curves(figure: "Figure", axes: "Axes") -> bytes:
     axes.text(0.5, 0.5, "undefined: one class only", ha="center", va="center", fontsize=12)
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """A figure as a PNG; the same figure gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     # The library writes its version into the file unless told not to.

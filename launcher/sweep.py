@@ -1,0 +1,63 @@
+"""Compare tuning methods: launcher/sweep.py RECIPE [KEY=VALUE ...] --methods M ... --models F ...
+
+Trains every method on every model with every seed, one launcher/train.py each, in
+OUTPUT_DIR/METHOD/MODEL/seed-N, and writes OUTPUT_DIR/report: report.md, report.csv and pictures.
+The same command continues a sweep: finished cells are passed over. A cell that fails is reported
+and the others run. Keys of all cells stand behind RECIPE, those of one method in --set:
+
+    python launcher/sweep.py RECIPE optim.lr=1e-4 --methods full lora ia3 --models 1B 3B 7B
+        --seeds 0 1 2 --set full:optim.lr=1e-6 ia3:optim.lr=1e-3
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.command import recipe_parser, run_command
+
+
+def main(arguments: list[str]) -> int:
+    """Run the grid and write its report; the exit code, of the first cell that failed if any."""
+    parser = recipe_parser(__doc__ or "")
+    parser.add_argument("--methods", nargs="+", required=True, metavar="M", help="tuning.method")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="F",
+        help="FOLDER or NAME=FOLDER, random weights where it holds none; default: the recipe's",
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="run.seed")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="M:KEY=VALUE",
+        help="a key of one method's cells",
+    )  # fmt: skip
+    parser.add_argument("--gpus", type=int, help="ranks of a cell, by the deepspeed launcher")
+    parser.add_argument("--report", action="store_true", help="train nothing, only report")
+    given = parser.parse_args(arguments)
+    return run_command(lambda: _sweep(given))
+
+
+def _sweep(given: Namespace) -> None:
+    from trainer.errors import ConfigError
+    from trainer.sweep.grid import Request, expand
+
+    if given.gpus is not None and given.gpus < 1:
+        raise ConfigError("--gpus must be above 0")
+    request = Request(
+        given.recipe,
+        tuple(given.overrides),
+        tuple(given.methods),
+        tuple(given.models),
+        tuple(given.seeds),
+        tuple(given.set),
+    )
+    root, cells = expand(request)
+
+    from trainer.sweep.sweep import run_sweep
+
+    run_sweep(root, cells, None if given.report else given.recipe, given.gpus)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

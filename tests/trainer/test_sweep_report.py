@@ -1,0 +1,137 @@
+"""The report of a sweep says what the numbers of its cells come to."""
+
+import csv
+import struct
+from pathlib import Path
+
+import pytest
+from conftest import SAMPLES
+from sweep_cells import cells_of, write_cell
+
+from trainer.sweep.findings import compare, orders, relations
+from trainer.sweep.report import write_report
+from trainer.sweep.results import final_loss, read_result
+from trainer.sweep.running import Failure
+
+METHODS = ("full", "lora", "ia3", "ptuning", "adapter_h")
+# By hand: the best of the small size is second on the large one, ia3 and ptuning change places.
+SMALL = {"full": 3.0, "lora": 3.2, "ia3": 3.6, "ptuning": 3.4, "adapter_h": 3.8}
+LARGE = {"full": 2.2, "lora": 2.1, "ia3": 2.4, "ptuning": 2.6, "adapter_h": 2.8}
+TRAINED = {"full": 1000, "lora": 40, "ia3": 4, "ptuning": 30, "adapter_h": 200}
+
+
+@pytest.fixture
+def finished(base, tmp_path):
+    """Ten cells of two seeds each, the second seed 0.01 worse."""
+    large = tmp_path / "large.json"
+    text = (SAMPLES / "model" / "config.json").read_text()
+    large.write_text(text.replace('"n_layer": 2', '"n_layer": 8'))
+    (tmp_path / "tokenizer.json").write_bytes((SAMPLES / "model" / "tokenizer.json").read_bytes())
+    models = (f"large={large}", f"small={SAMPLES / 'model'}")
+    _, cells = cells_of(base, tmp_path / "grid", METHODS, models, 2)
+    for cell in cells:
+        losses = LARGE if cell.model == "large" else SMALL
+        loss = losses[cell.method] + 0.01 * cell.seed
+        write_cell(
+            cell, loss, num_trained=TRAINED[cell.method], accuracy=1 - loss / 10,
+            seconds=10 + TRAINED[cell.method] / 100 + 20 * (cell.model == "large"),
+        )  # fmt: skip
+    return cells
+
+
+def test_a_cell_is_read_as_its_run_folder_says(finished):
+    result = read_result(finished[0])
+    assert (result.method, result.model, result.seed) == ("full", "large", 0)
+    assert result.test_loss == result.loss == 2.2
+    assert result.test_interval == pytest.approx((2.1, 2.3))
+    assert result.train_loss == pytest.approx(2.2 + 2 - 19.5 / 20)  # of steps 19 and 20
+    assert result.metric == pytest.approx(0.78)
+    assert result.train_seconds == 40.0
+    assert (result.memory_gib, result.planned_gib) == (1.0, 0.5)
+    assert result.peak_gib == 0.5  # on a CPU
+    assert result.trained_share == 1.0
+    assert result.loss_before == 9.0
+    assert len(result.curve) == 20
+
+
+def test_the_final_loss_is_the_mean_of_the_last_tenth_and_of_one_step_at_least():
+    assert final_loss([9.0] * 18 + [2.0, 4.0]) == 3.0
+    assert final_loss([9.0, 2.0]) == 2.0
+
+
+def test_the_order_of_methods_is_compared_from_the_smallest_size_to_the_largest(finished):
+    [order] = orders([read_result(cell) for cell in finished])
+    assert (order.model, order.other) == ("small", "large")
+    assert order.methods == ("full", "lora", "ptuning", "ia3", "adapter_h")
+    assert order.places == (2, 1, 4, 3, 5)
+    assert order.tau == pytest.approx((10 - 2 * 2) / 10)  # two of ten pairs turned
+    assert order.tau_interval == (order.tau, order.tau)  # seeds agree on every pair
+    assert (order.num_pairs, order.num_apart, order.num_kept) == (10, 10, 8)
+    assert order.regret == pytest.approx(0.1)
+
+
+def test_a_method_that_lacks_a_seed_is_left_out_of_the_order(finished):
+    results = [read_result(cell) for cell in finished]
+    lacking = [r for r in results if (r.method, r.model, r.seed) != ("full", "small", 1)]
+    [order] = orders(lacking)
+    assert order.methods == ("lora", "ptuning", "ia3", "adapter_h")
+    assert orders([r for r in results if r.method in ("full", "lora")]) == []  # two are no order
+
+
+def test_loss_and_metric_are_related_over_all_cells_and_within_each_model(finished):
+    related = relations([read_result(cell) for cell in finished])
+    assert [(r.where, r.num) for r in related] == [("all", 20), ("small", 10), ("large", 10)]
+    assert all(r.rho == pytest.approx(-1) for r in related)  # accuracy is 1 - loss / 10
+
+
+def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_picture(
+    finished, tmp_path
+):
+    results = [read_result(cell) for cell in finished]
+    failure = Failure("qlora/small/seed-0", 4, ("error: no weights",), Path("seed-0.txt"))
+    missing = ["qlora/small/seed-0", "qlora/large/seed-0"]
+    compared = compare(results, "instruction")
+    page = write_report(tmp_path / "report", compared, [failure], missing)
+    text = page.read_text()
+    assert "**Not shown: " in text  # tau .6 of five methods: p = .23 of random orders
+    assert "is +0.60 [+0.60, +0.60] over seeds (5 methods, p = 0.2333" in text
+    assert "Of 10 pairs of methods, 10 are told apart on both sizes" in text
+    assert "full, is number 2 on large: choosing by the small size costs 0.100 nats" in text
+    assert "2 seeds allow only 9 distinct resamples" in text
+    assert "| lora | 40 | 4.00% | 4.230 [4.225, 4.235] | 3.205 [3.200, 3.210] |" in text
+    assert "| all | 20 | -1.00 [-1.00, -1.00] |" in text
+    assert "- training time: ia3 on small, ptuning on small, lora on small" in text
+    assert "qlora/small/seed-0: exit code 4; all it printed: `seed-0.txt`" in text
+    assert "    error: no weights\n" in text
+    assert "Not run yet, or stopped: qlora/large/seed-0" in text
+    pictures = sorted(path.name for path in page.parent.glob("*.png"))
+    assert len(pictures) == 6
+    for name in pictures:
+        assert f"]({name})" in text
+        width, height = struct.unpack(">II", (page.parent / name).read_bytes()[16:24])
+        assert min(width, height) > 500
+    with (page.parent / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    assert float(rows[0]["test_loss"]) == 2.2
+    assert float(rows[0]["test_loss_low"]) == pytest.approx(2.1)
+    assert rows[0]["trained_share"] == "1.0"
+
+
+def test_the_same_order_on_both_sizes_is_answered_yes_and_other_data_is_named(finished, tmp_path):
+    for cell in finished:
+        write_cell(cell, SMALL[cell.method] - (cell.model == "large"), digest=cell.model)
+    results = [read_result(cell) for cell in finished]
+    text = write_report(tmp_path / "report", compare(results, "instruction")).read_text()
+    assert "**Yes, here it does.**" in text
+    assert "p = 0.0167" in text  # 2 / 5!
+    assert "full, is also the best on large." in text
+    assert "**Cells were trained on different data**" in text
+    assert "not finished" not in text
+
+
+def test_one_size_and_one_cell_still_make_a_report(finished, tmp_path):
+    compared = compare([read_result(finished[0])], "instruction")
+    text = write_report(tmp_path / "report", compared).read_text()
+    assert "Not answered: it takes 3 methods or more" in text
+    assert "Too few cells" in text

@@ -1,0 +1,94 @@
+"""Rank correlations against scipy and by hand, intervals, and the Pareto front."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from trainer.sweep.statistics import (
+    grouped_interval,
+    kendall,
+    pareto_front,
+    permutation_p,
+    ranks,
+    seed_interval,
+    separated_pairs,
+    spearman,
+)
+
+
+def numbers(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_ranks_and_correlations_are_those_of_scipy(seed, has_ties):
+    x, y = np.random.default_rng(seed).normal(size=(2, 12))
+    if has_ties:
+        x, y = np.round(x), np.round(y)
+        assert len(set(x)) < len(x)
+    assert ranks(x).tolist() == stats.rankdata(x).tolist()
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+
+
+def test_tau_of_one_swapped_pair_of_four_is_4_of_6_by_hand():
+    assert kendall(numbers(1, 2, 3, 4), numbers(1, 3, 2, 4)) == pytest.approx(4 / 6)
+
+
+def test_a_side_that_does_not_vary_has_no_correlation():
+    flat, rising = numbers(2, 2, 2), numbers(1, 2, 3)
+    assert spearman(flat, rising) is None
+    assert kendall(rising, flat) is None
+    assert permutation_p(flat, rising, kendall) is None
+    assert grouped_interval(flat, rising, "abc", spearman) is None
+
+
+def test_the_p_value_of_up_to_seven_pairs_is_scipys_exact_one():
+    x, y = numbers(1, 2, 3, 4, 5, 6, 7), numbers(2, 1, 3, 4, 6, 5, 7)
+    exact = stats.kendalltau(x, y, method="exact").pvalue
+    assert 0.001 < exact < 0.05
+    assert permutation_p(x, y, kendall) == pytest.approx(exact, abs=1e-12)
+
+
+def test_the_p_value_of_more_pairs_is_near_the_exact_one_and_never_0():
+    x = np.arange(9.0)
+    y = numbers(3, 1, 0, 2, 6, 5, 4, 8, 7)
+    exact = stats.kendalltau(x, y, method="exact").pvalue
+    sampled = permutation_p(x, y, kendall)
+    assert sampled is not None
+    assert abs(sampled - exact) < 4 * np.sqrt(exact / 2000) + 1 / 2000  # 2,000 draws
+    assert permutation_p(np.arange(12.0), np.arange(12.0), kendall) == pytest.approx(1 / 2001)
+
+
+def test_the_interval_over_groups_draws_the_cells_of_a_group_together():
+    x = np.arange(12.0)
+    noise = np.random.default_rng(0).normal(size=12)
+    groups = [n // 2 for n in range(12)]
+    low, high = grouped_interval(x, x + 6 * noise, groups, spearman) or (0, 0)
+    found = spearman(x, x + 6 * noise)
+    assert found is not None
+    assert -1 <= low < found < high <= 1
+    # One group is the same in every resample.
+    assert grouped_interval(x, x + 6 * noise, ["all"] * 12, spearman) == (found, found)
+
+
+def test_the_interval_over_seeds_is_the_value_itself_where_seeds_agree_and_wider_where_not():
+    x_MS = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    assert seed_interval(x_MS, x_MS, kendall) == (1.0, 1.0)
+    # The second seed turns the order of the first two methods: tau is then 1/3.
+    turned_MS = np.array([[1.0, 2.9], [2.0, 1.0], [3.0, 3.0]])
+    assert seed_interval(turned_MS, x_MS, kendall) == pytest.approx((1 / 3, 1.0))
+
+
+def test_pairs_of_methods_are_apart_where_their_seeds_do_not_overlap_on_either_size():
+    x_MS = np.array([[1.0, 2.0], [1.5, 3.0], [4.0, 5.0], [6.0, 7.0]])  # the first two overlap
+    y_MS = np.array([[1.0, 1.1], [2.0, 2.1], [4.0, 4.1], [3.0, 3.1]])  # the last two turn round
+    assert separated_pairs(x_MS, y_MS) == (6, 5, 4)
+
+
+def test_the_pareto_front_holds_what_nothing_beats_cheapest_first():
+    cost = numbers(5, 1, 2, 3, 2)
+    loss = numbers(1, 9, 4, 6, 5)
+    assert pareto_front(cost, loss) == [1, 2, 0]  # (3, 6) and (2, 5) are beaten by (2, 4)
+    assert pareto_front(numbers(1, 1), numbers(2, 2)) == [0, 1]  # equal points beat nobody

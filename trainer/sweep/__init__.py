@@ -1,0 +1,1 @@
+"""A grid of tuning methods, models and seeds: its cells, how they run, and what they come to."""

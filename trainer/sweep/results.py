@@ -1,0 +1,123 @@
+"""What a finished cell came to, read from its run folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.metrics import read_log
+from trainer.plan import read_shape
+from trainer.run_folder import LOG, REPORT
+from trainer.sweep.grid import Cell
+
+_TAIL = 0.1  # share of the logged steps whose mean is the final train loss
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell.
+
+    Attributes:
+        method, model, seed: Its place in the grid.
+        num_base: Parameters of the base.
+        num_trained: Parameters that were trained.
+        num_parameters: Of base and adapters.
+        num_steps: Optimizer steps.
+        train_loss: Mean of the last tenth of the logged steps.
+        test_loss: Of the best step, on the whole test split; None where the task has none.
+        test_interval: Its interval over records.
+        loss_before: On test, before the first step.
+        metric: Of the task, on test: token accuracy, or ROC AUC.
+        train_seconds: Of the steps, over all starts, without validation and test.
+        memory_gib: Highest logged: of a GPU's tensors, or of the whole process on a CPU.
+        planned_gib: Of tensors at the peak of a step, by the planner.
+        is_on_cpu: Whether it ran without a GPU.
+        curve: (step, loss) of the logged steps.
+        data: What tells one dataset and recipe's data from another.
+    """
+
+    method: str
+    model: str
+    seed: int
+    num_base: int
+    num_trained: int
+    num_parameters: int
+    num_steps: int
+    train_loss: float
+    test_loss: float | None
+    test_interval: tuple[float, float] | None
+    loss_before: float | None
+    metric: float | None
+    train_seconds: float
+    memory_gib: float
+    planned_gib: float
+    is_on_cpu: bool
+    curve: tuple[tuple[int, float], ...]
+    data: str
+
+    @property
+    def trained_share(self) -> float:
+        """Of all parameters, adapters included."""
+        return self.num_trained / self.num_parameters
+
+    @property
+    def peak_gib(self) -> float:
+        """Memory to compare by: on a CPU the plan, as most of a process there is libraries."""
+        return self.planned_gib if self.is_on_cpu else self.memory_gib
+
+    @property
+    def loss(self) -> float:
+        """What methods are compared by: on test, on train where the task has no loss on test."""
+        return self.train_loss if self.test_loss is None else self.test_loss
+
+
+def read_result(cell: Cell) -> Result:
+    """Read a finished cell."""
+    folder = cell.config.output_dir
+    report = _json(folder / REPORT / "test.json")
+    plan = _json(folder / "plan.json")
+    train = read_log(folder / LOG)
+    model = report["predictors"]["model"]
+    interval = model.get("interval")
+    return Result(
+        method=cell.method,
+        model=cell.model,
+        seed=cell.seed,
+        num_base=read_shape(cell.config).num_parameters,
+        num_trained=plan["num_trained"],
+        num_parameters=plan["num_parameters"],
+        num_steps=report["facts"]["steps"],
+        train_loss=final_loss([row["loss"] for row in train]),
+        test_loss=model.get("loss"),
+        test_interval=None if interval is None else (interval[0], interval[1]),
+        loss_before=report["predictors"].get("before training", {}).get("loss"),
+        metric=_metric(model),
+        train_seconds=train[-1]["train_seconds"],
+        memory_gib=max(row["memory_gib"] for row in train),
+        planned_gib=plan["memory"]["total"] / 2**30,
+        is_on_cpu=plan["limit_bytes"] is None,
+        curve=tuple((row["step"], row["loss"]) for row in train),
+        data=" ".join(report["facts"][f"sha256_{split}"] for split in ("train", "valid", "test")),
+    )
+
+
+def metric_name(task: str) -> str:
+    """What `Result.metric` is of a task."""
+    return "ROC AUC" if task == "classification" else "token accuracy"
+
+
+def final_loss(losses: Sequence[float]) -> float:
+    """Mean of the last tenth, at least of one: a single step's loss is that of its rows."""
+    tail = losses[-max(1, round(_TAIL * len(losses))) :]
+    return sum(tail) / len(tail)
+
+
+def _metric(model: Mapping[str, Any]) -> float | None:
+    value = model["metrics"]["roc_auc"] if "metrics" in model else model["token_accuracy"]
+    return None if value is None else float(value)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
