@@ -148,12 +148,7 @@ def _build(
             " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
         )
     loader = build_loader(config, prepared, ranks)
-    total_steps = config.optim.max_steps or (config.optim.epochs or 0) * loader.plan.steps_per_epoch
-    if config.optim.warmup_steps > total_steps:
-        raise ConfigError(
-            f"optim.warmup_steps {config.optim.warmup_steps} is above the run's {total_steps} steps"
-            f" ({loader.plan.steps_per_epoch} an epoch x {config.optim.epochs} epochs); lower it"
-        )
+    total_steps = _total_steps(config, loader)
     agreed(ranks, lambda: write_random_base(config, choices) if ranks.is_main else None)
     model = agreed(ranks, lambda: build_model(config, choices))
     if initial is not None:
@@ -192,6 +187,17 @@ def _build(
     if log is not None:
         log.say(time_line(seconds))
     return session
+
+
+def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
+    optim, steps_per_epoch = config.optim, loader.plan.steps_per_epoch
+    total_steps = optim.max_steps or (optim.epochs or 0) * steps_per_epoch
+    if optim.warmup_steps > total_steps:
+        raise ConfigError(
+            f"optim.warmup_steps {optim.warmup_steps} is above the run's {total_steps} steps"
+            f" ({steps_per_epoch} an epoch x {optim.epochs} epochs); lower it"
+        )
+    return total_steps
 
 
 def _initial_adapter(config: RunConfig, base_sha256: str) -> Path | None:

@@ -185,8 +185,8 @@ def test_a_prompt_that_cannot_be_asked_is_refused_before_the_model_loads(recipe,
 
 def sequential(recipe: Path, corpus: Path, folder: Path) -> list[str]:
     return [
-        str(recipe), f"run.output_dir={folder}", "task.name=causal_lm", f"data.train={corpus}", "data.test=null",
-        "data.order=sequential", "tuning.method=lora",
+        str(recipe), f"run.output_dir={folder}", "task.name=causal_lm", f"data.train={corpus}",
+        "data.test=null", "data.order=sequential", "tuning.method=lora",
         "tuning.lora_dropout=0.2", "optim.max_steps=16", "save.interval=1",
     ]  # fmt: skip
 
