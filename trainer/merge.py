@@ -12,19 +12,21 @@ import os
 import shutil
 import uuid
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.loader import evaluation_batches
 from data.prepare import Prepared
 from data.tokenization import ExampleSet
 from trainer.build import choose
 from trainer.config import RunConfig
+from trainer.distributed import Ranks
 from trainer.errors import ConfigError
 from trainer.evaluation.saved_run import best_checkpoint, trained_model
+from trainer.evaluation.validation import split_batches
 from trainer.export import FACTS, adapter_facts
 from trainer.models.heads import PackedModel
 from trainer.models.quantized import decoded_weight, quantized_layers
@@ -108,19 +110,11 @@ def _logits(
     Of a language task, nll and margin of the first targets.
     """
     model.eval()
-    rows = []
-    batches = evaluation_batches(
-        examples,
-        seq_length=config.data.seq_length,
-        packing=config.data.packing,
-        micro_batch_size=config.optim.micro_batch_size,
-        rank=0,
-        world_size=1,
-        isolate=config.data.isolate,
+    batches = split_batches(
+        examples, config, Ranks(rank=0, local_rank=0, world_size=1, device=device)
     )
     with torch.no_grad():
-        for _, batch in zip(range(_MOST_BATCHES), batches, strict=False):
-            rows.append(model(batch.to(device))[:, :2].float().cpu())
+        rows = [model(batch)[:, :2].float().cpu() for batch in islice(batches, _MOST_BATCHES)]
     return torch.cat(rows)
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import rank_checks
 import torch
+from conftest import REPOSITORY
 from rank_pool import run_ranks
 
 from trainer.metrics import read_log
@@ -59,3 +60,17 @@ def test_nan_is_read_behind_the_update_and_ends_the_run(precision, tiny_recipe, 
     assert run_ranks(command, 1, printed, entry=rank_checks.read_poison) == [6]
     assert "the loss of rank 0 is nan" in printed.read_text()
     assert not list((folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("preset", ["gpu_zero1", "gpu_zero3"])
+def test_the_fused_loss_of_a_language_task_is_that_of_whole_logits(preset, tiny_model, tmp_path):
+    """Training, evaluation, greedy answers and the report, by the embedded instructions."""
+    recipe = REPOSITORY / "recipes" / "instruction_sample.yaml"
+    overrides = [
+        f"model.config={tiny_model}", "optim.epochs=null", "optim.max_steps=4", "log.interval=1",
+        "optim.warmup_steps=0", "engine.precision=fp32", f"engine.preset={preset}",
+    ]  # fmt: skip
+    whole = losses(recipe, tmp_path / "whole", *overrides, "loss.backend=reference")
+    fused = losses(recipe, tmp_path / "fused", *overrides, "loss.backend=triton")
+    assert len(set(whole)) == 4
+    assert fused == pytest.approx(whole, rel=1e-4)

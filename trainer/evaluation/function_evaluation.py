@@ -1,6 +1,7 @@
 """Classification: ROC AUC on validation picks the step, its threshold goes with the test report."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from trainer.metrics import RunLog
 from trainer.run_folder import REPORT
 
 
+@dataclass
 class FunctionEvaluation:
     """Evaluation of a run that tells vulnerable functions from others.
 
-    Args:
+    Attributes:
         config: The recipe.
         prepared: Its data.
         ranks: This process among all.
@@ -28,19 +30,11 @@ class FunctionEvaluation:
         log: On rank 0; None elsewhere.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        prepared: Prepared,
-        ranks: Ranks,
-        model: nn.Module,
-        log: RunLog | None,
-    ) -> None:
-        self.config = config
-        self.prepared = prepared
-        self.ranks = ranks
-        self.model = model
-        self.log = log
+    config: RunConfig
+    prepared: Prepared
+    ranks: Ranks
+    model: nn.Module
+    log: RunLog | None
 
     @property
     def prior(self) -> float:

@@ -1,6 +1,7 @@
 """Language tasks: loss on validation picks the step; the report compares with before training."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,10 +27,11 @@ from trainer.run_folder import LOG, REPORT, write_arrays
 _BEFORE = "before_training.npz"
 
 
+@dataclass
 class LanguageEvaluation:
     """Evaluation of a run that learns tokens.
 
-    Args:
+    Attributes:
         config: The recipe.
         prepared: Its data.
         ranks: This process among all.
@@ -37,19 +39,11 @@ class LanguageEvaluation:
         log: On rank 0; None elsewhere.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        prepared: Prepared,
-        ranks: Ranks,
-        model: nn.Module,
-        log: RunLog | None,
-    ) -> None:
-        self.config = config
-        self.prepared = prepared
-        self.ranks = ranks
-        self.model = model
-        self.log = log
+    config: RunConfig
+    prepared: Prepared
+    ranks: Ranks
+    model: nn.Module
+    log: RunLog | None
 
     @cached_property
     def prompts(self) -> list[Prompt]:

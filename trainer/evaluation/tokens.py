@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from data.loader import evaluation_batches
 from data.tokenization import ExampleSet
 from trainer.config import RunConfig
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.errors import DivergedError
+from trainer.evaluation.validation import split_batches
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -74,16 +74,8 @@ def score_tokens(
     sums_2N = torch.zeros(2, num, dtype=torch.float64, device=ranks.device)
     model.eval()
     with torch.no_grad():
-        for batch in evaluation_batches(
-            examples,
-            seq_length=config.data.seq_length,
-            packing=config.data.packing,
-            micro_batch_size=config.optim.micro_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            isolate=config.data.isolate,
-        ):
-            scores_S3 = model(batch.to(ranks.device))
+        for batch in split_batches(examples, config, ranks):
+            scores_S3 = model(batch)
             record_S = torch.from_numpy(examples.record_E[batch.example_S]).to(ranks.device)
             sums_2N[0].index_add_(0, record_S, scores_S3[:, 0].double())
             sums_2N[1].index_add_(0, record_S, (scores_S3[:, 1] > 0).double())

@@ -3,6 +3,7 @@
 N functions of the split, dropped ones included.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from data.batch import Batch
 from data.loader import evaluation_batches
 from data.tokenization import ExampleSet
 from trainer.config import RunConfig
@@ -28,6 +30,23 @@ class Validation:
 
     score: float | None
     threshold: float = 0.5
+
+
+def split_batches(examples: ExampleSet, config: RunConfig, ranks: Ranks) -> Iterator[Batch]:
+    """A rank's batches of a split, laid out as the run's, on its device.
+
+    Ranks have the same number of them; the last ones of some can be empty.
+    """
+    for batch in evaluation_batches(
+        examples,
+        seq_length=config.data.seq_length,
+        packing=config.data.packing,
+        micro_batch_size=config.optim.micro_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        isolate=config.data.isolate,
+    ):
+        yield batch.to(ranks.device)
 
 
 def score_functions(
@@ -54,15 +73,8 @@ def score_functions(
     scores_E = torch.zeros(len(examples), dtype=torch.float64)
     model.eval()
     with torch.no_grad():
-        for batch in evaluation_batches(
-            examples,
-            seq_length=config.data.seq_length,
-            packing=config.data.packing,
-            micro_batch_size=config.optim.micro_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        ):
-            logits_SC = model(batch.to(ranks.device)).double()
+        for batch in split_batches(examples, config, ranks):
+            logits_SC = model(batch).double()
             scores_E[batch.example_S] = logits_SC.softmax(1)[:, 1].cpu()
     model.train()
     # Every example was scored by one rank and is zero on the others.
