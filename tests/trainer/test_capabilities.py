@@ -27,16 +27,14 @@ MACHINES = (
 
 def test_every_combination_runs_or_is_refused_as_the_rules_say():
     num_refused = 0
-    for stage, precision, (
-        method,
-        quant_type,
-    ), optimizer, machine, is_offloaded in itertools.product(
+    everything = itertools.product(
         range(4), ("fp32", "bf16", "fp16"), METHODS, OPTIMIZERS, MACHINES, (False, True)
-    ):
-        name, capability, precisions, quantised = machine
+    )
+    for stage, precision, how, optimizer, machine, is_offloaded in everything:
+        (method, quant_type), (name, capability, precisions, quantised) = how, machine
         setup = Setup(
             f"gpu_zero{stage}", stage, precision, method, quant_type, optimizer,
-            "cpu" if capability is None else "cuda", capability, is_offloaded,
+            "cpu" if capability is None else "cuda", capability, is_offloaded=is_offloaded,
         )  # fmt: skip
         stack = [
             stage == 0 and precision != "fp32",

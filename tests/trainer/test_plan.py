@@ -238,7 +238,7 @@ def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
         (
             "A100-80",
             {"tuning": {"method": "full"}, "engine": {"preset": "gpu_zero3"}},
-            "tuning.method=lora",
+            "engine.preset=gpu_zero1_offload",
         ),
     ],
 )
