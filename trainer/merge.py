@@ -88,7 +88,7 @@ def merge_run(config: RunConfig, prepared: Prepared, target: Path, onto: str) ->
         "largest_logit": float(before_SC.abs().max()),
         "num_functions": len(difference_S),
     }
-    facts = adapter_facts(config, prepared, TrainState(**best.trainer["state"]))
+    facts = adapter_facts(config, prepared, TrainState.of(best.trainer["state"]))
     _write(merged, config, target, facts | {"merge": drift})
     return drift
 

@@ -62,7 +62,7 @@ def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainStat
     """
     if checkpoint is None:
         return TrainState()
-    state = TrainState(**checkpoint.trainer["state"])
+    state = TrainState.of(checkpoint.trainer["state"])
     if state.best_step is not None:
         try:
             load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state.best_step))

@@ -7,7 +7,7 @@ step, so they need no state.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -53,6 +53,21 @@ class TrainState:
     def to_json(self) -> dict[str, Any]:
         """Plain values for trainer.json."""
         return asdict(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "TrainState":
+        """What `to_json` gave.
+
+        Raises:
+            ModelError: Another version wrote it.
+        """
+        odd = values.keys() ^ {field.name for field in fields(cls)}
+        if odd:
+            raise ModelError(
+                f"the checkpoint is of another version: its counters differ in {sorted(odd)};"
+                " continue it with the version that wrote it, or choose another run.output_dir"
+            )
+        return cls(**values)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

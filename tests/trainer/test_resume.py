@@ -11,7 +11,9 @@ import pytest
 import yaml
 from rank_pool import run_ranks, start_ranks, wait_ranks
 
+from trainer.errors import ModelError
 from trainer.metrics import read_log
+from trainer.state import TrainState
 
 STEPS = 16
 # Dropout is on: equal curves then also prove that its random numbers continue.
@@ -212,6 +214,15 @@ def test_a_lost_best_checkpoint_is_replaced_by_a_new_validation(tiny_recipe, tmp
     best.unlink()
     assert run_ranks(arguments(tiny_recipe, folder), 1, tmp_path / "printed") == [0]
     assert json.loads((folder / "adapter" / "focaltune.json").read_text())["step"] == STEPS
+
+
+def test_the_counters_of_another_version_are_named_not_guessed():
+    state = TrainState(step=3, best_score=0.5)
+    assert TrainState.of(state.to_json()) == state
+    older = state.to_json() | {"best_roc_auc": 0.5}
+    del older["best_score"]
+    with pytest.raises(ModelError, match=r"another version.*best_roc_auc.*best_score"):
+        TrainState.of(older)
 
 
 def test_the_recipe_in_the_run_folder_continues_the_run(uninterrupted, tiny_recipe, tmp_path):
