@@ -48,6 +48,7 @@ class VirtualHosts:
         self._outer: dict[str, subprocess.Popen[str]] = {}
         self._inner: dict[str, int] = {}
         self._carriers: list[subprocess.Popen[str]] = []
+        self._slowed: set[str] = set()
 
     def __enter__(self) -> "VirtualHosts":
         try:
@@ -127,6 +128,7 @@ class VirtualHosts:
             self._port(host), f"{self._prefix}-{host}", f"{self._address(host)}/24",
             str(milliseconds), str(mbit),
         ]  # fmt: skip
+        self._slowed.add(host)
         self._carriers.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True))
         if self._carriers[-1].stdout is None or self._carriers[-1].stdout.readline() != "up\n":
             raise RuntimeError(f"the slow link of {host} did not come up")
@@ -139,7 +141,8 @@ class VirtualHosts:
         outer.send_signal(signal.SIGKILL)  # unshare --kill-child takes the host with it
         outer.wait()
         self._inner.pop(host, None)
-        _sh("ip", "-n", self._switch, "link", "del", self._port(host))
+        if host not in self._slowed:  # whose port is its carrier's, and goes with it
+            _sh("ip", "-n", self._switch, "link", "del", self._port(host))
         _sh("ip", "netns", "del", f"{self._prefix}-{host}")
 
     def power_on(self, host: str) -> None:
