@@ -10,9 +10,7 @@ no time is taken from it. What a rank sends is that of rings: 2 (n - 1) / n of w
 
 import argparse
 import json
-import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 from dataclasses import replace
@@ -22,7 +20,7 @@ from typing import Any
 if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.memory import overrides_of, write_model
+from benchmarks.memory import on_forked_ranks, overrides_of, write_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOAL = 0.05
@@ -168,23 +166,9 @@ def measure(
     world_size: int, overrides: list[str], dtype: str | None, zero: dict[str, int], folder: Path
 ) -> dict[str, Any]:
     """Run a case on forked ranks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "peft", "bitsandbytes", "trainer.run"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    out = folder / "measured.json"
-    ranks = [
-        context.Process(
-            target=measure_rank, args=(rank, world_size, port, overrides, dtype, zero, str(out))
-        )
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    measured: dict[str, Any] = json.loads(out.read_text())
+    measured: dict[str, Any] = on_forked_ranks(
+        measure_rank, world_size, (overrides, dtype, zero), folder
+    )
     return measured
 
 

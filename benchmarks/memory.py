@@ -18,6 +18,7 @@ import socket
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,14 @@ def _peak_bytes(profile: Any) -> int:
 
 def measure(world_size: int, overrides: list[str], folder: Path) -> dict[str, int]:
     """Run a case on forked ranks."""
+    measured: dict[str, int] = on_forked_ranks(measure_rank, world_size, (overrides,), folder)
+    return measured
+
+
+def on_forked_ranks(
+    measure_rank: Callable[..., None], world_size: int, arguments: tuple[Any, ...], folder: Path
+) -> Any:
+    """What rank 0 writes of measure_rank(rank, world_size, port, *arguments, file)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch.profiler", "deepspeed", "peft", "bitsandbytes", "trainer.run"]
@@ -199,15 +208,14 @@ def measure(world_size: int, overrides: list[str], folder: Path) -> dict[str, in
         port = probe.getsockname()[1]
     out = folder / "measured.json"
     ranks = [
-        context.Process(target=measure_rank, args=(rank, world_size, port, overrides, str(out)))
+        context.Process(target=measure_rank, args=(rank, world_size, port, *arguments, str(out)))
         for rank in range(world_size)
     ]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join()
-    measured: dict[str, int] = json.loads(out.read_text())
-    return measured
+    return json.loads(out.read_text())
 
 
 def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int]) -> float:

@@ -5,13 +5,11 @@ keeps tensors below 4,096 elements in fp32, has blocks to work on, also halved o
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from rank_pool import run_ranks
+from stock_peft import assert_stock_scores_are_the_reports
 
 from launcher.export import main as export_main
 from trainer.build import build_model, choose, write_random_base
@@ -129,16 +127,7 @@ def named_gradients(parameters):
 
 
 # Nothing of ours is imported: what any user of PEFT would write, on a base quantised afresh.
-STOCK = """
-import json, sys
-import torch
-from peft import PeftModel
-from tokenizers import Tokenizer
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
-
-adapter, tokenizer_file, inputs = sys.argv[1:]
-facts = json.load(open(adapter + "/focaltune.json"))
-base_name = json.load(open(adapter + "/adapter_config.json"))["base_model_name_or_path"]
+LOAD = """
 quantization = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type=facts["quantization"]["quant_type"],
@@ -151,16 +140,6 @@ base = AutoModelForSequenceClassification.from_pretrained(
 model = PeftModel.from_pretrained(base, adapter).eval()
 for module in model.modules():  # CPUs with AVX512-BF16 repack, which this size does not fit
     module.support_avx512bf16_for_cpu = False
-model.config.pad_token_id = 1
-tokenizer = Tokenizer.from_file(tokenizer_file)
-end = tokenizer.token_to_id(facts["end_token"])
-scores = []
-for code in json.load(open(inputs)):
-    ids = tokenizer.encode(code, add_special_tokens=False).ids[: facts["seq_length"] - 1] + [end]
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits
-    scores.append(logits.double().softmax(1)[0, 1].item())
-print(json.dumps(scores))
 """
 
 
@@ -169,20 +148,10 @@ def test_stock_peft_on_a_freshly_quantised_base_gives_the_scores_of_the_report(
 ):
     folder, _ = trained
     rows = [json.loads(line) for line in (tiny_data / "test.jsonl").read_text().splitlines()]
-    inputs = tmp_path / "inputs.json"
-    inputs.write_text(json.dumps([row["code"] for row in rows]))
-    arguments = [str(folder / "adapter"), str(tiny_model / "tokenizer.json"), str(inputs)]
-    stock = subprocess.run(
-        [sys.executable, "-c", STOCK, *arguments],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert stock.returncode == 0, stock.stderr[-2000:]
-    theirs = json.loads(stock.stdout.splitlines()[-1])
-    report = (folder / "report" / "predictions.jsonl").read_text().splitlines()
-    ours = [json.loads(line)["score"] for line in report]
-    assert max(ours) - min(ours) > 1e-3
-    assert theirs == pytest.approx(ours, abs=1e-6)
+    codes = [row["code"] for row in rows]
+    assert_stock_scores_are_the_reports(
+        LOAD, folder, tiny_model / "tokenizer.json", codes, tmp_path
+    )
 
 
 def test_merging_onto_the_decoded_base_moves_nothing_and_onto_the_full_one_says_how_much(
