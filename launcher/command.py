@@ -54,8 +54,8 @@ def run_command(action: Callable[[], None]) -> int:
     _offline_and_quiet()
     try:
         action()
-    except KeyboardInterrupt:  # a run takes the signal as a request to save; this came before
-        sys.stderr.write("stopped before the first step; the same command starts again\n")
+    except KeyboardInterrupt:  # a run takes the first as a request to save, once it trains
+        sys.stderr.write("stopped, nothing saved; the same command starts again or continues\n")
         return _end(INTERRUPTED, KeyboardInterrupt())
     except OSError as error:
         _say(ValueError(error), MACHINE)

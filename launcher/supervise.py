@@ -2,8 +2,9 @@
 
     launcher/supervise.py --hostfile HOSTFILE [options] -- train.py RECIPE [section.key=value ...]
 
-Exit codes: 0 done; 75 a signal came and the ranks have saved; 5 hosts do not answer, or no attempt
-of the last got to a new checkpoint; 2, 3, 4, 6 as train.py, which would meet the same again.
+Exit codes: 0 done; 75 a signal came and the same command continues from a checkpoint; 5 hosts do
+not answer, or no attempt of the last got to a new checkpoint; 2, 3, 4, 6 as train.py, which would
+meet the same again; 130 a signal came before the first checkpoint.
 """
 
 import argparse

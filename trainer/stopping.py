@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import time
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SAME_REQUEST = 1.0  # seconds in which no person repeats SIGINT
 # In the command line of whatever starts ranks and has to outlive them.
 _LAUNCHERS = ("deepspeed", "mpirun", "prterun", "prted", "torchrun", "supervise.py")
 
@@ -35,6 +37,9 @@ class StopRequest:
 
     A signal is one, and so is a launcher that is gone: `deepspeed` dies of SIGTERM without a word
     to its ranks. The question travels over the host (gloo), so that it never waits for a GPU.
+    Schedulers and launchers send the same signal to one rank more than once, so a repeated one is
+    the same request; only SIGINT again, a second later or more, is a person who does not want to
+    wait for the save, and ends at once.
 
     Args:
         ranks: Who is asked.
@@ -42,6 +47,7 @@ class StopRequest:
 
     def __init__(self, ranks: Ranks) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
         self._group: ProcessGroup | None = None
         if ranks.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")
@@ -69,7 +75,11 @@ class StopRequest:
         return [one.tolist() for one in everyones]
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Give the signals back, unless one came: repeated, it must not end a rank that saved."""
+        if self.received is None:
+            self._give_back()
+
+    def _give_back(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -80,8 +90,11 @@ class StopRequest:
         return Agreed.ABANDONED if is_alone else Agreed.GO_ON
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        signal.signal(number, self._previous[self.received])  # a second one ends at once
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._received_at > _SAME_REQUEST:
+            self._give_back()
+            signal.raise_signal(number)
 
 
 def launchers(pid: int) -> list[tuple[int, str]]:

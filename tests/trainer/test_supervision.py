@@ -1,5 +1,6 @@
 """When a supervised run is done, tried again or given up, and what an attempt leaves behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from trainer.cluster.supervision import (
     verdict,
 )
 from trainer.cluster.sweep import sweep
+from trainer.cluster.sweeping import sweep_hosts
 from trainer.errors import ConfigError
 from trainer.recipe import load_run_config
 
@@ -117,8 +119,34 @@ def test_ranks_are_asked_to_save_and_their_launcher_is_not():
     mark = f"FOCALTUNE_RUN_ID={uuid.uuid4().hex}"
     launcher, rank = sleepers(mark, {}, {"RANK": "0"})
     wait_until(lambda: len(marked(mark)) == 2, 10, "sleepers")
-    assert sweep(mark, "stop", 10)["signalled"] == [rank.pid]
-    assert (rank.wait(10), launcher.wait(10)) == (-signal.SIGTERM, -signal.SIGKILL)
+    assert sweep(mark, "stop", 10) == {"signalled": [rank.pid], "left": []}
+    assert (rank.wait(10), launcher.poll()) == (-signal.SIGTERM, None)
+    launcher.kill()
+    launcher.wait()
+
+
+def test_a_rank_on_this_machine_is_asked_once_though_ssh_comes_here_too(tmp_path, monkeypatch):
+    (tmp_path / "ssh").write_text('#!/bin/sh\nfor last in "$@"; do :; done\nexec sh -c "$last"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = (
+        "import signal, sys, time\n"
+        "received = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: received.append(1))\n"
+        "print(flush=True)\n"
+        "while not received: time.sleep(0.1)\n"
+        "time.sleep(2)\n"  # it saves
+        "sys.exit(len(received))"
+    )
+    name, value = "FOCALTUNE_RUN_ID", uuid.uuid4().hex
+    rank = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={name: value, "RANK": "0"}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with rank:
+        assert rank.stdout.readline()  # the handler stands
+        assert sweep_hosts(["localhost"], f"{name}={value}", "stop", 10) == {}
+        assert rank.wait(10) == 1
 
 
 def test_a_launcher_that_says_0_is_not_believed_and_given_up_and_leaves_nothing(

@@ -123,13 +123,17 @@ def supervise(job: Job, limits: Limits, signals: Signals, say: Callable[[str], N
     while True:
         nodes = answering(job, limits, signals, number == 1, say)
         if signals.received:
-            say(f"{signals.received.name}: stopped between two attempts")
+            say(f"{signals.received.name}: stopped between two attempts, after step {newest}")
             return STOPPED if newest else NOT_SAVED
         where = ", ".join(f"{node.host} x {node.slots}" for node in nodes)
         say(f"attempt {number} on {where}, from step {newest}; run id {job.run_id}")
         started = time.monotonic()
         outcomes = attempt(job, number, nodes, signals, say)
-        if (code := verdict(outcomes, asked_to_stop=signals.received is not None)) is not None:
+        code = verdict(outcomes, asked_to_stop=signals.received is not None)
+        if code == NOT_SAVED and (step := saved_step(job)):
+            say(f"stopped; the ranks did not save, the newest checkpoint is of step {step}")
+            return STOPPED
+        if code is not None:
             say(ending(outcomes, nodes, code))
             return code
         seconds, before, newest = time.monotonic() - started, newest, saved_step(job)

@@ -3,7 +3,7 @@
 They are found by what stands in their environment, never by their names: another run, of the same
 user and program, is not touched. Standard library only: it is piped to nodes, clone or no clone.
 
-    stop    SIGTERM to the ranks, which save; what is left after SECONDS is killed
+    stop    SIGTERM to the ranks, which save and end, in SECONDS or not
     end     SIGKILL to all, again until none is left or SECONDS are over
 
 Prints one JSON object: {"signalled": ids, "left": ids}.
@@ -46,14 +46,13 @@ def send(ids: list[int], number: signal.Signals) -> None:
 def sweep(mark: str, mode: str, seconds: float) -> dict[str, list[int]]:
     """What was signalled, and what is left."""
     deadline = time.monotonic() + seconds
-    signalled = processes(mark, ranks_only=mode == "stop")
-    if mode == "stop":
+    is_stop = mode == "stop"
+    signalled = processes(mark, ranks_only=is_stop)
+    if is_stop:
         send(signalled, signal.SIGTERM)
-        while processes(mark, ranks_only=True) and time.monotonic() < deadline:
-            time.sleep(_TICK)
-        deadline = time.monotonic() + seconds
-    while (left := processes(mark)) and time.monotonic() < deadline:
-        send(left, signal.SIGKILL)
+    while (left := processes(mark, ranks_only=is_stop)) and time.monotonic() < deadline:
+        if not is_stop:  # launchers stay: the death of one would end ranks that still save
+            send(left, signal.SIGKILL)
         time.sleep(_TICK)
     return {"signalled": signalled, "left": left}
 

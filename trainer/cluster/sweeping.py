@@ -20,7 +20,7 @@ _SLACK = 20.0  # seconds for the connection and its end
 
 
 def sweep_hosts(hosts: Iterable[str], mark: str, mode: str, seconds: float) -> dict[str, str]:
-    """Sweep this machine and all hosts.
+    """Sweep all hosts, and this machine where more than ranks is swept or no host is given.
 
     Args:
         hosts: Names that read_hostfile accepted; none where the run is on this machine alone.
@@ -32,11 +32,13 @@ def sweep_hosts(hosts: Iterable[str], mark: str, mode: str, seconds: float) -> d
         Host -> why it could not be swept; empty when all is well.
     """
     arguments = [sys.executable, "-I", "-", mark, mode, f"{seconds:.0f}"]
-    commands = {"this machine": arguments} | {
+    commands = {
         # The words after the host go to its shell: quoted, and none of them is the user's.
         host: ["ssh", *SSH_OPTIONS, host, shlex.join(arguments)]
         for host in hosts
     }
+    if mode == "end" or not commands:  # it may be one of the hosts, whose ranks are asked once
+        commands["this machine"] = arguments
     with ThreadPoolExecutor(len(commands)) as pool:
         faults = pool.map(lambda host: _run(host, commands[host], seconds), commands)
     return {host: fault for host, fault in zip(commands, faults, strict=True) if fault}
@@ -45,10 +47,9 @@ def sweep_hosts(hosts: Iterable[str], mark: str, mode: str, seconds: float) -> d
 def _run(host: str, command: list[str], seconds: float) -> str:
     """Run a sweep; what went wrong and what to do, or ""."""
     try:
-        # Up to twice the seconds: processes are asked to save, then killed.
         ended = subprocess.run(
             command, input=_PROGRAM.read_text(encoding="utf-8"), capture_output=True, text=True,
-            check=False, timeout=2 * seconds + _SLACK,
+            check=False, timeout=seconds + _SLACK,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "no answer"
