@@ -41,7 +41,8 @@ from data.order import (
     step_rows,
 )
 from data.packing import Rows, pack
-from data.tokenization import CodeTokenizer, ExampleSet
+from data.tokenization import ExampleSet
+from data.tokenizer import CodeTokenizer
 
 SEQ_LENGTH, ROWS_A_BATCH = 2048, 8
 SHAPES = ((8, 8, 1), (8, 16, 1), (8, 8, 2), (4, 8, 4), (2, 8, 1), (64, 8, 1), (8, 1, 1))

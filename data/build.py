@@ -19,7 +19,8 @@ from data.readers import ReadFacts, read_language, read_records
 from data.records import CodeSample, Conversation, Document, RecordSource
 from data.splits import SplitKeys, compare_splits, text_digest
 from data.table import RecordTable
-from data.tokenization import CodeTokenizer, Pieces, TokenFacts, encode_functions, token_facts
+from data.tokenization import Pieces, TokenFacts, encode_functions, token_facts
+from data.tokenizer import CodeTokenizer
 
 _CHUNK = 1024  # records in memory at a time, twice,
 _CHUNK_CHARACTERS = 1 << 24  # or as many as hold this much text
@@ -127,7 +128,9 @@ def _build_functions(
                 progress(name, written.num_records, writer.num_tokens)
     if not written.num_records:
         raise_empty(name, rows)
-    tokens = token_facts(code_lengths(folder), keys.target_N, writer.num_examples, config)
+    tokens = token_facts(
+        code_lengths(folder), keys.target_N, writer.num_examples, config, tokenizer.num_added
+    )
     if not tokens.num_examples:
         raise_empty(name, rows, tokens)
     if config.normalize_whitespace == "collapse":

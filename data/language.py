@@ -13,7 +13,8 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.records import Conversation, Document
 from data.templates import Segment, render
-from data.tokenization import CodeTokenizer, Pieces, targets_of
+from data.tokenization import Pieces, targets_of
+from data.tokenizer import CodeTokenizer
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -73,7 +74,7 @@ def encode_language(
     """Token ids of records, with the end token after every answer and document.
 
     Segments are tokenised apart, as a prompt is when the model is asked: no merge crosses the place
-    where an answer begins.
+    where an answer begins. What the tokenizer puts before a text stands before the first alone.
 
     Args:
         records: A chunk that fits in memory.
@@ -96,14 +97,15 @@ def encode_language(
         )
     segments_N = _rendered(records, tokenizer, config)
     texts = [segment.text for segments in segments_N for segment in segments or ()]
-    ids_S = tokenizer.encode(texts)
+    begins = [not place for segments in segments_N for place in range(len(segments or ()))]
+    ids_S = tokenizer.encode(texts, begins)
     lengths_N = np.full(len(records), -1, dtype=np.int32)
     kept: list[tuple[int, Tokens, Mask]] = []
     num_unsupervised = 0
     for index, segments in enumerate(segments_N):
         if segments is None:
             continue
-        ids, mask = _joined(segments, ids_S, tokenizer.end_id)
+        ids, mask = _joined(segments, ids_S, tokenizer)
         if not mask.any():
             raise DataError(f"{records[index].origin}: nothing in this record is supervised")
         lengths_N[index] = len(ids)
@@ -256,13 +258,14 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _joined(
-    segments: Sequence[Segment], ids_S: Iterator[Tokens], end_id: int
+    segments: Sequence[Segment], ids_S: Iterator[Tokens], tokenizer: CodeTokenizer
 ) -> tuple[Tokens, Mask]:
     """Ids and mask of a record from those of its segments."""
-    end = np.array([end_id], dtype=np.int32)
-    parts, learned = [], []
+    end = np.array([tokenizer.end_id], dtype=np.int32)
+    parts: list[Tokens] = []
+    learned: list[Mask] = []
     for segment in segments:
-        ids = next(ids_S)
+        ids = next(ids_S) if parts else tokenizer.begun(next(ids_S))
         ids = np.concatenate([ids, end]) if segment.ends else ids
         parts.append(ids)
         learned.append(np.full(len(ids), segment.supervised))

@@ -22,7 +22,8 @@ from data.readers import SPLITS, language_paths, source_digest, split_path
 from data.records import CodeSample, RecordSource
 from data.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.table import RecordTable
-from data.tokenization import CodeTokenizer, ExampleSet, TokenFacts
+from data.tokenization import ExampleSet, TokenFacts
+from data.tokenizer import CodeTokenizer
 
 # What decides the rows of a run but not the content of the cache.
 _NOT_IN_KEY = {
@@ -269,6 +270,7 @@ def _open(
         return build_splits(folder, config, sources, tokenizer, kind, progress) | {
             "sha256": digests,
             "held_out": content["held_out"],
+            "begin_token": tokenizer.begin_token,
             "end_token": tokenizer.end_token,
             "normalize_whitespace": config.normalize_whitespace,
             "seq_length": config.seq_length,

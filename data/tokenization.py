@@ -1,12 +1,10 @@
-"""Functions -> token ids: whitespace, the end token, the policy for long functions."""
+"""Functions -> token ids: whitespace, the policy for long functions, what stands around each."""
 
-import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,12 +12,11 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.tokenizer import CodeTokenizer
 
 TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
-_BATCH = 1024  # functions per call of the tokenizer
 _BLOCK = 65_536  # examples counted at a time
-_END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
 _BLANKS_INSIDE = re.compile(r"(?<=\S)[ \t]+")
 
 
@@ -31,7 +28,7 @@ class ExampleSet:
     windows, none when it is dropped.
 
     Attributes:
-        tokens: All ids, end tokens included, uint16 or int32, possibly a file in memory.
+        tokens: All ids, begin and end tokens included, uint16 or int32, possibly a file in memory.
         starts: E + 1 offsets, int64.
         record_E: Index of the record each example came from, ascending.
         label_E: Target of the function; 0 for language.
@@ -91,9 +88,9 @@ class ExampleSet:
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """What tokenisation did to a split; token counts are those of the code, without end token.
+    """What tokenisation did to a split; token counts are those of the code alone.
 
-    Long functions are above seq_length, oversized ones above max_function_bytes.
+    Long functions do not fit in seq_length, oversized ones are above max_function_bytes.
     """
 
     num_functions: int
@@ -112,60 +109,6 @@ class TokenFacts:
     def to_json(self) -> dict[str, Any]:
         """Plain values for data.json."""
         return asdict(self)
-
-
-class CodeTokenizer:
-    """A tokenizer.json and the token that ends a function.
-
-    Args:
-        folder: Holds tokenizer.json, and usually tokenizer_config.json.
-        end_token: Overrides the end token the files name.
-
-    Raises:
-        DataError: No tokenizer.json, or no end token.
-    """
-
-    def __init__(self, folder: Path, end_token: str | None = None) -> None:
-        from tokenizers import Tokenizer
-
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise DataError(
-                f"{path} does not exist: a fast tokenizer is needed; save one with"
-                " AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER), or set data.tokenizer"
-            )
-        self.path = path
-        try:
-            self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise DataError(f"{path}: not a tokenizer: {error}; save it again") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.end_token = end_token or _named_end_token(folder) or self._known_end_token()
-        end_id = self._tokenizer.token_to_id(self.end_token)
-        if end_id is None:
-            raise DataError(f"{path}: the end token {self.end_token!r} is not in the vocabulary")
-        self.end_id: int = end_id
-        # Not the number of tokens: ids can have gaps.
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-    def encode(self, texts: Sequence[str]) -> Iterator[npt.NDArray[np.int32]]:
-        """Token ids of each text, without special tokens."""
-        for first in range(0, len(texts), _BATCH):
-            chunk = list(texts[first : first + _BATCH])
-            for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
-                yield np.asarray(encoding.ids, dtype=np.int32)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
-
-    def _known_end_token(self) -> str:
-        for token in _END_TOKENS:
-            if self._tokenizer.token_to_id(token) is not None:
-                return token
-        raise DataError(f"{self.path}: no end token found; name one with data.end_token")
 
 
 def normalize_whitespace(code: str, mode: str) -> str:
@@ -191,11 +134,11 @@ class Pieces:
     """The examples of a few records, flat.
 
     Attributes:
-        tokens: Ids of all examples one after the other, end tokens included.
+        tokens: Ids of all examples one after the other, begin and end tokens included.
         lengths_E: Tokens of each example, at most seq_length.
         record_E: Which of the records each came from, counted from 0.
-        code_lengths_N: Tokens of each whole function without its end token, or of each whole
-            language record with all of them; -1 where it was not tokenised.
+        code_lengths_N: Tokens of each whole function's code, or of each whole language record with
+            all of them; -1 where it was not tokenised.
         supervised: Which tokens are targets, parallel to tokens; None for functions.
         num_unsupervised: Examples dropped because the cut left nothing of an answer in them.
     """
@@ -228,14 +171,23 @@ def targets_of(
 
 
 def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: DataConfig) -> Pieces:
-    """Token ids of functions, the end token after each piece.
+    """Token ids of functions; each piece begins and ends as a text of its own.
 
     Args:
         codes: Source texts.
         tokenizer: Encodes and ends.
         config: seq_length, long_functions, window_overlap, normalize_whitespace and
             max_function_bytes: a longer text is dropped unread.
+
+    Raises:
+        DataError: Windows that overlap whole.
     """
+    limit = config.seq_length - tokenizer.num_added
+    if config.window_overlap >= limit:
+        raise DataError(
+            f"data.window_overlap={config.window_overlap} must be below {limit}: data.seq_length"
+            f" less the {tokenizer.num_added} tokens that are added to each"
+        )
     is_read = [_num_bytes(code) <= config.max_function_bytes for code in codes]
     texts = [
         normalize_whitespace(code, config.normalize_whitespace)
@@ -243,6 +195,7 @@ def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: Dat
         if read
     ]
     ids_N = tokenizer.encode(texts)
+    begin = np.array(tokenizer.begin_ids, dtype=np.int32)
     end = np.array([tokenizer.end_id], dtype=np.int32)
     parts, lengths, num_pieces = [], [], np.zeros(len(codes), dtype=np.int64)
     code_lengths = np.full(len(codes), -1, dtype=np.int32)
@@ -251,11 +204,11 @@ def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: Dat
             continue
         ids = next(ids_N)
         code_lengths[index] = len(ids)
-        pieces = cut(ids, config.seq_length - 1, config.long_functions, config.window_overlap)
+        pieces = cut(ids, limit, config.long_functions, config.window_overlap)
         num_pieces[index] = len(pieces)
         for piece in pieces:
-            parts += [piece, end]
-            lengths.append(len(piece) + 1)
+            parts += [begin, piece, end]
+            lengths.append(len(piece) + tokenizer.num_added)
     return Pieces(
         tokens=np.concatenate(parts) if parts else np.zeros(0, np.int32),
         lengths_E=np.array(lengths, dtype=np.int64),
@@ -291,10 +244,19 @@ def token_facts(
     target_N: npt.NDArray[np.int8],
     num_examples: int,
     config: DataConfig,
+    num_added: int,
 ) -> TokenFacts:
-    """Counts of a split from its functions' lengths (-1: never tokenised) and targets."""
+    """Counts of a split.
+
+    Args:
+        code_lengths_N: Tokens of each function's code; -1: never tokenised.
+        target_N: 1 where it is vulnerable.
+        num_examples: What they became.
+        config: seq_length and long_functions.
+        num_added: Tokens the tokenizer adds to each.
+    """
     is_oversized = code_lengths_N < 0
-    is_long = code_lengths_N > config.seq_length - 1
+    is_long = code_lengths_N > config.seq_length - num_added
     lengths = code_lengths_N[~is_oversized]
     if not len(lengths):
         lengths = np.zeros(1, np.int32)
@@ -316,22 +278,3 @@ def token_facts(
 
 def _num_bytes(code: str) -> int:
     return len(code) if code.isascii() else len(code.encode("utf-8", "surrogatepass"))
-
-
-def _named_end_token(folder: Path) -> str | None:
-    """The eos_token of tokenizer_config.json or special_tokens_map.json, where one is named."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                values = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise DataError(f"{path}: not JSON: {error}; fetch it again") from error
-            if not isinstance(values, dict):
-                raise DataError(f"{path}: must hold a JSON object; fetch it again")
-            token = values.get("eos_token")
-            if isinstance(token, dict):
-                token = token.get("content")
-            if isinstance(token, str):
-                return token
-    return None

@@ -7,13 +7,8 @@ import numpy as np
 
 from data.config import DataConfig
 from data.records import CodeSample
-from data.tokenization import (
-    CodeTokenizer,
-    ExampleSet,
-    TokenFacts,
-    encode_functions,
-    token_facts,
-)
+from data.tokenization import ExampleSet, TokenFacts, encode_functions, token_facts
+from data.tokenizer import CodeTokenizer
 
 
 def tokenized(
@@ -32,7 +27,8 @@ def tokenized(
         weight_E=np.ones(len(num_E), dtype=np.float32),
         num_records=len(samples),
     )
-    return examples, token_facts(pieces.code_lengths_N, targets, len(num_E), config)
+    facts = token_facts(pieces.code_lengths_N, targets, len(num_E), config, tokenizer.num_added)
+    return examples, facts
 
 
 def example_set(

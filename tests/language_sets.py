@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from data.config import DataConfig
 from data.language import encode_language
 from data.records import Conversation, Document, Turn
-from data.tokenization import CodeTokenizer, Pieces
+from data.tokenization import Pieces
+from data.tokenizer import CodeTokenizer
 
 END = "<|endoftext|>"
 CHAT_END = "<|im_end|>"

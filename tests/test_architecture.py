@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 60
 # package under it, and the longest name that fits decides. A new module belongs in one of them.
 LAYERS = [
     ["data.errors", "data.config", "data.records", "data.samples"],
-    ["data.packing", "data.order", "data.sampling", "data.table", "data.chat"],
+    ["data.packing", "data.order", "data.sampling", "data.table", "data.chat", "data.tokenizer"],
     ["data.readers", "data.splits", "data.tokenization", "data.templates"],
     ["data.audit", "data.batch", "data.cache", "data.language"],
     ["data.build"],

@@ -89,6 +89,7 @@ def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> d
     return {
         "task": config.task.name,
         **of_task,
+        "begin_token": prepared.tokenizer.begin_token,
         "end_token": prepared.tokenizer.end_token,
         "seq_length": data.seq_length,
         "step": state.best_step,

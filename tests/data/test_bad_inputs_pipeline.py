@@ -12,7 +12,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.loader import TrainLoader
 from data.prepare import Prepared, prepare, read_split
-from data.tokenization import CodeTokenizer
+from data.tokenizer import CodeTokenizer
 
 
 def prepared(

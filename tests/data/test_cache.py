@@ -15,7 +15,8 @@ from data.cache import FACTS, cached, read_facts
 from data.config import DataConfig
 from data.prepare import prepare
 from data.readers import read_records
-from data.tokenization import CodeTokenizer, encode_functions
+from data.tokenization import encode_functions
+from data.tokenizer import CodeTokenizer
 
 
 def write_three(folder: Path, pause: float = 0.0) -> dict[str, int]:

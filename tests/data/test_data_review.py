@@ -15,7 +15,7 @@ from data.prepare import prepare
 from data.readers import ReadFacts, read_records
 from data.records import CodeSample
 from data.table import RecordTable, RecordWriter
-from data.tokenization import CodeTokenizer
+from data.tokenizer import CodeTokenizer
 
 
 def gappy_tokenizer(folder: Path) -> Path:

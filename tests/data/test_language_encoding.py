@@ -11,7 +11,8 @@ from language_sets import CHAT_END, END, byte_tokenizer, document, encoded, talk
 from data.config import DataConfig
 from data.errors import DataError
 from data.language import cut_supervised, encode_language, show_example, supervised_facts
-from data.tokenization import CodeTokenizer, Pieces
+from data.tokenization import Pieces
+from data.tokenizer import CodeTokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from data.config import DataConfig
 from data.language import encode_language, supervised_facts
 from data.readers import ReadFacts, language_paths, read_language
-from data.tokenization import CodeTokenizer
+from data.tokenizer import CodeTokenizer
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 TOKENIZERS = SHARED / "tokenizers"

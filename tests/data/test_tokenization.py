@@ -15,7 +15,8 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.readers import read_records
 from data.records import CodeSample
-from data.tokenization import CodeTokenizer, cut, normalize_whitespace
+from data.tokenization import cut, normalize_whitespace
+from data.tokenizer import CodeTokenizer
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 ARCHIVE = SHARED / "vul_java_x1_without_p3" / "java_k_1_strict_2023_07_03.tar.gz"

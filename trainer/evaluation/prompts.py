@@ -7,7 +7,8 @@ from data.config import DataConfig
 from data.prepare import Prepared
 from data.records import Conversation, Turn
 from data.templates import render
-from data.tokenization import CodeTokenizer, ExampleSet
+from data.tokenization import ExampleSet
+from data.tokenizer import CodeTokenizer
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.generation import NEW_TOKENS, Prompt
@@ -54,7 +55,8 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         segments = render(record, config.template, "answers", chat_template, special)
         first = next(n for n, segment in enumerate(segments) if segment.supervised)
         parts = [segment.text for segment in segments[:first]]
-    return [token for ids in tokenizer.encode(parts) for token in ids.tolist()]
+    ids_S = list(tokenizer.encode(parts, [not place for place in range(len(parts))]))
+    return [token for ids in [tokenizer.begun(ids_S[0]), *ids_S[1:]] for token in ids.tolist()]
 
 
 def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt]:

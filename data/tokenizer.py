@@ -1,0 +1,165 @@
+"""A tokenizer.json as the model's pre-training used it: what begins a text, what ends it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BATCH = 1024  # texts per call of the tokenizer
+_END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
+# What puts a blank before a text, by type, and how it is turned off.
+_BLANK_BEFORE: dict[str, dict[str, Any]] = {
+    "Prepend": {"prepend": ""},
+    "Metaspace": {"prepend_scheme": "never", "add_prefix_space": False},
+    "ByteLevel": {"add_prefix_space": False},
+}
+
+
+class CodeTokenizer:
+    """A tokenizer.json, what it puts before a text by itself, and the token that ends one.
+
+    Llama's and Mistral's put a token before a text (<s>) and a blank before its first word. Both
+    belong to the beginning of a text alone: a segment inside one gets neither.
+
+    Args:
+        folder: Holds tokenizer.json, and usually tokenizer_config.json.
+        end_token: Overrides the end token the files name.
+
+    Raises:
+        DataError: No tokenizer.json, or no end token.
+    """
+
+    def __init__(self, folder: Path, end_token: str | None = None) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist: a fast tokenizer is needed; save one with"
+                " AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER), or set data.tokenizer"
+            )
+        self.path = path
+        self._tokenizer, self._inside = _read(path)
+        self.end_token = end_token or _named_end_token(folder) or self._known_end_token()
+        end_id = self._tokenizer.token_to_id(self.end_token)
+        if end_id is None:
+            raise DataError(f"{path}: the end token {self.end_token!r} is not in the vocabulary")
+        self.end_id: int = end_id
+        probe = self._tokenizer.encode("a")
+        is_special = probe.special_tokens_mask
+        self.begin_ids: list[int] = probe.ids[: is_special.index(0) if 0 in is_special else 0]
+        # Not the number of tokens: ids can have gaps.
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def num_added(self) -> int:
+        """Tokens that stand around every text."""
+        return len(self.begin_ids) + 1
+
+    @property
+    def begin_token(self) -> str:
+        """What stands before every text; "" for most code models."""
+        return self.decode(self.begin_ids)
+
+    def encode(
+        self, texts: Sequence[str], begins: Sequence[bool] | None = None
+    ) -> Iterator[npt.NDArray[np.int32]]:
+        """Token ids of each text, with neither begin nor end tokens.
+
+        Args:
+            texts: Whole texts, or segments of them.
+            begins: Which of them stand at the beginning of a text; None for all.
+        """
+        for first in range(0, len(texts), _BATCH):
+            chunk = list(texts[first : first + _BATCH])
+            ids = _batch(self._tokenizer, chunk)
+            if begins is not None and self._inside is not self._tokenizer:
+                inside = [n for n in range(len(chunk)) if not begins[first + n]]
+                others = _batch(self._inside, [chunk[n] for n in inside])
+                for n, other in zip(inside, others, strict=True):
+                    ids[n] = other
+            yield from ids
+
+    def begun(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The ids of a text's beginning with the begin tokens, once: templates write them, too."""
+        if ids[: len(self.begin_ids)].tolist() == self.begin_ids:
+            return ids
+        return np.concatenate([np.array(self.begin_ids, dtype=np.int32), ids])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def _known_end_token(self) -> str:
+        for token in _END_TOKENS:
+            if self._tokenizer.token_to_id(token) is not None:
+                return token
+        raise DataError(f"{self.path}: no end token found; name one with data.end_token")
+
+
+def _read(path: Path) -> "tuple[Tokenizer, Tokenizer]":
+    """The tokenizer for beginnings of texts and the one for segments inside, often the same."""
+    from tokenizers import Tokenizer
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = inside = Tokenizer.from_str(text)
+        if _puts_blank_before(whole):
+            values = json.loads(text)
+            for part in ("normalizer", "pre_tokenizer"):
+                values[part] = _without_blank(values[part])
+            inside = Tokenizer.from_str(json.dumps(values))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{path}: not a tokenizer: {error}; save it again") from error
+    for tokenizer in (whole, inside):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return whole, inside
+
+
+def _puts_blank_before(tokenizer: "Tokenizer") -> bool:
+    """True where a word is other tokens at the beginning of a text than behind a line end."""
+    texts = ("\n", "a", "\na")
+    line, word, both = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+    return bool(both != line + word)
+
+
+def _without_blank(part: Any) -> Any:
+    """A normalizer or pre-tokenizer, as JSON, that leaves the beginning of a text as it is."""
+    if isinstance(part, list):
+        return [_without_blank(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    inner = {name: _without_blank(value) for name, value in part.items()}
+    return inner | _BLANK_BEFORE.get(str(part.get("type")), {})
+
+
+def _batch(tokenizer: "Tokenizer", texts: list[str]) -> list[npt.NDArray[np.int32]]:
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def _named_end_token(folder: Path) -> str | None:
+    """The eos_token of tokenizer_config.json or special_tokens_map.json, where one is named."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.is_file():
+            try:
+                values = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DataError(f"{path}: not JSON: {error}; fetch it again") from error
+            if not isinstance(values, dict):
+                raise DataError(f"{path}: must hold a JSON object; fetch it again")
+            token = values.get("eos_token")
+            if isinstance(token, dict):
+                token = token.get("content")
+            if isinstance(token, str):
+                return token
+    return None

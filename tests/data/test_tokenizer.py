@@ -1,0 +1,152 @@
+"""What a tokenizer puts before a text stands there once, and nowhere inside the text."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_sets import tokenized
+from language_sets import document, talk
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import pre_tokenizers as before_bpe
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.language import encode_language, show_example
+from data.records import CodeSample
+from data.tokenizer import CodeTokenizer
+from trainer.evaluation.prompts import asked_ids
+
+BEGIN, END = "<s>", "</s>"
+BLANKS = {  # who puts the blank before a text
+    "prepend": {
+        "normalizer": normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    },
+    "first": {"pre_tokenizer": before_bpe.Metaspace(prepend_scheme="first", split=False)},
+    "always": {"pre_tokenizer": before_bpe.Metaspace(prepend_scheme="always", split=False)},
+    "nobody": {"pre_tokenizer": before_bpe.Metaspace(prepend_scheme="never", split=False)},
+}
+LLAMA_CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}"
+    " [/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+def llama_tokenizer(folder: Path, blank: str, **config: object) -> CodeTokenizer:
+    """Characters, a blank joined to a letter after it, <s> before every text: as Llama's does."""
+    letters = [*map(chr, range(33, 127)), "\n", "▁"]
+    joined = [f"▁{letter}" for letter in letters if letter.isalpha()]
+    vocabulary = {token: n for n, token in enumerate([BEGIN, END, "<unk>", *letters, *joined])}
+    merges = [("▁", pair[1]) for pair in joined]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    for part, value in BLANKS[blank].items():
+        setattr(tokenizer, part, value)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token) for token in (BEGIN, END, "<unk>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": BEGIN, "eos_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | config))
+    return CodeTokenizer(folder)
+
+
+def whole(tokenizer: CodeTokenizer, text: str) -> list[int]:
+    """The library's own ids of a text, special tokens and all."""
+    return Tokenizer.from_file(str(tokenizer.path)).encode(text).ids
+
+
+@pytest.fixture(params=sorted(BLANKS))
+def tokenizer(request, tmp_path) -> CodeTokenizer:
+    return llama_tokenizer(tmp_path, request.param)
+
+
+def test_a_conversation_in_segments_is_the_text_tokenised_whole(tokenizer):
+    pieces = encode_language([talk("a b", "c", "d", "e")], tokenizer, DataConfig())
+    first, second = "Question: a b\n\nAnswer: c", "\n\nQuestion: d\n\nAnswer: e"
+    # Behind a special token a library may put another blank, so the end is cut off by hand.
+    inside = whole(tokenizer, f"x{second}")
+    inside = inside[len(whole(tokenizer, "x")) :]
+    expected = [*whole(tokenizer, first), tokenizer.end_id, *inside, tokenizer.end_id]
+    assert pieces.tokens.tolist() == expected
+    assert pieces.tokens[0] == 0
+    answers = np.split(pieces.tokens, np.flatnonzero(np.diff(pieces.supervised)) + 1)[1::2]
+    library = Tokenizer.from_file(str(tokenizer.path))
+    said = [[library.id_to_token(n) for n in answer.tolist()] for answer in answers]
+    assert said == [["▁c", END], ["▁e", END]]
+
+
+def test_an_answer_without_a_blank_gets_none(tokenizer):
+    pieces = encode_language([talk("a", "c", kind="alpaca")], tokenizer, DataConfig())
+    library = Tokenizer.from_file(str(tokenizer.path))
+    assert library.id_to_token(int(pieces.tokens[-2])) == "c"
+    assert not pieces.supervised[0]
+
+
+@pytest.mark.parametrize("policy", ["truncate", "window"])
+def test_every_function_and_window_of_one_begins_and_ends_as_a_text_of_its_own(tokenizer, policy):
+    code = "if a\nb and c"
+    config = DataConfig(seq_length=8, long_functions=policy)
+    examples, facts = tokenized([CodeSample("1", code, 1, "train:1")], tokenizer, config)
+    ids = whole(tokenizer, code)[1:]
+    cut = [ids[n : n + 6] for n in range(0, len(ids), 6)][: 1 if policy == "truncate" else None]
+    assert [
+        examples.tokens[a:b].tolist()
+        for a, b in zip(examples.starts[:-1], examples.starts[1:], strict=True)
+    ] == [[0, *piece, 1] for piece in cut]
+    assert facts.num_long == 1
+    assert facts.tokens_max == len(ids)
+
+
+def test_a_document_begins_once_however_many_windows_it_gives(tokenizer):
+    text = "a b c\nd e f\n" * 3
+    config = DataConfig(seq_length=8, long_functions="window")
+    pieces = encode_language([document(text)], tokenizer, config)
+    assert pieces.tokens.tolist() == [*whole(tokenizer, text), tokenizer.end_id]
+    assert len(pieces.lengths_E) > 2
+
+
+@pytest.mark.parametrize("kind", ["text", "alpaca", "chat"])
+def test_a_prompt_is_how_the_example_begins(tmp_path, kind):
+    tokenizer = llama_tokenizer(tmp_path, "prepend", chat_template=LLAMA_CHAT)
+    record = document("a b") if kind == "text" else talk("a b", "c", kind=kind)
+    tokens = encode_language([record], tokenizer, DataConfig()).tokens.tolist()
+    asked = asked_ids("a b", kind, tokenizer, DataConfig())
+    assert asked == tokens[: len(asked)]
+    assert len(asked) >= len(tokens) - 3
+
+
+def test_a_chat_template_that_writes_the_begin_token_does_not_double_it(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path, "first", chat_template=LLAMA_CHAT)
+    tokens = encode_language([talk("a", "b")], tokenizer, DataConfig()).tokens.tolist()
+    assert tokens.count(0) == 1
+    assert tokens[0] == 0
+
+
+def test_an_example_is_shown_as_its_text(tokenizer):
+    pieces = encode_language([talk("a", "c", kind="alpaca")], tokenizer, DataConfig())
+    shown = show_example(pieces.tokens, pieces.supervised, tokenizer).plain
+    assert shown.replace(f"{BEGIN} ", BEGIN).startswith(f"{BEGIN}Below is an instruction")
+    assert shown.endswith(f"\n\n### Response:c{END}")
+
+
+def test_what_closes_a_text_by_itself_is_not_taken_for_its_beginning(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path, "first")
+    library = Tokenizer.from_file(str(tokenizer.path))
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, 0), (END, 1)]
+    )
+    library.save(str(tokenizer.path))
+    assert CodeTokenizer(tmp_path).begin_ids == [0]
+    assert CodeTokenizer(tmp_path).begin_token == BEGIN
+
+
+def test_windows_that_repeat_all_but_what_is_added_are_refused(tmp_path):
+    config = DataConfig(seq_length=8, long_functions="window", window_overlap=6)
+    with pytest.raises(DataError, match=r"must be below 6: data\.seq_length less the 2 tokens"):
+        tokenized([CodeSample("1", "a", 0, "x:1")], llama_tokenizer(tmp_path, "first"), config)
