@@ -93,6 +93,8 @@ def remark_lines(prepared: Prepared) -> list[str]:
         if facts["ignored_fields"]:
             lines.append(f"{name}: columns not read: {', '.join(facts['ignored_fields'])}")
     sharing = prepared.sharing
+    if begin := prepared.tokenizer.begin_token:
+        lines.append(f"the tokenizer puts {begin!r} before every text")
     if held_out:
         shares = ", ".join(f"{share:.0%} {name}" for name, share in held_out.items())
         lines.append(f"{shares}: held out of data.train by a digest of what each record asks")
