@@ -14,7 +14,7 @@ from data.loader import StepBatches, TrainLoader
 from trainer.config import RunConfig
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.engine import set_learning_rate
-from trainer.errors import AbandonedError, DivergedError, MemoryExceededError, StoppedError
+from trainer.errors import DivergedError, MemoryExceededError, StoppedError
 from trainer.finite import FiniteCheck, Report, diverged, local_norm
 from trainer.metrics import RunLog
 from trainer.optim import learning_rate
@@ -75,6 +75,8 @@ def train(
         StoppedError: A signal came, or the launcher is gone; the last step is saved.
         DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
     """
+    if state.is_unscored and (asked := _validate(run, state, stop, watchdog, validate)):
+        raise asked
     run.engine.train()
     logged = replace(state)
     check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
@@ -92,19 +94,47 @@ def train(
             agreed = _agree(run, stop, check, settle=due.is_saved or due.is_logged)
             loss = _read_loss(losses_A, batches) if due.is_logged else 0.0
             state.train_seconds += time.perf_counter() - started
+        asked = None
+        if agreed is not Agreed.GO_ON and not due.is_last:
+            asked = stop.error(agreed, _told(f"after step {state.step}", run))
         if due.is_logged:
             _log_step(run, state, logged, loss, rate)
             logged = replace(state)
         elif run.log is not None:
             run.log.advance(state.step)
         if due.is_scored:
-            with watchdog.watching("validation after step", state.step):
-                validate()
-        if due.is_saved or agreed is not Agreed.GO_ON:
+            asked = _validate(run, state, stop, watchdog, validate) or asked
+        if due.is_saved or asked:
             with watchdog.watching("save after step", state.step):
                 save()
-        if agreed is not Agreed.GO_ON and not due.is_last:
-            raise _stopped(agreed, stop, state.step, run.total_steps)
+        if asked:
+            raise asked
+
+
+def _validate(
+    run: Run,
+    state: TrainState,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    validate: Callable[[], None],
+) -> StoppedError | None:
+    """Score the validation split; where the ranks stop meanwhile, the next start begins with it."""
+    where = f"in the validation after step {state.step}"
+    state.is_unscored = True
+    try:
+        with (
+            stop.between_batches(run.engine, _told(where, run)),
+            watchdog.watching("validation after step", state.step),
+        ):
+            validate()
+    except StoppedError as asked:
+        return asked
+    state.is_unscored = False
+    return None
+
+
+def _told(where: str, run: Run) -> str:
+    return f"stopped {where} of {run.total_steps} and saved; the same command continues"
 
 
 def optimizer_step(
@@ -149,15 +179,6 @@ def memory_errors_named(where: str) -> Iterator[None]:
         if "can't allocate memory" not in str(error):
             raise
         raise MemoryExceededError(f"out of memory {where}") from error
-
-
-def _stopped(agreed: Agreed, stop: StopRequest, step: int, total_steps: int) -> StoppedError:
-    told = f"stopped after step {step} of {total_steps} and saved; the same command continues"
-    if agreed is Agreed.ABANDONED:
-        return AbandonedError(f"the launcher is gone: {told}")
-    return StoppedError(
-        f"{stop.received.name if stop.received else 'a signal to another rank'}: {told}"
-    )
 
 
 def _agree(run: Run, stop: StopRequest, check: FiniteCheck, *, settle: bool) -> Agreed:

@@ -37,15 +37,24 @@ class RunLog:
         first_step: Steps already done: later lines are of a run that was cut off, whose steps are
             computed again, so they are taken out of the log and of TensorBoard.
         total_steps: For the bar.
+        is_scored: The validation after first_step is done.
         tensorboard: Write scalars.
         progress: Show the bar; off where the terminal is none.
     """
 
     def __init__(
-        self, folder: Path, first_step: int, total_steps: int, *, tensorboard: bool, progress: bool
+        self,
+        folder: Path,
+        first_step: int,
+        total_steps: int,
+        *,
+        is_scored: bool,
+        tensorboard: bool,
+        progress: bool,
     ) -> None:
         self.console = _LastingConsole(stderr=True)
-        keep_lines(folder / LOG, first_step or -1)  # what comes before step 1 is measured again
+        # What comes before step 1 is measured again.
+        keep_lines(folder / LOG, first_step or -1, is_scored=is_scored)
         self._file = (folder / LOG).open("a", encoding="utf-8")
         self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
         self._drawn: set[str] = set()  # files
@@ -143,11 +152,19 @@ class RunLog:
         )
 
 
-def keep_lines(path: Path, last_step: int) -> None:
-    """Take the lines after `last_step`, and a line cut off by a kill, out of a log."""
+def keep_lines(path: Path, last_step: int, *, is_scored: bool = True) -> None:
+    """Take the lines after `last_step`, and a line cut off by a kill, out of a log.
+
+    Without `is_scored` those of the validation after it, too.
+    """
     if not path.exists():
         return
-    kept = [json.dumps(row) + "\n" for row in _whole_lines(path) if row["step"] <= last_step]
+    kept = [
+        json.dumps(row) + "\n"
+        for row in _whole_lines(path)
+        if row["step"] < last_step
+        or (row["step"] == last_step and (is_scored or row["kind"].startswith("train")))
+    ]
     write_whole(path, "".join(kept))
 
 

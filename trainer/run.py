@@ -113,9 +113,13 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
         try:
             with memory_errors_named("while scoring"):
                 if checkpoint is None:
-                    session.evaluation.begin()
+                    told = "stopped before the first step; the same command starts again"
+                    with request.between_batches(run.engine, told):
+                        session.evaluation.begin()
                 train(run, state, request, watchdog, session.validate, session.save)
-                report = session.finish()
+                told = "stopped before the report; all is saved, the same command goes on with it"
+                with request.between_batches(run.engine, told):
+                    report = session.finish()
         except MemoryExceededError as error:
             raise explained(error, session) from error
         measured = peak_line(session)
@@ -164,6 +168,7 @@ def _build(
             config.output_dir,
             state.step,
             total_steps,
+            is_scored=not state.is_unscored,
             tensorboard=config.log.tensorboard,
             progress=config.log.progress,
         )

@@ -38,6 +38,7 @@ class TrainState:
         best_score: Its ROC AUC, or its loss times -1; None where it is undefined.
         threshold: Of classes, chosen on that validation.
         train_seconds: Spent training, over all starts.
+        is_unscored: The validation after this step is still to come: a signal came in the middle.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class TrainState:
     best_score: float | None = None
     threshold: float = 0.5
     train_seconds: float = 0.0
+    is_unscored: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for trainer.json."""

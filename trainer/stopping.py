@@ -4,15 +4,18 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from trainer.distributed import Ranks
+from trainer.errors import AbandonedError, StoppedError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,6 +58,31 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {
             number: signal.signal(number, self._receive) for number in _SIGNALS
         }
+
+    def error(self, agreed: Agreed, told: str) -> StoppedError:
+        """What ends this rank, once all of them stop."""
+        if agreed is Agreed.ABANDONED:
+            return AbandonedError(f"the launcher is gone: {told}")
+        who = self.received.name if self.received else "a signal to another rank"
+        return StoppedError(f"{who}: {told}")
+
+    @contextmanager
+    def between_batches(self, model: nn.Module, told: str) -> Iterator[None]:
+        """Ask the others before every forward pass, of which all ranks make the same number.
+
+        Raises:
+            StoppedError: The ranks stop, with what is told of it.
+        """
+
+        def ask(*_: object) -> None:
+            if (agreed := self.agreed()) is not Agreed.GO_ON:
+                raise self.error(agreed, told)
+
+        handle = model.register_forward_pre_hook(ask)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def agreed(self, *, diverged: bool = False) -> Agreed:
         """What to do, equal on every rank; called by all ranks, once a step or more."""

@@ -4,11 +4,13 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
 import pytest
 import yaml
+from conftest import sample_rows, write_rows
 from rank_pool import run_ranks, start_ranks, wait_ranks
 
 from trainer.errors import ModelError
@@ -31,11 +33,11 @@ def losses(folder):
     return [row["loss"] for row in read_log(folder / "log.jsonl")]
 
 
-def wait_for_line(folder, count, ranks):
-    """Until the log holds `count` training lines."""
+def wait_for_line(folder, count, ranks, kind="train"):
+    """Until the log holds `count` lines of a kind."""
     path, deadline = folder / "log.jsonl", time.monotonic() + 120
     while time.monotonic() < deadline and any(rank.is_alive() for rank in ranks):
-        if path.exists() and path.read_text().count('"kind": "train"') >= count:
+        if path.exists() and path.read_text().count(f'"kind": "{kind}"') >= count:
             return
         time.sleep(0.005)
     raise AssertionError(f"no {count} lines in {path}")
@@ -96,9 +98,44 @@ def test_a_signal_to_one_rank_saves_and_exits_75_on_all(
     done = len(losses(folder))
     assert 4 <= done < STEPS
     assert (folder / "checkpoints" / f"step-{done:08d}" / "MANIFEST.json").exists()
-    assert f"stopped after step {done} of {STEPS}" in printed.read_text()
+    assert f"after step {done} of {STEPS} and saved" in printed.read_text()
     assert run_ranks(arguments(tiny_recipe, folder, "save.interval=1000"), 2) == [0, 0]
-    assert losses(folder) == uninterrupted(2)[0]
+    assert (losses(folder), read_log(folder / "log.jsonl", "valid")) == uninterrupted(2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_signal_while_scoring_is_heeded_and_the_next_start_begins_with_it(
+    world_size, tiny_recipe, tiny_data, tmp_path
+):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    for split in ("valid", "test"):
+        write_rows(data / f"{split}.jsonl", sample_rows(split, 300))
+    slow = [
+        f"data.path={data}", "data.packing=false", "optim.micro_batch_size=1",
+        "optim.max_steps=4", "eval.interval=2", "save.interval=1000",
+    ]  # fmt: skip
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert run_ranks(arguments(tiny_recipe, whole, *slow), world_size) == [0] * world_size
+    moments = [  # in the middle, after the last step, and while the report's split is scored
+        ("train", 2, "stopped in the validation after step 2 of 4", []),
+        ("train", 4, "stopped in the validation after step 4 of 4", [2]),
+        ("valid", 2, "stopped before the report", [2, 4]),
+    ]
+    for number, (kind, count, told, validated) in enumerate(moments):
+        printed = tmp_path / f"printed-{number}"
+        ranks = start_ranks(arguments(tiny_recipe, folder, *slow), world_size, printed)
+        wait_for_line(folder, count, ranks, kind)
+        os.kill(ranks[-1].pid, signal.SIGTERM)
+        assert wait_ranks(ranks) == [75] * world_size
+        assert told in printed.read_text()
+        assert [row["step"] for row in read_log(folder / "log.jsonl", "valid")] == validated
+        assert not (folder / "report" / "test.json").exists()
+    assert run_ranks(arguments(tiny_recipe, folder, *slow), world_size) == [0] * world_size
+    assert losses(folder) == losses(whole)
+    logs = [read_log(path / "log.jsonl", "valid") for path in (folder, whole)]
+    assert logs[0] == logs[1]
+    reports = [(path / "report" / "predictions.jsonl").read_text() for path in (folder, whole)]
+    assert reports[0] == reports[1]
 
 
 @pytest.mark.parametrize(

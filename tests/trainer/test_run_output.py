@@ -151,6 +151,13 @@ def test_the_log_loses_later_steps_and_a_torn_line(tmp_path):
     log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr')
     keep_lines(log, 3)
     assert [row["step"] for row in read_log(log)] == [1, 2, 3]
+    with log.open("a") as stream:
+        for kind, step in (("valid", 2), ("valid", 3), ("train_file", 3), ("sample", 3)):
+            stream.write(json.dumps({"kind": kind, "step": step}) + "\n")
+    keep_lines(log, 3, is_scored=False)  # the validation after step 3 is still to come
+    assert [len(read_log(log, kind)) for kind in ("train", "valid", "train_file", "sample")] == [
+        3, 1, 1, 0,
+    ]  # fmt: skip
 
 
 def test_a_start_that_failed_does_not_lock_the_folder(tiny_recipe, tmp_path):

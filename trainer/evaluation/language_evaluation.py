@@ -56,7 +56,7 @@ class LanguageEvaluation:
         That is the base, for adapters start as nothing; but with tuning.init_from what it names,
         and with P-Tuning the base behind virtual tokens that are not trained yet.
         """
-        self._measure_validation(0)
+        self._log_validation(0, self._score(self.prepared.splits["valid"]))
         sums = self._score(self.prepared.splits["test"])
         digest = np.frombuffer(self.prepared.digests["test"].encode(), np.uint8)
 
@@ -68,8 +68,8 @@ class LanguageEvaluation:
 
     def validate(self, step: int) -> Validation:
         """Loss, perplexity, token accuracy and a few answers."""
-        sums = self._measure_validation(step)
-        samples = self.answers()
+        sums, samples = self._score(self.prepared.splits["valid"]), self.answers()
+        self._log_validation(step, sums)
         if self.log is not None:
             self.log.samples(samples, [sample_page(sample) for sample in samples], step)
         return Validation(-sums.loss)
@@ -119,21 +119,19 @@ class LanguageEvaluation:
     def _score(self, split: Split) -> TokenSums:
         return score_tokens(self.model, split.examples, self.config, self.ranks)
 
-    def _measure_validation(self, step: int) -> TokenSums:
-        valid = self.prepared.splits["valid"]
-        sums = self._score(valid)
-        if self.log is not None:
-            self.log.validation(
-                {
-                    "step": step,
-                    "loss": sums.loss,
-                    "perplexity": perplexity(sums.loss),
-                    "token_accuracy": sums.accuracy,
-                }
-            )
-            if len(valid.files) > 1:
-                self.log.files("valid_file", sums.by_file(valid.files), step)
-        return sums
+    def _log_validation(self, step: int, sums: TokenSums) -> None:
+        if self.log is None:
+            return
+        values = {
+            "step": step,
+            "loss": sums.loss,
+            "perplexity": perplexity(sums.loss),
+            "token_accuracy": sums.accuracy,
+        }
+        self.log.validation(values)
+        files = self.prepared.splits["valid"].files
+        if len(files) > 1:
+            self.log.files("valid_file", sums.by_file(files), step)
 
     def _before(self, split: Split) -> TokenSums | None:
         """What `begin` measured, where it was this split."""
