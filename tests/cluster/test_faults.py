@@ -80,7 +80,7 @@ def test_sigterm_under_openmpi_saves_within_25_seconds_and_the_same_command_cont
     assert run.ended(40) == 75, run.printed[-3000:]
     assert time.monotonic() - signalled < 25
     assert "SIGTERM: the ranks are asked to save" in run.printed
-    assert "stopped and saved: SIGTERM: stopped after step" in run.printed
+    assert "supervise: stopped: SIGTERM: stopped after step" in run.printed
     assert len(run.losses()) < STEPS
     run.start()
     assert run.ended(150) == 0, run.printed[-3000:]

@@ -166,7 +166,7 @@ def ending(outcomes: Sequence[Outcome], nodes: Sequence[Node], code: int | None)
     """How an attempt ended, each host with what its ranks said, the silent ones too."""
     if code in (DONE, STOPPED, NOT_SAVED):
         said = [one.message for one in outcomes if one.exit_code == code and one.message]
-        return {DONE: "done", STOPPED: "stopped and saved"}.get(code, "stopped; nothing saved") + (
+        return {DONE: "done", STOPPED: "stopped"}.get(code, "stopped; nothing saved") + (
             f": {said[0]}" if said else ""
         )
     by_message: dict[str, list[str]] = {}
