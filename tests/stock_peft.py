@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-adapter, tokenizer_file, inputs = sys.argv[1:]
-facts = json.load(open(adapter + "/focaltune.json"))
-base_name = json.load(open(adapter + "/adapter_config.json"))["base_model_name_or_path"]
+tokenizer_file, inputs, *adapters = sys.argv[1:]
+for adapter in adapters:
+    facts = json.load(open(adapter + "/focaltune.json"))
+    base_name = json.load(open(adapter + "/adapter_config.json"))["base_model_name_or_path"]
 """
 _SCORES = """
 model.config.pad_token_id = 1
@@ -35,13 +37,13 @@ print(json.dumps(scores))
 
 
 def assert_stock_scores_are_the_reports(
-    load: str, folder: Path, tokenizer_file: Path, codes: Sequence[str], tmp_path: Path
+    load: str, folders: Sequence[Path], tokenizer_file: Path, codes: Sequence[str], tmp_path: Path
 ) -> None:
-    """Score functions as any user of PEFT would, and compare with a run's predictions.
+    """Score functions as any user of PEFT would, and compare with the runs' predictions.
 
     Args:
         load: Source that makes `model` of `base_name` and `adapter`.
-        folder: Of the run.
+        folders: Of the runs.
         tokenizer_file: tokenizer.json.
         codes: Functions of the test split, in its order.
         tmp_path: Where the process runs.
@@ -49,14 +51,15 @@ def assert_stock_scores_are_the_reports(
     inputs = tmp_path / "inputs.json"
     inputs.write_text(json.dumps(list(codes)))
     stock = subprocess.run(
-        [sys.executable, "-c", _HEAD + load + _SCORES, str(folder / "adapter"),
-         str(tokenizer_file), str(inputs)],
+        [sys.executable, "-c", _HEAD + textwrap.indent(load + _SCORES, " " * 4),
+         str(tokenizer_file), str(inputs), *(str(folder / "adapter") for folder in folders)],
         capture_output=True, text=True, check=False, cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert stock.returncode == 0, stock.stderr[-2000:]
-    theirs = json.loads(stock.stdout.splitlines()[-1])
-    report = (folder / "report" / "predictions.jsonl").read_text().splitlines()
-    ours = [json.loads(line)["score"] for line in report]
-    assert max(ours) - min(ours) > 1e-3
-    assert theirs == pytest.approx(ours, abs=1e-6)
+    printed = [line for line in stock.stdout.splitlines() if line.startswith("[")]
+    for folder, line in zip(folders, printed, strict=True):
+        report = (folder / "report" / "predictions.jsonl").read_text().splitlines()
+        ours = [json.loads(line)["score"] for line in report]
+        assert max(ours) - min(ours) > 1e-3
+        assert json.loads(line) == pytest.approx(ours, abs=1e-6), folder

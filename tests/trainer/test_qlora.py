@@ -150,7 +150,7 @@ def test_stock_peft_on_a_freshly_quantised_base_gives_the_scores_of_the_report(
     rows = [json.loads(line) for line in (tiny_data / "test.jsonl").read_text().splitlines()]
     codes = [row["code"] for row in rows]
     assert_stock_scores_are_the_reports(
-        LOAD, folder, tiny_model / "tokenizer.json", codes, tmp_path
+        LOAD, [folder], tiny_model / "tokenizer.json", codes, tmp_path
     )
 
 
