@@ -169,9 +169,14 @@ def _build_language(
         raise_empty_language(name, source, written.rows, facts)
     written.rows.warnings += facts.warnings
     if not written.learns_end:
+        remedy = "set data.end_token to what the template closes an answer with"
+        if facts.num_long:
+            remedy = (
+                f"data.long_functions={config.long_functions} cuts it off; take window, or {remedy}"
+            )
         written.rows.warn(
             f"no target is the end token {tokenizer.end_token!r}, so the model does not learn to"
-            " stop: set data.end_token to what the template closes an answer with"
+            f" stop: {remedy}"
         )
     return {
         "tokens": facts.to_json(),

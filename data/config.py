@@ -50,7 +50,7 @@ class DataConfig(Section):
         default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"
     )
     max_bad_rows: Annotated[int, Field(ge=0)] = Field(
-        0, description="unreadable rows of a file passed over and counted; one more is an error"
+        0, description="unreadable rows of a split passed over and counted; one more is an error"
     )
     encoding_errors: Literal["strict", "replace"] = Field(
         "strict", description="replace puts U+FFFD where text is not UTF-8, and counts the rows"
@@ -76,7 +76,7 @@ class DataConfig(Section):
         )
     )
     window_overlap: Annotated[int, Field(ge=0)] = Field(
-        0, description="tokens a window repeats of the one before it"
+        0, description="tokens a window repeats of the one before it; of language at least one"
     )
     normalize_whitespace: Literal["none", "lines", "collapse"] = Field(
         "none", description="lines keeps line ends; collapse makes every run of blanks one space"
@@ -109,7 +109,8 @@ class DataConfig(Section):
     )
     supervise: Literal["answers", "last_answer", "all"] = Field(
         "answers",
-        description="tokens that count in the loss of language records; all: the prompt's too",
+        description="tokens that count in the loss of language records; all: the prompt's too, the"
+        " default of causal_lm",
     )
     isolate: bool = Field(
         True,

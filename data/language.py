@@ -130,8 +130,9 @@ def cut_supervised(
             of each, where the first token behind the gap is no target; "window" pieces that follow
             one another.
         overlap: Tokens that a window repeats of the one before it, as context: they are supervised
-            once.
+            once. At least one is repeated, or the first of every window would be nobody's target.
     """
+    overlap = max(1, overlap)
     if len(ids) <= limit:
         return [(ids, mask)]
     if policy == "drop":
@@ -140,7 +141,7 @@ def cut_supervised(
         return [
             (
                 ids[first : first + limit],
-                _without_first(mask[first : first + limit], first, overlap),
+                _without_first(mask[first : first + limit], overlap if first else 0),
             )
             for first in range(0, len(ids) - overlap, limit - overlap)
         ]
@@ -274,11 +275,9 @@ def _joined(
     return np.concatenate(parts), np.concatenate(learned)
 
 
-def _without_first(mask: Mask, first: int, overlap: int) -> Mask:
+def _without_first(mask: Mask, repeated: int) -> Mask:
     """The mask of a window; what it repeats is context."""
-    if not first or not overlap:
-        return mask
-    return np.concatenate([np.zeros(min(overlap, len(mask)), np.bool_), mask[overlap:]])
+    return np.concatenate([np.zeros(min(repeated, len(mask)), np.bool_), mask[repeated:]])
 
 
 def _pieces(

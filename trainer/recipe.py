@@ -20,6 +20,7 @@ PRESET_FOLDER = ROOT / "ds_configs"
 PRESET_KEYS = frozenset(
     {"zero_optimization", "zero_force_ds_cpu_optimizer", "communication_data_type"}
 )
+_CAUSAL_LM = {"long_functions": "window", "supervise": "all"}  # defaults: text is learned whole
 _VARIANTS = {  # tuning.variant: the methods it belongs to
     "plain": ("full", "lora", "qlora", "ia3", "ptuning", *BOTTLENECKS),
     "rslora": ("lora", "qlora"),
@@ -93,9 +94,9 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error))) from error
-    if config.task.name == "causal_lm" and "long_functions" not in config.data.model_fields_set:
-        data = config.data.model_copy(update={"long_functions": "window"})
-        config = config.model_copy(update={"data": data})
+    if config.task.name == "causal_lm":
+        unset = {k: v for k, v in _CAUSAL_LM.items() if k not in config.data.model_fields_set}
+        config = config.model_copy(update={"data": config.data.model_copy(update=unset)})
     cross_check(config)
     return config
 
@@ -278,6 +279,11 @@ def _data_faults(config: RunConfig) -> list[str]:
         faults.append(
             f"data.window_overlap {data.window_overlap} leaves windows of data.seq_length"
             f" {data.seq_length} no new token; take at most {data.seq_length - 2}"
+        )
+    if data.window_overlap and data.long_functions != "window":
+        faults.append(
+            f"data.window_overlap {data.window_overlap} is for data.long_functions=window, found"
+            f" {data.long_functions}; set one of them"
         )
     asked = {
         "loss.alpha": loss.alpha is not None,

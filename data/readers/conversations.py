@@ -86,6 +86,9 @@ def _record(
             Document(own_id or origin, text, origin, reading.name) if reading.keeps(text) else None
         )
     turns = _TURNS[kind](row, found, reading)
+    if not turns[-1].content.strip():  # a blank answer teaches nothing, as a blank function does
+        reading.facts.num_empty += 1
+        return None
     if any("\0" in turn.content for turn in turns):
         reading.facts.num_nul += 1
     return Conversation(own_id or origin, tuple(turns), origin, reading.name, kind)
@@ -96,14 +99,14 @@ def _alpaca(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
     return [
         Turn("user", _said(row[found["instruction"]], found["instruction"])),
         *([Turn("user", given)] if given.strip() else []),
-        Turn("assistant", _said(row[found["output"]], found["output"])),
+        Turn("assistant", _text(row[found["output"]], found["output"])),
     ]
 
 
 def _prompt_completion(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
     return [
         Turn("user", _said(row[found["prompt"]], found["prompt"])),
-        Turn("assistant", _said(row[found["completion"]], found["completion"])),
+        Turn("assistant", _text(row[found["completion"]], found["completion"])),
     ]
 
 
@@ -112,7 +115,7 @@ def _commit(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
     return [
         Turn("user", _said(row[found["message"]], found["message"])),
         *([Turn("user", before)] if before.strip() else []),
-        Turn("assistant", _said(row[found["new_contents"]], found["new_contents"])),
+        Turn("assistant", _text(row[found["new_contents"]], found["new_contents"])),
     ]
 
 

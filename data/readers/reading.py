@@ -25,7 +25,8 @@ class ReadFacts:
 
     Attributes:
         num_rows: Rows found, whatever became of them.
-        num_empty: Functions dropped because they are blank; a side of a pair counts once.
+        num_empty: Functions, texts and records dropped because they, or what is to be answered, are
+            blank; a side of a pair counts once.
         num_identical: Pairs dropped because the fix did not change the function.
         num_bad: Rows passed over under data.max_bad_rows.
         bad_examples: The messages of the first of them.

@@ -54,18 +54,11 @@ REFUSED = {
     "20-lone-surrogate": ("a.jsonl", row(output="\ud800"), ("a.jsonl:1: 'output' holds", "half")),
     "25-bad-line": ("a.jsonl", LINE + b"oops\n", ("a.jsonl:2: not a JSON object",)),
     "27-array-in-jsonl": ("a.jsonl", b"[" + LINE + b"]", ("a.jsonl:1: this is a JSON array",)),
-    "29-answer-empty": ("a.jsonl", LINE + row(output=""), (f"a.jsonl:2: 'output' {BLANK}",)),
-    "29-answer-blank": ("a.jsonl", row(output=" \n"), (f"'output' {BLANK}",)),
     "29-instruction-blank": ("a.jsonl", row(instruction=""), (f"'instruction' {BLANK}",)),
     "29-message-blank": (
         "a.jsonl",
         chat(USER, said("assistant", "")),
         (f"a.jsonl:1: 'messages[2].content' {BLANK}",),
-    ),
-    "29-commit-that-empties": (
-        "a.jsonl",
-        json.dumps({"old_contents": "x", "message": "m", "new_contents": ""}).encode(),
-        (f"'new_contents' {BLANK}",),
     ),
     "31-label-2": (
         "a.jsonl",
@@ -173,7 +166,7 @@ def test_bad_input_is_refused_with_its_place_and_remedy(tmp_path, case):
 
 def test_25_bad_rows_are_passed_over_and_counted_on_request(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(LINE + row(output="") + LINE + chat(USER) + b"oops\n" + LINE)
+    path.write_bytes(LINE + row(output=1) + LINE + chat(USER) + b"oops\n" + LINE)
     facts = ReadFacts()
     assert len(read(path, facts, max_bad_rows=3)) == 3
     assert (facts.num_rows, facts.num_bad, len(facts.bad_examples)) == (6, 3, 3)
@@ -205,6 +198,23 @@ def test_18_a_nul_is_kept_and_counted_and_29_a_blank_document_is_dropped(tmp_pat
     facts = ReadFacts()
     assert [record.text for record in read(path, facts)] == ["a\0"]
     assert (facts.num_nul, facts.num_empty) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        row(output=""),
+        row(output=" \n"),
+        b'{"prompt": "p", "completion": ""}\n',
+        b'{"old_contents": "x", "message": "m", "new_contents": ""}\n',
+    ],
+)
+def test_29_a_record_without_an_answer_is_dropped_and_counted(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    facts = ReadFacts()
+    assert read(path, facts) == []
+    assert (facts.num_empty, facts.num_bad) == (1, 0)
 
 
 def test_18_a_nul_in_a_conversation_is_counted_once(tmp_path):

@@ -120,9 +120,9 @@ def test_windows_hold_every_token_and_supervise_each_once(num_tokens, limit, ove
     assert set(np.concatenate([piece for piece, _ in windows])) == set(range(num_tokens))
     learned = np.concatenate([piece[flags] for piece, flags in windows])
     assert sorted(learned) == np.flatnonzero(mask).tolist()
-    if overlap:  # each is predicted from the token before it
-        targets = np.concatenate([piece[1:][flags[1:]] for piece, flags in windows])
-        assert sorted(targets) == (np.flatnonzero(mask[1:]) + 1).tolist()
+    # Each but the text's first is predicted from the token before it.
+    targets = np.concatenate([piece[1:][flags[1:]] for piece, flags in windows])
+    assert sorted(targets) == (np.flatnonzero(mask[1:]) + 1).tolist()
 
 
 @given(num_tokens=st.integers(1, 60), limit=st.integers(2, 50), policy=st.sampled_from(POLICIES))

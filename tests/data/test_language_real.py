@@ -57,7 +57,7 @@ def ours(name: str) -> CodeTokenizer:
 
 
 def encoded(file: str, name: str, **options: object):
-    values = {"train": str(SHARED / file), "max_bad_rows": FILES[file][3]} | options
+    values = {"train": str(SHARED / file)} | options
     config = DataConfig.model_validate(values)
     facts = ReadFacts()
     (path,) = language_paths(config, "train")
@@ -75,7 +75,7 @@ def test_supervised_tokens_are_those_of_the_answers_alone_and_an_end_each(file, 
     naive = [len(encoding.ids) + 1 for encoding in alone]
     records, pieces, facts = encoded(file, name, seq_length=LONGEST)
     assert len(records) == len(naive) == num_rows - num_blank > 0
-    assert (facts.num_rows, facts.num_bad) == (num_rows, num_blank)
+    assert (facts.num_rows, facts.num_empty) == (num_rows, num_blank)
     starts = np.cumsum(pieces.lengths_E) - pieces.lengths_E
     assert np.add.reduceat(pieces.supervised, starts, dtype=np.int64).tolist() == naive
     ends = pieces.tokens[starts + pieces.lengths_E - 1]

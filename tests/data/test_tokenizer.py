@@ -1,11 +1,12 @@
 """What a tokenizer puts before a text stands there once, and nowhere inside the text."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from example_sets import tokenized
+from example_sets import example_set, tokenized
 from language_sets import document, talk
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as before_bpe
@@ -13,9 +14,10 @@ from tokenizers import pre_tokenizers as before_bpe
 from data.config import DataConfig
 from data.errors import DataError
 from data.language import encode_language, show_example
+from data.readers.conversations import sample_conversation
 from data.records import CodeSample
 from data.tokenizer import CodeTokenizer
-from trainer.evaluation.prompts import asked_ids
+from trainer.evaluation.prompts import asked_ids, first_prompts
 
 BEGIN, END = "<s>", "</s>"
 BLANKS = {  # who puts the blank before a text
@@ -107,18 +109,33 @@ def test_a_document_begins_once_however_many_windows_it_gives(tokenizer):
     text = "a b c\nd e f\n" * 3
     config = DataConfig(seq_length=8, long_functions="window")
     pieces = encode_language([document(text)], tokenizer, config)
-    assert pieces.tokens.tolist() == [*whole(tokenizer, text), tokenizer.end_id]
-    assert len(pieces.lengths_E) > 2
+    windows = np.split(pieces.tokens, np.cumsum(pieces.lengths_E)[:-1])
+    assert len(windows) > 2
+    joined = [*windows[0].tolist(), *(n for window in windows[1:] for n in window[1:].tolist())]
+    assert joined == [*whole(tokenizer, text), tokenizer.end_id]
 
 
-@pytest.mark.parametrize("kind", ["text", "alpaca", "chat"])
+@pytest.mark.parametrize("kind", ["text", "alpaca", "chat", "vulnerability"])
 def test_a_prompt_is_how_the_example_begins(tmp_path, kind):
     tokenizer = llama_tokenizer(tmp_path, "prepend", chat_template=LLAMA_CHAT)
     record = document("a b") if kind == "text" else talk("a b", "c", kind=kind)
+    if kind == "vulnerability":
+        record = sample_conversation(CodeSample("1", "a b", 1, "x:1"), "x")
     tokens = encode_language([record], tokenizer, DataConfig()).tokens.tolist()
     asked = asked_ids("a b", kind, tokenizer, DataConfig())
     assert asked == tokens[: len(asked)]
-    assert len(asked) >= len(tokens) - 3
+    assert len(asked) >= len(tokens) - (4 if kind == "vulnerability" else 3)
+
+
+def test_the_datas_answer_to_a_prompt_ends_where_the_answer_does(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path, "first")
+    pieces = encode_language(
+        [talk("a", "b c", "d", "e"), document("f g h")], tokenizer, DataConfig()
+    )
+    starts = np.concatenate([[0], np.cumsum(pieces.lengths_E)])
+    examples = example_set(np.split(pieces.tokens, starts[1:-1]))
+    asked = first_prompts(replace(examples, supervised=pieces.supervised), tokenizer)
+    assert [prompt.reference for prompt in asked] == ["b c", "g h"]
 
 
 def test_a_chat_template_that_writes_the_begin_token_does_not_double_it(tmp_path):

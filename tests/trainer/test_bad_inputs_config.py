@@ -91,9 +91,13 @@ COMBINATIONS = {
         "model.dtype fp16 with engine.precision bf16: take model.dtype=auto",
     ),
     "67-windows-that-repeat-all-of-the-one-before": (
-        ("data.seq_length=64", "data.window_overlap=63"),
+        ("data.seq_length=64", "data.window_overlap=63", "data.long_functions=window"),
         "data.window_overlap 63 leaves windows of data.seq_length 64 no new token",
         "at most 62",
+    ),
+    "67-windows-that-are-not-cut": (
+        ("data.window_overlap=8",),
+        "data.window_overlap 8 is for data.long_functions=window, found truncate",
     ),
     "67-classes-weighed-twice": (
         ("loss.alpha=[1.0, 2.0]", "loss.class_weights=balanced", "data.sampling=balanced"),

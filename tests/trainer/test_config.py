@@ -202,3 +202,13 @@ def test_zero_stage_0_runs_in_fp32(base):
 def test_fp32_adapters_stand_on_a_frozen_base_of_any_precision(base, dtype):
     config = load_run_config(base, ["engine.precision=fp32", f"model.dtype={dtype}"])
     assert config.model.dtype == dtype
+
+
+def test_causal_lm_learns_whole_records_unless_the_recipe_says_otherwise(base):
+    task = "task.name=causal_lm"
+    data = load_run_config(base, [task]).data
+    assert (data.supervise, data.long_functions) == ("all", "window")
+    data = load_run_config(base, [task, "data.supervise=answers"]).data
+    assert (data.supervise, data.long_functions) == ("answers", "window")
+    data = load_run_config(base, ["task.name=instruction"]).data
+    assert (data.supervise, data.long_functions) == ("answers", "truncate")

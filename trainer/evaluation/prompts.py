@@ -5,6 +5,7 @@ import numpy as np
 from data.chat import own_template
 from data.config import DataConfig
 from data.prepare import Prepared
+from data.readers.conversations import QUESTION
 from data.records import Conversation, Turn
 from data.templates import render
 from data.tokenization import ExampleSet
@@ -49,7 +50,8 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
     """
     parts = [text]
     if kind != "text":
-        turns = (Turn("user", text), Turn("assistant", "answer"))
+        asked = [QUESTION, text] if kind == "vulnerability" else [text]
+        turns = (*(Turn("user", said) for said in asked), Turn("assistant", "answer"))
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
         chat_template, special = own_template(tokenizer.path.parent)
         segments = render(record, config.template, "answers", chat_template, special)
@@ -67,8 +69,15 @@ def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt
         ids = examples.tokens[first:end].tolist()
         before = int(np.argmax(examples.supervised[first:end])) or min(_BEGINNING, len(ids) // 2)
         if before:
-            reference = tokenizer.decode(ids[before : before + NEW_TOKENS])
-            prompts.append(Prompt(ids[:before], tokenizer.decode(ids[:before]), reference))
+            answer = examples.supervised[first + before : end]
+            length = int(np.argmin(answer)) or len(
+                answer
+            )  # up to the next question, if there is one
+            reference = ids[before : before + min(length, NEW_TOKENS)]
+            if reference[-1] == tokenizer.end_id:
+                del reference[-1]
+            texts = tokenizer.decode(ids[:before]), tokenizer.decode(reference)
+            prompts.append(Prompt(ids[:before], *texts))
         if len(prompts) == _MOST_PROMPTS:
             break
     return prompts
