@@ -3,11 +3,13 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from trainer.cluster.outcome import write_outcome
 from trainer.distributed import end_now, is_member
@@ -52,11 +54,16 @@ def run_command(action: Callable[[], None]) -> int:
     here: one that stayed to leave its group in good order would hold the others up.
     """
     _offline_and_quiet()
+    before = signal.signal(signal.SIGINT, _interrupted)
+    try:
+        return _run(action)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run(action: Callable[[], None]) -> int:
     try:
         action()
-    except KeyboardInterrupt:  # a run takes the first as a request to save, once it trains
-        sys.stderr.write("stopped, nothing saved; the same command starts again or continues\n")
-        return _end(INTERRUPTED, KeyboardInterrupt())
     except OSError as error:
         _say(ValueError(error), MACHINE)
         return _end(MACHINE, error)
@@ -71,6 +78,18 @@ def run_command(action: Callable[[], None]) -> int:
         raise
     write_outcome(0)
     return 0
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """End at once; a run takes the first Ctrl-C as a request to save, once it trains.
+
+    An exception would be lost where it lands in a destructor, as imports run some.
+    """
+    shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a bar hides
+    told = "stopped, nothing saved; the same command starts again or continues"
+    os.write(2, f"{shown}{told}\n".encode())
+    write_outcome(INTERRUPTED, "KeyboardInterrupt", told)
+    os._exit(INTERRUPTED)
 
 
 def _end(code: int, error: BaseException) -> int:

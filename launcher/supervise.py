@@ -8,6 +8,7 @@ meet the same again; 130 a signal came before the first checkpoint.
 """
 
 import argparse
+import math
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -52,7 +53,7 @@ def _supervise(given: Namespace) -> int:
     script, *rest = given.train
     if Path(script).name != SCRIPT.name:
         raise ConfigError(f"{script!r} cannot be supervised; give train.py RECIPE after --")
-    if given.max_restarts < 0 or given.wait < 0:
+    if given.max_restarts < 0 or not 0 <= given.wait < math.inf:
         raise ConfigError("--max-restarts and --wait must be 0 or above")
     train = recipe_parser("train.py").parse_args(rest)
     nodes = read_hostfile(given.hostfile)

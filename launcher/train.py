@@ -17,6 +17,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(recipe: Path, overrides: list[str]) -> None:
+    from trainer.cluster.launchers import launchers_above
+
+    above = launchers_above()  # one that is gone when the model stands would not be missed
+
     from trainer.cluster.launched import check_launch
     from trainer.cluster.ranks import adopt_launcher
     from trainer.recipe import load_run_config
@@ -33,7 +37,7 @@ def _train(recipe: Path, overrides: list[str]) -> None:
 
     from trainer.run import run_training  # torch and DeepSpeed: only once the input is sound
 
-    run_training(config, prepared)
+    run_training(config, prepared, above)
 
 
 if __name__ == "__main__":

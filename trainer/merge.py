@@ -130,6 +130,9 @@ def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:
 
 def _write(merged: PackedModel, config: RunConfig, target: Path, facts: dict[str, Any]) -> None:
     model = merged.model.unload()
+    head = model.get_output_embeddings()
+    if head is not None and not torch.equal(head.weight, model.get_input_embeddings().weight):
+        model.config.tie_word_embeddings = False  # one of the two was trained alone
     building = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
     model.save_pretrained(str(building))
     for name in _TOKENIZER_FILES:

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from data.prepare import Prepared
 from trainer.banner import banner_lines, time_line
 from trainer.build import build_model, choose, write_random_base
 from trainer.checkpoint import Checkpoint
+from trainer.cluster.launchers import Launcher
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder, gather
 from trainer.config import RunConfig
 from trainer.data_report import training_loader
@@ -43,8 +45,15 @@ from trainer.tuning.continued import adapter_folder, take_adapter
 from trainer.watchdog import WARM_UP, Watchdog
 
 
-def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
+def run_training(
+    config: RunConfig, prepared: Prepared, above: Sequence[Launcher]
+) -> dict[str, Any] | None:
     """Train, evaluate and export; returns the test report on rank 0.
+
+    Args:
+        config: The recipe.
+        prepared: Its data.
+        above: This process's launchers; where they end, the run saves and ends.
 
     Raises:
         ValueError: One of trainer.errors, with its exit code, on every rank.
@@ -56,7 +65,7 @@ def run_training(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None
         call_the_roll(config, ranks)
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
         check_shared_folder(config.output_dir, ranks)
-        report = _train(config, prepared, ranks)
+        report = _train(config, prepared, ranks, above)
     except StoppedError:
         with suppress(RuntimeError):  # launchers kill the others once a rank has ended
             barrier()
@@ -78,7 +87,9 @@ def _with_hosts(ranks: Ranks) -> Ranks:
     return replace(ranks, hosts=tuple(answer["host"] for answer in answers))
 
 
-def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any] | None:
+def _train(
+    config: RunConfig, prepared: Prepared, ranks: Ranks, above: Sequence[Launcher]
+) -> dict[str, Any] | None:
     if config.is_language:
         agreed(ranks, lambda: run_prompts(config, prepared))  # a fault is told before the model
     identity = agreed(ranks, lambda: run_identity(config, prepared))
@@ -95,7 +106,7 @@ def _train(config: RunConfig, prepared: Prepared, ranks: Ranks) -> dict[str, Any
     initial = _initial_adapter(config, identity["base"]) if checkpoint is None else None
     with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
         session = _build(config, prepared, ranks, identity, checkpoint, initial)
-    request = StopRequest(ranks)
+    request = StopRequest(ranks, above)
     watchdog = Watchdog(
         config.engine.timeout_seconds,
         config.log.interval + WARM_UP,

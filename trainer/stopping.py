@@ -1,19 +1,17 @@
 """What all ranks agree on once a step: go on, save and stop (code 75), or stop as diverged."""
 
-import os
-import select
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from trainer.cluster.launchers import Launcher, is_abandoned
 from trainer.distributed import Ranks
 from trainer.errors import AbandonedError, StoppedError
 
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST = 1.0  # seconds in which no person repeats SIGINT
-# In the command line of whatever starts ranks and has to outlive them.
-_LAUNCHERS = ("deepspeed", "mpirun", "prterun", "prted", "torchrun", "supervise.py")
 
 
 class Agreed(IntEnum):
@@ -46,15 +42,16 @@ class StopRequest:
 
     Args:
         ranks: Who is asked.
+        above: This process's launchers, as they were at its beginning.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, above: Sequence[Launcher]) -> None:
         self.received: signal.Signals | None = None
         self._received_at = 0.0
         self._group: ProcessGroup | None = None
         if ranks.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")
-        self._launchers = launchers(os.getppid())
+        self._launchers = above
         self._previous: dict[signal.Signals, Any] = {
             number: signal.signal(number, self._receive) for number in _SIGNALS
         }
@@ -123,45 +120,3 @@ class StopRequest:
         elif number == signal.SIGINT and time.monotonic() - self._received_at > _SAME_REQUEST:
             self._give_back()
             signal.raise_signal(number)
-
-
-def launchers(pid: int) -> list[tuple[int, str]]:
-    """Process id and start time of the launchers above this process, the nearest first."""
-    found = []
-    while pid > 1:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-            parent, started = _parent_and_start(pid)
-        except OSError:
-            break
-        if not any(name in command for name in _LAUNCHERS):
-            break
-        found.append((pid, started))
-        pid = parent
-    return found
-
-
-def is_abandoned(above: Sequence[tuple[int, str]]) -> bool:
-    """True once a launcher has ended, or nobody reads what it and its ranks print."""
-    for pid, started in above:
-        try:
-            if _parent_and_start(pid)[1] != started:
-                return True
-        except OSError:
-            return True
-    printed = select.poll()
-    for stream in (1, 2):
-        printed.register(stream, 0)  # errors are reported unasked
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in printed.poll(0))
-
-
-def _parent_and_start(pid: int) -> tuple[int, str]:
-    """The parent's id, and the start in clock ticks, which tells a process from a later namesake.
-
-    Raises:
-        OSError: It has ended, or is a zombie.
-    """
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    if fields[0] in "ZX":
-        raise ProcessLookupError(pid)
-    return int(fields[1]), fields[19]

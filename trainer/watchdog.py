@@ -15,6 +15,7 @@ SHORTEST = 60.0  # seconds; a file server or a neighbour can hold any step up fo
 WARM_UP = 3  # of each kind; kernels compile and memory grows in the first
 _REMEMBERED = 50
 _TICK = 0.5  # seconds
+_LATE = 4 * _TICK  # a tick that comes later: this process was suspended, or its machine
 
 Expired = Callable[[str], None]
 
@@ -39,6 +40,7 @@ class Watchdog:
         self._seconds: defaultdict[str, deque[float]] = defaultdict(
             lambda: deque(maxlen=max(_REMEMBERED, self._warm_up))
         )
+        self._suspended = 0.0  # seconds in which nothing here ran
         self._watched: tuple[str, float, float] | None = None  # what, start, seconds allowed
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -47,13 +49,13 @@ class Watchdog:
     @contextmanager
     def watching(self, kind: str, number: int) -> Iterator[None]:
         """Expect what happens inside to end in the time its kind has taken so far."""
-        started = time.monotonic()
+        started = self._now()
         self._watched = f"{kind} {number}", started, self.allowed(kind)
         try:
             yield
         finally:
             self._watched = None
-        self._seconds[kind].append(time.monotonic() - started)
+        self._seconds[kind].append(self._now() - started)
 
     def allowed(self, kind: str) -> float:
         """Seconds the next of a kind may take."""
@@ -68,13 +70,21 @@ class Watchdog:
         self._closed.set()
         self._thread.join()
 
+    def _now(self) -> float:
+        """Seconds in which this process could run: Ctrl-Z and a scheduler's pause do not count."""
+        return time.monotonic() - self._suspended
+
     def _watch(self) -> None:
+        last = time.monotonic()
         while not self._closed.wait(_TICK):
+            tick, last = time.monotonic() - last, time.monotonic()
+            if tick > _LATE:
+                self._suspended += tick - _TICK
             watched = self._watched
-            if watched is None or time.monotonic() - watched[1] < watched[2]:
+            if watched is None or self._now() - watched[1] < watched[2]:
                 continue
             what, started, allowed = watched
-            taken = time.monotonic() - started
+            taken = self._now() - started
             self._expired(
                 f"{what} has not ended after {taken:.0f} s ({allowed:.0f} s were allowed)"
             )

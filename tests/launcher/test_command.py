@@ -1,6 +1,7 @@
 """The training command answers help and bad input at once, from anywhere, without heavy imports."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from launched import wait_until
 
 from launcher.command import recipe_parser, run_command
 from trainer.errors import ConfigError, DivergedError, MachineError, ModelError, StoppedError
@@ -71,6 +73,22 @@ def test_help_prints_every_section_at_once_without_heavy_imports(way, link):
     assert "pydantic" in answer.imported  # the log names packages
     assert not answer.imported & HEAVY
     assert answer.seconds < 2
+
+
+@pytest.mark.parametrize("seconds", [0, 0.4, 0.8, 1.2, 1.6])
+def test_ctrl_c_while_a_run_loads_ends_it_wherever_it_comes(seconds, tiny_recipe, tmp_path):
+    """Also in a destructor, which swallows exceptions."""
+    loading = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(tiny_recipe), f"run.output_dir={tmp_path / 'run'}"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    maps = Path(f"/proc/{loading.pid}/maps")
+    wait_until(lambda: "pydantic_core" in maps.read_text(), 60, "a recipe that is read")
+    time.sleep(seconds)
+    loading.send_signal(signal.SIGINT)
+    _, printed = loading.communicate(timeout=60)
+    assert loading.returncode == 130, printed
+    assert printed == "stopped, nothing saved; the same command starts again or continues\n"
 
 
 @pytest.mark.parametrize("way", [[SCRIPT], ["-m", "launcher.train"]], ids=["path", "module"])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from launched import marked, wait_until
 
+from trainer.cluster.launchers import is_abandoned, is_launcher, launchers
 from trainer.metrics import read_log
-from trainer.stopping import is_abandoned, launchers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -42,10 +42,11 @@ def test_ranks_save_and_end_when_the_launcher_is_terminated_or_killed(tiny_recip
         runner = start(tiny_recipe, folder, mark, printed)
         log = folder / "log.jsonl"
         before = len(read_log(log)) if log.exists() else 0
-        wait_until(lambda: log.exists() and len(read_log(log)) > before + 2, 120, "steps")  # noqa: B023
         if number is signal.SIGTERM:
+            wait_until(lambda: log.exists() and len(read_log(log)) > before + 2, 120, "steps")  # noqa: B023
             os.kill(runner.pid, number)  # it passes nothing on
         else:
+            wait_until(lambda: "focaltune:" in printed.read_text(), 120, "a model that loads")  # noqa: B023
             [launch] = [p for p, said in marked(mark).items() if "launcher.launch" in said]
             os.kill(launch, number)  # and the runner then says that all is well
         assert wait_until(lambda: not marked(mark), 40, "an end of all ranks") < 25
@@ -56,9 +57,33 @@ def test_ranks_save_and_end_when_the_launcher_is_terminated_or_killed(tiny_recip
         assert steps > before
 
 
-def test_a_launcher_is_known_by_its_command_line_and_missed_when_it_ends():
-    program = "import time; time.sleep(60)"
-    sleeper = subprocess.Popen([sys.executable, "-c", program, "deepspeed"])
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        ("/opt/bin/deepspeed --num_gpus 2 train.py", True),
+        ("/opt/bin/python /opt/bin/deepspeed train.py", True),
+        ("python3.11 -u -X faulthandler -m deepspeed.launcher.launch train.py", True),
+        ("python -m torch.distributed.run --nproc_per_node 2 train.py", True),
+        ("mpirun -np 2 python train.py", True),
+        ("python launcher/supervise.py --hostfile h -- train.py r", True),
+        ("python launcher/sweep.py r", True),
+        ("python elsewhere/sweep.py r", False),
+        ("bash start_deepspeed.sh", False),
+        ("bash -c launcher/train.py run.output_dir=runs/deepspeed", False),
+        ("python train.py runs/torchrun", False),
+        ("python -c deepspeed deepspeed", False),
+        ("python", False),
+        ("", False),
+    ],
+)
+def test_a_launcher_is_known_by_its_program_alone(command, is_one):
+    assert is_launcher(command.split(), REPOSITORY) is is_one
+
+
+def test_a_launcher_is_missed_when_it_ends(tmp_path):
+    program = tmp_path / "deepspeed"
+    program.write_text("import time; time.sleep(60)")
+    sleeper = subprocess.Popen([sys.executable, str(program)])
     try:
         wait_until(lambda: launchers(sleeper.pid), 10, "a command line")
         found = launchers(sleeper.pid)
@@ -84,7 +109,7 @@ def test_a_shell_is_no_launcher():
 @pytest.mark.parametrize("reads", [True, False])
 def test_output_that_nobody_reads_counts_as_a_launcher_that_is_gone(reads):
     program = (
-        "import os, sys; from trainer.stopping import is_abandoned;"
+        "import os, sys; from trainer.cluster.launchers import is_abandoned;"
         "sys.stdin.read(1); os.write(int(sys.argv[1]), b'%d' % is_abandoned([]))"
     )
     answer, told = os.pipe()

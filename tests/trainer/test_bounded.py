@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -176,6 +178,24 @@ def test_what_is_not_watched_does_not_expire():
     time.sleep(1.2)
     watchdog.close()
     assert not said
+
+
+def test_time_in_which_the_process_was_suspended_does_not_count():
+    program = (
+        "import os, time\n"
+        "from trainer.watchdog import Watchdog\n"
+        "watchdog = Watchdog(3.0, 3, lambda told: os._exit(6))\n"
+        "with watchdog.watching('step', 1):\n"
+        "    print(flush=True)\n"
+        "    for _ in range(15): time.sleep(0.1)\n"
+        "watchdog.close()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as watched:
+        assert watched.stdout.readline()
+        watched.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        watched.send_signal(signal.SIGCONT)
+        assert watched.wait(20) == 0
 
 
 def test_gloos_and_torchs_errors_become_ours_and_others_stay():
