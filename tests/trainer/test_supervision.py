@@ -199,6 +199,16 @@ def test_what_could_not_continue_or_would_reach_a_shell_is_refused(override, tin
         refuse(Job(config, NODES, "pdsh", "", tmp_path / "train.py"))
 
 
+@pytest.mark.parametrize("line", ["A=x; id", "A=$(id)", "A=x y", "A;id=x"])
+def test_a_variable_that_would_reach_a_shell_is_refused(line, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    refuse(job)
+    (tmp_path / ".deepspeed_env").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"\.deepspeed_env: A"):
+        refuse(job)
+
+
 @pytest.mark.parametrize(
     ("lines", "command", "said"),
     [

@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from conftest import SAMPLES, sample_rows, write_rows
 from method_cases import METHODS, overrides, write_model
 from rank_pool import run_ranks
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from launcher.evaluate import main as evaluate_main
 from launcher.export import main as export_main
@@ -272,6 +274,21 @@ def test_a_language_task_is_tuned_and_continued_alike(name, arguments_of, instru
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
     assert run(arguments, folder, "cpu_zero2", 2) == whole
     assert not any("score" in key for key in saved_weights(folder / "adapter"))
+
+
+def test_a_merged_model_whose_embedding_alone_was_trained_is_not_tied(
+    arguments_of, instructions, tmp_path
+):
+    folder, target = tmp_path / "run", tmp_path / "merged"
+    arguments = [str(instructions), *arguments_of("dora")[1:], "tuning.modules_to_save=[wte]"]
+    run(arguments, folder, "cpu_zero1", 1)
+    assert export_main([str(folder), "--merge", "--output", str(target)]) == 0
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    assert base.config.tie_word_embeddings
+    merged = AutoModelForCausalLM.from_pretrained(target)
+    assert not merged.config.tie_word_embeddings
+    assert torch.equal(merged.lm_head.weight, base.lm_head.weight)
+    assert not torch.equal(merged.transformer.wte.weight, base.transformer.wte.weight)
 
 
 def saved_weights(folder):

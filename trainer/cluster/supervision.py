@@ -312,7 +312,7 @@ def refuse(job: Job) -> None:
     """What cannot be supervised.
 
     Raises:
-        ConfigError: run.resume=never, or a path that a shell on the nodes would change.
+        ConfigError: run.resume=never, or a path or variable that a shell on the nodes would change.
     """
     if job.config.run.resume == "never":
         raise ConfigError("run.resume=never: a supervised run continues; take run.resume=auto")
@@ -321,4 +321,10 @@ def refuse(job: Job) -> None:
             raise ConfigError(
                 f"{path}: launchers hand this path to a shell on the nodes; letters, digits and"
                 " _@%+=:,./- are safe"
+            )
+    for name, value in user_exports().items():
+        if not _SAFE.fullmatch(f"{name}={value}"):
+            raise ConfigError(
+                f".deepspeed_env: {name}={value}: launchers hand this to a shell on the nodes;"
+                " letters, digits and _@%+=:,./- are safe"
             )
