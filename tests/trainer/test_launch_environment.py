@@ -65,6 +65,7 @@ def test_mpich_without_a_master_is_refused_with_the_remedy():
         ("gpu[003-010,12]", "gpu003"),
         ("gpu[7,9]-ib,login1", "gpu7-ib"),
         ("rack-a-1,gpu[1-2]", "rack-a-1"),
+        ("rack[1-2]node[3-4],login1", "rack1node3"),
     ],
 )
 def test_the_first_node_of_slurms_list(nodes, first):

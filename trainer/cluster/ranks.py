@@ -36,10 +36,10 @@ def adopt_launcher(environment: MutableMapping[str, str]) -> None:
 
 def first_host(node_list: str) -> str:
     """The first name of Slurm's list, e.g. gpu003 of "gpu[003-010,12],login1"."""
-    found = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^\[,]*))?", node_list)
-    if found is None:
+    entry = re.match(r"(?:[^,\[]|\[\w[^\]]*\])+", node_list)  # commas in brackets are its own
+    if entry is None:
         raise MachineError(f"SLURM_STEP_NODELIST {node_list!r} names no node; set MASTER_ADDR")
-    return "".join(part or "" for part in found.groups())
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", entry.group())
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
