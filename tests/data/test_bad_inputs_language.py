@@ -99,6 +99,12 @@ REFUSED = {
         chat(USER, ANSWER, said("tool", "x")),
         (f"a.jsonl:1: 'messages[3].role' {ROLES}, found 'tool' (str)",),
     ),
+    "36-weight-0.5": (
+        "a.jsonl",
+        chat(USER, ANSWER, USER, ANSWER | {"weight": 0.5}),
+        ("a.jsonl:1: 'messages[4].weight' must be 0 (context, not learned) or 1", "found 0.5"),
+    ),
+    "36-weight-true": ("a.jsonl", chat(USER, ANSWER | {"weight": True}), ("found True (bool)",)),
     "36-role-is-a-list": ("a.jsonl", chat(said(["user"], "x")), (ROLES, "found ['user'] (list)")),
     "36-message-without-keys": (
         "a.jsonl",
@@ -221,6 +227,17 @@ def test_37_columns_without_use_are_listed(tmp_path):
     facts = ReadFacts()
     read(path, facts)
     assert facts.ignored_fields == {"response"}
+
+
+def test_37_keys_of_messages_without_use_are_listed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        chat(USER | {"name": "x"}, ANSWER | {"weight": 1, "tool_calls": []})
+        + chat(USER | {"weight": 1, "name": None}, ANSWER | {"refusal": None})
+    )
+    facts = ReadFacts()
+    read(path, facts)
+    assert facts.ignored_fields == {"message.name", "message.tool_calls", "message.weight"}
 
 
 @pytest.mark.parametrize(

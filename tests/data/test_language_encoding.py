@@ -1,5 +1,6 @@
 """Which tokens are learned: by place, the end token among them, once where windows overlap."""
 
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -186,6 +187,13 @@ def test_a_record_in_which_nothing_is_supervised_names_its_origin(tokenizer):
     record = talk("only a question", origin="train.jsonl:7")
     with pytest.raises(DataError, match=r"train.jsonl:7: nothing in this record is supervised"):
         encode_language([talk("q", "a"), record], tokenizer, DataConfig())
+
+
+def test_a_record_whose_every_answer_is_context_names_its_origin(tokenizer):
+    record = talk("q", "a", "r", "b", origin="train.jsonl:7")
+    turns = [replace(turn, is_learned=turn.role == "user") for turn in record.turns]
+    with pytest.raises(DataError, match=r"train.jsonl:7: nothing in this record is supervised"):
+        encode_language([replace(record, turns=tuple(turns))], tokenizer, DataConfig())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, tar, zipped
+from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, parquet_bytes, tar, zipped
 
 from data.config import DataConfig
 from data.errors import DataError
@@ -197,6 +197,19 @@ def test_user_messages_in_a_row_are_joined_and_what_no_answer_follows_is_left_ou
     (record,) = read(written(tmp_path, "train.jsonl", jsonl_bytes([row])), facts)
     assert record.turns == (Turn("user", "a\n\nb"), Turn("assistant", "c"))
     assert len(facts.warnings) == 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_weight_of_zero_makes_an_answer_context(tmp_path, kind):
+    answers = [{"weight": 0}, {"weight": 1}, {"weight": None}, {}]
+    messages = [
+        {"role": role, "content": "x"} | (more if role == "assistant" else {})
+        for more in answers
+        for role in ("user", "assistant")
+    ]
+    content = {"jsonl": jsonl_bytes, "parquet": parquet_bytes}[kind]([{"messages": messages}])
+    (record,) = read(written(tmp_path, f"train.{kind}", content))
+    assert [t.is_learned for t in record.turns if t.role == "assistant"] == [False] + [True] * 3
 
 
 def test_an_archive_gives_its_split_or_where_none_is_named_every_file_in_its_order(tmp_path):
