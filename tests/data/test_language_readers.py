@@ -145,6 +145,24 @@ def test_a_text_file_is_one_document_without_its_byte_order_mark(tmp_path, end):
     assert read(written(tmp_path, name, content)) == [document]
 
 
+@pytest.mark.parametrize("indent", [None, 0, 2, "\t"], ids=repr)
+@pytest.mark.parametrize("wanted", ["auto", "json"])
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_json_file_that_is_one_object_is_one_record(tmp_path, indent, wanted, end):
+    row = {"tags": ["a", {"b": 1}], "text": "Summe é\n" * 2000}
+    text = f"\ufeff\n{json.dumps(row, indent=indent)}\n\n"
+    path = written(tmp_path, f"a.json{end}", COMPRESSIONS[end](text.encode()))
+    facts = ReadFacts()
+    (record,) = read(path, facts, format=wanted)
+    assert record.text == row["text"]
+    assert facts.ignored_fields == {"tags"}
+
+
+def test_lines_in_a_file_named_json_are_records_although_one_is_damaged(tmp_path):
+    path = written(tmp_path, "a.json", b'{"text": "a\n{"text": "b"}\n{"text": "c"}\n')
+    assert [record.text for record in read(path, records="text", max_bad_rows=1)] == ["b", "c"]
+
+
 def test_a_labelled_function_asks_for_yes_or_no(tmp_path):
     rows = [{"code": "f();", "target": 1, "id": "x"}, {"code": "g();", "target": 0}]
     first, second = read(written(tmp_path, "train.jsonl", jsonl_bytes(rows)))
