@@ -232,6 +232,19 @@ def test_a_shown_example_of_broken_bytes_loses_no_token(tokenizer):
     assert set(shown.plain) == {"\ufffd"}
 
 
+def test_a_shown_example_cannot_drive_the_terminal(tokenizer):
+    from rich.console import Console
+
+    controls = [chr(n) for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n"]
+    pieces = encode_language([document(f"{''.join(controls)}\t\nb")], tokenizer, DataConfig())
+    shown = show_example(pieces.tokens, pieces.supervised, tokenizer)
+    written = "".join(repr(control)[1:-1] for control in controls)
+    assert shown.plain == f"{written}\t\nb{END}"
+    console = Console(file=StringIO(), width=2000)
+    console.print(shown)
+    assert not set(console.file.getvalue()) & set(controls)
+
+
 def test_an_example_is_drawn_in_colour(tokenizer):
     from rich.console import Console
 
