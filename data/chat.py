@@ -83,7 +83,7 @@ def chat_segments(
         answer = upto[len(before) :]
         end, ends = _answer_end(answer, turn, record.origin)
         segments += [Segment(whole[begin : len(before)], supervised=False)]
-        segments += [Segment(answer[:end], supervised=True, ends=ends)]
+        segments += [Segment(answer[:end], supervised=turn.is_learned, ends=ends)]
         begin = len(before) + end
     return [*segments, Segment(whole[begin:], supervised=False)]
 

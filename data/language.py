@@ -11,6 +11,7 @@ import numpy.typing as npt
 from data.chat import own_template
 from data.config import DataConfig
 from data.errors import DataError
+from data.readers.reading import escaped
 from data.records import Conversation, Document
 from data.templates import Segment, render
 from data.tokenization import Pieces, targets_of
@@ -194,6 +195,8 @@ def supervised_facts(pieces: Pieces, config: DataConfig, num_documents: int = 0)
 def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> "Text":
     """An example decoded token by token: targets green, context dim, special tokens inverse.
 
+    Control characters but line ends and tabs are written out.
+
     Args:
         tokens: Ids of one example.
         supervised: Which of them are targets; the first never is, for nothing predicts it.
@@ -213,8 +216,8 @@ def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> 
         is_last = place + 1 == len(tokens) or len(pending) == _MAX_CHARACTER_TOKENS
         if text.endswith("\ufffd") and not is_last:
             continue
-        shown.append(text, f"reverse {style}" if number in special else style)
-        before, pending = [number], []
+        shown.append(escaped(text), f"reverse {style}" if number in special else style)
+        before, pending = pending, []
     return shown
 
 

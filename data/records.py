@@ -40,10 +40,12 @@ class Turn:
         role: "system", "user" or "assistant". Two user turns in a row are an instruction and its
             input, which the alpaca template keeps apart.
         content: What was said.
+        is_learned: False makes an answer context for those after it.
     """
 
     role: str
     content: str
+    is_learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ def _segments(turns: Sequence[Turn], template: Template) -> Iterator[Segment]:
             prompt = template.opening_input if len(users) > 1 else template.opening
         prompt += _question(users, template)
         yield Segment(prompt, supervised=False)
-        yield Segment(template.answer.format(answer=turn.content), supervised=True, ends=True)
+        yield Segment(template.answer.format(answer=turn.content), turn.is_learned, ends=True)
         users, prompt, is_first = [], template.between, False
 
 

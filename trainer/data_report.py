@@ -12,6 +12,7 @@ from data.loader import TrainLoader
 from data.order import steps_for
 from data.packing import one_per_row, pack
 from data.prepare import Prepared, Split
+from data.readers.reading import escaped
 from data.tokenization import TokenFacts
 from trainer.config import RunConfig
 from trainer.models.files import hidden_size
@@ -109,7 +110,7 @@ def remark_lines(prepared: Prepared) -> list[str]:
         lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
     if prepared.leaks:
         lines.append(f"LEAKS: {prepared.leaks} stand in two splits (data.allow_leaks)")
-    return lines
+    return [escaped(line) for line in lines]
 
 
 def plan_facts(loader: TrainLoader, total_steps: int) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def example_lines(prepared: Prepared, limit: int) -> list[Text]:
             what = f"{int(examples.count_E[example])} targets"
         origin = train.samples[int(examples.record_E[example])].origin
         header = f"--- {origin}: {len(tokens)} tokens, {what}"
-        shown += [Text(header, "bold"), show_example(tokens, mask, prepared.tokenizer)]
+        shown += [Text(escaped(header), "bold"), show_example(tokens, mask, prepared.tokenizer)]
     return shown
 
 

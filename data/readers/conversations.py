@@ -131,7 +131,7 @@ def _chat(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
         refuse(name, messages, "a list of messages")
     turns: list[Turn] = []
     for number, message in enumerate(messages, 1):
-        turn = _message(message, f"{name}[{number}]")
+        turn = _message(message, f"{name}[{number}]", reading)
         last = turns[-1].role if turns else ""
         if turn.role == "system" and turns:
             raise RowFault(f"{name}[{number}] is a system message; only the first can be one")
@@ -154,8 +154,8 @@ def _up_to_last_answer(turns: list[Turn], name: str, reading: Reading) -> list[T
     return turns[: answers[-1]]
 
 
-def _message(message: Any, name: str) -> Turn:
-    """A message in OpenAI's fields or in ShareGPT's."""
+def _message(message: Any, name: str, reading: Reading) -> Turn:
+    """A message in OpenAI's fields or in ShareGPT's; an answer may say that it is not learned."""
     if not isinstance(message, dict):
         refuse(name, message, "an object with role and content, or with from and value")
     keys = next((keys for keys in _MESSAGE_KEYS if all(key in message for key in keys)), None)
@@ -167,7 +167,15 @@ def _message(message: Any, name: str) -> Turn:
     role = message[keys[0]]
     if not isinstance(role, str) or role not in _ROLES:
         refuse(f"{name}.{keys[0]}", role, f"one of {list(_ROLES)}")
-    return Turn(_ROLES[role], _said(message[keys[1]], f"{name}.{keys[1]}"))
+    is_answer = _ROLES[role] == "assistant"
+    weight = message.get("weight") if is_answer else None
+    if isinstance(weight, bool) or weight not in (None, 0, 1):
+        refuse(f"{name}.weight", weight, "0 (context, not learned) or 1 (learned)")
+    ignored = reading.facts.ignored_fields
+    if len(message) > len(keys) and len(ignored) < _MAX_IGNORED:
+        others = message.keys() - {*keys, "weight" if is_answer else ""}
+        ignored.update(f"message.{key}" for key in others if message[key] is not None)
+    return Turn(_ROLES[role], _said(message[keys[1]], f"{name}.{keys[1]}"), weight != 0)
 
 
 def _said(value: Any, name: str) -> str:

@@ -23,6 +23,11 @@ _UNCLOSED = ("unexpected end of data", "field larger than field limit")
 _BLANKS = " \t\r\n"  # JSON's own
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _JSONL_ADVICE = "write one object per line"
+_OBJECT_ADVICE = f"{_JSONL_ADVICE}; where the file is one indented object set data.format=json"
+_OBJECTS_ADVICE = (
+    "where every line is an object set data.format=jsonl; objects over several lines need '[' and"
+    " ']' around them and ',' between them"
+)
 _ARRAY_ADVICE = "this is a JSON array: write one object per line, or set data.format=json"
 
 
@@ -55,14 +60,23 @@ def jsonl_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
 def json_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
     """Elements of one array, parsed one by one; a row's place is its element, counted from 1.
 
+    A file that is one object is one row.
+
     Raises:
         DataError: The array is damaged. That ends it whatever data.max_bad_rows says, because
             nothing tells where the next element begins.
     """
-    reading.unit = "element "
     text = _ArrayText(stream, reading)
-    if text.next_character() != "[":
+    opening = text.next_character()
+    if opening == "{":
+        row = text.element()
+        if text.next_character():
+            raise text.fault("text follows the first object", remedy=_OBJECTS_ADVICE)
+        yield 1, row
+        return
+    if opening != "[":
         raise text.fault("an array of objects must begin with '['")
+    reading.unit = "element "
     number, character = 0, text.next_character(skip=1)
     while character != "]":
         if number:
@@ -78,6 +92,12 @@ def json_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
         character = text.next_character()
     if text.next_character(skip=1):
         raise text.fault("text follows the array", number)
+
+
+def is_indented_object(text: bytes) -> bool:
+    """Whether the first line of a text that opens an object neither closes nor damages it."""
+    line, *others = text.splitlines()
+    return bool(others) and _is_unfinished(line.decode("utf-8", "replace"))
 
 
 def csv_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns) -> Rows:
@@ -181,13 +201,26 @@ def _decoded_row(line: str) -> Any:
         raise RowFault(str(error)) from error
     except json.JSONDecodeError as error:
         fault = f"{error.msg} at column {error.colno}"
+        advice = _OBJECT_ADVICE if _is_unfinished(line) else advice
         raise RowFault(f"not a JSON object: {fault}; {advice}") from error
     except (ValueError, RecursionError) as error:  # digits without end, brackets without end
         raise RowFault(f"not a JSON object: {error}; {advice}") from error
 
 
+def _is_unfinished(line: str) -> bool:
+    """Whether a line opens an object and is JSON up to its end, which is not the object's."""
+    line = line.strip(_BLANKS)
+    try:
+        _decoder().raw_decode(line)
+    except json.JSONDecodeError as error:
+        return line.startswith("{") and error.pos == len(line)
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
 class _ArrayText:
-    """The text of an array, of which only the element being parsed is held."""
+    """The text of an array, or of one object, of which only the element being parsed is held."""
 
     def __init__(self, stream: io.BufferedReader, reading: Reading) -> None:
         self._stream = stream
@@ -210,8 +243,8 @@ class _ArrayText:
         self._place = found.start()
         return found.group()
 
-    def element(self, number: int) -> Any:
-        """Parse the element that begins here."""
+    def element(self, number: int = 0) -> Any:
+        """Parse the element that begins here, or the one object there is."""
         while True:
             try:
                 row, self._place = self._decode(self._text, self._place)
@@ -230,14 +263,14 @@ class _ArrayText:
             else:
                 return row
 
-    def fault(self, message: str, number: int = 0) -> DataError:
+    def fault(
+        self, message: str, number: int = 0, remedy: str = "the JSON is damaged or cut off"
+    ) -> DataError:
         """What is wrong here, with the element and the line."""
         line = self._line + self._text.count("\n", 0, self._place)
         found = self._text[self._place : self._place + 20]
         where = f"{self._reading.name}:element {number}" if number else self._reading.name
-        return DataError(
-            f"{where}: line {line}: {message}, found {found!r}; the array is damaged or cut off"
-        )
+        return DataError(f"{where}: line {line}: {message}, found {found!r}; {remedy}")
 
     def _read(self, size: int) -> bool:
         """Add text, drop what is parsed; False at the end."""

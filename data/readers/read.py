@@ -9,7 +9,7 @@ from data.errors import DataError
 from data.readers.archives import Member, tar_members, zip_members
 from data.readers.columns import Columns, WantedColumns
 from data.readers.folders import folder_samples, member_samples
-from data.readers.formats import Rows, csv_rows, json_rows, jsonl_rows
+from data.readers.formats import Rows, csv_rows, is_indented_object, json_rows, jsonl_rows
 from data.readers.reading import BOM, ReadFacts, Reading, listed
 from data.readers.rows import row_samples
 from data.readers.sources import is_split_file, named_format
@@ -144,6 +144,10 @@ def _format(head: bytes, name: str, reading: Reading) -> str:
     wanted, named = reading.config.format, named_format(name)
     text = head.removeprefix(BOM).lstrip()
     content = "parquet" if head.startswith(b"PAR1") else _OPENINGS.get(text[:1])
+    if content == "jsonl" and (
+        wanted == "json" or (wanted == "auto" and named == "json" and is_indented_object(text))
+    ):
+        content = "json"  # one object, which json_rows takes for an array of one
     if content == "json" and "jsonl" in (wanted, named if wanted == "auto" else None):
         raise DataError(
             f"{reading.name}:1: this is a JSON array: write one object per line, or set"

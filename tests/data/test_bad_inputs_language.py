@@ -92,6 +92,12 @@ REFUSED = {
         chat(USER, ANSWER, said("tool", "x")),
         (f"a.jsonl:1: 'messages[3].role' {ROLES}, found 'tool' (str)",),
     ),
+    "36-weight-0.5": (
+        "a.jsonl",
+        chat(USER, ANSWER, USER, ANSWER | {"weight": 0.5}),
+        ("a.jsonl:1: 'messages[4].weight' must be 0 (context, not learned) or 1", "found 0.5"),
+    ),
+    "36-weight-true": ("a.jsonl", chat(USER, ANSWER | {"weight": True}), ("found True (bool)",)),
     "36-role-is-a-list": ("a.jsonl", chat(said(["user"], "x")), (ROLES, "found ['user'] (list)")),
     "36-message-without-keys": (
         "a.jsonl",
@@ -233,6 +239,17 @@ def test_37_columns_without_use_are_listed(tmp_path):
     assert facts.ignored_fields == {"response"}
 
 
+def test_37_keys_of_messages_without_use_are_listed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        chat(USER | {"name": "x"}, ANSWER | {"weight": 1, "tool_calls": []})
+        + chat(USER | {"weight": 1, "name": None}, ANSWER | {"refusal": None})
+    )
+    facts = ReadFacts()
+    read(path, facts)
+    assert facts.ignored_fields == {"message.name", "message.tool_calls", "message.weight"}
+
+
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
@@ -248,13 +265,34 @@ def test_37_columns_without_use_are_listed(tmp_path):
         ({"fields": {"output": "gone"}}, ("are those of no kind",)),
         ({"format": "folder"}, ("data.format=folder is for functions",)),
         ({"format": "datasets"}, ("a.jsonl: data.format=datasets, but this is a file",)),
-        ({"format": "json"}, ("data.format=json, but the content is jsonl",)),
+        ({"format": "json"}, ("a.jsonl: line 2: text follows the first", "data.format=jsonl")),
     ],
 )
 def test_a_recipe_that_does_not_fit_the_file_is_refused(tmp_path, config, parts):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(LINE)
+    path.write_bytes(LINE * 2)
     message = message_of(path, **config)
+    assert [part for part in parts if part not in message] == [], message
+
+
+INDENTED = json.dumps(GOOD, indent=2).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted", "parts"),
+    [
+        (INDENTED, "jsonl", ("a.json:1: not a JSON object", "one indented object set data.format")),
+        (INDENTED * 2, "auto", ("line 4: text follows the first object", "need '[' and ']'")),
+        (INDENTED * 2, "json", ("line 4: text follows the first object", "need '[' and ']'")),
+        (INDENTED[:-1], "auto", ("a.json: line 4: Expecting ',' delimiter", "cut off")),
+    ],
+)
+def test_25_an_object_over_several_lines_is_refused_with_what_reads_it(
+    tmp_path, content, wanted, parts
+):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    message = message_of(path, format=wanted)
     assert [part for part in parts if part not in message] == [], message
 
 

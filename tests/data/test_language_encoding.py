@@ -1,5 +1,6 @@
 """Which tokens are learned: by place, the end token among them, once where windows overlap."""
 
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -188,6 +189,13 @@ def test_a_record_in_which_nothing_is_supervised_names_its_origin(tokenizer):
         encode_language([talk("q", "a"), record], tokenizer, DataConfig())
 
 
+def test_a_record_whose_every_answer_is_context_names_its_origin(tokenizer):
+    record = talk("q", "a", "r", "b", origin="train.jsonl:7")
+    turns = [replace(turn, is_learned=turn.role == "user") for turn in record.turns]
+    with pytest.raises(DataError, match=r"train.jsonl:7: nothing in this record is supervised"):
+        encode_language([replace(record, turns=tuple(turns))], tokenizer, DataConfig())
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -222,6 +230,19 @@ def test_a_shown_example_of_broken_bytes_loses_no_token(tokenizer):
     broken = np.concatenate([tokens[:2], tokens[:2], tokens[:1]])
     shown = show_example(broken, np.ones(len(broken), np.bool_), tokenizer)
     assert set(shown.plain) == {"\ufffd"}
+
+
+def test_a_shown_example_cannot_drive_the_terminal(tokenizer):
+    from rich.console import Console
+
+    controls = [chr(n) for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n"]
+    pieces = encode_language([document(f"{''.join(controls)}\t\nb")], tokenizer, DataConfig())
+    shown = show_example(pieces.tokens, pieces.supervised, tokenizer)
+    written = "".join(repr(control)[1:-1] for control in controls)
+    assert shown.plain == f"{written}\t\nb{END}"
+    console = Console(file=StringIO(), width=2000)
+    console.print(shown)
+    assert not set(console.file.getvalue()) & set(controls)
 
 
 def test_an_example_is_drawn_in_colour(tokenizer):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, tar, zipped
+from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, parquet_bytes, tar, zipped
 
 from data.config import DataConfig
 from data.errors import DataError
@@ -145,6 +145,24 @@ def test_a_text_file_is_one_document_without_its_byte_order_mark(tmp_path, end):
     assert read(written(tmp_path, name, content)) == [document]
 
 
+@pytest.mark.parametrize("indent", [None, 0, 2, "\t"], ids=repr)
+@pytest.mark.parametrize("wanted", ["auto", "json"])
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_json_file_that_is_one_object_is_one_record(tmp_path, indent, wanted, end):
+    row = {"tags": ["a", {"b": 1}], "text": "Summe é\n" * 2000}
+    text = f"\ufeff\n{json.dumps(row, indent=indent)}\n\n"
+    path = written(tmp_path, f"a.json{end}", COMPRESSIONS[end](text.encode()))
+    facts = ReadFacts()
+    (record,) = read(path, facts, format=wanted)
+    assert record.text == row["text"]
+    assert facts.ignored_fields == {"tags"}
+
+
+def test_lines_in_a_file_named_json_are_records_although_one_is_damaged(tmp_path):
+    path = written(tmp_path, "a.json", b'{"text": "a\n{"text": "b"}\n{"text": "c"}\n')
+    assert [record.text for record in read(path, records="text", max_bad_rows=1)] == ["b", "c"]
+
+
 def test_a_labelled_function_asks_for_yes_or_no(tmp_path):
     rows = [{"code": "f();", "target": 1, "id": "x"}, {"code": "g();", "target": 0}]
     first, second = read(written(tmp_path, "train.jsonl", jsonl_bytes(rows)))
@@ -197,6 +215,19 @@ def test_user_messages_in_a_row_are_joined_and_what_no_answer_follows_is_left_ou
     (record,) = read(written(tmp_path, "train.jsonl", jsonl_bytes([row])), facts)
     assert record.turns == (Turn("user", "a\n\nb"), Turn("assistant", "c"))
     assert len(facts.warnings) == 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_weight_of_zero_makes_an_answer_context(tmp_path, kind):
+    answers = [{"weight": 0}, {"weight": 1}, {"weight": None}, {}]
+    messages = [
+        {"role": role, "content": "x"} | (more if role == "assistant" else {})
+        for more in answers
+        for role in ("user", "assistant")
+    ]
+    content = {"jsonl": jsonl_bytes, "parquet": parquet_bytes}[kind]([{"messages": messages}])
+    (record,) = read(written(tmp_path, f"train.{kind}", content))
+    assert [t.is_learned for t in record.turns if t.role == "assistant"] == [False] + [True] * 3
 
 
 def test_an_archive_gives_its_split_or_where_none_is_named_every_file_in_its_order(tmp_path):

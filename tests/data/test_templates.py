@@ -1,6 +1,7 @@
 """Every template written out by hand, and which stretches of it are learned."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -118,6 +119,19 @@ def test_what_is_supervised_changes_no_text_and_no_end(supervise, supervised):
     assert [segment.text for segment in segments] == BY_HAND["question_answer", "two"]
     assert [segment.ends for segment in segments] == [False, True, False, True]
     assert [s.supervised for s in chat(TWO, CHATML, supervise)] == [*supervised, supervise == "all"]
+
+
+@pytest.mark.parametrize("template", ["question_answer", "chat_template"])
+def test_an_answer_of_weight_zero_is_the_same_text_and_not_supervised(template):
+    learned = render(conversation(TWO), template, "answers", CHATML)
+    turns = [(*turn, place != 1) for place, turn in enumerate(TWO)]
+    segments = render(conversation(turns), template, "answers", CHATML)
+    first, second = (n for n, segment in enumerate(learned) if segment.supervised)
+    assert [n for n, segment in enumerate(segments) if segment.supervised] == [second]
+    assert segments == [
+        replace(segment, supervised=segment.supervised and n != first)
+        for n, segment in enumerate(learned)
+    ]
 
 
 def test_a_document_is_learned_whole_and_ends():

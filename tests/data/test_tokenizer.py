@@ -152,6 +152,22 @@ def test_an_example_is_shown_as_its_text(tokenizer):
     assert shown.endswith(f"\n\n### Response:c{END}")
 
 
+@pytest.mark.parametrize("text", ["日本語", "a日é本🙂語", "é a 日"])
+def test_characters_that_are_bytes_of_the_vocabulary_are_shown_whole(tmp_path, text):
+    """Llama's and Mistral's: what no token spells is written in tokens such as <0xE6>."""
+    tokenizer = llama_tokenizer(tmp_path, "prepend")
+    saved = json.loads(tokenizer.path.read_text())
+    vocabulary = saved["model"]["vocab"]
+    vocabulary |= {f"<0x{n:02X}>": len(vocabulary) + n for n in range(256)}
+    saved["model"] |= {"byte_fallback": True}
+    saved["decoder"]["decoders"].insert(1, {"type": "ByteFallback"})
+    tokenizer.path.write_text(json.dumps(saved))
+    tokenizer = CodeTokenizer(tmp_path)
+    pieces = encode_language([talk("q", text)], tokenizer, DataConfig(template="plain"))
+    shown = show_example(pieces.tokens, pieces.supervised, tokenizer).plain
+    assert shown == f"{BEGIN} q{text}{END}"
+
+
 def test_what_closes_a_text_by_itself_is_not_taken_for_its_beginning(tmp_path):
     tokenizer = llama_tokenizer(tmp_path, "first")
     library = Tokenizer.from_file(str(tokenizer.path))
