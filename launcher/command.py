@@ -40,7 +40,9 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
         add_help=False,
     )
     parser.add_argument("recipe", type=Path, help="a YAML file, e.g. recipes/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", default=[], help="section.key=value, e.g. optim.lr=1e-4")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="section.key=value, e.g. optim.lr=1e-4"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("-h", "--help", action=_KeysOnHelp, nargs=0, help="this text")
     return parser
