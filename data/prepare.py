@@ -186,11 +186,16 @@ def sources_digest(paths: Sequence[Path]) -> str:
 
 
 def read_split(
-    path: Path, name: str, config: DataConfig, tokenizer: CodeTokenizer, *, language: bool = False
+    paths: Sequence[Path],
+    name: str,
+    config: DataConfig,
+    tokenizer: CodeTokenizer,
+    *,
+    language: bool = False,
 ) -> tuple[Split, dict[str, Any]]:
-    """One file alone, for an evaluation after training."""
+    """A split of its own, for an evaluation after training; functions are of one file."""
     kind = RecordSource if language else CodeSample
-    prepared = _open(config, {name: Source((path,))}, tokenizer.path.parent, kind, None)
+    prepared = _open(config, {name: Source(tuple(paths))}, tokenizer.path.parent, kind, None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
 

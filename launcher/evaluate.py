@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(run: Path, file: Path, name: str) -> None:
     from data.errors import DataError
-    from data.readers import source_digest
+    from data.prepare import sources_digest
+    from data.readers import named_files
     from trainer.errors import ConfigError
     from trainer.preparation import prepare_run
     from trainer.recipe import load_run_config
@@ -36,16 +37,17 @@ def _evaluate(run: Path, file: Path, name: str) -> None:
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
     here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved
     config = load_run_config(run / "config.yaml", [here])
-    if not file.exists():
+    if not config.is_language and not file.exists():
         raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
+    paths = named_files(file, "FILE") if config.is_language else [file]
     prepared = prepare_run(config)
     is_held_out = "test" in prepared.facts.get("held_out", {})
-    if name == "test" and (is_held_out or source_digest(file) != prepared.digests["test"]):
+    if name == "test" and (is_held_out or sources_digest(paths) != prepared.digests["test"]):
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 
-    from trainer.evaluation.saved_run import evaluate_file
+    from trainer.evaluation.saved_run import evaluate_files
 
-    evaluate_file(config, prepared, file, name)
+    evaluate_files(config, prepared, paths, name, file.name)
 
 
 if __name__ == "__main__":

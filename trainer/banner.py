@@ -8,7 +8,7 @@ from data.loader import TrainLoader
 from data.prepare import Prepared
 from trainer.build import Choices
 from trainer.config import RunConfig
-from trainer.data_report import remark_lines
+from trainer.data_report import order_lines, remark_lines
 from trainer.distributed import Ranks
 from trainer.models.heads import PackedModel
 from trainer.models.load import base_dtype
@@ -154,6 +154,7 @@ def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Seq
         f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
         f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
         f" {idle_share(loader):.0%} of micro-batches empty",
+        *(f"  order      {line}" for line in order_lines(loader)),
         *_balance_lines(loader),
     ]
 

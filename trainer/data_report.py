@@ -11,7 +11,7 @@ from data.language import LanguageFacts, show_example
 from data.loader import TrainLoader
 from data.order import steps_for
 from data.packing import one_per_row, pack
-from data.prepare import Prepared, Split
+from data.prepare import Prepared
 from data.readers.reading import escaped
 from data.tokenization import TokenFacts
 from trainer.config import RunConfig
@@ -28,7 +28,7 @@ _PASSED_OVER = {
 
 def split_table(config: RunConfig, prepared: Prepared) -> Table:
     """One column a split: records, classes or targets, tokens, what long ones lost, rows."""
-    columns = {name: _split_facts(config, split) for name, split in prepared.splits.items()}
+    columns = {name: _split_facts(config, prepared, name) for name in prepared.splits}
     table = Table(title="Prepared data")
     table.add_column("")
     for name in columns:
@@ -48,6 +48,7 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
             f" {loader.fill:.1%} full, {loader.plan.steps_per_epoch:,} steps an epoch of"
             f" {optim.global_batch_size} {optim.batch_unit}"
         )
+        lines += order_lines(loader) if config.data.packing else []
     if optim.batch_unit == "rows":
         steps = steps_for(round(loader.num_records), optim.global_batch_size)
         lines.append(
@@ -55,6 +56,23 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
             f" optim.batch_unit=examples keeps {steps:,} steps"
         )
     return lines
+
+
+def order_lines(loader: TrainLoader) -> list[str]:
+    """Where rows that never mix files are at least twice as many as they could be: the numbers."""
+    if loader.files is None or not loader.packing:
+        return []
+    lengths, num_rows = loader.examples.lengths, loader.plan.num_rows
+    num_mixed = len(pack(lengths, loader.seq_length))
+    if num_rows < 2 * num_mixed:
+        return []
+    num_files = len(loader.files)
+    return [
+        f"data.order=sequential never mixes files in a row: {num_files:,} files of"
+        f" {lengths.sum() / num_files:,.0f} tokens on average make {num_rows:,} rows of"
+        f" {loader.seq_length:,}, {loader.fill:.1%} full; data.order=shuffled packs them together"
+        f" into {num_mixed:,}"
+    ]
 
 
 def training_loader(
@@ -155,14 +173,19 @@ def example_lines(prepared: Prepared, limit: int) -> list[Text]:
     return shown
 
 
-def _split_facts(config: RunConfig, split: Split) -> dict[str, str]:
-    lengths = split.examples.lengths
-    packed = config.data.packing
-    rows = pack(lengths, config.data.seq_length) if packed else one_per_row(len(lengths))
-    fill = lengths.sum() / (len(rows) * config.data.seq_length)
+def _split_facts(config: RunConfig, prepared: Prepared, name: str) -> dict[str, str]:
+    """A column of the table; rows are those that are trained, or scored."""
+    split, packed, length = prepared.splits[name], config.data.packing, config.data.seq_length
+    if name == "train":
+        loader = training_loader(config, prepared, 0, 1, packing=packed)
+        num_rows, fill = loader.plan.num_rows, loader.fill
+    else:
+        lengths = split.examples.lengths
+        num_rows = len(pack(lengths, length) if packed else one_per_row(len(lengths)))
+        fill = lengths.sum() / (num_rows * length)
     facts = split.tokens
     of_kind = _language_facts(facts) if isinstance(facts, LanguageFacts) else _code_facts(facts)
-    return of_kind | {f"rows of {config.data.seq_length}": f"{len(rows):,}", "fill": f"{fill:.2%}"}
+    return of_kind | {f"rows of {length}": f"{num_rows:,}", "fill": f"{fill:.2%}"}
 
 
 def _code_facts(facts: TokenFacts) -> dict[str, str]:

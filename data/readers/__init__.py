@@ -1,6 +1,6 @@
 """Files, archives, folders and saved datasets -> records, streamed, every fault with its place."""
 
-from data.readers.corpus import language_paths
+from data.readers.corpus import language_paths, named_files
 from data.readers.language import read_language
 from data.readers.read import SPLITS, read_records
 from data.readers.reading import ReadFacts
@@ -11,6 +11,7 @@ __all__ = [
     "ReadFacts",
     "file_digest",
     "language_paths",
+    "named_files",
     "read_language",
     "read_records",
     "source_digest",

@@ -34,7 +34,7 @@ def language_paths(config: DataConfig, split: str) -> list[Path]:
     """
     explicit: str | None = getattr(config, split)
     if explicit is not None:
-        return _named(Path(explicit), f"data.{split}")
+        return named_files(Path(explicit), f"data.{split}")
     if config.path is None:
         if split != "train":
             return []
@@ -43,6 +43,36 @@ def language_paths(config: DataConfig, split: str) -> list[Path]:
     if not root.exists():
         raise DataError(f"data.path: {root} does not exist (resolved: {root.resolve()})")
     return _in_archive(root, split, config) if root.is_file() else _below(root, split)
+
+
+def named_files(path: Path, key: str) -> list[Path]:
+    """A file, a saved dataset, the files of a folder or those that a glob matches.
+
+    Args:
+        path: Either.
+        key: What named it, for messages.
+
+    Raises:
+        DataError: There is none.
+    """
+    if path.is_dir():
+        return [path] if is_saved_dataset(path) else folder_files(path)
+    if path.is_file():
+        return [path]
+    if path.exists():
+        raise DataError(f"{key}: {path} is no regular file; it is read more than once")
+    pattern = str(path)
+    if not glob.has_magic(pattern):
+        raise DataError(f"{key}: {path} does not exist (resolved: {path.resolve()})")
+    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    files = natural_order(file for file in found if file.is_file())
+    if not files:
+        folder = path.parent
+        while glob.has_magic(str(folder)):
+            folder = folder.parent
+        there = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "nothing"
+        raise DataError(f"{key}: {path} matches no file; {folder.resolve()} has {there}")
+    return files
 
 
 def folder_files(folder: Path) -> list[Path]:
@@ -106,28 +136,6 @@ def member_names(path: Path, config: DataConfig) -> list[str] | None:
         return None if members is None else [member.name for member in members]
 
 
-def _named(path: Path, key: str) -> list[Path]:
-    """A file, the files of a folder, or those that a glob matches."""
-    if path.is_dir():
-        return [path] if is_saved_dataset(path) else folder_files(path)
-    if path.is_file():
-        return [path]
-    if path.exists():
-        raise DataError(f"{key}: {path} is no regular file; it is read more than once")
-    pattern = str(path)
-    if not glob.has_magic(pattern):
-        raise DataError(f"{key}: {path} does not exist (resolved: {path.resolve()})")
-    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    files = natural_order(file for file in found if file.is_file())
-    if not files:
-        folder = path.parent
-        while glob.has_magic(str(folder)):
-            folder = folder.parent
-        there = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "nothing"
-        raise DataError(f"{key}: {path} matches no file; {folder.resolve()} has {there}")
-    return files
-
-
 def _in_archive(root: Path, split: str, config: DataConfig) -> list[Path]:
     names = member_names(root, config)
     if names is None:
@@ -148,7 +156,7 @@ def _below(root: Path, split: str) -> list[Path]:
         if entry.is_file() and ending and entry.name[: ending.start()] in own:
             found.append(entry)
     if len(found) == 1:
-        return _named(found[0], "data.path")
+        return named_files(found[0], "data.path")
     if not found and split != "train":
         return []
     state = f"found {[path.name for path in found]}" if found else "found none"

@@ -10,7 +10,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.readers.columns import Columns, WantedColumns
 from data.readers.conversations import row_conversations, sample_conversation
-from data.readers.corpus import files_of_split, folder_files, is_readable, is_text, member_names
+from data.readers.corpus import files_of_split, is_readable, is_text, member_names
 from data.readers.formats import MAX_LINE_BYTES, Rows
 from data.readers.kinds import AnyColumns, LanguageColumns, kind_of, refuse_other_fields
 from data.readers.read import opened, stream_rows
@@ -56,7 +56,7 @@ def read_language(
     Args:
         path: One of language_paths: a file of any format and compression, of which .txt and .md are
             one document; an archive, of which the member named after the split is read, or every
-            file where none is named after a split; a saved dataset; or a folder of such files.
+            file where none is named after a split; or a saved dataset.
         split: "train", "valid" or "test".
         config: records, fields, format, tolerance for bad rows.
         facts: Filled while reading.
@@ -127,9 +127,6 @@ def _sources(
     reading = Reading(shown(path.name), config, facts)
     if path.is_dir() and is_saved_dataset(path):
         yield _Source(reading, path.name, folder=path)
-    elif path.is_dir():
-        for file in folder_files(path):
-            yield from _sources(file, split, config, facts)
     elif not path.is_file():  # a fifo would wait for ever
         raise DataError(f"{path}: no regular file; every file is read more than once")
     elif config.format == "datasets":

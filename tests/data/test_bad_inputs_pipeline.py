@@ -76,10 +76,10 @@ def test_43_a_file_evaluated_alone_is_refused_as_well_if_nothing_is_left(tmp_pat
     path = write_rows(tmp_path / "test.jsonl", labelled(("int long_function; " * 20, 1)))
     config = DataConfig(seq_length=8, long_functions="drop")
     with pytest.raises(DataError, match=r"test: no function left of 1 rows: .* 1 were dropped"):
-        read_split(path, "test", config, tokenizer)
+        read_split([path], "test", config, tokenizer)
     write_rows(path, labelled(("", 1)))
     with pytest.raises(DataError, match=r"test: no function left of 1 rows: 1 had no code"):
-        read_split(path, "test", config, tokenizer)
+        read_split([path], "test", config, tokenizer)
 
 
 @pytest.mark.parametrize("unit", ["examples", "rows"])

@@ -134,6 +134,19 @@ def test_files_are_known_by_their_first_record_in_their_order(tmp_path):
     assert counted == [sources.count(name) for name in train.files]
 
 
+def test_files_of_one_name_in_two_folders_are_two_files(tmp_path):
+    for folder, size in (("a", 30), ("b", 50)):
+        corpus(tmp_path / folder, {"x.json": size})
+    (tmp_path / "b" / "x.json").write_text(
+        json.dumps([{"prompt": f"say {n}", "completion": "x"} for n in range(50)])
+    )
+    data = prepared(tmp_path, train=str(tmp_path / "[ab]" / "x.json"))
+    num_first = data.facts["splits"]["train"]["files"][0]["num_records"]
+    assert 20 < num_first < 30
+    assert data.splits["train"].files == {"x.json": 0, "x.json#2": num_first}
+    assert data.facts["splits"]["train"]["kinds"] == ["prompt_completion", "text"]
+
+
 def test_a_sequential_epoch_reads_one_file_after_the_other_and_every_example_once(tmp_path):
     folder = corpus(tmp_path / "corpus", {"a.json": 60, "b.json": 60, "c.json": 60})
     train = prepared(tmp_path, train=str(folder)).splits["train"]

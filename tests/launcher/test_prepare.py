@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+from conftest import write_rows
 from rank_pool import run_ranks
 
 from data.cache import FACTS
@@ -21,13 +23,9 @@ def test_prepare_prints_what_each_split_came_to_and_training_builds_nothing_anew
     tokens = facts["train"]["tokens"]
     assert 0 < tokens["long_positive"] < tokens["num_long"] < tokens["num_functions"] == 40
 
-    def row(name: str) -> list[str]:
-        [line] = [line for line in printed.splitlines() if line.startswith(f"│ {name}")]
-        return [cell.strip() for cell in line.strip("│").split("│")]
-
-    assert row("functions") == ["functions", "40", "20", "20"]
+    assert cells(printed, "functions") == ["40", "20", "20"]
     lost = f"{tokens['num_long']} ({tokens['long_positive']} vulnerable)"
-    assert row("long (drop)")[1] == lost
+    assert cells(printed, "long (drop)")[0] == lost
     packed, unpacked = (
         re.search(r"packed: (\d+) rows", printed),
         re.search(r"unpacked: (\d+) rows", printed),
@@ -40,6 +38,57 @@ def test_prepare_prints_what_each_split_came_to_and_training_builds_nothing_anew
     assert run_ranks(command, 2, tmp_path / "printed.txt") == [0, 0]
     assert (entry.stat().st_mtime_ns, (entry / FACTS).stat().st_ino) == before
     assert [path for path in cache.iterdir() if path.is_dir()] == [entry]
+
+
+def cells(printed: str, name: str) -> list[str]:
+    """The numbers of a row of the table."""
+    lines = [line for line in printed.splitlines() if line.startswith("│")]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    [found] = [row[1:] for row in rows if row[0] == name]
+    return found
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_table_counts_the_rows_of_short_files_that_never_share_one(
+    tiny_recipe, tmp_path, capsys, packing
+):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(120):
+        (corpus / f"{number}.txt").write_text(f"text {number} of a corpus\n" * (1 + number % 3))
+    command = [
+        str(tiny_recipe), "task.name=causal_lm", "data.path=null", f"data.train={corpus}",
+        "data.seq_length=256", "loss.gamma=0", "loss.alpha=null", f"data.packing={packing}",
+    ]  # fmt: skip
+    assert prepare_main([*command, "data.order=sequential"]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    [files, *_], [tokens, *_] = cells(printed, "records"), cells(printed, "tokens")
+    assert 60 < int(files) < 120
+    assert cells(printed, "rows of 256")[0] == files
+    num_tokens = int(tokens.replace(",", ""))
+    assert cells(printed, "fill")[0] == f"{num_tokens / int(files) / 256:.2%}"
+    said = re.search(
+        rf"{files} files of (\d+) tokens on average make {files} rows of 256, .* into (\d+)",
+        printed,
+    )
+    assert bool(said) == (packing == "true")
+    if said:
+        assert int(said[1]) == round(num_tokens / int(files))
+        least = num_tokens // 256 + 1
+        assert least <= int(said[2]) <= 1.2 * least
+        assert prepare_main([*command, "data.order=shuffled"]) == 0
+        shuffled = capsys.readouterr().out
+        assert cells(shuffled, "rows of 256")[0] == said[2]
+        assert "tokens on average make" not in shuffled
+
+
+def test_names_out_of_the_data_cannot_drive_the_terminal(tiny_recipe, tiny_data, tmp_path, capsys):
+    rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    train = write_rows(tmp_path / "train.jsonl", [row | {"\x1b[2J": 1} for row in rows])
+    assert prepare_main([str(tiny_recipe), f"data.train={train}"]) == 0
+    printed = capsys.readouterr().out
+    assert "columns not read: \\x1b[2J" in printed
+    assert "\x1b" not in printed
 
 
 def test_bad_data_ends_prepare_with_the_datas_exit_code(tiny_recipe, tmp_path, capsys):

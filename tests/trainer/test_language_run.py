@@ -160,6 +160,36 @@ def test_a_run_is_evaluated_on_another_file_and_merged(recipe, whole, tmp_path, 
     )
 
 
+def test_a_folder_or_a_glob_is_evaluated_as_its_files_would_be_alone(whole, tmp_path, capsys):
+    """Three files of three kinds, two of them of one name."""
+    kinds = {
+        "a/x.jsonl": conversations(9, first=200),
+        "b/x.jsonl": [{"instruction": f"count to {n}", "output": "1 2 3"} for n in range(7)],
+        "y.jsonl": [{"text": f"a text about {n}"} for n in range(5)],
+    }
+    folder = tmp_path / "other"
+
+    def report(path: Path, name: str) -> dict:
+        assert evaluate_main([str(whole), str(path), "--name", name]) == 0, capsys.readouterr().err
+        return json.loads((whole / "report" / f"{name}.json").read_text())
+
+    alone = []
+    for number, (name, rows) in enumerate(kinds.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        alone.append(report(write_rows(folder / name, rows), f"alone{number}"))
+    expected = [
+        (row["population"]["num_targets"], pytest.approx(row["predictors"]["model"]["loss"]))
+        for row in alone
+    ]
+    for path in (folder, folder / "**" / "*.jsonl"):
+        rows = report(path, "together")["by_file"]
+        assert [row["file"] for row in rows] == ["x.jsonl", "x.jsonl#2", "y.jsonl"]
+        assert [(row["num_targets"], row["loss"]) for row in rows] == expected
+    assert "x.jsonl#2" in (whole / "report" / "together.md").read_text()
+    assert evaluate_main([str(whole), str(folder / "*.csv"), "--name", "none"]) == 3
+    assert "*.csv matches no file" in capsys.readouterr().err
+
+
 def test_ranks_with_different_numbers_of_chunks_score_together_under_zero_3(
     recipe, full_batch, tmp_path
 ):

@@ -58,7 +58,8 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         first = next(n for n, segment in enumerate(segments) if segment.supervised)
         parts = [segment.text for segment in segments[:first]]
     ids_S = list(tokenizer.encode(parts, [not place for place in range(len(parts))]))
-    return [token for ids in [tokenizer.begun(ids_S[0]), *ids_S[1:]] for token in ids.tolist()]
+    ids_S[:1] = map(tokenizer.begun, ids_S[:1])
+    return [token for ids in ids_S for token in ids.tolist()]
 
 
 def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt]:

@@ -1,5 +1,6 @@
 """A finished run's best weights on a file it never saw."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from trainer.resume import refuse_other_run, run_identity
 from trainer.run_folder import CHECKPOINTS
 
 
-def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) -> dict[str, Any]:
-    """Score a file with a run's best checkpoint; writes report/<name>.* and prints its table.
+def evaluate_files(
+    config: RunConfig, prepared: Prepared, paths: Sequence[Path], name: str, title: str
+) -> dict[str, Any]:
+    """Score files with a run's best checkpoint; writes report/<name>.* and prints its table.
 
     Args:
         config: The run's own recipe.
         prepared: The run's data: what the baselines learn from.
-        file: .jsonl, .jsonl.gz or an archive, with the run's field mapping.
+        paths: As of a split, with the run's field mapping; one for functions.
         name: Of the report, and of the member of an archive.
+        title: What the report calls them.
 
     Raises:
         ModelError: No checkpoint with a validated best step.
@@ -40,9 +44,9 @@ def evaluate_file(config: RunConfig, prepared: Prepared, file: Path, name: str) 
     split, found = prepared.splits["test"], {"sha256": prepared.digests["test"]}
     if name != "test":  # which is the run's own
         split, found = read_split(
-            file, name, config.data, prepared.tokenizer, language=config.is_language
+            paths, name, config.data, prepared.tokenizer, language=config.is_language
         )
-    facts = {"best_step": state["best_step"], "precision": choices.precision, "file": file.name}
+    facts = {"best_step": state["best_step"], "precision": choices.precision, "file": title}
     facts |= {"task": config.task.name, f"sha256_{name}": found["sha256"]}
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, model, None)
     report = evaluation.test(split, name, state["threshold"], facts)()
