@@ -6,7 +6,7 @@ from data.chat import own_template
 from data.config import DataConfig
 from data.prepare import Prepared
 from data.records import Conversation, Turn
-from data.templates import render
+from data.templates import Segment, render
 from data.tokenization import ExampleSet
 from data.tokenizer import CodeTokenizer
 from trainer.config import RunConfig
@@ -47,15 +47,18 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         tokenizer: Encodes; the files beside it hold its chat template.
         config: template.
     """
-    parts = [text]
+    parts = [Segment(text, supervised=False)]
     if kind != "text":
         turns = (Turn("user", text), Turn("assistant", "answer"))
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
-        chat_template, special = own_template(tokenizer.path.parent)
-        segments = render(record, config.template, "answers", chat_template, special)
+        own = own_template(tokenizer.path.parent)
+        segments = render(record, config.template, "answers", *own, tokenizer.markers)
         first = next(n for n, segment in enumerate(segments) if segment.supervised)
-        parts = [segment.text for segment in segments[:first]]
-    ids_S = list(tokenizer.encode(parts, [not place for place in range(len(parts))]))
+        parts = segments[:first]
+    begins = [not place for place in range(len(parts))]
+    ids_S = list(
+        tokenizer.encode([part.text for part in parts], begins, [part.plain for part in parts])
+    )
     return [token for ids in [tokenizer.begun(ids_S[0]), *ids_S[1:]] for token in ids.tolist()]
 
 
