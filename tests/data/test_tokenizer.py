@@ -144,6 +144,11 @@ def test_turns_that_write_the_begin_token_are_tokenised_as_the_library_does(tmp_
     assert tokens == library.encode(first + second, add_special_tokens=False).ids
 
 
+def test_an_empty_prompt_is_what_stands_before_every_text(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path, "nobody")
+    assert asked_ids("", "alpaca", tokenizer, DataConfig(template="plain")) == [0]
+
+
 def test_a_prompt_holds_the_header_that_no_generation_prompt_has(tmp_path):
     tokenizer = llama_tokenizer(tmp_path, "nobody", chat_template=CHATML_UNASKED)
     asked = asked_ids("a b", "chat", tokenizer, DataConfig())

@@ -56,10 +56,10 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         first = next(n for n, segment in enumerate(segments) if segment.supervised)
         parts = segments[:first]
     begins = [not place for place in range(len(parts))]
-    ids_S = list(
-        tokenizer.encode([part.text for part in parts], begins, [part.plain for part in parts])
-    )
-    return [token for ids in [tokenizer.begun(ids_S[0]), *ids_S[1:]] for token in ids.tolist()]
+    texts, plain = [part.text for part in parts], [part.plain for part in parts]
+    ids_S = tokenizer.encode(texts, begins, plain)
+    first_ids = tokenizer.begun(next(ids_S, np.zeros(0, np.int32)))  # nothing may be asked
+    return [token for ids in [first_ids, *ids_S] for token in ids.tolist()]
 
 
 def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt]:
