@@ -14,7 +14,7 @@ from data.audit import collapse_damage
 from data.cache import RECORDS, SplitWriter, code_lengths, open_split
 from data.config import DataConfig
 from data.errors import DataError
-from data.language import LanguageFacts, encode_language, supervised_facts
+from data.language import LanguageFacts, encode_language, record_text, supervised_facts
 from data.readers import ReadFacts, read_language, read_records
 from data.records import CodeSample, Conversation, Document, RecordSource
 from data.splits import SplitKeys, compare_splits, text_digest
@@ -67,6 +67,8 @@ class _Written:
     num_documents: int = 0
     num_unsupervised: int = 0
     learns_end: bool = False
+    num_control: int = 0
+    control_token: str = ""
 
 
 def build_splits(
@@ -157,7 +159,10 @@ def _build_language(
             split = "train" if source.held_out else name
             records = _of_split(read_language(path, split, config, written.rows), name, source)
             file: FileFacts | None = None
-            for chunk, pieces in _encoded(_chunks(records, lambda r: len(_text(r))), encode):
+            for chunk, pieces in _encoded(_chunks(records, lambda r: len(record_text(r))), encode):
+                for message in pieces.refused.values():
+                    written.rows.bad(message, config.max_bad_rows)
+                chunk = [r for n, r in enumerate(chunk) if n not in pieces.refused]
                 file = _append(writer, chunk, pieces, written, file)
                 written.learns_end |= bool(np.any(pieces.tokens[pieces.supervised] == end_id))
                 if progress is not None:
@@ -178,6 +183,12 @@ def _build_language(
             f"no target is the end token {tokenizer.end_token!r}, so the model does not learn to"
             f" stop: {remedy}"
         )
+    if written.num_control:
+        written.rows.warn(
+            f"{written.num_control} records write a special token of the tokenizer in their own"
+            f" text, the first one {written.control_token!r}: it acts as the control token; remove"
+            " it where it is meant as text"
+        )
     return {
         "tokens": facts.to_json(),
         "kinds": sorted(written.kinds),
@@ -195,11 +206,14 @@ def _append(
     """Write a chunk; the file its last record came from."""
     kept = [RecordSource(record.id, record.origin, record.source) for record in chunk]
     writer.append(kept, pieces)
-    written.keys.append_texts([_text(record) for record in chunk])
+    written.keys.append_texts([record_text(record) for record in chunk])
     written.num_records += len(chunk)
     written.num_documents += sum(isinstance(record, Document) for record in chunk)
     written.kinds |= {"text" if isinstance(r, Document) else r.kind for r in chunk}
     written.num_unsupervised += pieces.num_unsupervised
+    written.num_control += len(pieces.control_tokens)
+    if not written.control_token and pieces.control_tokens:
+        written.control_token = pieces.control_tokens[0]
     examples_N = np.bincount(pieces.record_E, minlength=len(chunk))
     tokens_N = np.bincount(pieces.record_E, pieces.lengths_E, len(chunk))
     for record, examples, tokens in zip(chunk, examples_N, tokens_N, strict=True):
@@ -256,12 +270,6 @@ def _asked(record: LanguageRecord) -> str:
         return record.text
     first = next(n for n, turn in enumerate(record.turns) if turn.role == "assistant")
     return "\n".join(turn.content for turn in record.turns[:first])
-
-
-def _text(record: LanguageRecord) -> str:
-    if isinstance(record, Document):
-        return record.text
-    return "\n".join(turn.content for turn in record.turns)
 
 
 def _encoded(

@@ -1,15 +1,14 @@
 """Conversations through the tokenizer's own chat template, in transformers' sandbox."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.errors import DataError
 from data.records import Conversation, Turn
+from data.tokenizer import json_object, special_tokens
 
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+_STAND_IN = Turn("assistant", "\ue000\ue001\ue000")  # private characters, which no text holds
 _ADVICE = "; use another template: data.template=question_answer or alpaca"
 
 
@@ -21,30 +20,32 @@ class Segment:
         text: As the model reads it.
         supervised: Its tokens are targets.
         ends: The end token follows, supervised as the text is.
+        plain: What reads like a special token in it is text.
     """
 
     text: str
     supervised: bool
     ends: bool = False
+    plain: bool = False
+
+
+class RecordRefused(DataError):
+    """A record the chat template cannot write, or in which it tells no span."""
 
 
 def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     """The chat template beside a tokenizer, if it has one, and the special tokens it may name.
 
     Raises:
-        DataError: The files are no JSON, or hold several templates and none called default.
+        DataError: The files are no JSON, hold something else under these names, or hold several
+            templates and none called default.
     """
     path, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}; save the tokenizer again") from error
-    texts = {name: _text(config.get(name)) for name in _SPECIAL}
-    special = {name: text for name, text in texts.items() if text is not None}
+    special = special_tokens(folder)
     if alone.is_file():
         return alone.read_text(encoding="utf-8"), special
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    template = json_object(path).get("chat_template")
+    if isinstance(template, list) and all(isinstance(each, dict) for each in template):
         named = {str(each.get("name")): each.get("template") for each in template}
         if "default" not in named:
             raise DataError(
@@ -52,54 +53,84 @@ def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
                 " data.template"
             )
         template = named["default"]
-    return (template if isinstance(template, str) else None), special
+    if template is not None and not isinstance(template, str):
+        raise DataError(
+            f"{path}: chat_template must be text, or a list of objects with name and template,"
+            f" found {str(template)[:40]!r}; save the tokenizer again"
+        )
+    return template, special
 
 
 def chat_segments(
-    record: Conversation, template: str, special_tokens: Mapping[str, str]
+    record: Conversation,
+    template: str,
+    special_tokens: Mapping[str, str],
+    markers: Collection[str] = (),
 ) -> list[Segment]:
-    """Prompt and answer of every assistant turn, found by rendering ever more turns.
+    """Prompt and answer of every assistant turn, found by rendering a stand-in for the answer.
 
-    An answer's span holds what the template writes after it up to the end-of-turn marker; blanks
-    behind the marker are context, for generation stops at it. Where a template writes no marker the
-    end token follows.
+    An answer's span ends with the first marker that the template writes after it, for generation
+    stops there; without one, with the text after it; without text, the end token follows. It begins
+    where the generation prompt ends. Where the template has none, the answer's header is context.
+
+    Args:
+        record: Turns are rendered as they stand.
+        template: In jinja.
+        special_tokens: What it may name, such as {"bos_token": "<s>"}.
+        markers: Tokens of the tokenizer that can end a turn.
 
     Raises:
-        DataError: The template fails; it writes today's date; or the text of the first turns is
-            not how the text of all turns begins, so that no span can be told.
+        RecordRefused: The template fails; or the text of the first turns is not how the text of all
+            turns begins, so that no span can be told.
+        DataError: It writes today's date.
     """
     if "strftime_now" in template and "date_string" not in template:
         raise DataError(f"{record.origin}: the chat template writes today's date{_ADVICE}")
     turns = _merged(record.turns)
-    whole = _rendered(record, turns, template, special_tokens, False)
+
+    def rendered(turns: Sequence[Turn], asks: bool = False) -> str:
+        return _rendered(record, turns, template, special_tokens, asks)
+
+    whole = rendered(turns)
     segments, begin = [], 0
     for place, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
-        before = _rendered(record, turns[:place], template, special_tokens, True)
-        upto = _rendered(record, turns[: place + 1], template, special_tokens, False)
-        for text, what in ((before, "before"), (upto, "up to")):
-            _refuse_other_beginning(record, whole, text, place, what)
-        answer = upto[len(before) :]
-        end, ends = _answer_end(answer, turn, record.origin)
-        segments += [Segment(whole[begin : len(before)], supervised=False)]
-        segments += [Segment(answer[:end], supervised=turn.is_learned, ends=ends)]
-        begin = len(before) + end
+        before = rendered(turns[:place], asks=True)
+        header, _, tail = rendered([*turns[:place], _STAND_IN]).partition(_STAND_IN.content)
+        for text, of, what in ((before, header, "before"), (header, whole, "up to")):
+            _refuse_other_beginning(record, of, text, place, what)
+        close, ends = _close(tail, markers)
+        end = len(header) + len(_said(record, whole[len(header) :], turn.content, close))
+        start = len(before)
+        if header[start:].strip() and before == rendered(turns[:place]):
+            start = len(header.rstrip(" "))  # a blank belongs to the word after it
+        segments += [Segment(whole[begin:start], supervised=False)]
+        segments += [Segment(whole[start:end], supervised=turn.is_learned, ends=ends)]
+        begin = end
     return [*segments, Segment(whole[begin:], supervised=False)]
 
 
-def _answer_end(answer: str, turn: Turn, origin: str) -> tuple[int, bool]:
-    """Where the span of an answer ends, and whether the end token has to follow."""
-    content = turn.content.strip()
-    place = answer.find(content)
-    if place < 0:
-        raise DataError(
-            f"{origin}: the chat template changes the answer {content[:40]!r} to"
-            f" {answer[:40]!r}{_ADVICE}"
+def _close(tail: str, markers: Collection[str]) -> tuple[str, bool]:
+    """What of the text after an answer is learned, and whether the end token has to follow."""
+    found = [(tail.find(marker), -len(marker)) for marker in markers if marker in tail]
+    if found:
+        place, length = min(found)
+        return tail[: place - length], False
+    return (tail.rstrip(), False) if tail.strip() else (tail, True)
+
+
+def _said(record: Conversation, text: str, content: str, close: str) -> str:
+    """How a text begins: an answer, which templates may trim, and what closes it."""
+    core, blanks = content.strip(), content[len(content.rstrip()) :]
+    end = len(text) - len(text.lstrip()) + len(core)
+    kept = [n for n in range(len(blanks), -1, -1) if text.startswith(blanks[:n] + close, end)]
+    if not text[:end].endswith(core) or not kept:
+        raise RecordRefused(
+            f"{record.origin}: the chat template changes the answer {(core + close)[:40]!r} to"
+            f" {text[:40]!r}{_ADVICE}"
         )
-    if not answer[place + len(content) :].strip():
-        return len(answer), True
-    return len(answer.rstrip()), False
+    return text[: end + kept[0] + len(close)]
 
 
 def _refuse_other_beginning(
@@ -111,7 +142,7 @@ def _refuse_other_beginning(
         (n for n, (a, b) in enumerate(zip(whole, text, strict=False)) if a != b),
         min(len(whole), len(text)),
     )
-    raise DataError(
+    raise RecordRefused(
         f"{record.origin}: the chat template writes the turns {what} turn {place + 1} otherwise"
         f" alone ({text[same : same + 40]!r}) than in the whole ({whole[same : same + 40]!r}), so"
         f" that no span can be told{_ADVICE}"
@@ -139,7 +170,9 @@ def _rendered(
             **special_tokens,
         )
     except (TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{record.origin}: the chat template fails: {error}{_ADVICE}") from error
+        raise RecordRefused(
+            f"{record.origin}: the chat template fails: {error}{_ADVICE}"
+        ) from error
     return str(rendered[0])
 
 
@@ -152,9 +185,3 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
         else:
             merged.append(turn)
     return merged
-
-
-def _text(token: Any) -> str | None:
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None

@@ -1,14 +1,14 @@
 """Conversations and documents -> token ids, and which of them are to be learned."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data.chat import own_template
+from data.chat import RecordRefused, own_template
 from data.config import DataConfig
 from data.errors import DataError
 from data.readers.reading import escaped
@@ -83,8 +83,12 @@ def encode_language(
         config: template, supervise, seq_length, long_functions, window_overlap. A conversation
             above max_function_bytes is dropped unread; a document of any length is cut.
 
+    Returns:
+        The examples of the records that can be written; which cannot is said in `refused`.
+
     Raises:
-        DataError: A record in which nothing is supervised, or one the template cannot write.
+        DataError: A record in which nothing is supervised, or more than data.max_bad_rows that the
+            chat template cannot write.
     """
     if config.normalize_whitespace != "none":
         raise DataError(
@@ -96,11 +100,15 @@ def encode_language(
             f"data.window_overlap={config.window_overlap} must be below"
             f" data.seq_length={config.seq_length}"
         )
-    segments_N = _rendered(records, tokenizer, config)
-    texts = [segment.text for segments in segments_N for segment in segments or ()]
+    rendered = _rendered(records, tokenizer, config)
+    segments_N, refused = rendered.segments_N, rendered.refused
+    if len(refused) > config.max_bad_rows:
+        raise DataError(list(refused.values())[config.max_bad_rows])
+    flat = [segment for segments in segments_N for segment in segments or ()]
     begins = [not place for segments in segments_N for place in range(len(segments or ()))]
-    ids_S = tokenizer.encode(texts, begins)
-    lengths_N = np.full(len(records), -1, dtype=np.int32)
+    ids_S = tokenizer.encode([s.text for s in flat], begins, [s.plain for s in flat])
+    origins = [record.origin for n, record in enumerate(records) if n not in refused]
+    lengths_N = np.full(len(segments_N), -1, dtype=np.int32)
     kept: list[tuple[int, Tokens, Mask]] = []
     num_unsupervised = 0
     for index, segments in enumerate(segments_N):
@@ -108,14 +116,25 @@ def encode_language(
             continue
         ids, mask = _joined(segments, ids_S, tokenizer)
         if not mask.any():
-            raise DataError(f"{records[index].origin}: nothing in this record is supervised")
+            raise DataError(f"{origins[index]}: nothing in this record is supervised")
         lengths_N[index] = len(ids)
         pieces = cut_supervised(
             ids, mask, config.seq_length, config.long_functions, config.window_overlap
         )
         kept += [(index, piece, learned) for piece, learned in pieces if learned.any()]
         num_unsupervised += sum(not learned.any() for _, learned in pieces)
-    return _pieces(kept, lengths_N, num_unsupervised)
+    return replace(
+        _pieces(kept, lengths_N, num_unsupervised),
+        refused=refused,
+        control_tokens=rendered.control_tokens,
+    )
+
+
+def record_text(record: Conversation | Document) -> str:
+    """What a record itself says, without its template."""
+    if isinstance(record, Document):
+        return record.text
+    return "\n".join(turn.content for turn in record.turns)
 
 
 def cut_supervised(
@@ -228,24 +247,45 @@ def _decoder(path: str) -> "Tokenizer":
     return Tokenizer.from_file(path)
 
 
+@dataclass
+class _Rendered:
+    """Segments of the records that can be written, None where one is too long to be read.
+
+    refused and control_tokens are as in Pieces.
+    """
+
+    segments_N: list[list[Segment] | None] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    control_tokens: list[str] = field(default_factory=list)
+
+
 def _rendered(
     records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: DataConfig
-) -> list[list[Segment] | None]:
-    """Segments of every record; None where it is too long to be read."""
-    chat_template, special = own_template(tokenizer.path.parent)
-    return [_record_segments(record, config, chat_template, special) for record in records]
+) -> _Rendered:
+    own, found = own_template(tokenizer.path.parent), _Rendered()
+    for index, record in enumerate(records):
+        try:
+            segments = _record_segments(record, config, own, tokenizer.markers)
+        except RecordRefused as refusal:
+            found.refused[index] = str(refusal)
+            continue
+        found.segments_N.append(segments)
+        if segments and not segments[0].plain:
+            token = tokenizer.first_special(record_text(record))
+            found.control_tokens += [token] if token else []
+    return found
 
 
 def _record_segments(
     record: Conversation | Document,
     config: DataConfig,
-    chat_template: str | None,
-    special: Mapping[str, str],
+    own: tuple[str | None, Mapping[str, str]],
+    markers: Sequence[str],
 ) -> list[Segment] | None:
     if isinstance(record, Conversation):
         if sum(len(turn.content.encode()) for turn in record.turns) > config.max_function_bytes:
             return None
-        return render(record, config.template, config.supervise, chat_template, special)
+        return render(record, config.template, config.supervise, *own, markers)
     blocks = list(_blocks(record.text))
     return [Segment(block, True, n == len(blocks)) for n, block in enumerate(blocks, 1)]
 

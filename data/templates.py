@@ -1,6 +1,6 @@
 """Records -> text with its supervised spans: what is learned is known by place, never by token."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data.chat import Segment, chat_segments
@@ -106,6 +106,7 @@ def render(
     supervise: str,
     chat_template: str | None = None,
     special_tokens: Mapping[str, str] | None = None,
+    markers: Collection[str] = (),
 ) -> list[Segment]:
     """The text of a record in segments, each supervised whole or not at all.
 
@@ -115,17 +116,18 @@ def render(
         supervise: "answers"; "last_answer", the others being context; "all".
         chat_template: The tokenizer's own, in jinja.
         special_tokens: What it may name, such as {"bos_token": "<s>"}.
+        markers: Tokens of the tokenizer that can end a turn of its chat template.
 
     Raises:
-        DataError: No such template; or a chat template that fails, or of which the text of the
-            first turns is not how the text of all turns begins.
+        DataError: No such template.
+        RecordRefused: A chat template that fails, or that tells no span.
     """
     if isinstance(record, Document):
         return [Segment(record.text, supervised=True, ends=True)]
     name = chosen_template(template, record.kind, chat_template is not None)
     if name == CHAT_TEMPLATE:
         assert chat_template is not None
-        segments = chat_segments(record, chat_template, special_tokens or {})
+        segments = chat_segments(record, chat_template, special_tokens or {}, markers)
     else:
         segments = list(_segments(record.turns, TEMPLATES[name]))
     return [segment for segment in _supervised(segments, supervise) if segment.text or segment.ends]
@@ -157,8 +159,9 @@ def _segments(turns: Sequence[Turn], template: Template) -> Iterator[Segment]:
         if is_first and not opening:
             prompt = template.opening_input if len(users) > 1 else template.opening
         prompt += _question(users, template)
-        yield Segment(prompt, supervised=False)
-        yield Segment(template.answer.format(answer=turn.content), turn.is_learned, ends=True)
+        answer = template.answer.format(answer=turn.content)
+        yield Segment(prompt, supervised=False, plain=True)
+        yield Segment(answer, supervised=turn.is_learned, ends=True, plain=True)
         users, prompt, is_first = [], template.between, False
 
 

@@ -2,8 +2,8 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -141,6 +141,10 @@ class Pieces:
             all of them; -1 where it was not tokenised.
         supervised: Which tokens are targets, parallel to tokens; None for functions.
         num_unsupervised: Examples dropped because the cut left nothing of an answer in them.
+        refused: Place of a record that the chat template cannot write -> why; the other fields
+            count without it.
+        control_tokens: The first special token of every record that writes one in its own text and
+            has it read as such.
     """
 
     tokens: TokenIds
@@ -149,6 +153,8 @@ class Pieces:
     code_lengths_N: npt.NDArray[np.int32]
     supervised: npt.NDArray[np.bool_] | None = None
     num_unsupervised: int = 0
+    refused: Mapping[int, str] = field(default_factory=dict)
+    control_tokens: Sequence[str] = ()
 
 
 def targets_of(

@@ -1,6 +1,7 @@
 """A tokenizer.json as the model's pre-training used it: what begins a text, what ends it."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCH = 1024  # texts per call of the tokenizer
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
 # What puts a blank before a text, by type, and how it is turned off.
 _BLANK_BEFORE: dict[str, dict[str, Any]] = {
@@ -33,6 +35,12 @@ class CodeTokenizer:
         folder: Holds tokenizer.json, and usually tokenizer_config.json.
         end_token: Overrides the end token the files name.
 
+    Attributes:
+        end_token, end_id: What ends a text.
+        begin_token, begin_ids: What stands before every text; empty for most code models.
+        markers: Added tokens that are not blank: one of them ends a turn of a chat template.
+        vocab_size: Above every id.
+
     Raises:
         DataError: No tokenizer.json, or no end token.
     """
@@ -46,7 +54,8 @@ class CodeTokenizer:
             )
         self.path = path
         self._tokenizer, self._inside = _read(path)
-        self.end_token = end_token or _named_end_token(folder) or self._known_end_token()
+        self.end_token = end_token or special_tokens(folder).get("eos_token", "")
+        self.end_token = self.end_token or self._known_end_token()
         end_id = self._tokenizer.token_to_id(self.end_token)
         if end_id is None:
             raise DataError(f"{path}: the end token {self.end_token!r} is not in the vocabulary")
@@ -54,6 +63,11 @@ class CodeTokenizer:
         probe = self._tokenizer.encode("a")
         is_special = probe.special_tokens_mask
         self.begin_ids: list[int] = probe.ids[: is_special.index(0) if 0 in is_special else 0]
+        self.begin_token = self.decode(self.begin_ids)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.markers = [token.content for token in added if token.content.strip()]
+        special = (re.escape(token.content) for token in added if token.special)
+        self._special = re.compile("|".join(sorted(special, reverse=True)) or "(?!)")
         # Not the number of tokens: ids can have gaps.
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -62,29 +76,39 @@ class CodeTokenizer:
         """Tokens that stand around every text."""
         return len(self.begin_ids) + 1
 
-    @property
-    def begin_token(self) -> str:
-        """What stands before every text; "" for most code models."""
-        return self.decode(self.begin_ids)
-
     def encode(
-        self, texts: Sequence[str], begins: Sequence[bool] | None = None
+        self,
+        texts: Sequence[str],
+        begins: Sequence[bool] | None = None,
+        plain: Sequence[bool] | None = None,
     ) -> Iterator[npt.NDArray[np.int32]]:
         """Token ids of each text, with neither begin nor end tokens.
 
         Args:
             texts: Whole texts, or segments of them.
-            begins: Which of them stand at the beginning of a text; None for all.
+            begins: Which of them stand at the beginning of a text; None for all. One that writes
+                the begin token does, too.
+            plain: In which of them what reads like a special token is text; None for none.
         """
         for first in range(0, len(texts), _BATCH):
             chunk = list(texts[first : first + _BATCH])
-            ids = _batch(self._tokenizer, chunk)
-            if begins is not None and self._inside is not self._tokenizer:
-                inside = [n for n in range(len(chunk)) if not begins[first + n]]
-                others = _batch(self._inside, [chunk[n] for n in inside])
-                for n, other in zip(inside, others, strict=True):
-                    ids[n] = other
-            yield from ids
+            places: dict[tuple[bool, bool], list[int]] = {}
+            for n, text in enumerate(chunk):
+                is_plain = plain is not None and plain[first + n]
+                is_begin = begins is None or begins[first + n]
+                is_begin |= not is_plain and self._writes_begin(text)
+                places.setdefault((is_begin, is_plain), []).append(n)
+            ids_N: dict[int, npt.NDArray[np.int32]] = {}
+            for (is_begin, is_plain), group in places.items():
+                tokenizer = self._tokenizer if is_begin else self._inside
+                ids = _batch(tokenizer, [chunk[n] for n in group], is_plain)
+                ids_N.update(zip(group, ids, strict=True))
+            yield from (ids_N[n] for n in range(len(chunk)))
+
+    def first_special(self, text: str) -> str | None:
+        """The first special token that is written in a text."""
+        found = self._special.search(text)
+        return found[0] if found else None
 
     def begun(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """The ids of a text's beginning with the begin tokens, once: templates write them, too."""
@@ -96,6 +120,9 @@ class CodeTokenizer:
         """The text of tokens, special ones included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def _writes_begin(self, text: str) -> bool:
+        return bool(self.begin_token) and text.startswith(self.begin_token)
 
     def _known_end_token(self) -> str:
         for token in _END_TOKENS:
@@ -141,25 +168,46 @@ def _without_blank(part: Any) -> Any:
     return inner | _BLANK_BEFORE.get(str(part.get("type")), {})
 
 
-def _batch(tokenizer: "Tokenizer", texts: list[str]) -> list[npt.NDArray[np.int32]]:
+def _batch(tokenizer: "Tokenizer", texts: list[str], is_plain: bool) -> list[npt.NDArray[np.int32]]:
+    tokenizer.encode_special_tokens = is_plain
     encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
-def _named_end_token(folder: Path) -> str | None:
-    """The eos_token of tokenizer_config.json or special_tokens_map.json, where one is named."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                values = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise DataError(f"{path}: not JSON: {error}; fetch it again") from error
-            if not isinstance(values, dict):
-                raise DataError(f"{path}: must hold a JSON object; fetch it again")
-            token = values.get("eos_token")
-            if isinstance(token, dict):
-                token = token.get("content")
-            if isinstance(token, str):
-                return token
-    return None
+def json_object(path: Path) -> dict[str, Any]:
+    """What a file beside a tokenizer holds; nothing where there is none.
+
+    Raises:
+        DataError: It is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}; fetch it again") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: must hold a JSON object; fetch it again")
+    return values
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that the files beside a tokenizer name, such as {"eos_token": "</s>"}.
+
+    Raises:
+        DataError: A file is no JSON object, or names something that is no token.
+    """
+    named: dict[str, str] = {}
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        values = json_object(path)
+        for name in _NAMED:
+            token = values.get(name)
+            text = token.get("content") if isinstance(token, dict) else token
+            if token is not None and not isinstance(text, str):
+                raise DataError(
+                    f"{path}: {name} must be text or an object with content, found"
+                    f" {str(token)[:40]!r}; save the tokenizer again"
+                )
+            if text is not None:
+                named.setdefault(name, text)
+    return named

@@ -58,6 +58,23 @@ class ReadFacts:
         if sentence not in self.warnings:
             self.warnings.append(sentence)
 
+    def bad(self, message: str, allowed: int) -> None:
+        """Count a row that is passed over.
+
+        Args:
+            message: Where it stands and what is wrong with it.
+            allowed: data.max_bad_rows.
+
+        Raises:
+            DataError: There are more of them.
+        """
+        self.num_bad += 1
+        if self.num_bad > allowed:
+            passed = f"; {allowed} bad rows before it were passed over" if allowed else ""
+            raise DataError(message + passed)
+        if len(self.bad_examples) < _EXAMPLES:
+            self.bad_examples.append(message)
+
 
 @dataclass
 class Reading:
@@ -87,14 +104,7 @@ class Reading:
         Raises:
             DataError: There are more of them than data.max_bad_rows.
         """
-        facts, allowed = self.facts, self.config.max_bad_rows
-        facts.num_bad += 1
-        whole = f"{self.origin(place)}: {message}"
-        if facts.num_bad > allowed:
-            passed = f"; {allowed} bad rows before it were passed over" if allowed else ""
-            raise DataError(whole + passed)
-        if len(facts.bad_examples) < _EXAMPLES:
-            facts.bad_examples.append(whole)
+        self.facts.bad(f"{self.origin(place)}: {message}", self.config.max_bad_rows)
 
     def bad_line(self, place: Place, message: str) -> None:
         """Count a row that never became columns: as a row, and as a bad one."""

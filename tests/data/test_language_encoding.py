@@ -196,6 +196,25 @@ def test_a_record_whose_every_answer_is_context_names_its_origin(tokenizer):
         encode_language([replace(record, turns=tuple(turns))], tokenizer, DataConfig())
 
 
+def test_records_that_the_chat_template_refuses_are_told_apart_up_to_max_bad_rows(tmp_path):
+    picky = CHATML.replace(
+        "{{ m.role }}", "{{ raise_exception('no b') if m.content == 'b' else m.role }}"
+    )
+    tokenizer = byte_tokenizer(tmp_path, chat_template=picky)
+    records = [talk("b", "a", origin="x:1"), talk("a", "c"), talk("d", "b", origin="x:3")]
+    pieces = encode_language(records, tokenizer, DataConfig(max_bad_rows=2))
+    assert {n: why.split(";")[0] for n, why in pieces.refused.items()} == {
+        0: "x:1: the chat template fails: no b",
+        2: "x:3: the chat template fails: no b",
+    }
+    alone = encode_language(records[1:2], tokenizer, DataConfig())
+    for name in ("tokens", "lengths_E", "record_E", "code_lengths_N", "supervised"):
+        assert getattr(pieces, name).tolist() == getattr(alone, name).tolist()
+    for allowed, origin in ((0, "x:1"), (1, "x:3")):
+        with pytest.raises(DataError, match=f"^{origin}: the chat template fails"):
+            encode_language(records, tokenizer, DataConfig(max_bad_rows=allowed))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -53,6 +53,56 @@ def test_valid_and_test_are_held_out_of_train_once_and_by_question(tmp_path):
     assert data.facts["held_out"] == HELD_OUT
 
 
+def chats(folder: Path, rows: list[tuple[str, str]], **config: object) -> Prepared:
+    """Every split is the same rows, under a chat template that refuses the answer "no"."""
+    template = (
+        "{% for m in messages %}{{ raise_exception('no') if m.content == 'no' else m.content }}"
+        "<|im_end|>{% endfor %}"
+    )
+    tokenizer = byte_tokenizer(folder / "tokenizer", chat_template=template)
+    path = write_rows(
+        folder / "chats.jsonl",
+        [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+            for q, a in rows
+        ],
+    )
+    values = dict.fromkeys(("train", "valid", "test"), str(path))
+    values |= {"cache_dir": str(folder / "cache"), "template": "chat_template"}
+    settings = DataConfig.model_validate({"allow_leaks": True, "seq_length": 64} | values | config)
+    return prepare_language(settings, tokenizer.path.parent)
+
+
+def test_a_record_that_the_chat_template_refuses_is_a_bad_row(tmp_path):
+    rows = [(f"say {n}", "no" if n in (3, 7, 1500) else "yes") for n in range(2000)]
+    facts = chats(tmp_path, rows, max_bad_rows=3).facts["splits"]["train"]
+    assert (facts["num_rows"], facts["num_bad"], facts["tokens"]["num_records"]) == (2000, 3, 1997)
+    assert [example.split(";")[0] for example in facts["bad_examples"]] == [
+        f"chats.jsonl:{line}: the chat template fails: no" for line in (4, 8, 1501)
+    ]
+    assert [file["num_records"] for file in facts["files"]] == [1997]
+    with pytest.raises(DataError, match=r"jsonl:1501: the chat .*; 2 bad rows before it were"):
+        chats(tmp_path, rows, max_bad_rows=2)
+    with pytest.raises(DataError, match=r"jsonl:4: the chat template fails"):
+        chats(tmp_path, rows)
+
+
+def test_a_split_of_which_the_chat_template_refuses_all_says_so(tmp_path):
+    with pytest.raises(DataError, match="train: no record left of 2: 0 were blank, 2 were bad"):
+        chats(tmp_path, [("a", "no"), ("b", "no")], max_bad_rows=2)
+
+
+def test_special_tokens_in_the_text_of_records_are_counted_in_a_warning(tmp_path):
+    rows = [("a", "yes"), ("b<|endoftext|>", "<|im_start|>"), ("c", "<|im_end|>")]
+    warning = (
+        "2 records write a special token of the tokenizer in their own text, the first one"
+        " '<|endoftext|>': it acts as the control token; remove it where it is meant as text"
+    )
+    assert warning in chats(tmp_path, rows).facts["splits"]["train"]["warnings"]
+    plain = chats(tmp_path, rows, template="plain").facts["splits"]["train"]["warnings"]
+    assert not [sentence for sentence in plain if "special token" in sentence]
+
+
 def test_questions_that_differ_in_blanks_alone_stay_together(tmp_path):
     """Leaks are found whitespace apart, so a split that tore them apart would be refused."""
     rows = pairs(200) + [row | {"instruction": f"{row['instruction']}\n"} for row in pairs(200)]

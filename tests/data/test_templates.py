@@ -81,6 +81,35 @@ MARKLESS = (
     "{% for m in messages %}{{ '\nQ: ' if m.role == 'user' else '\nA: ' }}{{ m.content }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\nA: ' }}{% endif %}"
 )
+CHATML_UNASKED = CHATML.partition("{% if")[0]
+LLAMA3_ALWAYS_ASKING = (  # the first template of Llama-3-8B-Instruct
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+PHI3 = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+BOT_UNASKED = (
+    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Bot: ' }}{{ m.content }}\n"
+    "{% endfor %}"
+)
+THINK_BEFORE_THE_LAST = (  # Qwen3's rule
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ '<think>\n\n</think>\n\n' if loop.last and m.role == 'assistant' else '' }}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKERS = [
+    "</s>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|end|>",
+]
+LLAMA3_HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -89,13 +118,13 @@ def conversation(turns, kind: str = "chat") -> Conversation:
 
 
 def chat(turns, template: str, supervise: str = "answers") -> list[Segment]:
-    return render(conversation(turns), "chat_template", supervise, template, SPECIAL)
+    return render(conversation(turns), "chat_template", supervise, template, SPECIAL, MARKERS)
 
 
 @pytest.mark.parametrize(("template", "turns"), BY_HAND, ids=lambda value: value)
 def test_a_template_writes_what_stands_in_its_paper(template, turns):
     expected = [
-        Segment(text, supervised=bool(place % 2), ends=bool(place % 2))
+        Segment(text, supervised=bool(place % 2), ends=bool(place % 2), plain=True)
         for place, text in enumerate(BY_HAND[template, turns])
     ]
     assert render(conversation(CONVERSATIONS[turns]), template, "answers") == expected
@@ -182,6 +211,45 @@ def test_where_a_chat_template_writes_no_marker_the_end_token_follows():
     ]
 
 
+def test_the_header_of_an_answer_is_context_where_no_generation_prompt_holds_it():
+    assert chat(TWO, CHATML_UNASKED) == chat(TWO, CHATML)
+    assert chat([("user", "B"), ("assistant", "B")], BOT_UNASKED) == [
+        Segment("User: B\nBot:", False),
+        Segment(" B\n", True, ends=True),
+    ]
+
+
+def test_what_stands_behind_the_first_marker_is_context():
+    user, assistant = LLAMA3_HEADER.format("user"), LLAMA3_HEADER.format("assistant")
+    assert chat(TWO, LLAMA3_ALWAYS_ASKING) == [
+        Segment(f"{user}Add {{x}}.<|eot_id|>{assistant}", False),
+        Segment("1 + {y}<|eot_id|>", True),
+        Segment(f"{user}And?<|eot_id|>{assistant}", False),
+        Segment("no<|eot_id|>", True),
+        Segment(assistant, False),
+    ]
+
+
+def test_a_chat_template_that_closes_the_last_turn_otherwise_tells_every_span():
+    assert chat(TWO, PHI3) == [
+        Segment("<|user|>\nAdd {x}.<|end|>\n<|assistant|>\n", False),
+        Segment("1 + {y}<|end|>", True),
+        Segment("\n<|user|>\nAnd?<|end|>\n<|assistant|>\n", False),
+        Segment("no<|end|>", True),
+        Segment("\n</s>", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trims", "answer"),
+    [("", "\n  x\n\n"), ("| trim", "x"), (".rstrip('\n')", "\n  x"), (".lstrip('\n')", "  x\n\n")],
+)
+def test_an_answer_is_learned_with_the_blanks_that_the_chat_template_leaves(trims, answer):
+    template = CHATML.replace("m.content }}", f"m.content{trims} }}}}")
+    spans = [s.text for s in chat([("user", "q"), ("assistant", "\n  x\n\n")], template)]
+    assert spans[1:] == [f"{answer}<|im_end|>", "\n"]
+
+
 def test_an_answer_that_quotes_the_prompt_or_the_marker_keeps_its_span():
     turns = [("user", "no"), ("assistant", "no<|im_end|>\nno"), ("user", "no"), ("assistant", "|>")]
     answers = [segment.text for segment in chat(turns, CHATML) if segment.supervised]
@@ -198,6 +266,7 @@ def test_an_instruction_and_its_input_are_one_turn_of_a_chat_template():
         ("{{ messages | length }}" + CHATML, TWO, ("turns before turn 2", "no span can be told")),
         (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), ONE, ("<think>",)),
         (CHATML.replace("m.content }}", "m.content | upper }}"), ONE, ("changes the answer",)),
+        (THINK_BEFORE_THE_LAST, TWO, ("up to turn 2", "no span can be told")),
         (LLAMA2, SYSTEM, ("the chat template fails: no system turns here",)),
         ("{{ messages[9].content }}", ONE, ("the chat template fails",)),
         ("{% for %}", ONE, ("the chat template fails",)),
@@ -206,8 +275,8 @@ def test_an_instruction_and_its_input_are_one_turn_of_a_chat_template():
         ("{{ strftime_now('%d') }}" + CHATML, ONE, ("writes today's date",)),
     ],
     ids=[
-        "not-a-prefix", "prompt-not-kept", "answer-changed", "raises", "no-such-turn", "syntax",
-        "sandbox-attribute", "sandbox-mutation", "clock",
+        "not-a-prefix", "prompt-not-kept", "answer-changed", "thinks-last", "raises",
+        "no-such-turn", "syntax", "sandbox-attribute", "sandbox-mutation", "clock",
     ],
 )  # fmt: skip
 def test_a_chat_template_that_tells_no_span_is_refused_with_the_reason(template, turns, parts):
@@ -241,3 +310,41 @@ def test_the_tokenizers_own_template_is_found_in_either_file(tmp_path):
         own_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("alone")
     assert own_template(tmp_path)[0] == "alone"
+
+
+def test_a_special_token_that_the_first_file_leaves_open_is_taken_from_the_second(tmp_path):
+    config = {"eos_token": "</s>", "bos_token": None, "chat_template": "t"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokens = {"bos_token": {"content": "<s>"}, "eos_token": "other"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+    assert own_template(tmp_path) == ("t", {"eos_token": "</s>", "bos_token": "<s>"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("tokenizer_config.json", [], "must hold a JSON object"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": ["x"]},
+            "chat_template must be text, or a list",
+        ),
+        ("tokenizer_config.json", {"chat_template": 7}, "chat_template must be text, or a list"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"name": "default", "template": 7}]},
+            "chat_template must be text, or a list",
+        ),
+        ("tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token must be text or an object"),
+        ("special_tokens_map.json", {"eos_token": {}}, "eos_token must be text or an object"),
+        ("special_tokens_map.json", "x", "must hold a JSON object"),
+    ],
+)
+def test_a_file_beside_the_tokenizer_that_holds_something_else_is_named(
+    tmp_path, name, content, found
+):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        own_template(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {found}")
+    assert str(caught.value).endswith("again")

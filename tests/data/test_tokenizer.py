@@ -16,6 +16,7 @@ from data.errors import DataError
 from data.language import encode_language, show_example
 from data.readers.conversations import sample_conversation
 from data.records import CodeSample
+from data.templates import TEMPLATES, render
 from data.tokenizer import CodeTokenizer
 from trainer.evaluation.prompts import asked_ids, first_prompts
 
@@ -34,6 +35,12 @@ LLAMA_CHAT = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}"
     " [/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
+
+LLAMA2_CHAT = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+CHATML_UNASKED = "{% for m in messages %}#{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
 
 
 def llama_tokenizer(folder: Path, blank: str, **config: object) -> CodeTokenizer:
@@ -143,6 +150,52 @@ def test_a_chat_template_that_writes_the_begin_token_does_not_double_it(tmp_path
     tokens = encode_language([talk("a", "b")], tokenizer, DataConfig()).tokens.tolist()
     assert tokens.count(0) == 1
     assert tokens[0] == 0
+
+
+@pytest.mark.parametrize("blank", sorted(BLANKS))
+def test_turns_that_write_the_begin_token_are_tokenised_as_the_library_does(tmp_path, blank):
+    tokenizer = llama_tokenizer(tmp_path, blank, chat_template=LLAMA2_CHAT)
+    tokens = encode_language([talk("a", "b", "c", "d")], tokenizer, DataConfig()).tokens.tolist()
+    first, second = (f"{BEGIN}[INST] {q} [/INST] {a} {END}" for q, a in ("ab", "cd"))
+    library = Tokenizer.from_file(str(tokenizer.path))
+    assert tokens == library.encode(first + second, add_special_tokens=False).ids
+
+
+def test_an_empty_prompt_is_what_stands_before_every_text(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path, "nobody")
+    assert asked_ids("", "alpaca", tokenizer, DataConfig(template="plain")) == [0]
+
+
+def test_a_prompt_holds_the_header_that_no_generation_prompt_has(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path, "nobody", chat_template=CHATML_UNASKED)
+    asked = asked_ids("a b", "chat", tokenizer, DataConfig())
+    assert asked == whole(tokenizer, f"#user\na b{END}\n#assistant\n")
+
+
+@pytest.mark.parametrize("said", [f"Use {BEGIN}old{END} new", BEGIN, f"{END}x", f"{BEGIN}{BEGIN}"])
+def test_a_special_token_written_in_a_record_of_a_fixed_template_is_text(tokenizer, said):
+    record = talk(said, said, kind="prompt_completion")
+    for template in TEMPLATES:
+        config = DataConfig(template=template)
+        pieces = encode_language([record], tokenizer, config)
+        tokens = pieces.tokens.tolist()
+        assert [n for n in tokens if n <= 1] == [0, 1]  # before the text and after the answer
+        assert (tokens[0], tokens[-1], pieces.control_tokens) == (0, 1, [])
+        text = tokenizer.decode(tokens).replace("▁", " ").removeprefix(BEGIN).removesuffix(END)
+        parts = [segment.text for segment in render(record, template, "answers")]
+        assert text.strip() == "".join(parts).strip()
+        asked = asked_ids(said, "prompt_completion", tokenizer, config)
+        assert asked == tokens[: int(np.argmax(pieces.supervised))]
+
+
+def test_in_texts_and_chat_templates_a_special_token_acts_and_is_counted(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path, "nobody", chat_template=LLAMA2_CHAT)
+    records = [document(f"a{END}b{BEGIN}"), document("a"), talk("a", f"b{BEGIN}"), talk("c", "d")]
+    pieces = encode_language(records, tokenizer, DataConfig())
+    text, _, chat, _ = np.split(pieces.tokens, np.cumsum(pieces.lengths_E)[:-1])
+    assert text.tolist() == [*whole(tokenizer, f"a{END}b{BEGIN}"), 1]
+    assert [n for n in chat.tolist() if n <= 1] == [0, 0, 1]
+    assert pieces.control_tokens == [END, BEGIN]
 
 
 def test_an_example_is_shown_as_its_text(tokenizer):

@@ -7,7 +7,7 @@ from data.config import DataConfig
 from data.prepare import Prepared
 from data.readers.conversations import QUESTION
 from data.records import Conversation, Turn
-from data.templates import render
+from data.templates import Segment, render
 from data.tokenization import ExampleSet
 from data.tokenizer import CodeTokenizer
 from trainer.config import RunConfig
@@ -48,18 +48,20 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         tokenizer: Encodes; the files beside it hold its chat template.
         config: template.
     """
-    parts = [text]
+    parts = [Segment(text, supervised=False)]
     if kind != "text":
         asked = [QUESTION, text] if kind == "vulnerability" else [text]
         turns = (*(Turn("user", said) for said in asked), Turn("assistant", "answer"))
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
-        chat_template, special = own_template(tokenizer.path.parent)
-        segments = render(record, config.template, "answers", chat_template, special)
+        own = own_template(tokenizer.path.parent)
+        segments = render(record, config.template, "answers", *own, tokenizer.markers)
         first = next(n for n, segment in enumerate(segments) if segment.supervised)
-        parts = [segment.text for segment in segments[:first]]
-    ids_S = list(tokenizer.encode(parts, [not place for place in range(len(parts))]))
-    ids_S[:1] = map(tokenizer.begun, ids_S[:1])
-    return [token for ids in ids_S for token in ids.tolist()]
+        parts = segments[:first]
+    begins = [not place for place in range(len(parts))]
+    texts, plain = [part.text for part in parts], [part.plain for part in parts]
+    ids_S = tokenizer.encode(texts, begins, plain)
+    first_ids = tokenizer.begun(next(ids_S, np.zeros(0, np.int32)))  # nothing may be asked
+    return [token for ids in [first_ids, *ids_S] for token in ids.tolist()]
 
 
 def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt]:
