@@ -78,6 +78,8 @@ def test_a_setting_of_one_method_changes_its_cells_alone(base, tmp_path):
         ({"methods": ("full", "full")}, "--methods full full: one stands twice"),
         ({"models": (MODEL, MODEL)}, "two are named model; write NAME=FOLDER"),
         ({"models": (f"a b={MODEL}",)}, "'a b' cannot name"),
+        ({"models": (MODEL, "run.output_dir=X")}, "^--models run.output_dir=X: .* behind RECIPE"),
+        ({"methods": ("full", "optim.lr=1")}, "^--methods optim.lr=1: .* right behind RECIPE"),
         # What one method alone cannot do is said before another has run for hours.
         (
             {"overrides": ("tuning.modules_to_save=[wte]",)},
