@@ -89,7 +89,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
 ):
     results = [read_result(cell) for cell in finished]
     failure = Failure("qlora/small/seed-0", 4, ("error: no weights",), Path("seed-0.txt"))
-    missing = ["qlora/small/seed-0", "qlora/large/seed-0"]
+    missing = {"qlora/small/seed-0": "no", "qlora/large/seed-0": "has no report yet"}
     compared = compare(results, "instruction")
     page = write_report(tmp_path / "report", compared, [failure], missing)
     text = page.read_text()
@@ -103,7 +103,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     assert "- training time: ia3 on small, ptuning on small, lora on small" in text
     assert "qlora/small/seed-0: exit code 4; all it printed: `seed-0.txt`" in text
     assert "    error: no weights\n" in text
-    assert "Not run yet, or stopped: qlora/large/seed-0" in text
+    assert "\n- qlora/large/seed-0: has no report yet\n" in text
     pictures = sorted(path.name for path in page.parent.glob("*.png"))
     assert len(pictures) == 6
     for name in pictures:
