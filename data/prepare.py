@@ -157,12 +157,22 @@ def open_splits(
     Raises:
         DataError: A file or a row that cannot be read.
     """
+    sources = _sources(config, language)
     if language:
-        prepared = _open(config, language_sources(config), tokenizer_folder, RecordSource, progress)
+        prepared = _open(config, sources, tokenizer_folder, RecordSource, progress)
         return replace(prepared, facts=prepared.facts | _asked(config, ()))
-    sources = {name: Source((split_path(config, name),)) for name in SPLITS}
     prepared = _open(config, sources, tokenizer_folder, CodeSample, progress)
     return replace(prepared, facts=prepared.facts | _asked(config, config.leak_groups))
+
+
+def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) -> dict[str, str]:
+    """What `Prepared.digests` is of a recipe, from its files alone: nothing is tokenised.
+
+    Raises:
+        DataError: A split that is not there.
+        OSError: No tokenizer.json.
+    """
+    return _digests(_sources(config, language), tokenizer_folder / "tokenizer.json", language)
 
 
 def language_sources(config: DataConfig) -> dict[str, Source]:
@@ -242,6 +252,12 @@ def _asked(config: DataConfig, leak_groups: Sequence[str]) -> dict[str, Any]:
     return {"leak_groups": list(leak_groups), "leaks_allowed": config.allow_leaks}
 
 
+def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
+    if language:
+        return language_sources(config)
+    return {name: Source((split_path(config, name),)) for name in SPLITS}
+
+
 def _open(
     config: DataConfig,
     sources: Mapping[str, Source],
@@ -251,12 +267,7 @@ def _open(
 ) -> Prepared:
     """Splits from the cache, which is filled first where it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    by_paths = {paths: sources_digest(paths) for paths in {s.paths for s in sources.values()}}
-    digests = {name: by_paths[source.paths] for name, source in sources.items()}
-    digests = {"tokenizer": source_digest(tokenizer.path), **digests}
-    if kind is RecordSource:
-        template = json.dumps(own_template(tokenizer.path.parent))
-        digests["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
+    digests = _digests(sources, tokenizer.path, kind is RecordSource)
     content = {
         "digests": digests,
         # they stand in every origin
@@ -288,6 +299,16 @@ def _open(
         for name in sources
     }
     return Prepared(splits, tokenizer, facts | {"cache": str(entry)})
+
+
+def _digests(sources: Mapping[str, Source], tokenizer_file: Path, language: bool) -> dict[str, str]:
+    by_paths = {paths: sources_digest(paths) for paths in {s.paths for s in sources.values()}}
+    digests = {name: by_paths[source.paths] for name, source in sources.items()}
+    digests = {"tokenizer": source_digest(tokenizer_file), **digests}
+    if language:
+        template = json.dumps(own_template(tokenizer_file.parent))
+        digests["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
+    return digests
 
 
 def _open_split(

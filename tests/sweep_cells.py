@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from data.prepare import data_digests
+from trainer.models.files import base_digest
 from trainer.sweep.grid import Cell, Request, expand
 
 NUM_LOGGED = 20  # a final train loss is the mean of the last two
@@ -27,11 +29,12 @@ def write_cell(
     accuracy: float = 0.5,
     seconds: float = 10.0,
     memory_gib: float = 1.0,
-    digest: str = "d",
+    digest: str | None = None,
 ) -> None:
     """What a finished language run leaves, as far as a sweep reads it.
 
-    The train loss is `test_loss` + 1 - 1/20, + 1 at its last two logged steps.
+    The train loss is `test_loss` + 1 - 1/20, + 1 at its last two logged steps. `digest`: of its
+    training file, where that is to be another than the recipe's.
     """
     folder = cell.config.output_dir
     losses = [test_loss + 2 - step / NUM_LOGGED for step in range(1, NUM_LOGGED + 1)]
@@ -56,7 +59,11 @@ def write_cell(
         "interval": [test_loss - 0.1, test_loss + 0.1],
         "token_accuracy": accuracy,
     }
-    digests = {f"sha256_{split}": digest for split in ("train", "valid", "test")}
+    _json(folder / "adapter" / "focaltune.json", {"base_sha256": base_digest(cell.config)})
+    data, tokenizer = cell.config.data, cell.config.tokenizer_folder
+    found = data_digests(data, tokenizer, language=True)
+    digests = {f"sha256_{name}": value for name, value in found.items()}
+    digests |= {} if digest is None else {"sha256_train": digest}
     report = {
         "predictors": {"model": model, "before training": {"loss": 9.0}},
         "facts": {"steps": NUM_LOGGED, **digests},

@@ -1,6 +1,6 @@
 """Which checkpoint a run continues from, and whether it may."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from trainer.run_folder import CHECKPOINTS
 from trainer.state import TrainState
 
 # Sections whose change makes another run of it; the others say where and how, not what.
-_DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
+DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
 _FREE = {
     # Paths may move: the digests of what they hold are compared instead.
     "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
@@ -116,11 +116,13 @@ def refuse_other_run(
     return [f"accepted change {line}" for line in changes]
 
 
-def config_changes(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Decisive keys that differ, as "optim.lr: 0.001 -> 0.002"."""
+def config_changes(
+    saved: Mapping[str, Any], given: Mapping[str, Any], sections: Sequence[str] = DECISIVE
+) -> list[str]:
+    """Decisive keys of these sections that differ, as "optim.lr: 0.001 -> 0.002"."""
     pairs = [
         (f"{section}.{key}", saved.get(section, {}).get(key), value)
-        for section in _DECISIVE
+        for section in sections
         for key, value in given[section].items()
     ]
     for section, key in (("run", "seed"), ("engine", "precision")):

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,28 @@ class RunLock:
 
     Args:
         folder: The run folder, which exists.
+        name: Of the file in it that is locked; it names the holder.
+        user: What holds such a folder, for people.
 
     Raises:
         MachineError: Another live run holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / LOCK).open("a+")
+    def __init__(self, folder: Path, name: str = LOCK, user: str = "run") -> None:
+        self._file = (folder / name).open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read()
             self._file.close()
             raise MachineError(
-                f"{folder}: another run is writing here; wait for it, end it, or choose another"
-                " run.output_dir"
+                f"{folder}: another {user} is writing here ({holder}); wait for it, end it, or"
+                " choose another run.output_dir"
             ) from error
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
 
     def release(self) -> None:
         """Let the next run in."""

@@ -1,15 +1,20 @@
 """The cells of a grid: their folders, their recipes, and what is refused before the first runs."""
 
+import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
 from conftest import SAMPLES
 from sweep_cells import cells_of, write_cell
 
-from trainer.errors import ConfigError
-from trainer.sweep.grid import Request, expand
-from trainer.sweep.running import is_finished, train_command
+from trainer.errors import ConfigError, MachineError
+from trainer.run_folder import RunLock
+from trainer.sweep.finished import unfinished
+from trainer.sweep.grid import Cell, Request, expand
+from trainer.sweep.running import train_command
+from trainer.sweep.sweep import run_sweep
 
 MODEL = str(SAMPLES / "model")
 
@@ -78,6 +83,8 @@ def test_a_setting_of_one_method_changes_its_cells_alone(base, tmp_path):
         ({"methods": ("full", "full")}, "--methods full full: one stands twice"),
         ({"models": (MODEL, MODEL)}, "two are named model; write NAME=FOLDER"),
         ({"models": (f"a b={MODEL}",)}, "'a b' cannot name"),
+        ({"models": (MODEL, "run.output_dir=X")}, "^--models run.output_dir=X: .* behind RECIPE"),
+        ({"methods": ("full", "optim.lr=1")}, "^--methods optim.lr=1: .* right behind RECIPE"),
         # What one method alone cannot do is said before another has run for hours.
         (
             {"overrides": ("tuning.modules_to_save=[wte]",)},
@@ -93,16 +100,116 @@ def test_what_cannot_run_is_refused_before_the_first_cell(base, asked, message):
 
 def test_a_cell_is_finished_when_its_report_is_of_a_whole_run_with_these_settings(base, tmp_path):
     _, [cell] = cells_of(base, tmp_path, ("lora",), (MODEL,), 1)
-    assert not is_finished(cell)  # nothing there
+    assert unfinished(cell) == "has no report yet"
     write_cell(cell, 1.0)
-    assert is_finished(cell)
+    assert unfinished(cell) is None
 
-    optim = cell.config.optim.model_copy(update={"lr": 1e-3})
-    assert not is_finished(replace(cell, config=cell.config.model_copy(update={"optim": optim})))
+    config = cell.config
+    optim = config.optim.model_copy(update={"lr": 1e-3})
+    other_rate = replace(cell, config=config.model_copy(update={"optim": optim}))
+    assert unfinished(other_rate) == "was run with other settings (optim.lr: 0.0002 -> 0.001)"
+    scored = config.eval.model_copy(update={"interval": 5})
+    other_eval = replace(cell, config=config.model_copy(update={"eval": scored}))
+    assert unfinished(other_eval) == "was run with other settings (eval.interval: epoch -> 5)"
 
-    report = cell.config.output_dir / "report" / "test.json"
-    started = (cell.config.output_dir / "config.yaml").stat().st_mtime_ns
-    os.utime(report, ns=(started - 1, started - 1))  # begun again since, and not ended
-    assert not is_finished(cell)
-    report.write_text("{")
-    assert not is_finished(cell)
+    report = config.output_dir / "report" / "test.json"
+    started = (config.output_dir / "config.yaml").stat().st_mtime_ns
+    os.utime(report, ns=(started - 1, started - 1))
+    assert str(unfinished(cell)).startswith("has begun again since its report")
+
+
+def test_a_cell_of_another_base_or_other_data_is_not_finished_wherever_these_lie(base, tmp_path):
+    places = {name: shutil.copytree(SAMPLES / "model", tmp_path / name / "m") for name in "abc"}
+    for name in ("data", "moved", "other"):
+        (tmp_path / name).mkdir()
+        for split in ("train", "valid", "test"):
+            shutil.copy(SAMPLES / f"{split}.jsonl.gz", tmp_path / name)
+    shutil.copy(SAMPLES / "valid.jsonl.gz", tmp_path / "other" / "test.jsonl.gz")
+    config = places["b"] / "config.json"
+    config.write_text(config.read_text().replace('"n_layer": 2', '"n_layer": 3'))
+    (places["c"] / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+    def cell(model: str, data: str) -> Cell:
+        keys = (f"run.output_dir={tmp_path / 'grid'}", f"data.path={tmp_path / data}")
+        keys += ("task.name=instruction", "data.packing=false")
+        [found] = expand(Request(base, keys, ("lora",), (str(places[model]),)))[1]
+        return found
+
+    first = cell("a", "data")
+    write_cell(first, 1.0)
+    assert unfinished(first) is None
+    assert unfinished(cell("a", "moved")) is None
+    assert cell("b", "data").config.output_dir == first.config.output_dir
+    assert unfinished(cell("b", "data")) == "was run with another base"
+    assert unfinished(cell("c", "data")) == "was run with another chat_template"
+    assert unfinished(cell("a", "other")) == "was run with another test"
+    assert unfinished(cell("b", "other")) == "was run with another base, test"
+    assert "does not exist" in str(unfinished(cell("a", "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", ""),
+        ("config.yaml", "run: ["),
+        ("plan.json", ""),
+        ("plan.json", None),
+        ("plan.json", '{"steps": 4}'),
+        ("log.jsonl", ""),
+        ("log.jsonl", '{"kind": "train"}\n'),
+        ("report/test.json", "{"),
+        ("report/test.json", '{"facts": 4}'),
+        ("adapter/focaltune.json", "[]"),
+        ("adapter/focaltune.json", None),
+    ],
+)
+def test_a_damaged_file_leaves_its_own_cell_unfinished_and_the_others_are_reported(
+    base, tmp_path, capsys, name, text
+):
+    root, cells = cells_of(base, tmp_path / "grid", ("lora", "ia3"), (MODEL,), 1)
+    for cell in cells:
+        write_cell(cell, 1.0)
+    path = cells[0].config.output_dir / name
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+        report = cells[0].config.output_dir / "report" / "test.json"
+        report.touch()
+    run_sweep(root, cells, None, None)
+    assert "1 of 2 cells are not finished; the report says why" in capsys.readouterr().out
+    page = (root / "report" / "report.md").read_text()
+    assert f"- lora/model/seed-0: {path} is missing or damaged" in page
+    assert "| ia3 |" in page
+    assert "| lora |" not in page
+
+
+def test_what_a_file_lacks_is_named(base, tmp_path):
+    _, [cell] = cells_of(base, tmp_path, ("lora",), (MODEL,), 1)
+    write_cell(cell, 1.0)
+    path = cell.config.output_dir / "report" / "test.json"
+    facts = json.loads(path.read_text())["facts"]
+    path.write_text(json.dumps({"facts": facts}))
+    assert f"{path} is missing or damaged (KeyError('predictors'))" in str(unfinished(cell))
+    write_cell(cell, 1.0)
+    (cell.config.output_dir / "log.jsonl").unlink()
+    assert "(ValueError('no step is logged'))" in str(unfinished(cell))
+
+
+def test_a_report_of_nothing_is_refused(base, tmp_path):
+    root, cells = cells_of(base, tmp_path / "grid", ("lora", "ia3"), (MODEL,), 1)
+    with pytest.raises(ConfigError, match=f"no cell is finished with these settings under {root}"):
+        run_sweep(root, cells, None, None)
+    assert not root.exists()
+
+
+def test_two_sweeps_do_not_run_in_one_folder_and_a_report_may_be_made_meanwhile(base, tmp_path):
+    root, cells = cells_of(base, tmp_path / "grid", ("lora",), (MODEL,), 1)
+    write_cell(cells[0], 1.0)
+    held = RunLock(root, ".sweep.lock", "sweep")
+    with pytest.raises(MachineError, match=rf"another sweep .*\(process {os.getpid()} on "):
+        run_sweep(root, cells, base, None)
+    assert not (root / "report").exists()
+    run_sweep(root, cells, None, None)
+    held.release()
+    run_sweep(root, cells, base, None)  # all is finished
+    run_sweep(root, cells, base, None)  # and the folder was let go

@@ -2,12 +2,14 @@
 
 import csv
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import SAMPLES
 from sweep_cells import cells_of, write_cell
 
+from trainer.sweep.answer import limit_lines
 from trainer.sweep.findings import compare, orders, relations
 from trainer.sweep.report import write_report
 from trainer.sweep.results import final_loss, read_result
@@ -89,7 +91,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
 ):
     results = [read_result(cell) for cell in finished]
     failure = Failure("qlora/small/seed-0", 4, ("error: no weights",), Path("seed-0.txt"))
-    missing = ["qlora/small/seed-0", "qlora/large/seed-0"]
+    missing = {"qlora/small/seed-0": "no", "qlora/large/seed-0": "has no report yet"}
     compared = compare(results, "instruction")
     page = write_report(tmp_path / "report", compared, [failure], missing)
     text = page.read_text()
@@ -103,7 +105,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     assert "- training time: ia3 on small, ptuning on small, lora on small" in text
     assert "qlora/small/seed-0: exit code 4; all it printed: `seed-0.txt`" in text
     assert "    error: no weights\n" in text
-    assert "Not run yet, or stopped: qlora/large/seed-0" in text
+    assert "\n- qlora/large/seed-0: has no report yet\n" in text
     pictures = sorted(path.name for path in page.parent.glob("*.png"))
     assert len(pictures) == 6
     for name in pictures:
@@ -135,3 +137,26 @@ def test_one_size_and_one_cell_still_make_a_report(finished, tmp_path):
     text = write_report(tmp_path / "report", compared).read_text()
     assert "Not answered: it takes 3 methods or more" in text
     assert "Too few cells" in text
+
+
+def test_one_seed_gives_no_interval_and_tells_no_methods_apart(finished, tmp_path):
+    results = [read_result(cell) for cell in finished if cell.seed == 0]
+    text = write_report(tmp_path / "report", compare(results, "instruction")).read_text()
+    assert "**Not shown: there is one seed.**" in text
+    assert "is +0.60 (5 methods, p = 0.2333 against random orders)" in text
+    assert "Of 10 pairs of methods, 8 keep their order. The best" in text
+    assert "over seeds (" not in text
+    assert "told apart" not in text
+    assert "| small -> large | +0.60 | " in text
+
+
+def test_the_report_says_whether_a_seed_also_draws_the_base(finished):
+    results = [read_result(cell) for cell in finished]
+    drawn = " ".join(limit_lines(compare(results, "instruction")))
+    assert "new weights and the base, which is random for small, large;" in drawn
+    mixed = [replace(r, is_base_random=r.model == "small") for r in results]
+    lines = " ".join(limit_lines(compare(mixed, "instruction")))
+    assert "new weights and the base, which is random for small;" in lines
+    loaded = [replace(r, is_base_random=False) for r in results]
+    lines = " ".join(limit_lines(compare(loaded, "instruction")))
+    assert "the order of the data and new weights, not the base;" in lines

@@ -81,6 +81,11 @@ def test_the_interval_over_seeds_is_the_value_itself_where_seeds_agree_and_wider
     assert seed_interval(turned_MS, x_MS, kendall) == pytest.approx((1 / 3, 1.0))
 
 
+def test_one_seed_has_no_interval_over_seeds():
+    x_M1 = np.array([[1.0], [2.0], [3.0]])
+    assert seed_interval(x_M1, x_M1, kendall) is None
+
+
 def test_pairs_of_methods_are_apart_where_their_seeds_do_not_overlap_on_either_size():
     x_MS = np.array([[1.0, 2.0], [1.5, 3.0], [4.0, 5.0], [6.0, 7.0]])  # the first two overlap
     y_MS = np.array([[1.0, 1.1], [2.0, 2.1], [4.0, 4.1], [3.0, 3.1]])  # the last two turn round

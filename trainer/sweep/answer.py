@@ -1,8 +1,10 @@
 """What may be said from a sweep, in words, and what may not."""
 
+from collections.abc import Sequence
 from math import comb
 
-from trainer.sweep.findings import FEWEST, Comparison, Order
+from trainer.sweep.findings import FEWEST, Comparison, Order, models_of
+from trainer.sweep.results import Result
 
 _SURE = 0.05
 _FEW_SEEDS = 5
@@ -30,20 +32,18 @@ def answer_lines(comparison: Comparison) -> list[str]:
         f"**{verdict(order)}** Kendall's tau of the orders by {loss_name} on {order.model} and on"
         f" {order.other} is {order.tau:+.2f}{_interval(order)} ({len(order.methods)} methods,"
         f" p = {order.p:.4f} against random orders).",
-        f"Of {order.num_pairs} pairs of methods, {order.num_apart} are told apart on both sizes"
-        f" (the seeds of one lie wholly below those of the other); {order.num_kept} of these"
-        f" {order.num_apart} keep their order. {regret}",
+        f"{_pairs(order)} {regret}",
         _trust(order.num_seeds),
     ]
 
 
 def verdict(order: Order) -> str:
     """Yes, no or not shown: by the interval over seeds and by chance among so few methods."""
+    if order.num_seeds == 1:
+        return "Not shown: there is one seed."
     if order.tau_interval is None or order.p is None:
         return "Not shown."
     low, high = order.tau_interval
-    if order.num_seeds == 1:
-        return "Not shown: there is one seed."
     if order.p > _SURE or low <= 0 <= high:
         return (
             "Not shown: with so few methods, or so much difference between seeds, this could be"
@@ -64,8 +64,8 @@ def limit_lines(comparison: Comparison) -> list[str]:
         " data, these steps and the one learning rate of each method: another rate can reorder"
         " methods more than size does.",
         f"{num_seeds} seed{'s' * (num_seeds != 1)} a cell: [lowest, highest] is no interval of"
-        " confidence. Seeds change the order of the data and new weights, not the base; the train"
-        " losses of two seeds are of other rows.",
+        f" confidence. Seeds change {_changed_by_seeds(results)}; the train losses of two seeds"
+        " are of other rows.",
         "All cells are scored on the same test records. What other records would say is in no"
         " interval here; the interval of each cell over its records stands in report.csv.",
         "Time is of this machine and of whatever else ran on it. On a CPU, measured memory is that"
@@ -86,6 +86,26 @@ def limit_lines(comparison: Comparison) -> list[str]:
         lines.append("**Cells were trained for different numbers of steps.**")
     incomplete = len(results) < len(comparison.methods) * len(sizes) * num_seeds
     return lines + (["Cells are missing; means are over those there are."] * incomplete)
+
+
+def _changed_by_seeds(results: Sequence[Result]) -> str:
+    """What run.seed draws: the base too, where a model has no weights."""
+    drawn = models_of([result for result in results if result.is_base_random])
+    if not drawn:
+        return "the order of the data and new weights, not the base"
+    names = ", ".join(drawn)
+    return f"the order of the data, new weights and the base, which is random for {names}"
+
+
+def _pairs(order: Order) -> str:
+    """How many pairs of methods keep their order; seeds that could overlap take two at least."""
+    if order.num_seeds == 1:
+        return f"Of {order.num_pairs} pairs of methods, {order.num_kept} keep their order."
+    return (
+        f"Of {order.num_pairs} pairs of methods, {order.num_apart} are told apart on both sizes"
+        f" (the seeds of one lie wholly below those of the other); {order.num_kept} of these"
+        f" {order.num_apart} keep their order."
+    )
 
 
 def _interval(order: Order) -> str:

@@ -89,7 +89,7 @@ class Order:
         places: Their places on the larger one, 1 is best.
         num_seeds: S.
         tau, rho: Kendall's and Spearman's correlation of the mean losses.
-        tau_interval, rho_interval: Over seeds.
+        tau_interval, rho_interval: Over seeds; None of one seed.
         p: Two-sided, of tau: how often a random order does as well.
         num_pairs, num_apart, num_kept: Pairs of methods; those whose seeds do not overlap on either
             model; of these, those in the same order on both.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -96,6 +97,7 @@ def _cell(config: RunConfig, model: str, given: tuple[str, ...]) -> Cell:
 
 def _settings(request: Request) -> dict[str, list[str]]:
     """The overrides of each method."""
+    _refuse_overrides("--methods", request.methods)
     for name, asked in (("--methods", request.methods), ("--seeds", request.seeds)):
         if len(set(asked)) < len(asked):
             raise ConfigError(f"{name} {' '.join(map(str, asked))}: one stands twice")
@@ -116,6 +118,7 @@ def _settings(request: Request) -> dict[str, list[str]]:
 
 def _model_overrides(request: Request) -> dict[str, tuple[str, ...]]:
     """The overrides of each model by its name: weights where the folder has them, else random."""
+    _refuse_overrides("--models", request.models)
     models: dict[str, tuple[str, ...]] = {}
     for text in request.models:
         name, equals, folder = text.partition("=")
@@ -127,6 +130,15 @@ def _model_overrides(request: Request) -> dict[str, tuple[str, ...]]:
         key, other = ("path", "config") if has_weights else ("config", "path")
         models[name] = (f"model.{key}={json.dumps(str(path))}", f"model.{other}=null")
     return models or {"": ()}
+
+
+def _refuse_overrides(option: str, texts: Sequence[str]) -> None:
+    """An option takes all that stands behind it, overrides of the recipe too."""
+    for text in texts:
+        key, equals, _ = text.partition("=")
+        section, dot, _ = key.partition(".")
+        if equals and dot and section in RunConfig.model_fields:
+            raise ConfigError(f"{option} {text}: keys of all cells stand right behind RECIPE")
 
 
 def _checked_name(name: str) -> str:

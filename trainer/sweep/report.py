@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.evaluation.markdown import table
@@ -18,6 +18,7 @@ _COLUMNS = (
     "num_steps", "train_loss", "test_loss", "test_loss_low", "test_loss_high", "loss_before",
     "metric", "train_seconds", "memory_gib", "planned_gib",
 )  # fmt: skip
+_NOTHING: Mapping[str, str] = {}
 _CAPTIONS = {
     "loss_by_size.png": "Final loss by size; bars: lowest and highest seed",
     "loss_over_steps.png": "Training loss over steps, mean of seeds",
@@ -32,7 +33,7 @@ def write_report(
     folder: Path,
     comparison: Comparison,
     failures: Sequence[Failure] = (),
-    missing: Sequence[str] = (),
+    missing: Mapping[str, str] = _NOTHING,
 ) -> Path:
     """Write report.csv, the pictures and, last, report.md; its path.
 
@@ -40,7 +41,7 @@ def write_report(
         folder: Made where absent.
         comparison: Of the finished cells.
         failures: Cells that failed now.
-        missing: Names of all cells that are not finished.
+        missing: Names of all cells that are not finished, and why.
     """
     drawn = pictures.draw(comparison)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def csv_text(results: Sequence[Result]) -> str:
 
 
 def render(
-    comparison: Comparison, failures: Sequence[Failure] = (), missing: Sequence[str] = ()
+    comparison: Comparison, failures: Sequence[Failure] = (), missing: Mapping[str, str] = _NOTHING
 ) -> str:
     """The page."""
     c = comparison
@@ -111,9 +112,10 @@ def _order_table(found: Sequence[Order]) -> str:
         for order in found
     ]
     note = (
-        "Methods are listed best first on the smaller size. Brackets hold the 95% percentile"
-        " interval over seeds (2,000 resamples); p is that of tau under random orders."
+        "Methods are listed best first on the smaller size; p is that of tau under random orders."
     )
+    if any(order.tau_interval for order in found):
+        note += " Brackets hold the 95% percentile interval over seeds (2,000 resamples)."
     return f"{table(header, rows, others_align='---')}\n\n{note}"
 
 
@@ -176,7 +178,7 @@ def _front(comparison: Comparison) -> str:
     return "Not beaten in both cost and loss, cheapest first:\n\n" + "\n".join(lines)
 
 
-def _unfinished(failures: Sequence[Failure], missing: Sequence[str]) -> str:
+def _unfinished(failures: Sequence[Failure], missing: Mapping[str, str]) -> str:
     if not missing:
         return ""
     failed = {failure.cell for failure in failures}
@@ -185,9 +187,9 @@ def _unfinished(failures: Sequence[Failure], missing: Sequence[str]) -> str:
         lines = "\n".join(f"    {line}" for line in failure.lines)
         code = f"signal {-failure.code}" if failure.code < 0 else f"exit code {failure.code}"
         parts.append(f"{failure.cell}: {code}; all it printed: `{failure.output}`\n\n{lines}")
-    waiting = [name for name in missing if name not in failed]
+    waiting = [f"- {name}: {why}" for name, why in missing.items() if name not in failed]
     if waiting:
-        parts.append(f"Not run yet, or stopped: {', '.join(waiting)}")
+        parts.append("\n".join(waiting))
     return "\n\n".join(parts)
 
 

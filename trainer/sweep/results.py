@@ -1,7 +1,7 @@
 """What a finished cell came to, read from its run folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,12 @@ from trainer.run_folder import LOG, REPORT
 from trainer.sweep.grid import Cell
 
 _TAIL = 0.1  # share of the logged steps whose mean is the final train loss
+# What taking values from a file raises that is cut short, empty or not what a run writes.
+_DAMAGED = (AttributeError, LookupError, OSError, TypeError, ValueError)
+
+
+class UnfinishedError(ValueError):
+    """A cell has no result; the message says why, behind the cell's name."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Result:
     Attributes:
         method, model, seed: Its place in the grid.
         num_base: Parameters of the base.
+        is_base_random: Whether it was drawn from the seed, for want of weights.
         num_trained: Parameters that were trained.
         num_parameters: Of base and adapters.
         num_steps: Optimizer steps.
@@ -41,6 +48,7 @@ class Result:
     model: str
     seed: int
     num_base: int
+    is_base_random: bool
     num_trained: int
     num_parameters: int
     num_steps: int
@@ -73,33 +81,42 @@ class Result:
 
 
 def read_result(cell: Cell) -> Result:
-    """Read a finished cell."""
+    """Read a finished cell.
+
+    Raises:
+        UnfinishedError: A file is missing, cut short or lacks something.
+    """
     folder = cell.config.output_dir
-    report = _json(folder / REPORT / "test.json")
-    plan = _json(folder / "plan.json")
-    train = read_log(folder / LOG)
-    model = report["predictors"]["model"]
-    interval = model.get("interval")
     return Result(
         method=cell.method,
         model=cell.model,
         seed=cell.seed,
         num_base=read_shape(cell.config).num_parameters,
-        num_trained=plan["num_trained"],
-        num_parameters=plan["num_parameters"],
-        num_steps=report["facts"]["steps"],
-        train_loss=final_loss([row["loss"] for row in train]),
-        test_loss=model.get("loss"),
-        test_interval=None if interval is None else (interval[0], interval[1]),
-        loss_before=report["predictors"].get("before training", {}).get("loss"),
-        metric=_metric(model),
-        train_seconds=train[-1]["train_seconds"],
-        memory_gib=max(row["memory_gib"] for row in train),
-        planned_gib=plan["memory"]["total"] / 2**30,
-        is_on_cpu=plan["limit_bytes"] is None,
-        curve=tuple((row["step"], row["loss"]) for row in train),
-        data=" ".join(report["facts"][f"sha256_{split}"] for split in ("train", "valid", "test")),
+        is_base_random=cell.config.model.path is None,
+        **take(folder / REPORT / "test.json", read_json, _of_report),
+        **take(folder / "plan.json", read_json, _of_plan),
+        **take(folder / LOG, read_log, _of_log),
     )
+
+
+def take(path: Path, read: Callable[[Path], Any], choose: Callable[[Any], Any]) -> Any:
+    """Values chosen from a file of a run folder.
+
+    Raises:
+        UnfinishedError: They are not there.
+    """
+    try:
+        return choose(read(path))
+    except _DAMAGED as error:
+        raise UnfinishedError(
+            f"{path} is missing or damaged ({error!r}); where running it again does not mend it,"
+            " remove the cell's folder"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def metric_name(task: str) -> str:
@@ -113,11 +130,39 @@ def final_loss(losses: Sequence[float]) -> float:
     return sum(tail) / len(tail)
 
 
+def _of_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    model, facts = report["predictors"]["model"], report["facts"]
+    interval = model.get("interval")
+    return {
+        "num_steps": facts["steps"],
+        "test_loss": model.get("loss"),
+        "test_interval": None if interval is None else (interval[0], interval[1]),
+        "loss_before": report["predictors"].get("before training", {}).get("loss"),
+        "metric": _metric(model),
+        "data": " ".join(facts[f"sha256_{split}"] for split in ("train", "valid", "test")),
+    }
+
+
+def _of_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_trained": plan["num_trained"],
+        "num_parameters": plan["num_parameters"],
+        "planned_gib": plan["memory"]["total"] / 2**30,
+        "is_on_cpu": plan["limit_bytes"] is None,
+    }
+
+
+def _of_log(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not rows:
+        raise ValueError("no step is logged")
+    return {
+        "train_loss": final_loss([row["loss"] for row in rows]),
+        "train_seconds": rows[-1]["train_seconds"],
+        "memory_gib": max(row["memory_gib"] for row in rows),
+        "curve": tuple((row["step"], row["loss"]) for row in rows),
+    }
+
+
 def _metric(model: Mapping[str, Any]) -> float | None:
     value = model["metrics"]["roc_auc"] if "metrics" in model else model["token_accuracy"]
     return None if value is None else float(value)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values

@@ -4,7 +4,6 @@ Whether a cell is finished is what its run folder says: launchers end with 0 alt
 killed.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -18,12 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from trainer.errors import StoppedError
 from trainer.recipe import ROOT
-from trainer.resume import config_changes
-from trainer.run_folder import RECIPE, REPORT
+from trainer.sweep.finished import unfinished
 from trainer.sweep.grid import Cell
 
 TRAIN = ROOT / "launcher" / "train.py"
@@ -90,18 +86,21 @@ def run_cells(
     try:
         for number, cell in enumerate(cells, start=1):
             where = f"[{number}/{len(cells)}] {cell.name}"
-            if is_finished(cell):
+            reason = unfinished(cell)
+            if reason is None:
                 say(f"{where}: finished before")
                 continue
             output = cell.config.output_dir.with_suffix(".txt")
-            say(f"{where}: runs, prints to {output}")
+            say(f"{where}: {reason}; runs, prints to {output}")
             started = time.monotonic()
             code = _run(train_command(recipe, cell, num_gpus), output, stop)
             seconds = time.monotonic() - started
-            if is_finished(cell):
+            reason = unfinished(cell)
+            if reason is None:
                 say(f"{where}: finished in {seconds:.0f} s")
             elif not stop.count and code != StoppedError.exit_code:
-                failures.append(Failure(cell.name, code, last_lines(output), output))
+                lines = last_lines(output) + (reason,) * (code == 0)
+                failures.append(Failure(cell.name, code, lines, output))
                 say(f"{where}: failed with code {code} after {seconds:.0f} s")
                 for line in failures[-1].lines:
                     say(f"    {line}")
@@ -121,24 +120,6 @@ def train_command(recipe: Path, cell: Cell, num_gpus: int | None) -> list[str]:
             "--master_port", str(_free_port()),
         ]  # fmt: skip
     return [sys.executable, *launcher, str(TRAIN), str(recipe), *cell.overrides]
-
-
-def is_finished(cell: Cell) -> bool:
-    """Whether the cell's report is that of a whole run with the settings it has now.
-
-    config.yaml is written whenever a run begins and the report when it ends, so a report that is
-    older belongs to a run that was continued since and is not at its end.
-    """
-    folder = cell.config.output_dir
-    recipe, report = folder / RECIPE, folder / REPORT / "test.json"
-    try:
-        saved = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        facts = json.loads(report.read_text(encoding="utf-8"))["facts"]
-        is_newer = report.stat().st_mtime_ns >= recipe.stat().st_mtime_ns
-        is_same = not config_changes(saved, cell.config.to_json())
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return False
-    return is_newer and is_same and facts.get("steps") is not None
 
 
 def last_lines(output: Path) -> tuple[str, ...]:

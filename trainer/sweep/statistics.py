@@ -86,8 +86,10 @@ def seed_interval(
     """Percentile interval of the correlation of two rows of means, seeds drawn with replacement.
 
     A seed is drawn for all methods at once, as they share its order of the data, and for x and y
-    apart, as their models share nothing.
+    apart, as their models share nothing. One seed says nothing of others: None.
     """
+    if x_MS.shape[1] < 2:
+        return None
     generator = np.random.default_rng(SEED)
     drawn = []
     for _ in range(NUM_RESAMPLES):

@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.errors import CellsFailedError
+from trainer.errors import CellsFailedError, ConfigError
+from trainer.run_folder import RunLock
 from trainer.sweep.findings import compare
+from trainer.sweep.finished import finished_result
 from trainer.sweep.grid import Cell
 from trainer.sweep.report import write_report
-from trainer.sweep.results import read_result
-from trainer.sweep.running import is_finished, run_cells
+from trainer.sweep.results import Result, UnfinishedError
+from trainer.sweep.running import Failure, run_cells
+
+# Not a run folder's lock: that would make a run folder of the grid's.
+_LOCK = ".sweep.lock"
 
 
 def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: int | None) -> None:
@@ -22,21 +27,48 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
 
     Raises:
         StoppedError: A signal came.
+        MachineError: Another sweep runs cells in root.
+        ConfigError: Nothing is finished that could be reported.
         CellsFailedError: Cells did not finish; the report is written and names them.
     """
-    failures = [] if recipe is None else run_cells(cells, recipe, num_gpus, _say)
-    results = [read_result(cell) for cell in cells if is_finished(cell)]
-    if results:
-        missing = [cell.name for cell in cells if not is_finished(cell)]
-        compared = compare(results, cells[0].config.task.name)
-        page = write_report(root / "report", compared, failures, missing)
-        _say(f"report: {page}")
+    if recipe is None:
+        _report(root, cells, ())
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(root, _LOCK, "sweep")
+    try:
+        failures = run_cells(cells, recipe, num_gpus, _say)
+        if len(failures) < len(cells):
+            _report(root, cells, failures)
+    finally:
+        lock.release()
     if failures:
         code = failures[0].code
         names = ", ".join(failure.cell for failure in failures)
         raise CellsFailedError(
             f"{len(failures)} of {len(cells)} cells failed, the others are finished: {names}", code
         )
+
+
+def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> None:
+    """Write the report of what is finished; a file that is damaged costs its own cell alone."""
+    results: list[Result] = []
+    missing: dict[str, str] = {}
+    for cell in cells:
+        try:
+            results.append(finished_result(cell))
+        except UnfinishedError as error:
+            missing[cell.name] = str(error)
+    if not results:
+        first = cells[0].name
+        raise ConfigError(
+            f"no cell is finished with these settings under {root}: {first} {missing[first]}"
+        )
+    compared = compare(results, cells[0].config.task.name)
+    page = write_report(root / "report", compared, failures, missing)
+    _say(f"report: {page}")
+    if missing:
+        _say(f"{len(missing)} of {len(cells)} cells are not finished; the report says why")
 
 
 def _say(line: str) -> None:

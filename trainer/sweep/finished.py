@@ -1,0 +1,80 @@
+"""Whether a cell is finished: what its run folder says, and whether that is of this very run."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.config import DataConfig
+from data.prepare import data_digests
+from trainer.export import FACTS
+from trainer.models.files import base_digest
+from trainer.resume import DECISIVE, config_changes
+from trainer.run_folder import ADAPTER, RECIPE, REPORT
+from trainer.sweep.grid import Cell
+from trainer.sweep.results import Result, UnfinishedError, read_json, read_result, take
+
+
+def finished_result(cell: Cell) -> Result:
+    """What a cell came to whose report is that of a whole run with what it has now.
+
+    Settings are compared by config.yaml, base and data by their digests, so that paths may move.
+
+    Raises:
+        UnfinishedError: There is no such report, or a file cannot be read.
+    """
+    folder = cell.config.output_dir
+    recipe, report = folder / RECIPE, folder / REPORT / "test.json"
+    if not (recipe.is_file() and report.is_file()):
+        raise UnfinishedError("has no report yet")
+    # config.yaml is written whenever a run begins, the report when it ends.
+    if report.stat().st_mtime_ns < recipe.stat().st_mtime_ns:
+        raise UnfinishedError("has begun again since its report and is not at its end")
+    given, sections = cell.config.to_json(), (*DECISIVE, "eval")
+    if changes := take(recipe, _read_yaml, lambda saved: config_changes(saved, given, sections)):
+        raise UnfinishedError(f"was run with other settings ({'; '.join(changes)})")
+    facts = take(report, read_json, lambda values: dict(values["facts"]))
+    if facts.get("steps") is None:
+        raise UnfinishedError(f"{report} is not that of a training run")
+    base = take(folder / ADAPTER / FACTS, read_json, lambda values: str(values["base_sha256"]))
+    if odd := _other_files(cell, base, facts):
+        raise UnfinishedError(f"was run with another {', '.join(odd)}")
+    return read_result(cell)
+
+
+def unfinished(cell: Cell) -> str | None:
+    """Why a cell is not finished; None where it is."""
+    try:
+        finished_result(cell)
+    except UnfinishedError as error:
+        return str(error)
+    return None
+
+
+def _other_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> list[str]:
+    """What of base, tokenizer and splits is not what the cell has now."""
+    config = cell.config
+    try:
+        is_other_base = base_digest(config) != base_sha256
+        digests = _data_digests(
+            config.data.model_dump_json(), config.tokenizer_folder, config.is_language
+        )
+    except (OSError, ValueError) as error:
+        raise UnfinishedError(f"cannot be compared with its base and data: {error}") from error
+    odd = [name for name, digest in digests.items() if facts.get(f"sha256_{name}") != digest]
+    return ["base"] * is_other_base + odd
+
+
+@cache  # a sweep asks for every cell, and most share the data
+def _data_digests(data: str, tokenizer_folder: Path, is_language: bool) -> dict[str, str]:
+    config = DataConfig.model_validate_json(data)
+    return data_digests(config, tokenizer_folder, language=is_language)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
