@@ -45,9 +45,7 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
     if failures:
         code = failures[0].code
         names = ", ".join(failure.cell for failure in failures)
-        raise CellsFailedError(
-            f"{len(failures)} of {len(cells)} cells failed, the others are finished: {names}", code
-        )
+        raise CellsFailedError(f"{len(failures)} of {len(cells)} cells failed: {names}", code)
 
 
 def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> None:
