@@ -31,8 +31,13 @@ quickstart: $(VENV)/.run
 	@echo "adapter      $(QUICKSTART)/adapter"
 	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(QUICKSTART)/tensorboard"
 
+# Files side by side, but for those that bound times or hold a GPU.
+ALONE := tests/cluster tests/gpu
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
+		$(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(ALONE)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
