@@ -1,5 +1,6 @@
 """What happens to two hosts of two ranks: how long it takes, what is said, what is left."""
 
+import re
 import signal
 import time
 
@@ -80,7 +81,10 @@ def test_sigterm_under_openmpi_saves_within_25_seconds_and_the_same_command_cont
     assert run.ended(40) == 75, run.printed[-3000:]
     assert time.monotonic() - signalled < 25
     assert "SIGTERM: the ranks are asked to save" in run.printed
-    assert "supervise: stopped: SIGTERM: stopped after step" in run.printed
+    # Rank 0 tells it; the signal may have come to another rank a step before.
+    assert re.search(
+        r"supervise: stopped: [^:]+: stopped after step \d+ of 30 and saved", run.printed
+    )
     assert len(run.losses()) < STEPS
     run.start()
     assert run.ended(150) == 0, run.printed[-3000:]
