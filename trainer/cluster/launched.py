@@ -4,10 +4,11 @@ DeepSpeed trains on this machine alone where the hostfile is missing, with a war
 lines. Its command line is read from the processes above this one; under pdsh a node has none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.cluster.hostfile import num_slots, read_hostfile
+from trainer.cluster.launchers import ancestors, command_line, folder_of
 from trainer.errors import ConfigError
 
 _FLAGS = ("-H", "--hostfile", "-hostfile")
@@ -23,12 +24,12 @@ def check_launch(world_size: int) -> None:
     Raises:
         ConfigError: The hostfile's faults, or both counts.
     """
-    for process in _ancestors():
-        words = _words(process)
+    for process in ancestors():
+        words = command_line(process)
         given = hostfile_of(words)
         if given is None:
             continue
-        path = Path(_link(process / "cwd")) / given
+        path = folder_of(process) / given
         slots = num_slots(read_hostfile(path))
         if slots != world_size and not is_filtered(words):
             raise ConfigError(
@@ -54,33 +55,3 @@ def hostfile_of(words: Sequence[str]) -> str | None:
 def is_filtered(words: Sequence[str]) -> bool:
     """Whether fewer ranks than slots were asked for."""
     return any(word.partition("=")[0] in _FILTERS for word in words)
-
-
-def _ancestors() -> Iterator[Path]:
-    """/proc folders of the parent, its parent, up to the first process."""
-    process = Path("/proc/self")
-    for _ in range(16):
-        status = _read(process / "status")
-        parents = [line.split()[1] for line in status.splitlines() if line.startswith("PPid:")]
-        if not parents or parents[0] == "0":
-            return
-        process = Path("/proc") / parents[0]
-        yield process
-
-
-def _words(process: Path) -> list[str]:
-    return _read(process / "cmdline").rstrip("\0").split("\0")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # ended, or of another user
-        return ""
-
-
-def _link(path: Path) -> str:
-    try:
-        return str(path.readlink())
-    except OSError:
-        return "."

@@ -22,13 +22,25 @@ def launchers(pid: int) -> list[Launcher]:
     while pid > 1:
         try:
             parent, started = _parent_and_start(pid)
-            if not is_launcher(_words(pid), _folder(pid)):
+            if not is_launcher(command_line(pid), folder_of(pid)):
                 break
         except OSError:
             break
         found.append((pid, started))
         pid = parent
     return found
+
+
+def ancestors() -> Iterator[int]:
+    """The processes above this one, the nearest first, as far as they can be read."""
+    pid = os.getppid()
+    while pid > 0:
+        try:
+            parent, _ = _parent_and_start(pid)
+        except OSError:
+            return
+        yield pid
+        pid = parent
 
 
 def launchers_above() -> list[Launcher]:
@@ -74,17 +86,21 @@ def _without_options(arguments: Sequence[str]) -> Iterator[str]:
             return
 
 
-def _words(pid: int) -> list[str]:
-    """The command line; raises OSError for a process that has ended."""
-    text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+def command_line(pid: int) -> list[str]:
+    """The words of a process; one empty word where it has ended or is of another user."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return [""]
     return text.rstrip("\0").split("\0")
 
 
-def _folder(pid: int) -> Path:
+def folder_of(pid: int) -> Path:
+    """Where a process works; this one's own folder where that cannot be read."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink()
-    except OSError:  # of another user
-        return Path("/")
+    except OSError:
+        return Path()
 
 
 def _parent_and_start(pid: int) -> Launcher:

@@ -73,10 +73,8 @@ def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt
         before = int(np.argmax(examples.supervised[first:end])) or min(_BEGINNING, len(ids) // 2)
         if before:
             answer = examples.supervised[first + before : end]
-            length = int(np.argmin(answer)) or len(
-                answer
-            )  # up to the next question, if there is one
-            reference = ids[before : before + min(length, NEW_TOKENS)]
+            until = int(np.argmin(answer)) or len(answer)  # where the next question begins
+            reference = ids[before : before + min(until, NEW_TOKENS)]
             if reference[-1] == tokenizer.end_id:
                 del reference[-1]
             texts = tokenizer.decode(ids[:before]), tokenizer.decode(reference)
