@@ -1,6 +1,6 @@
 """Conversations and documents -> token ids, and which of them are to be learned."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -104,9 +104,7 @@ def encode_language(
     segments_N, refused = rendered.segments_N, rendered.refused
     if len(refused) > config.max_bad_rows:
         raise DataError(list(refused.values())[config.max_bad_rows])
-    flat = [segment for segments in segments_N for segment in segments or ()]
-    begins = [not place for segments in segments_N for place in range(len(segments or ()))]
-    ids_S = tokenizer.encode([s.text for s in flat], begins, [s.plain for s in flat])
+    ids_S = encode_segments(segments_N, tokenizer)
     origins = [record.origin for n, record in enumerate(records) if n not in refused]
     lengths_N = np.full(len(segments_N), -1, dtype=np.int32)
     kept: list[tuple[int, Tokens, Mask]] = []
@@ -128,6 +126,20 @@ def encode_language(
         refused=refused,
         control_tokens=rendered.control_tokens,
     )
+
+
+def encode_segments(
+    segments_N: Iterable[Sequence[Segment] | None], tokenizer: CodeTokenizer
+) -> Iterator[Tokens]:
+    """Ids of the segments of records, one after the other, with neither begin nor end tokens.
+
+    Args:
+        segments_N: Of each record, the first being the beginning of a text; None for one unread.
+        tokenizer: Encodes.
+    """
+    flat = [(segment, not n) for segments in segments_N for n, segment in enumerate(segments or ())]
+    texts, plain = [segment.text for segment, _ in flat], [segment.plain for segment, _ in flat]
+    return tokenizer.encode(texts, [is_first for _, is_first in flat], plain)
 
 
 def record_text(record: Conversation | Document) -> str:

@@ -158,11 +158,9 @@ def open_splits(
         DataError: A file or a row that cannot be read.
     """
     sources = _sources(config, language)
-    if language:
-        prepared = _open(config, sources, tokenizer_folder, RecordSource, progress)
-        return replace(prepared, facts=prepared.facts | _asked(config, ()))
-    prepared = _open(config, sources, tokenizer_folder, CodeSample, progress)
-    return replace(prepared, facts=prepared.facts | _asked(config, config.leak_groups))
+    kind, leak_groups = (RecordSource, []) if language else (CodeSample, config.leak_groups)
+    prepared = _open(config, sources, tokenizer_folder, kind, progress)
+    return replace(prepared, facts=prepared.facts | _asked(config, leak_groups))
 
 
 def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) -> dict[str, str]:

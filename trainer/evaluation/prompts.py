@@ -4,6 +4,7 @@ import numpy as np
 
 from data.chat import own_template
 from data.config import DataConfig
+from data.language import encode_segments
 from data.prepare import Prepared
 from data.readers.conversations import QUESTION
 from data.records import Conversation, Turn
@@ -57,9 +58,7 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         segments = render(record, config.template, "answers", *own, tokenizer.markers)
         first = next(n for n, segment in enumerate(segments) if segment.supervised)
         parts = segments[:first]
-    begins = [not place for place in range(len(parts))]
-    texts, plain = [part.text for part in parts], [part.plain for part in parts]
-    ids_S = tokenizer.encode(texts, begins, plain)
+    ids_S = encode_segments([parts], tokenizer)
     first_ids = tokenizer.begun(next(ids_S, np.zeros(0, np.int32)))  # nothing may be asked
     return [token for ids in [first_ids, *ids_S] for token in ids.tolist()]
 
