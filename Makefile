@@ -11,7 +11,8 @@ QUICKSTART := runs/quickstart
 
 GPU_PYTHON ?= $(BIN)/python
 
-.PHONY: quickstart test lint format samples bench bench-gpu clean
+# make golden       record tests/golden/losses.json anew
+.PHONY: quickstart test lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -47,6 +48,10 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The losses that a change of arithmetic is compared with; only a change that is meant records anew.
+golden: $(VENV)/.dev
+	PYTHONPATH=.:tests $(BIN)/python tests/test_golden.py
 
 samples: $(VENV)/.run
 	$(BIN)/python data/samples/generate.py
