@@ -71,14 +71,14 @@ def measure_rank(
     import torch
     from deepspeed.comm import comm
 
-    from trainer.build import build_model, choose, write_random_base
-    from trainer.distributed import start
-    from trainer.engine import build_engine, deepspeed_config
-    from trainer.loop import Run, optimizer_step
-    from trainer.preparation import prepare_run
-    from trainer.recipe import load_run_config
-    from trainer.run import build_loader
-    from trainer.tasks import TASKS
+    from trainer.config.recipe import load_run_config
+    from trainer.engine.engine import build_engine, deepspeed_config
+    from trainer.losses.tasks import TASKS
+    from trainer.processes.distributed import start
+    from trainer.run.build import build_model, choose, write_random_base
+    from trainer.run.loop import Run, optimizer_step
+    from trainer.run.preparation import prepare_run
+    from trainer.run.training import build_loader
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
     prepared, ranks = prepare_run(config), start(1800)
@@ -150,10 +150,10 @@ def planned(
     measured: dict[str, Any],
 ) -> float:
     """The plan's bytes for the accumulation that was measured."""
-    from trainer.data_facts import data_facts
-    from trainer.job import Machine, job_of
-    from trainer.plan import communication_bytes, read_shape
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
+    from trainer.planning.data_facts import data_facts
+    from trainer.planning.job import Machine, job_of
+    from trainer.planning.plan import communication_bytes, read_shape
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
     job = job_of(config, read_shape(config), Machine(None, world_size), data_facts(config))

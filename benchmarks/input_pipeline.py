@@ -30,8 +30,8 @@ from benchmarks.lengths import (
     resampled,
 )
 from benchmarks.tables import Goal, print_goals, print_table
-from data.batch import collate
-from data.order import (
+from data.batches.batch import collate
+from data.batches.order import (
     MicroBatches,
     Plan,
     epoch_rng,
@@ -40,9 +40,9 @@ from data.order import (
     row_costs,
     step_rows,
 )
-from data.packing import Rows, pack
-from data.tokenization import ExampleSet
-from data.tokenizer import CodeTokenizer
+from data.batches.packing import Rows, pack
+from data.text.tokenization import ExampleSet
+from data.text.tokenizer import CodeTokenizer
 
 SEQ_LENGTH, ROWS_A_BATCH = 2048, 8
 SHAPES = ((8, 8, 1), (8, 16, 1), (8, 8, 2), (4, 8, 4), (2, 8, 1), (64, 8, 1), (8, 1, 1))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.tokenization import ExampleSet
+from data.text.tokenization import ExampleSet
 
 Ints = npt.NDArray[np.int64]
 

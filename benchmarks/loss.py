@@ -22,7 +22,7 @@ import torch
 from benchmarks.loss_goals import cpu_goals, gpu_goals
 from benchmarks.loss_peers import CONTENDERS, Absent, Loss, know_valid
 from benchmarks.measure import in_own_process, machine, markdown, measure, write_json
-from trainer.losses import IGNORE_INDEX, linear_focal_loss
+from trainer.losses.loss import IGNORE_INDEX, linear_focal_loss
 
 CHECKED_ROWS = 256  # of dX, against float64: a row's gradient depends on its own token alone
 GPU_REPEATS = 50

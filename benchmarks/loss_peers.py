@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.kernels.focal import focal_from_nll
-from trainer.losses import IGNORE_INDEX, linear_focal_loss
+from trainer.losses.loss import IGNORE_INDEX, linear_focal_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 

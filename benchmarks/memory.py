@@ -134,14 +134,14 @@ def measure_rank(rank: int, world_size: int, port: int, overrides: list[str], ou
     )  # fmt: skip
     import torch
 
-    from trainer.build import build_model, choose, write_random_base
-    from trainer.distributed import start
-    from trainer.engine import build_engine, deepspeed_config
-    from trainer.loop import Run, optimizer_step
-    from trainer.preparation import prepare_run
-    from trainer.recipe import load_run_config
-    from trainer.run import build_loader
-    from trainer.tasks import TASKS
+    from trainer.config.recipe import load_run_config
+    from trainer.engine.engine import build_engine, deepspeed_config
+    from trainer.losses.tasks import TASKS
+    from trainer.processes.distributed import start
+    from trainer.run.build import build_model, choose, write_random_base
+    from trainer.run.loop import Run, optimizer_step
+    from trainer.run.preparation import prepare_run
+    from trainer.run.training import build_loader
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
     prepared, ranks = prepare_run(config), start(1800)
@@ -201,7 +201,7 @@ def on_forked_ranks(
     """What rank 0 writes of measure_rank(rank, world_size, port, *arguments, file)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch.profiler", "deepspeed", "peft", "bitsandbytes", "trainer.run"]
+        ["torch.profiler", "deepspeed", "peft", "bitsandbytes", "trainer.run.training"]
     )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -220,11 +220,11 @@ def on_forked_ranks(
 
 def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int]) -> float:
     """The planner's peak for the rows that were measured."""
-    from trainer.data_facts import data_facts
-    from trainer.job import Machine, job_of
-    from trainer.memory import memory_of
-    from trainer.plan import read_shape
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
+    from trainer.planning.data_facts import data_facts
+    from trainer.planning.job import Machine, job_of
+    from trainer.planning.memory import memory_of
+    from trainer.planning.plan import read_shape
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
     job = job_of(config, read_shape(config), Machine(None, world_size), data_facts(config))
@@ -251,9 +251,9 @@ def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:
 
 def write_up_lines() -> list[str]:
     """The formulas every introduction gives, beside ours, on StarCoder (15.5 B)."""
-    from trainer.config import TuningSection
-    from trainer.shapes import model_shape
-    from trainer.targets import num_adapter_parameters
+    from trainer.architectures.shapes import model_shape
+    from trainer.architectures.targets import num_adapter_parameters
+    from trainer.config.sections import TuningSection
 
     shape = model_shape(
         {"model_type": "gpt_bigcode", "n_embd": 6144, "n_layer": 40, "n_head": 48,

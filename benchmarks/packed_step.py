@@ -21,10 +21,10 @@ if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the re
 
 from benchmarks.lengths import Ints, add_length_arguments, random_examples, read_lengths
 from benchmarks.tables import Goal, print_goals, print_table
-from data.batch import Batch, collate
-from data.order import epoch_rng
-from data.packing import pack
-from data.tokenization import ExampleSet
+from data.batches.batch import Batch, collate
+from data.batches.order import epoch_rng
+from data.batches.packing import pack
+from data.text.tokenization import ExampleSet
 from trainer.models.packed_attention import SEGMENT_SDPA, causal_segment_mask
 
 VOCABULARY = 4096

@@ -29,7 +29,7 @@ from benchmarks.lengths import (
 )
 from benchmarks.packers import PEERS, installed
 from benchmarks.tables import Goal, print_goals, print_table
-from data.packing import Rows, pack
+from data.batches.packing import Rows, pack
 
 OURS, STREAMED = "focaltune", "focaltune, window 16,384"
 CAPACITIES = (512, 2048, 4096)

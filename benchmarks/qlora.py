@@ -108,8 +108,8 @@ def start_seconds(folder: Path) -> dict[str, float]:
     """Seconds to a model that is ready to train: without a cache, filling it, and from it."""
     import torch
 
-    from trainer.build import build_model, choose, write_random_base
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
+    from trainer.run.build import build_model, choose, write_random_base
 
     base = write_model(folder / "started", STARTED)
     keys = [

@@ -55,12 +55,12 @@ def lines_of(
     values: dict[str, object], stage: str, device_name: str, network_bytes: float, folder: Path
 ) -> list[Line]:
     """1, 2, 4 ... 64 GPUs."""
-    from trainer.data_facts import DataFacts
-    from trainer.devices import DEVICES
-    from trainer.job import Machine, job_of, preset_family
-    from trainer.memory import memory_of
-    from trainer.plan import MFU, communication_bytes, flops_of_step, read_shape
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
+    from trainer.planning.data_facts import DataFacts
+    from trainer.planning.devices import DEVICES
+    from trainer.planning.job import Machine, job_of, preset_family
+    from trainer.planning.memory import memory_of
+    from trainer.planning.plan import MFU, communication_bytes, flops_of_step, read_shape
 
     (folder / "config.json").write_text(json.dumps(values))
     device = DEVICES[device_name]

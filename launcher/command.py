@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from trainer.cluster.outcome import write_outcome
-from trainer.distributed import end_now, is_member
+from trainer.processes.distributed import end_now, is_member
+from trainer.processes.outcome import write_outcome
 
 DEFECT = 1
 MACHINE = 5
@@ -25,7 +25,7 @@ class _KeysOnHelp(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print and exit."""
-        from trainer.recipe import describe_keys
+        from trainer.config.recipe import describe_keys
 
         print(parser.format_help())
         print(f"keys of a recipe, with their defaults:\n{describe_keys()}")

@@ -27,11 +27,11 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(run: Path, file: Path, name: str) -> None:
     from data.errors import DataError
-    from data.prepare import sources_digest
+    from data.prepared.prepare import sources_digest
     from data.readers import named_files
+    from trainer.config.recipe import load_run_config
     from trainer.errors import ConfigError
-    from trainer.preparation import prepare_run
-    from trainer.recipe import load_run_config
+    from trainer.run.preparation import prepare_run
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
@@ -45,7 +45,7 @@ def _evaluate(run: Path, file: Path, name: str) -> None:
     if name == "test" and (is_held_out or sources_digest(paths) != prepared.digests["test"]):
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 
-    from trainer.evaluation.saved_run import evaluate_files
+    from trainer.run.saved_run import evaluate_files
 
     evaluate_files(config, prepared, paths, name, file.name)
 

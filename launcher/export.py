@@ -34,14 +34,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _merge(run: Path, target: Path, onto: str) -> None:
-    from trainer.preparation import prepare_run
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
+    from trainer.run.preparation import prepare_run
 
     here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved
     config = load_run_config(run / "config.yaml", [here])
     prepared = prepare_run(config)
 
-    from trainer.merge import merge_run
+    from trainer.run.merge import merge_run
 
     drift = merge_run(config, prepared, target.resolve(), onto)
     print(

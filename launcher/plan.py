@@ -32,14 +32,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _plan(given: Namespace) -> None:
-    from trainer.data_facts import data_facts
-    from trainer.devices import DEVICES, device_named, other_device
+    from trainer.config.recipe import load_run_config
     from trainer.errors import ConfigError, MachineError
-    from trainer.job import Machine
-    from trainer.plan import make_plan, plans_on, read_shape
-    from trainer.plan_change import best_change
-    from trainer.plan_view import print_plan
-    from trainer.recipe import load_run_config
+    from trainer.planning.change import best_change
+    from trainer.planning.data_facts import data_facts
+    from trainer.planning.devices import DEVICES, device_named, other_device
+    from trainer.planning.job import Machine
+    from trainer.planning.plan import make_plan, plans_on, read_shape
+    from trainer.planning.view import print_plan
 
     config = load_run_config(given.recipe, given.overrides)
     if given.device and given.memory:

@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _prepare(recipe: Path, overrides: list[str], audit: bool, num_shown: int) -> None:
-    from trainer.preparation import audit_run, prepare_run
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
+    from trainer.run.preparation import audit_run, prepare_run
 
     config = load_run_config(recipe, overrides)
 
@@ -38,7 +38,7 @@ def _prepare(recipe: Path, overrides: list[str], audit: bool, num_shown: int) ->
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     prepared = prepare_run(config)
 
-    from trainer.data_report import (
+    from trainer.run.data_report import (
         example_lines,
         remark_lines,
         split_table,

@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(given: Namespace) -> int:
-    from trainer.cluster.hostfile import read_hostfile, refuse_aliases
     from trainer.cluster.supervision import Job, Limits, Signals, supervise
+    from trainer.config.recipe import load_run_config
     from trainer.errors import ConfigError
-    from trainer.recipe import load_run_config
+    from trainer.processes.hostfile import read_hostfile, refuse_aliases
 
     script, *rest = given.train
     if Path(script).name != SCRIPT.name:

@@ -17,25 +17,27 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(recipe: Path, overrides: list[str]) -> None:
-    from trainer.cluster.launchers import launchers_above
+    from trainer.processes.launchers import launchers_above
 
     above = launchers_above()  # one that is gone when the model stands would not be missed
 
-    from trainer.cluster.launched import check_launch
-    from trainer.cluster.ranks import adopt_launcher
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
+    from trainer.processes.launched import check_launch
+    from trainer.processes.ranks import adopt_launcher
 
     config = load_run_config(recipe, overrides)
     adopt_launcher(os.environ)
     check_launch(int(os.environ.get("WORLD_SIZE", "1")))
 
     from trainer.models.files import check_model_files
-    from trainer.preparation import prepare_run
+    from trainer.run.preparation import prepare_run
 
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size)
 
-    from trainer.run import run_training  # torch and DeepSpeed: only once the input is sound
+    from trainer.run.training import (
+        run_training,  # torch and DeepSpeed: only once the input is sound
+    )
 
     run_training(config, prepared, above)
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from data.config import DataConfig
 from data.records import CodeSample
-from data.tokenization import ExampleSet, TokenFacts, encode_functions, token_facts
-from data.tokenizer import CodeTokenizer
+from data.text.tokenization import ExampleSet, TokenFacts, encode_functions, token_facts
+from data.text.tokenizer import CodeTokenizer
 
 
 def tokenized(

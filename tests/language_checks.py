@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.config import LossSection
+from trainer.config.sections import LossSection
 
 GAMMA = 2.0
 LR = 0.5
@@ -82,7 +82,7 @@ def language_losses(arguments: list[str]) -> int:
     """Two steps of every case under a ZeRO stage; rank 0 writes losses, gradients and weights."""
     import deepspeed
 
-    from trainer.distributed import start, stop
+    from trainer.processes.distributed import start, stop
 
     folder, stage = Path(arguments[0]), int(arguments[1])
     ranks = start(60)

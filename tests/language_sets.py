@@ -8,10 +8,10 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from data.config import DataConfig
-from data.language import encode_language
 from data.records import Conversation, Document, Turn
-from data.tokenization import Pieces
-from data.tokenizer import CodeTokenizer
+from data.text.language import encode_language
+from data.text.tokenization import Pieces
+from data.text.tokenizer import CodeTokenizer
 
 END = "<|endoftext|>"
 CHAT_END = "<|im_end|>"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import transformers
 
-from trainer.config import TuningSection
+from trainer.config.sections import TuningSection
 
 _IDS = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 2048}
 _GPT = _IDS | {

@@ -12,8 +12,8 @@ import torch
 def count_optimizer_state(arguments: list[str]) -> int:
     """Train, then write the elements of Adam's moments that this rank holds to state-RANK.txt."""
     from launcher.train import main
-    from trainer.moments import adam_of
-    from trainer.session import Session
+    from trainer.engine.moments import adam_of
+    from trainer.run.session import Session
 
     finish = Session.finish
 
@@ -35,7 +35,7 @@ def count_optimizer_state(arguments: list[str]) -> int:
 
 def report_group_timeout(arguments: list[str]) -> int:
     """Print the timeout of the default group and of a new one, as ZeRO makes them."""
-    from trainer.distributed import start, stop
+    from trainer.processes.distributed import start, stop
 
     start(int(arguments[0]))
     group = torch.distributed.new_group()
@@ -52,7 +52,7 @@ def report_group_timeout(arguments: list[str]) -> int:
 def run_out_of_memory(arguments: list[str]) -> int:
     """Train until the third step, where the device has no memory left."""
     from launcher.train import main
-    from trainer.tasks.classification import Classification
+    from trainer.losses.classification import Classification
 
     loss_sum, calls = Classification.loss_sum, []
 
@@ -75,8 +75,8 @@ def read_poison(arguments: list[str]) -> int:
     What was read with it stands in poison.txt of the run folder.
     """
     from launcher.train import main
-    from trainer.losses import LossSum
-    from trainer.tasks.classification import Classification
+    from trainer.losses.classification import Classification
+    from trainer.losses.loss import LossSum
 
     loss_sum = Classification.loss_sum
     kind = "gradient" if "POISON=gradient" in arguments else "loss"
@@ -98,7 +98,7 @@ def read_poison(arguments: list[str]) -> int:
 
 def hang_at_step_six(arguments: list[str]) -> int:
     """Train until rank 1 sleeps for good."""
-    from data.loader import TrainLoader
+    from data.batches.loader import TrainLoader
     from launcher.train import main
 
     step = TrainLoader.step
@@ -127,7 +127,7 @@ def sleep_for_good() -> None:
 def report_engine_timeouts(arguments: list[str]) -> int:
     """Train, then print the timeout of every process group there is."""
     from launcher.train import main
-    from trainer.session import Session
+    from trainer.run.session import Session
 
     finish = Session.finish
 
@@ -163,7 +163,7 @@ def gather_values(arguments: list[str]) -> int:
     import json
 
     from trainer.cluster.roll_call import gather
-    from trainer.distributed import start, stop
+    from trainer.processes.distributed import start, stop
 
     ranks = start(60)
     everyone = gather({"rank": ranks.rank, "text": "ä" * ranks.rank}, ranks)
@@ -181,10 +181,10 @@ def record_rows_and_state(arguments: list[str]) -> int:
     """
     import json
 
-    from data.loader import TrainLoader
+    from data.batches.loader import TrainLoader
     from launcher.train import main
-    from trainer.session import Session
-    from trainer.state import gather_state
+    from trainer.engine.state import gather_state
+    from trainer.run.session import Session
 
     folder = Path(next(a.partition("=")[2] for a in arguments if a.startswith("run.output_dir=")))
     step, restore = TrainLoader.step, Session.restore

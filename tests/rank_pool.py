@@ -16,7 +16,7 @@ from pathlib import Path
 _PRELOAD = [
     "rank_pool",
     "rank_checks",
-    "trainer.run",
+    "trainer.run.training",
     "deepspeed",
     "peft",
     "bitsandbytes",

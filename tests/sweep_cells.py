@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from data.prepare import data_digests
+from data.prepared.prepare import data_digests
 from trainer.models.files import base_digest
 from trainer.sweep.grid import Cell, Request, expand
 

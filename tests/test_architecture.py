@@ -7,49 +7,21 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-ROOMS = ("data", "trainer", "launcher", "benchmarks")
+TOPS = ("data", "trainer", "launcher", "benchmarks")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-# Lowest first. A module imports from its own layer and those below it; a name stands for the whole
-# package under it, and the longest name that fits decides. A new module belongs in one of them.
-LAYERS = [
-    ["data.errors", "data.config", "data.records", "data.samples"],
-    ["data.packing", "data.order", "data.sampling", "data.table", "data.chat", "data.tokenizer"],
-    ["data.readers", "data.splits", "data.tokenization", "data.templates"],
-    ["data.audit", "data.batch", "data.cache", "data.language"],
-    ["data.build"],
-    ["data.prepare"],
-    ["data.loader"],
-    ["trainer.errors", "trainer.config", "trainer.distributed", "trainer.capabilities"],
-    ["trainer.shapes"],
-    ["trainer.targets"],
-    ["trainer.recipe", "trainer.preparation"],
-    ["trainer.devices", "trainer.data_facts", "trainer.cluster"],
-    ["trainer.memory"],
-    ["trainer.job"],
-    ["trainer.plan"],
-    ["trainer.plan_change"],
-    ["trainer.plan_view"],
-    ["trainer.kernels"],
-    ["trainer.losses"],
-    ["trainer.models", "trainer.tuning"],
-    ["trainer.tasks", "trainer.data_report"],
-    ["trainer.optim", "trainer.checkpoint", "trainer.moments", "trainer.state"],
-    ["trainer.finite", "trainer.peers", "trainer.stopping", "trainer.watchdog"],
-    ["trainer.engine", "trainer.run_folder"],
-    ["trainer.metrics", "trainer.export", "trainer.resume", "trainer.build"],
-    ["trainer.cluster.supervision"],
-    ["trainer.evaluation"],
-    ["trainer.loop"],
-    ["trainer.session", "trainer.banner", "trainer.merge"],
-    ["trainer.planned_run"],
-    ["trainer.run"],
-    ["trainer.sweep"],
-    ["launcher"],
-    ["benchmarks"],
-]
-LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+# The rooms of trainer/ and data/, lowest first. A file imports from its room and those before it;
+# a file of the root belongs to no room and comes before all of them.
+ROOMS_OF = {
+    "data": ["samples", "text", "readers", "prepared", "batches", "audit"],
+    "trainer": [
+        "config", "architectures", "processes", "kernels", "losses", "tuning", "models", "planning",
+        "engine", "run_folder", "cluster", "generation", "evaluation", "run", "sweep",
+    ],
+}  # fmt: skip
+MAX_ROOT_FILES = {"trainer": 4, "data": 5}
+APART = {"sweep": "run"}  # a sweep starts runs as processes and reads their folders
 
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"torch.load", "os.system", "os.popen", "eval", "exec"}
@@ -60,7 +32,7 @@ FORBIDDEN_TRUE = {"shell", "trust_remote_code"}
 def sources() -> dict[str, Path]:
     """Module name -> file, of every file of the rooms."""
     files = {}
-    for room in ROOMS:
+    for room in TOPS:
         for path in sorted((REPOSITORY / room).rglob("*.py")):
             parts = path.relative_to(REPOSITORY).with_suffix("").parts
             files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -83,17 +55,15 @@ def imported(tree: ast.AST) -> Iterator[str]:
             names = [name if name in SOURCES else str(node.module) for name in whole]
         else:
             continue
-        yield from (name for name in names if name.split(".")[0] in ROOMS)
+        yield from (name for name in names if name.split(".")[0] in TOPS)
 
 
-def level(module: str) -> int | None:
-    """Layer of a module; None where neither it nor a package above it is listed."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        name = ".".join(parts[:length])
-        if name in LEVELS:
-            return LEVELS[name]
-    return None
+def level(module: str) -> int:
+    """Place of a module's room; -1 at the root."""
+    top, _, inner = module.partition(".")
+    room = inner.split(".")[0]
+    rooms = ROOMS_OF[top]
+    return rooms.index(room) if room in rooms else -1
 
 
 def dotted(node: ast.AST) -> str:
@@ -149,25 +119,40 @@ def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_the_sources_are_found():
-    assert {"data.readers", "trainer.evaluation", "trainer.loop", "launcher.train"} <= set(SOURCES)
-    assert "trainer.evaluation.figures" in set(imported(TREES["trainer.evaluation.report"]))
-    assert "trainer.run" in set(imported(TREES["launcher.train"]))  # inside a function
+    assert {"data.readers", "trainer.evaluation", "trainer.run.loop"} <= set(SOURCES)
+    report = "trainer.evaluation.functions.report"
+    assert "trainer.evaluation.functions.figures" in set(imported(TREES[report]))
+    assert "trainer.run.training" in set(imported(TREES["launcher.train"]))  # inside a function
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
-def test_a_module_imports_only_from_its_own_layer_or_lower_ones(module):
-    if module in ROOMS:
+@pytest.mark.parametrize(
+    "module", sorted(name for name in SOURCES if name.split(".")[0] in ROOMS_OF)
+)
+def test_a_file_imports_only_from_its_own_room_and_those_before_it(module):
+    top = module.split(".")[0]
+    if module == top:
         assert not list(imported(TREES[module]))
         return
-    own = level(module)
-    assert own is not None, f"{module} stands in no layer: add it to LAYERS"
-    upward = [name for name in imported(TREES[module]) if (level(name) or 0) > own]
+    ours = [name for name in imported(TREES[module]) if name.split(".")[0] == top]
+    upward = [name for name in ours if level(name) > level(module)]
     assert not upward, f"{module} imports upward: {upward}"
+    room = module.split(".")[1]
+    apart = [name for name in ours if name.startswith(f"{top}.{APART.get(room, '-')}.")]
+    assert not apart, f"{module} imports {apart}"
 
 
-def test_every_layer_names_something_that_exists():
-    assert [name for name in LEVELS if name not in SOURCES] == []
-    assert len(LEVELS) == sum(map(len, LAYERS))  # no name twice
+@pytest.mark.parametrize("top", sorted(ROOMS_OF))
+def test_every_folder_is_a_listed_room_that_says_what_lives_there(top):
+    folders = {path.parent.name for path in (REPOSITORY / top).glob("*/__init__.py")}
+    bare = {path.parent.name for path in (REPOSITORY / top).glob("*/*.py")}
+    assert bare == set(ROOMS_OF[top])
+    assert folders | {"samples"} == bare | {"samples"}
+    for room in ROOMS_OF[top]:
+        if room != "samples":  # scripts and data; nothing imports it
+            text = ast.get_docstring(TREES[f"{top}.{room}"]) or ""
+            assert text.count(".") >= 2, f"{top}/{room}: what lives there, what it may import"
+    root = [path.name for path in (REPOSITORY / top).glob("*.py")]
+    assert len(root) <= MAX_ROOT_FILES[top], root
 
 
 def test_rooms_import_only_from_rooms_below_and_nothing_the_benchmarks():
@@ -177,7 +162,7 @@ def test_rooms_import_only_from_rooms_below_and_nothing_the_benchmarks():
             "data": {"data"},
             "trainer": {"data", "trainer"},
             "launcher": {"data", "trainer", "launcher"},
-            "benchmarks": set(ROOMS),
+            "benchmarks": set(TOPS),
         }
         assert rooms <= allowed[module.split(".")[0]], module
 

@@ -22,9 +22,9 @@ from recipe_cases import (
 )
 
 from launcher.plan import main as plan_main
-from trainer.metrics import read_log
-from trainer.recipe import load_run_config
-from trainer.shapes import model_shape
+from trainer.architectures.shapes import model_shape
+from trainer.config.recipe import load_run_config
+from trainer.run_folder.metrics import read_log
 from trainer.tuning import METHODS
 
 # Of those that repeat themselves for every dataset, length or size, one recipe of each kind.

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data.audit.facts import HashArray
+from data.batches.sampling import at_most
+from data.prepared.splits import code_digest, text_digest
 from data.records import CodeSample
-from data.sampling import at_most
-from data.splits import code_digest, text_digest
 
 GROUP_FIELDS = ("commit", "project", "cve")
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.audit.whitespace import CollapseFacts
+from data.text.whitespace import CollapseFacts
 
 IntArray = npt.NDArray[np.int64]
 HashArray = npt.NDArray[np.uint64]

@@ -12,7 +12,7 @@ from data.audit.facts import (
     TellingWord,
     WordFacts,
 )
-from data.audit.whitespace import CollapseFacts
+from data.text.whitespace import CollapseFacts
 
 _LENGTH_AUC = 0.6  # length alone ranks this well: a model may learn nothing else
 _PRIOR_SHIFT = 0.1

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from data.audit.columns import Columns, chosen, records_at, tracked
 from data.audit.facts import HashArray, NearFacts, NearPairs
-from data.audit.scanner import without_comments
+from data.text.scanner import without_comments
 
 THRESHOLD = 0.8
 SHINGLE = 5

@@ -12,9 +12,9 @@ from data.audit.markdown import headline, render
 from data.audit.near import near_duplicates
 from data.audit.population import cwe_table, length_edges, population
 from data.audit.shared import contradictions, duplicate_ids, exact_duplicates, shared_groups
-from data.audit.whitespace import collapse_damage
 from data.audit.words import telling_words
 from data.records import CodeSample
+from data.text.whitespace import collapse_damage
 
 FIGURE = "lengths.png"
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from data.audit.columns import Columns, chosen, records_at, tracked
 from data.audit.facts import HashArray, TellingWord, WordFacts
-from data.audit.scanner import divided
 from data.records import CodeSample
+from data.text.scanner import divided
 
 ALPHA = 0.01
 MIN_FUNCTIONS = 5  # below it no word can be significant, and most words of a corpus lie there

@@ -1,4 +1,7 @@
-"""Files, archives, folders and saved datasets -> records, streamed, every fault with its place."""
+"""Files, archives, folders and saved datasets to records, streamed, every fault with its place.
+
+Imports text/ and data/'s root.
+"""
 
 from data.readers.corpus import language_paths, named_files
 from data.readers.language import read_language

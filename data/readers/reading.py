@@ -1,6 +1,5 @@
 """What readers share: the facts they gather, how a place is named, which faults are let pass."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
@@ -10,7 +9,6 @@ from data.errors import DataError
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
 _LISTED = 160  # characters of names listed in a message
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 but \t and \n, DEL, C1
 BOM = b"\xef\xbb\xbf"
 _EXAMPLES = 5  # bad rows whose message is kept
 
@@ -155,11 +153,6 @@ class Reading:
 def shown(name: str) -> str:
     """A file's name as text; bytes that are not UTF-8 are written out."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def escaped(text: str) -> str:
-    """Text that cannot drive a terminal: control characters but line ends and tabs written out."""
-    return _CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def quote(value: object) -> str:

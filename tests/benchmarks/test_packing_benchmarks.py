@@ -9,8 +9,8 @@ from benchmarks import input_pipeline, packed_step, packing
 from benchmarks.lengths import Packed, lag1, lower_bound, repeated_pairs, resampled
 from benchmarks.packers import PEERS, installed
 from benchmarks.tables import Goal
-from data.order import epoch_rng
-from data.packing import pack
+from data.batches.order import epoch_rng
+from data.batches.packing import pack
 
 REAL = np.random.default_rng(0).lognormal(5, 1, 500).clip(8, 2000).astype(np.int64)
 

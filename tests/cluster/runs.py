@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.virtual_hosts import REPOSITORY, VirtualHosts
 from launched import wait_until
 
-from trainer.metrics import read_log
+from trainer.run_folder.metrics import read_log
 
 BOTH = ("node0 slots=2", "node1 slots=2")
 STEPS = 30

@@ -18,7 +18,7 @@ from cluster.runs import (
 from cluster.virtual_hosts import REPOSITORY
 from rank_pool import run_ranks
 
-from trainer.metrics import read_log
+from trainer.run_folder.metrics import read_log
 
 ROUNDING = 5e-6
 

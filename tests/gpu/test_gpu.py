@@ -8,7 +8,7 @@ import torch
 from conftest import REPOSITORY
 from rank_pool import run_ranks
 
-from trainer.metrics import read_log
+from trainer.run_folder.metrics import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 HAS_FLASH = importlib.util.find_spec("flash_attn") is not None

@@ -5,7 +5,7 @@ import torch
 from loss_cases import exact_gradients, problem, relative_error
 
 from trainer.kernels import rows
-from trainer.losses import linear_focal_loss
+from trainer.losses.loss import linear_focal_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

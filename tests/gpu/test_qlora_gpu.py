@@ -7,7 +7,7 @@ import pytest
 import torch
 from rank_pool import run_ranks
 
-from trainer.metrics import read_log
+from trainer.run_folder.metrics import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 QLORA = ["tuning.method=qlora", "tuning.lora_r=16", "model.gradient_checkpointing=true"]

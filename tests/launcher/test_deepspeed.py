@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainer.metrics import read_log
+from trainer.run_folder.metrics import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from launched import marked, wait_until
 
-from trainer.cluster.launchers import is_abandoned, is_launcher, launchers
-from trainer.metrics import read_log
+from trainer.processes.launchers import is_abandoned, is_launcher, launchers
+from trainer.run_folder.metrics import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_rows
 from rank_pool import run_ranks
 
-from data.cache import FACTS
+from data.prepared.cache import FACTS
 from launcher.prepare import main as prepare_main
 
 

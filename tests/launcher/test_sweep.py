@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.sweep import main
-from trainer.metrics import read_log
+from trainer.run_folder.metrics import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -1,1 +1,1 @@
-"""Several nodes: hostfiles, ranks from any launcher, and whether the nodes agree."""
+"""Several machines: doctor, roll call, supervision. Imports run_folder/ and the rooms above."""

@@ -76,7 +76,7 @@ def recipe_digest(recipe: Path, overrides: list[str]) -> tuple[str, Path]:
     """
     import hashlib
 
-    from trainer.recipe import load_run_config
+    from trainer.config.recipe import load_run_config
 
     config = load_run_config(recipe, overrides)
     text = json.dumps(config.to_json(), sort_keys=True)

@@ -20,9 +20,9 @@ from trainer.cluster.checks import (
     node_checks,
 )
 from trainer.cluster.facts import NodeFacts, nearest_folder
-from trainer.cluster.hostfile import Node, read_hostfile, refuse_aliases
 from trainer.cluster.mpi_ring import RingError, measure_ring, mpirun
 from trainer.cluster.remote import NodeError, RemoteNode, ask_all, clock_offset
+from trainer.processes.hostfile import Node, read_hostfile, refuse_aliases
 
 _ANSWER_SECONDS = 40.0  # a cold import of torch over a network file system
 _RING_SECONDS = 10.0

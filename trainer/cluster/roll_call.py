@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.cluster.checks import Check, differences
 from trainer.cluster.facts import Gpu, NodeFacts, code_digest, machine_id, package_versions
-from trainer.config import RunConfig
-from trainer.distributed import Ranks, agreed
+from trainer.config.sections import RunConfig
 from trainer.errors import MachineError
+from trainer.processes.distributed import Ranks, agreed
 
 if TYPE_CHECKING:
     from torch import Tensor

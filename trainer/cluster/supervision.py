@@ -28,13 +28,13 @@ from types import FrameType
 
 import yaml
 
-from trainer.checkpoint import newest_checkpoint
-from trainer.cluster.hostfile import Node
-from trainer.cluster.outcome import FOLDER, Outcome, read_outcomes
-from trainer.cluster.sweeping import SSH_OPTIONS, sweep_hosts
-from trainer.config import RunConfig
+from trainer.cluster.cleanup import SSH_OPTIONS, sweep_hosts
+from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError
-from trainer.run_folder import CHECKPOINTS, write_whole
+from trainer.processes.hostfile import Node
+from trainer.processes.outcome import FOLDER, Outcome, read_outcomes
+from trainer.run_folder.checkpoint import newest_checkpoint
+from trainer.run_folder.folder import CHECKPOINTS, write_whole
 
 RUN_ID = "FOCALTUNE_RUN_ID"
 DONE, STOPPED, NOT_SAVED = 0, 75, 130

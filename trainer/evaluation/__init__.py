@@ -1,1 +1,4 @@
-"""What a trained model is worth: metrics, intervals, baselines and the report."""
+"""Measures of a task with their intervals and baselines, and the report.
+
+Imports generation/ and the rooms above.
+"""

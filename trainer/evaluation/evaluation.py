@@ -5,13 +5,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from data.prepare import Prepared, Split
-from trainer.config import RunConfig
-from trainer.distributed import Ranks
-from trainer.evaluation.function_evaluation import FunctionEvaluation
-from trainer.evaluation.language_evaluation import LanguageEvaluation
-from trainer.evaluation.validation import Validation
-from trainer.metrics import RunLog
+from data.prepared.prepare import Prepared, Split
+from trainer.config.sections import RunConfig
+from trainer.evaluation.functions.evaluation import FunctionEvaluation
+from trainer.evaluation.functions.validation import Validation
+from trainer.evaluation.language.evaluation import LanguageEvaluation
+from trainer.processes.distributed import Ranks
+from trainer.run_folder.metrics import RunLog
 
 Report = dict[str, Any]
 

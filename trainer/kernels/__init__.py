@@ -1,1 +1,4 @@
-"""One file a kernel, next to its derivation; trainer/losses.py holds the reference they equal."""
+"""One file a kernel, next to its derivation; losses/loss.py holds the reference they equal.
+
+Imports torch and nothing of ours but each other.
+"""

@@ -1,1 +1,4 @@
-"""Base models, heads and the isolation of packed functions."""
+"""Loading, heads, attention over packed rows, and the proofs at the start of a run.
+
+Imports tuning/ and the rooms above.
+"""

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.config import RunConfig
+from trainer.config.methods import num_virtual_tokens
+from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, ModelError
-from trainer.targets import num_virtual_tokens
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
 _WIDTH_KEYS, _USUAL_WIDTH = ("hidden_size", "n_embd", "d_model"), 2048

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
-from trainer.config import LossSection
+from data.batches.batch import Batch
+from trainer.config.sections import LossSection
 from trainer.models.hidden_states import hidden_states
 from trainer.models.token_loss import TokenLoss, TokenScores
 from trainer.tuning.plain import PlainModel

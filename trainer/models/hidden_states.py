@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data.batch import Batch
+from data.batches.batch import Batch
 from trainer.models.packed_attention import attention_inputs
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import virtual_tokens

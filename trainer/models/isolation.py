@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data.batch import Batch, collate
-from data.tokenization import ExampleSet
+from data.batches.batch import Batch, collate
+from data.text.tokenization import ExampleSet
 from trainer.errors import ModelError
 
 # Packed and alone run in kernels of other shapes, so they agree to rounding: of fp32 with the depth

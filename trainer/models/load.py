@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from trainer.config import RunConfig
+from trainer.config.sections import RunConfig
 from trainer.errors import MachineError, ModelError
 from trainer.models.packed_attention import FLASH, SEGMENT_SDPA
 from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch, collate
-from data.tokenization import ExampleSet
+from data.batches.batch import Batch, collate
+from data.text.tokenization import ExampleSet
 from trainer.errors import ModelError
 from trainer.models.heads import PackedLanguageModel
 from trainer.models.packed_attention import attention_inputs

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from data.batch import Batch
+from data.batches.batch import Batch
 
 SEGMENT_SDPA = "segment_sdpa"
 FLASH = "flash_attention_2"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from data.cache import cached
-from trainer.config import TuningSection
+from data.prepared.cache import cached
+from trainer.config.sections import TuningSection
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import LossSection
+from trainer.config.sections import LossSection
 from trainer.errors import ModelError
 from trainer.kernels.chunks import device_chunk
-from trainer.losses import linear_focal_loss
+from trainer.losses.loss import linear_focal_loss
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -1,1 +1,4 @@
-"""A grid of tuning methods, models and seeds: its cells, how they run, and what they come to."""
+"""Many runs and the report that compares them.
+
+Imports every room of trainer/ but run/: it starts runs as processes and reads their folders.
+"""

@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from data.config import DataConfig
-from data.prepare import data_digests
-from trainer.export import FACTS
+from data.prepared.prepare import data_digests
 from trainer.models.files import base_digest
-from trainer.resume import DECISIVE, config_changes
-from trainer.run_folder import ADAPTER, RECIPE, REPORT
+from trainer.run_folder.adapter import FACTS
+from trainer.run_folder.folder import ADAPTER, RECIPE, REPORT
+from trainer.run_folder.resume import DECISIVE, config_changes
 from trainer.sweep.grid import Cell
 from trainer.sweep.results import Result, UnfinishedError, read_json, read_result, take
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from trainer.config import RunConfig
+from trainer.config.recipe import load_run_config
+from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
-from trainer.plan import read_shape
-from trainer.recipe import load_run_config
+from trainer.planning.plan import read_shape
 
 _OWNED = ("tuning.method", "model.path", "model.config", "run.seed", "run.output_dir")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.evaluation.figures import DPI, png
+from trainer.evaluation.functions.figures import DPI, png
 from trainer.sweep.findings import Comparison, Group, front_of
 from trainer.sweep.results import Result
 

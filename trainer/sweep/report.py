@@ -5,8 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trainer.evaluation.functions.report import replace_file
 from trainer.evaluation.markdown import table
-from trainer.evaluation.report import replace_file
 from trainer.sweep import pictures
 from trainer.sweep.answer import answer_lines, limit_lines
 from trainer.sweep.findings import Comparison, Order, front_of

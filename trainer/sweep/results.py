@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics import read_log
-from trainer.plan import read_shape
-from trainer.run_folder import LOG, REPORT
+from trainer.planning.plan import read_shape
+from trainer.run_folder.folder import LOG, REPORT
+from trainer.run_folder.metrics import read_log
 from trainer.sweep.grid import Cell
 
 _TAIL = 0.1  # share of the logged steps whose mean is the final train loss

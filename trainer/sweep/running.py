@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trainer.config.recipe import ROOT
 from trainer.errors import StoppedError
-from trainer.recipe import ROOT
 from trainer.sweep.finished import unfinished
 from trainer.sweep.grid import Cell
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import CellsFailedError, ConfigError
-from trainer.run_folder import RunLock
+from trainer.run_folder.folder import RunLock
 from trainer.sweep.findings import compare
 from trainer.sweep.finished import finished_result
 from trainer.sweep.grid import Cell

@@ -1,4 +1,7 @@
-"""Tuning methods: METHODS[name](base, config) -> the model with its trainable parameters."""
+"""METHODS: base and settings in, model with its trained parameters out.
+
+Imports losses/ and the rooms above.
+"""
 
 from trainer.tuning.bottleneck import add_bottlenecks
 from trainer.tuning.ia3 import add_ia3

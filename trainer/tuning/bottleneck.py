@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TuningSection
+from trainer.architectures.targets import Place, place_of
+from trainer.config.methods import HEAD, adapter_size
+from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
-from trainer.targets import HEAD, Place, adapter_size, place_of
 from trainer.tuning.layers import (
     adapted,
     check_modules,

@@ -3,8 +3,8 @@
 import warnings
 from typing import TYPE_CHECKING
 
-from trainer.config import TuningSection
-from trainer.targets import is_feed_forward
+from trainer.architectures.targets import is_feed_forward
+from trainer.config.sections import TuningSection
 from trainer.tuning.layers import check_modules, choose_targets, is_conv1d, target_paths, task_type
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from trainer.config import TuningSection
+from trainer.architectures.targets import auto_targets, is_named
+from trainer.config.methods import HEAD
+from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
-from trainer.targets import HEAD, auto_targets, is_named
 
 if TYPE_CHECKING:
     from peft import TaskType

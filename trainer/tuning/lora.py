@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from trainer.config import TuningSection
+from trainer.architectures.targets import is_named
+from trainer.config.methods import HEAD
+from trainer.config.sections import TuningSection
 from trainer.errors import ConfigError, ModelError
-from trainer.targets import HEAD, is_named
 from trainer.tuning.layers import (
     adapted,
     check_modules,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from trainer.config import TuningSection
+from trainer.config.sections import TuningSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

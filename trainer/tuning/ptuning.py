@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TuningSection
-from trainer.targets import adapter_size
+from trainer.config.methods import adapter_size
+from trainer.config.sections import TuningSection
 from trainer.tuning.layers import check_modules, task_type
 
 if TYPE_CHECKING:

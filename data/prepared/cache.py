@@ -1,0 +1,209 @@
+"""Prepared data on disk: whole or not there, built once, memory-mapped by every rank.
+
+<root>/<key>/facts.json         what is in it; written last
+<root>/<key>/<split>/records.arrow, tokens.bin, starts.npy, record.npy, length.npy
+                                supervised.bin, empty where whole functions are labelled
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Generic
+
+import numpy as np
+import numpy.typing as npt
+
+from data.prepared.table import R, RecordTable, RecordWriter
+from data.records import CodeSample
+from data.text.tokenization import ExampleSet, Pieces
+
+FACTS = "facts.json"
+RECORDS, _TOKENS, _SUPERVISED = "records.arrow", "tokens.bin", "supervised.bin"
+
+
+def default_root() -> Path:
+    """Where prepared data is kept when the recipe does not say."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "focaltune"
+
+
+def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> Path:
+    """The folder of an entry, built by the first process that asks and waited for by the others.
+
+    Args:
+        root: Made readable by its owner alone: it holds copies of the user's code.
+        key: Digest of everything that decides the content.
+        build: Fills a new folder and returns its facts.
+
+    Returns:
+        A folder that is complete: a build that was interrupted leaves none.
+    """
+    entry = root / key
+    if _is_whole(entry):  # also where nothing may be written
+        return entry
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"data.cache_dir {root} cannot be made: {error}; name another") from error
+    with _locked(root / f"{key}.lock"):
+        if _is_whole(entry):
+            return entry
+        _remove_abandoned(root, key)
+        if entry.exists():
+            shutil.rmtree(entry)
+        building = root / f".{key}-{uuid.uuid4().hex}"
+        building.mkdir()
+        try:
+            facts = build(building)
+            (building / FACTS).write_text(
+                json.dumps({**facts, "bytes": _sizes(building)}, indent=1), encoding="utf-8"
+            )
+            for path in (*building.rglob("*"), building):
+                _to_disk(path)
+            os.rename(building, entry)
+            _to_disk(root)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+    return entry
+
+
+def read_facts(entry: Path) -> dict[str, Any]:
+    """What an entry says of itself."""
+    facts: dict[str, Any] = json.loads((entry / FACTS).read_text(encoding="utf-8"))
+    return facts
+
+
+class SplitWriter(AbstractContextManager["SplitWriter[R]"], Generic[R]):
+    """Write the records and tokens of a split as they come.
+
+    Args:
+        folder: New folder of the split.
+        vocab_size: Decides the bytes of a token.
+        kind: Class of the records.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, kind: type[R]) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._dtype = token_dtype(vocab_size)
+        self._lengths, self._records, self._code_lengths = array("i"), array("q"), array("i")
+        self.num_tokens = 0
+        with ExitStack() as stack:
+            self._table = stack.enter_context(RecordWriter(folder / RECORDS, kind))
+            self._tokens = stack.enter_context((folder / _TOKENS).open("wb"))
+            self._supervised = stack.enter_context((folder / _SUPERVISED).open("wb"))
+            self._stack = stack.pop_all()
+
+    def append(self, samples: Sequence[R], pieces: Pieces) -> None:
+        """Add functions and what they became."""
+        self._table.append(samples)
+        self._tokens.write(pieces.tokens.astype(self._dtype).tobytes())
+        if pieces.supervised is not None:
+            self._supervised.write(pieces.supervised.tobytes())
+        self._lengths.frombytes(pieces.lengths_E.astype(np.int32).tobytes())
+        num_before = len(self._code_lengths)
+        self._records.frombytes((pieces.record_E + num_before).astype(np.int64).tobytes())
+        self._code_lengths.frombytes(pieces.code_lengths_N.tobytes())
+        self.num_tokens += len(pieces.tokens)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples so far."""
+        return len(self._lengths)
+
+    def __exit__(self, *_: object) -> None:
+        """Complete the files."""
+        self._stack.close()
+        starts = np.zeros(len(self._lengths) + 1, dtype=np.int64)
+        np.cumsum(np.frombuffer(self._lengths, np.int32), out=starts[1:])
+        for name, values in (
+            ("starts", starts),
+            ("record", np.frombuffer(self._records, np.int64)),
+            ("length", np.frombuffer(self._code_lengths, np.int32)),
+        ):
+            np.save(self.folder / f"{name}.npy", values, allow_pickle=False)
+
+
+def open_split(folder: Path, vocab_size: int, kind: type[R]) -> tuple[RecordTable[R], ExampleSet]:
+    """The records and examples of a split that has some, mapped from disk; all weights are 1."""
+    table = RecordTable(folder / RECORDS, kind)
+    is_functions = kind is CodeSample
+    record_E = _mapped(folder, "record")
+    examples = ExampleSet(
+        tokens=np.memmap(folder / _TOKENS, token_dtype(vocab_size), "r"),
+        starts=_mapped(folder, "starts"),
+        record_E=record_E,
+        label_E=table.targets[record_E] if is_functions else np.zeros(len(record_E), np.int8),
+        share_E=1.0 / np.bincount(record_E)[record_E],
+        weight_E=np.ones(len(record_E), dtype=np.float32),
+        num_records=len(table),
+        supervised=None if is_functions else np.memmap(folder / _SUPERVISED, np.bool_, "r"),
+    )
+    return table, examples
+
+
+def code_lengths(folder: Path) -> npt.NDArray[np.int32]:
+    """Tokens of every function's whole code, -1 where it was too long to be tokenised."""
+    return _mapped(folder, "length")
+
+
+def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
+    """The narrowest type that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.int32
+
+
+def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return values
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_abandoned(root: Path, own_key: str) -> None:
+    """Take away builds whose builder is gone: nobody holds the lock of their key."""
+    for building in root.glob(".*-*"):
+        key = building.name[1:].partition("-")[0]
+        with (root / f"{key}.lock").open("w") as lock:
+            try:
+                if key != own_key:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(building)
+
+
+def _is_whole(entry: Path) -> bool:
+    if not (entry / FACTS).is_file():
+        return False
+    try:
+        sizes: dict[str, int] = read_facts(entry)["bytes"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    present = {name: (entry / name).is_file() for name in sizes}
+    return all(
+        present[name] and (entry / name).stat().st_size == size for name, size in sizes.items()
+    )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

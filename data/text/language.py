@@ -1,0 +1,351 @@
+"""Conversations and documents -> token ids, and which of them are to be learned."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.records import Conversation, Document
+from data.text.chat import RecordRefused, own_template
+from data.text.escaping import escaped
+from data.text.templates import Segment, render
+from data.text.tokenization import Pieces, targets_of
+from data.text.tokenizer import CodeTokenizer
+
+if TYPE_CHECKING:
+    from rich.text import Text
+    from tokenizers import Tokenizer
+
+_BLOCK_CHARACTERS = 1 << 20  # of a document, tokenised at a time: bounded memory
+_NUM_BINS = 10  # of the histogram of supervised shares
+
+_MAX_CHARACTER_TOKENS = 4  # bytes of a character in UTF-8
+_LEARNED, _CONTEXT = "green", "dim"
+
+# E examples, N records
+Tokens = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LanguageFacts:
+    """What tokenisation did to a split of language records, for data.json and the banner.
+
+    Attributes:
+        num_records: Records read.
+        num_examples: What they became: more where windows were cut, fewer where some were dropped.
+        num_tokens, num_supervised: Of the examples. A token that stands in two windows counts twice
+            among the tokens, once among the supervised.
+        num_targets: Supervised tokens that are not the first of their example: the loss's count.
+        share_histogram: Examples by share of supervised tokens, ten bins of a tenth each.
+        num_long: Records above seq_length.
+        num_oversized: Conversations above max_function_bytes, dropped unread.
+        num_dropped: Records of which no example is left, for whatever reason.
+        num_unsupervised: Examples dropped because the cut left nothing supervised in them.
+        policy: data.long_functions.
+        warnings: Sentences for the user.
+    """
+
+    num_records: int
+    num_examples: int
+    num_tokens: int
+    num_supervised: int
+    num_targets: int
+    share_histogram: list[int]
+    num_long: int
+    num_oversized: int
+    num_dropped: int
+    num_unsupervised: int
+    policy: str
+    warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for data.json."""
+        return asdict(self)
+
+
+def encode_language(
+    records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: DataConfig
+) -> Pieces:
+    """Token ids of records, with the end token after every answer and document.
+
+    Segments are tokenised apart, as a prompt is when the model is asked: no merge crosses the place
+    where an answer begins. What the tokenizer puts before a text stands before the first alone.
+
+    Args:
+        records: A chunk that fits in memory.
+        tokenizer: Encodes and ends; the files beside it hold its chat template.
+        config: template, supervise, seq_length, long_functions, window_overlap. A conversation
+            above max_function_bytes is dropped unread; a document of any length is cut.
+
+    Returns:
+        The examples of the records that can be written; which cannot is said in `refused`.
+
+    Raises:
+        DataError: A record in which nothing is supervised, or more than data.max_bad_rows that the
+            chat template cannot write.
+    """
+    if config.normalize_whitespace != "none":
+        raise DataError(
+            f"data.normalize_whitespace={config.normalize_whitespace} is for functions; text and"
+            " answers are learned as they stand: set it to none"
+        )
+    if config.window_overlap >= config.seq_length:
+        raise DataError(
+            f"data.window_overlap={config.window_overlap} must be below"
+            f" data.seq_length={config.seq_length}"
+        )
+    rendered = _rendered(records, tokenizer, config)
+    segments_N, refused = rendered.segments_N, rendered.refused
+    if len(refused) > config.max_bad_rows:
+        raise DataError(list(refused.values())[config.max_bad_rows])
+    ids_S = encode_segments(segments_N, tokenizer)
+    origins = [record.origin for n, record in enumerate(records) if n not in refused]
+    lengths_N = np.full(len(segments_N), -1, dtype=np.int32)
+    kept: list[tuple[int, Tokens, Mask]] = []
+    num_unsupervised = 0
+    for index, segments in enumerate(segments_N):
+        if segments is None:
+            continue
+        ids, mask = _joined(segments, ids_S, tokenizer)
+        if not mask.any():
+            raise DataError(f"{origins[index]}: nothing in this record is supervised")
+        lengths_N[index] = len(ids)
+        pieces = cut_supervised(
+            ids, mask, config.seq_length, config.long_functions, config.window_overlap
+        )
+        kept += [(index, piece, learned) for piece, learned in pieces if learned.any()]
+        num_unsupervised += sum(not learned.any() for _, learned in pieces)
+    return replace(
+        _pieces(kept, lengths_N, num_unsupervised),
+        refused=refused,
+        control_tokens=rendered.control_tokens,
+    )
+
+
+def encode_segments(
+    segments_N: Iterable[Sequence[Segment] | None], tokenizer: CodeTokenizer
+) -> Iterator[Tokens]:
+    """Ids of the segments of records, one after the other, with neither begin nor end tokens.
+
+    Args:
+        segments_N: Of each record, the first being the beginning of a text; None for one unread.
+        tokenizer: Encodes.
+    """
+    flat = [(segment, not n) for segments in segments_N for n, segment in enumerate(segments or ())]
+    texts, plain = [segment.text for segment, _ in flat], [segment.plain for segment, _ in flat]
+    return tokenizer.encode(texts, [is_first for _, is_first in flat], plain)
+
+
+def record_text(record: Conversation | Document) -> str:
+    """What a record itself says, without its template."""
+    if isinstance(record, Document):
+        return record.text
+    return "\n".join(turn.content for turn in record.turns)
+
+
+def cut_supervised(
+    ids: Tokens, mask: Mask, limit: int, policy: str, overlap: int = 0
+) -> list[tuple[Tokens, Mask]]:
+    """What is kept of a record, as pieces of at most `limit` tokens with their masks.
+
+    Args:
+        ids: All its tokens, end tokens included.
+        mask: Which are supervised.
+        limit: Above it the policy applies.
+        policy: "drop" none; "truncate" the head, "truncate_left" the tail; "truncate_middle" half
+            of each, where the first token behind the gap is no target; "window" pieces that follow
+            one another.
+        overlap: Tokens that a window repeats of the one before it, as context: they are supervised
+            once. At least one is repeated, or the first of every window would be nobody's target.
+    """
+    overlap = max(1, overlap)
+    if len(ids) <= limit:
+        return [(ids, mask)]
+    if policy == "drop":
+        return []
+    if policy == "window":
+        return [
+            (
+                ids[first : first + limit],
+                _without_first(mask[first : first + limit], overlap if first else 0),
+            )
+            for first in range(0, len(ids) - overlap, limit - overlap)
+        ]
+    tail = {"truncate": 0, "truncate_middle": limit // 2, "truncate_left": limit}[policy]
+    head, end = limit - tail, len(ids) - tail
+    learned = np.concatenate([mask[:head], mask[end:]])
+    if head and tail:
+        learned[head] = False
+    return [(np.concatenate([ids[:head], ids[end:]]), learned)]
+
+
+def supervised_facts(pieces: Pieces, config: DataConfig, num_documents: int = 0) -> LanguageFacts:
+    """Counts of a split.
+
+    Args:
+        pieces: All of them, possibly files in memory.
+        config: seq_length and long_functions.
+        num_documents: How many of the records are documents: where long ones lose text, a warning
+            says so.
+    """
+    assert pieces.supervised is not None
+    lengths, starts = pieces.lengths_E, np.append(0, np.cumsum(pieces.lengths_E))
+    targets_E = targets_of(pieces.supervised, starts)
+    learned_E = targets_E + pieces.supervised[starts[:-1]]
+    bins = np.minimum(learned_E * _NUM_BINS // np.maximum(lengths, 1), _NUM_BINS - 1)
+    num_records = len(pieces.code_lengths_N)
+    num_long = int((pieces.code_lengths_N > config.seq_length).sum())
+    warnings = []
+    if num_documents and num_long and config.long_functions != "window":
+        warnings.append(
+            f"data.long_functions={config.long_functions}: {num_long} of {num_records} records are"
+            f" above data.seq_length={config.seq_length} and lose text; window keeps all of it"
+        )
+    return LanguageFacts(
+        num_records=num_records,
+        num_examples=len(lengths),
+        num_tokens=int(lengths.sum()),
+        num_supervised=int(learned_E.sum()),
+        num_targets=int(targets_E.sum()),
+        share_histogram=np.bincount(bins, minlength=_NUM_BINS).tolist(),
+        num_long=num_long,
+        num_oversized=int((pieces.code_lengths_N < 0).sum()),
+        num_dropped=num_records - len(np.unique(pieces.record_E)),
+        num_unsupervised=pieces.num_unsupervised,
+        policy=config.long_functions,
+        warnings=warnings,
+    )
+
+
+def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> "Text":
+    """An example decoded token by token: targets green, context dim, special tokens inverse.
+
+    Control characters but line ends and tabs are written out.
+
+    Args:
+        tokens: Ids of one example.
+        supervised: Which of them are targets; the first never is, for nothing predicts it.
+        tokenizer: What encoded them.
+    """
+    from rich.text import Text
+
+    decoder, shown = _decoder(str(tokenizer.path)), Text()
+    special = {n for n, token in decoder.get_added_tokens_decoder().items() if token.special}
+    before: list[int] = []  # some tokenizers drop the blank that begins a text
+    pending: list[int] = []  # a character can be several tokens
+    for place, number in enumerate(tokens.tolist()):
+        style = _LEARNED if place and supervised[place] else _CONTEXT
+        pending.append(number)
+        head = decoder.decode(before, skip_special_tokens=False)
+        text = decoder.decode([*before, *pending], skip_special_tokens=False)[len(head) :]
+        is_last = place + 1 == len(tokens) or len(pending) == _MAX_CHARACTER_TOKENS
+        if text.endswith("\ufffd") and not is_last:
+            continue
+        shown.append(escaped(text), f"reverse {style}" if number in special else style)
+        before, pending = pending, []
+    return shown
+
+
+@lru_cache(maxsize=1)
+def _decoder(path: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
+
+
+@dataclass
+class _Rendered:
+    """Segments of the records that can be written, None where one is too long to be read.
+
+    refused and control_tokens are as in Pieces.
+    """
+
+    segments_N: list[list[Segment] | None] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    control_tokens: list[str] = field(default_factory=list)
+
+
+def _rendered(
+    records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: DataConfig
+) -> _Rendered:
+    own, found = own_template(tokenizer.path.parent), _Rendered()
+    for index, record in enumerate(records):
+        try:
+            segments = _record_segments(record, config, own, tokenizer.markers)
+        except RecordRefused as refusal:
+            found.refused[index] = str(refusal)
+            continue
+        found.segments_N.append(segments)
+        if segments and not segments[0].plain:
+            token = tokenizer.first_special(record_text(record))
+            found.control_tokens += [token] if token else []
+    return found
+
+
+def _record_segments(
+    record: Conversation | Document,
+    config: DataConfig,
+    own: tuple[str | None, Mapping[str, str]],
+    markers: Sequence[str],
+) -> list[Segment] | None:
+    if isinstance(record, Conversation):
+        if sum(len(turn.content.encode()) for turn in record.turns) > config.max_function_bytes:
+            return None
+        return render(record, config.template, config.supervise, *own, markers)
+    blocks = list(_blocks(record.text))
+    return [Segment(block, True, n == len(blocks)) for n, block in enumerate(blocks, 1)]
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """A text in parts, cut behind a line end where there is one."""
+    first = 0
+    while len(text) - first > _BLOCK_CHARACTERS:
+        end = text.rfind("\n", first, first + _BLOCK_CHARACTERS) + 1
+        end = end if end > first else first + _BLOCK_CHARACTERS
+        yield text[first:end]
+        first = end
+    yield text[first:]
+
+
+def _joined(
+    segments: Sequence[Segment], ids_S: Iterator[Tokens], tokenizer: CodeTokenizer
+) -> tuple[Tokens, Mask]:
+    """Ids and mask of a record from those of its segments."""
+    end = np.array([tokenizer.end_id], dtype=np.int32)
+    parts: list[Tokens] = []
+    learned: list[Mask] = []
+    for segment in segments:
+        ids = next(ids_S) if parts else tokenizer.begun(next(ids_S))
+        ids = np.concatenate([ids, end]) if segment.ends else ids
+        parts.append(ids)
+        learned.append(np.full(len(ids), segment.supervised))
+    if not parts:
+        return np.zeros(0, np.int32), np.zeros(0, np.bool_)
+    return np.concatenate(parts), np.concatenate(learned)
+
+
+def _without_first(mask: Mask, repeated: int) -> Mask:
+    """The mask of a window; what it repeats is context."""
+    return np.concatenate([np.zeros(min(repeated, len(mask)), np.bool_), mask[repeated:]])
+
+
+def _pieces(
+    kept: Sequence[tuple[int, Tokens, Mask]],
+    lengths_N: npt.NDArray[np.int32],
+    num_unsupervised: int,
+) -> Pieces:
+    nothing = (np.zeros(0, np.int32), np.zeros(0, np.bool_))
+    return Pieces(
+        tokens=np.concatenate([nothing[0], *(ids for _, ids, _ in kept)]),
+        supervised=np.concatenate([nothing[1], *(mask for _, _, mask in kept)]),
+        lengths_E=np.array([len(ids) for _, ids, _ in kept], dtype=np.int64),
+        record_E=np.array([index for index, _, _ in kept], dtype=np.int64),
+        code_lengths_N=lengths_N,
+        num_unsupervised=num_unsupervised,
+    )

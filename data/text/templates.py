@@ -1,0 +1,173 @@
+"""Records -> text with its supervised spans: what is learned is known by place, never by token."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from data.errors import DataError
+from data.records import Conversation, Document, Turn
+from data.text.chat import Segment, chat_segments
+
+__all__ = ["CHAT_TEMPLATE", "TEMPLATES", "Segment", "Template", "chosen_template", "render"]
+
+CHAT_TEMPLATE = "chat_template"
+
+
+@dataclass(frozen=True)
+class Template:
+    """How the turns of a conversation are written.
+
+    Attributes:
+        opening: Before the first turn; a system turn stands in its place.
+        opening_input: The same where the first instruction has an input.
+        question: A user turn, {instruction}, up to where the answer begins.
+        question_input: The same with an {input}.
+        answer: An {answer}. A blank before it belongs to it: byte-level tokenizers join a blank to
+            the word after it, so a prompt that ended with one would end in a token of its own.
+        between: Between an answer's end token and the next question.
+    """
+
+    opening: str
+    opening_input: str
+    question: str
+    question_input: str
+    answer: str
+    between: str
+
+
+TEMPLATES: dict[str, Template] = {
+    "alpaca": Template(  # tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
+        opening="Below is an instruction that describes a task. Write a response that"
+        " appropriately completes the request.\n\n",
+        opening_input="Below is an instruction that describes a task, paired with an input that"
+        " provides further context. Write a response that appropriately completes the request.\n\n",
+        question="### Instruction:\n{instruction}\n\n### Response:",
+        question_input="### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:",
+        answer="{answer}",
+        between="\n\n",
+    ),
+    "question_answer": Template(  # OctoPack (Muennighoff 2023), ASTRAIOS (Zhuo 2024)
+        opening="",
+        opening_input="",
+        question="Question: {instruction}\n\nAnswer:",
+        question_input="Question: {instruction}\n{input}\n\nAnswer:",
+        answer=" {answer}",
+        between="\n\n",
+    ),
+    "human_assistant": Template(
+        opening="",
+        opening_input="",
+        question="Human: {instruction}\nAssistant:",
+        question_input="Human: {instruction}\n{input}\nAssistant:",
+        answer=" {answer}",
+        between="\n",
+    ),
+    "plain": Template(
+        opening="",
+        opening_input="",
+        question="{instruction}",
+        question_input="{instruction}\n{input}",
+        answer="{answer}",
+        between="",
+    ),
+}
+_AUTO = {"alpaca": "alpaca"}  # the rest is question_answer
+
+
+def chosen_template(template: str, kind: str, has_own: bool) -> str:
+    """The template of a kind of records.
+
+    Args:
+        template: Name, or "auto".
+        kind: Of the record.
+        has_own: The tokenizer has a chat template.
+
+    Raises:
+        DataError: No such template, or the tokenizer has none of its own.
+    """
+    if template == "auto":
+        own = kind == "chat" and has_own
+        return CHAT_TEMPLATE if own else _AUTO.get(kind, "question_answer")
+    if template == CHAT_TEMPLATE and not has_own:
+        raise DataError(
+            "data.template=chat_template, but the tokenizer has none in tokenizer_config.json or"
+            f" chat_template.jinja; use one of {list(TEMPLATES)}"
+        )
+    if template not in TEMPLATES and template != CHAT_TEMPLATE:
+        raise DataError(
+            f"data.template: there is no {template!r}; use auto, {CHAT_TEMPLATE} or one of"
+            f" {list(TEMPLATES)}"
+        )
+    return template
+
+
+def render(
+    record: Conversation | Document,
+    template: str,
+    supervise: str,
+    chat_template: str | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+    markers: Collection[str] = (),
+) -> list[Segment]:
+    """The text of a record in segments, each supervised whole or not at all.
+
+    Args:
+        record: A document is one segment that ends.
+        template: A name in TEMPLATES, "chat_template" or "auto".
+        supervise: "answers"; "last_answer", the others being context; "all".
+        chat_template: The tokenizer's own, in jinja.
+        special_tokens: What it may name, such as {"bos_token": "<s>"}.
+        markers: Tokens of the tokenizer that can end a turn of its chat template.
+
+    Raises:
+        DataError: No such template.
+        RecordRefused: A chat template that fails, or that tells no span.
+    """
+    if isinstance(record, Document):
+        return [Segment(record.text, supervised=True, ends=True)]
+    name = chosen_template(template, record.kind, chat_template is not None)
+    if name == CHAT_TEMPLATE:
+        assert chat_template is not None
+        segments = chat_segments(record, chat_template, special_tokens or {}, markers)
+    else:
+        segments = list(_segments(record.turns, TEMPLATES[name]))
+    return [segment for segment in _supervised(segments, supervise) if segment.text or segment.ends]
+
+
+def _supervised(segments: Sequence[Segment], supervise: str) -> list[Segment]:
+    """Segments of which all answers are supervised -> those that are asked for."""
+    if supervise == "all":
+        return [replace(segment, supervised=True) for segment in segments]
+    if supervise == "answers":
+        return list(segments)
+    last = max((n for n, segment in enumerate(segments) if segment.supervised), default=0)
+    return [
+        replace(segment, supervised=segment.supervised and n == last)
+        for n, segment in enumerate(segments)
+    ]
+
+
+def _segments(turns: Sequence[Turn], template: Template) -> Iterator[Segment]:
+    opening = ""
+    if turns and turns[0].role == "system":
+        opening, turns = f"{turns[0].content}\n\n", turns[1:]
+    users: list[str] = []
+    prompt, is_first = opening, True
+    for turn in turns:
+        if turn.role == "user":
+            users.append(turn.content)
+            continue
+        if is_first and not opening:
+            prompt = template.opening_input if len(users) > 1 else template.opening
+        prompt += _question(users, template)
+        answer = template.answer.format(answer=turn.content)
+        yield Segment(prompt, supervised=False, plain=True)
+        yield Segment(answer, supervised=turn.is_learned, ends=True, plain=True)
+        users, prompt, is_first = [], template.between, False
+
+
+def _question(users: Sequence[str], template: Template) -> str:
+    if not users:
+        return ""
+    if len(users) == 1:
+        return template.question.format(instruction=users[0])
+    return template.question_input.format(instruction=users[0], input="\n".join(users[1:]))

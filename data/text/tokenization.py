@@ -1,0 +1,286 @@
+"""Functions -> token ids: whitespace, the policy for long functions, what stands around each."""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.text.tokenizer import CodeTokenizer
+
+TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
+
+_BLOCK = 65_536  # examples counted at a time
+_BLANKS_INSIDE = re.compile(r"(?<=\S)[ \t]+")
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """The token sequences of a split, flat; example e is tokens[starts[e]:starts[e + 1]].
+
+    A record (function, conversation, document) gives one example, several when it is cut into
+    windows, none when it is dropped.
+
+    Attributes:
+        tokens: All ids, begin and end tokens included, uint16 or int32, possibly a file in memory.
+        starts: E + 1 offsets, int64.
+        record_E: Index of the record each example came from, ascending.
+        label_E: Target of the function; 0 for language.
+        share_E: 1 / number of examples of the record, so that shares sum to records; 1 of texts,
+            whose windows are examples of their own.
+        weight_E: Weight of the function's class and group; multiplies its loss, not its count.
+        num_records: Records read, dropped ones included.
+        supervised: Which tokens are targets of a language task, parallel to tokens; None where the
+            targets are label_E.
+    """
+
+    tokens: TokenIds
+    starts: npt.NDArray[np.int64]
+    record_E: npt.NDArray[np.int64]
+    label_E: npt.NDArray[np.int8]
+    share_E: npt.NDArray[np.float64]
+    weight_E: npt.NDArray[np.float32]
+    num_records: int
+    supervised: npt.NDArray[np.bool_] | None = None
+
+    @cached_property
+    def count_E(self) -> npt.NDArray[np.float64]:
+        """What each example adds to the number its loss sum is divided by.
+
+        Its share of a function; or its targets: the supervised tokens that follow another one, for
+        nothing predicts the first.
+        """
+        if self.supervised is None:
+            return self.share_E
+        return targets_of(self.supervised, self.starts).astype(np.float64)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example."""
+        return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.record_E)
+
+    def subset(self, chosen: npt.NDArray[np.int64]) -> "ExampleSet":
+        """Some of the examples, copied into memory."""
+        places = [slice(self.starts[e], self.starts[e + 1]) for e in chosen]
+        pieces = [self.tokens[place] for place in places]
+        masks = None if self.supervised is None else [self.supervised[p] for p in places]
+        return ExampleSet(
+            tokens=np.concatenate(pieces).astype(np.int32),
+            starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
+            record_E=self.record_E[chosen],
+            label_E=self.label_E[chosen],
+            share_E=self.share_E[chosen],
+            weight_E=self.weight_E[chosen],
+            num_records=self.num_records,
+            supervised=None if masks is None else np.concatenate(masks),
+        )
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What tokenisation did to a split; token counts are those of the code alone.
+
+    Long functions do not fit in seq_length, oversized ones are above max_function_bytes.
+    """
+
+    num_functions: int
+    num_positive: int
+    tokens_mean: float
+    tokens_median: float
+    tokens_p90: float
+    tokens_max: int
+    num_long: int
+    long_positive: int
+    num_oversized: int
+    oversized_positive: int
+    policy: str
+    num_examples: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for data.json."""
+        return asdict(self)
+
+
+def normalize_whitespace(code: str, mode: str) -> str:
+    """The code with less whitespace.
+
+    Args:
+        code: Source text.
+        mode: "none"; "lines" drops blank lines, trailing blanks and common indentation and squeezes
+            blanks inside a line, so that the meaning stays; "collapse" makes every run of blanks
+            and line ends one space, which joins line comments to the code after them.
+    """
+    if mode == "none":
+        return code
+    if mode == "collapse":
+        return " ".join(code.split())
+    code = code.replace("\r\n", "\n").replace("\r", "\n")  # dedent takes \r for text
+    lines = [line.rstrip() for line in textwrap.dedent(code.expandtabs(4)).split("\n")]
+    return "\n".join(_BLANKS_INSIDE.sub(" ", line) for line in lines if line)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The examples of a few records, flat.
+
+    Attributes:
+        tokens: Ids of all examples one after the other, begin and end tokens included.
+        lengths_E: Tokens of each example, at most seq_length.
+        record_E: Which of the records each came from, counted from 0.
+        code_lengths_N: Tokens of each whole function's code, or of each whole language record with
+            all of them; -1 where it was not tokenised.
+        supervised: Which tokens are targets, parallel to tokens; None for functions.
+        num_unsupervised: Examples dropped because the cut left nothing of an answer in them.
+        refused: Place of a record that the chat template cannot write -> why; the other fields
+            count without it.
+        control_tokens: The first special token of every record that writes one in its own text and
+            has it read as such.
+    """
+
+    tokens: TokenIds
+    lengths_E: npt.NDArray[np.int64]
+    record_E: npt.NDArray[np.int64]
+    code_lengths_N: npt.NDArray[np.int32]
+    supervised: npt.NDArray[np.bool_] | None = None
+    num_unsupervised: int = 0
+    refused: Mapping[int, str] = field(default_factory=dict)
+    control_tokens: Sequence[str] = ()
+
+
+def targets_of(
+    supervised: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Supervised tokens of each example that are not its first.
+
+    Args:
+        supervised: Of all examples, one after the other.
+        starts: E + 1 offsets; no example is empty.
+    """
+    counts = np.zeros(len(starts) - 1, np.int64)
+    for first in range(0, len(counts), _BLOCK):  # a memory map stays one
+        heads = starts[first : first + _BLOCK]
+        heads, end = heads[: len(counts) - first], starts[min(first + _BLOCK, len(counts))]
+        mask = supervised[heads[0] : end]
+        sums = np.add.reduceat(mask, heads - heads[0], dtype=np.int64)
+        counts[first : first + len(sums)] = sums - mask[heads - heads[0]]
+    return counts
+
+
+def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: DataConfig) -> Pieces:
+    """Token ids of functions; each piece begins and ends as a text of its own.
+
+    Args:
+        codes: Source texts.
+        tokenizer: Encodes and ends.
+        config: seq_length, long_functions, window_overlap, normalize_whitespace and
+            max_function_bytes: a longer text is dropped unread.
+
+    Raises:
+        DataError: Windows that overlap whole.
+    """
+    limit = config.seq_length - tokenizer.num_added
+    if config.window_overlap >= limit:
+        raise DataError(
+            f"data.window_overlap={config.window_overlap} must be below {limit}: data.seq_length"
+            f" less the {tokenizer.num_added} tokens that are added to each"
+        )
+    is_read = [_num_bytes(code) <= config.max_function_bytes for code in codes]
+    texts = [
+        normalize_whitespace(code, config.normalize_whitespace)
+        for code, read in zip(codes, is_read, strict=True)
+        if read
+    ]
+    ids_N = tokenizer.encode(texts)
+    begin = np.array(tokenizer.begin_ids, dtype=np.int32)
+    end = np.array([tokenizer.end_id], dtype=np.int32)
+    parts, lengths, num_pieces = [], [], np.zeros(len(codes), dtype=np.int64)
+    code_lengths = np.full(len(codes), -1, dtype=np.int32)
+    for index, read in enumerate(is_read):
+        if not read:
+            continue
+        ids = next(ids_N)
+        code_lengths[index] = len(ids)
+        pieces = cut(ids, limit, config.long_functions, config.window_overlap)
+        num_pieces[index] = len(pieces)
+        for piece in pieces:
+            parts += [begin, piece, end]
+            lengths.append(len(piece) + tokenizer.num_added)
+    return Pieces(
+        tokens=np.concatenate(parts) if parts else np.zeros(0, np.int32),
+        lengths_E=np.array(lengths, dtype=np.int64),
+        record_E=np.repeat(np.arange(len(codes)), num_pieces),
+        code_lengths_N=code_lengths,
+    )
+
+
+def cut(
+    ids: npt.NDArray[np.int32], limit: int, policy: str, overlap: int = 0
+) -> list[npt.NDArray[np.int32]]:
+    """What is kept of a function, as pieces of at most `limit` tokens.
+
+    Args:
+        ids: All its tokens.
+        limit: Above it the policy applies.
+        policy: "drop" none; "truncate" the head, "truncate_left" the tail, "truncate_middle" half
+            of each; "window" pieces that follow one another.
+        overlap: Tokens that a window repeats of the one before it, below `limit`.
+    """
+    if len(ids) <= limit:
+        return [ids]
+    if policy == "window":
+        return [ids[n : n + limit] for n in range(0, len(ids) - overlap, limit - overlap)]
+    tail = {"truncate": 0, "truncate_middle": limit // 2, "truncate_left": limit}
+    if policy == "drop":
+        return []
+    return [np.concatenate([ids[: limit - tail[policy]], ids[len(ids) - tail[policy] :]])]
+
+
+def token_facts(
+    code_lengths_N: npt.NDArray[np.int32],
+    target_N: npt.NDArray[np.int8],
+    num_examples: int,
+    config: DataConfig,
+    num_added: int,
+) -> TokenFacts:
+    """Counts of a split.
+
+    Args:
+        code_lengths_N: Tokens of each function's code; -1: never tokenised.
+        target_N: 1 where it is vulnerable.
+        num_examples: What they became.
+        config: seq_length and long_functions.
+        num_added: Tokens the tokenizer adds to each.
+    """
+    is_oversized = code_lengths_N < 0
+    is_long = code_lengths_N > config.seq_length - num_added
+    lengths = code_lengths_N[~is_oversized]
+    if not len(lengths):
+        lengths = np.zeros(1, np.int32)
+    return TokenFacts(
+        num_functions=len(code_lengths_N),
+        num_positive=int(target_N.sum(dtype=np.int64)),
+        tokens_mean=float(lengths.mean()),
+        tokens_median=float(np.median(lengths)),
+        tokens_p90=float(np.percentile(lengths, 90)),
+        tokens_max=int(lengths.max()),
+        num_long=int(is_long.sum()),
+        long_positive=int(target_N[is_long].sum(dtype=np.int64)),
+        num_oversized=int(is_oversized.sum()),
+        oversized_positive=int(target_N[is_oversized].sum(dtype=np.int64)),
+        policy=config.long_functions,
+        num_examples=num_examples,
+    )
+
+
+def _num_bytes(code: str) -> int:
+    return len(code) if code.isascii() else len(code.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,174 @@
+"""Every function is seen once an epoch, and every rank knows the count of the whole step."""
+
+from typing import Any
+
+import pytest
+from example_sets import example_set, random_examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.batches.loader import TrainLoader, evaluation_batches
+from data.text.tokenization import ExampleSet
+
+SEQ_LENGTH = 24
+
+
+def loader(examples: ExampleSet, **changes: Any) -> TrainLoader:
+    settings: dict[str, Any] = {
+        "seq_length": SEQ_LENGTH,
+        "packing": True,
+        "seed": 1,
+        "global_batch_size": 8,
+        "batch_unit": "examples",
+        "micro_batch_size": 2,
+        "rank": 0,
+        "world_size": 1,
+    }
+    return TrainLoader(examples, **(settings | changes))
+
+
+def seen(train: TrainLoader, steps: range) -> list[int]:
+    """Examples in the order in which one rank reads them."""
+    return [
+        int(example)
+        for step in steps
+        for batch in train.step(step).micro_batches
+        for example in batch.example_S
+    ]
+
+
+def windowed(windows: list[int]) -> ExampleSet:
+    """Functions cut into the given numbers of windows of five tokens."""
+    records = [record for record, count in enumerate(windows) for _ in range(count)]
+    return example_set([[7] * 5 for _ in records], records=records)
+
+
+@given(
+    num_examples=st.integers(1, 50),
+    world_size=st.integers(1, 4),
+    micro_batch_size=st.integers(1, 3),
+    packing=st.booleans(),
+    batch_unit=st.sampled_from(["examples", "rows"]),
+)
+def test_over_an_epoch_the_ranks_see_every_function_once(
+    num_examples, world_size, micro_batch_size, packing, batch_unit
+):
+    examples = random_examples(num_examples, SEQ_LENGTH)
+    ranks = [
+        loader(
+            examples,
+            rank=rank,
+            world_size=world_size,
+            micro_batch_size=micro_batch_size,
+            packing=packing,
+            batch_unit=batch_unit,
+        )
+        for rank in range(world_size)
+    ]
+    for epoch in range(2):
+        steps = ranks[0].plan.steps_per_epoch
+        epoch_steps = range(epoch * steps, (epoch + 1) * steps)
+        read = [example for rank in ranks for example in seen(rank, epoch_steps)]
+        assert sorted(read) == list(range(num_examples))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=20), st.integers(1, 4))
+def test_the_count_of_a_step_is_the_sum_over_ranks_and_windows_add_up_to_functions(
+    windows, world_size
+):
+    examples = windowed(windows)
+    ranks = [loader(examples, rank=rank, world_size=world_size) for rank in range(world_size)]
+    total = 0.0
+    for step in range(ranks[0].plan.steps_per_epoch):
+        parts = [rank.step(step) for rank in ranks]
+        batches = [batch for part in parts for batch in part.micro_batches]
+        # tolerance: sums of the same few dozen shares in another order
+        assert parts[0].count == pytest.approx(sum(b.count for b in batches))
+        assert parts[0].num_tokens == sum(batch.num_tokens for batch in batches)
+        assert len({(part.count, part.num_tokens) for part in parts}) == 1
+        assert len({len(part.micro_batches) for part in parts}) == 1
+        total += parts[0].count
+    assert total == pytest.approx(len(windows))
+
+
+def test_shares_that_add_up_to_a_little_more_than_the_functions_add_no_step():
+    examples = windowed([1, 6])
+    assert examples.share_E.sum() > 2  # 1 + 6 x 1/6 in floating point
+    assert loader(examples, global_batch_size=2).plan.steps_per_epoch == 1
+
+
+def test_a_batch_in_functions_takes_as_many_steps_with_packing_as_without():
+    examples = random_examples(80, SEQ_LENGTH)
+    packed, unpacked = (loader(examples, packing=packing) for packing in (True, False))
+    assert packed.plan.num_rows < unpacked.plan.num_rows == 80
+    assert packed.plan.steps_per_epoch == unpacked.plan.steps_per_epoch == 10
+
+
+def test_a_batch_in_rows_counts_rows():
+    train = loader(random_examples(80, SEQ_LENGTH), packing=False, batch_unit="rows")
+    assert train.plan.steps_per_epoch == 10
+    packed = loader(random_examples(80, SEQ_LENGTH), batch_unit="rows")
+    assert packed.plan.steps_per_epoch == -(-packed.plan.num_rows // 8)
+
+
+def test_no_step_is_without_rows_when_rows_are_fewer_than_steps():
+    # 12 one-token functions fit one row: a batch of 4 functions would take 3 steps of a row each
+    train = loader(example_set([[1]] * 12), global_batch_size=4)
+    assert (train.plan.num_rows, train.plan.steps_per_epoch) == (1, 1)
+    assert train.step(0).count == 12
+
+
+def test_without_packing_a_row_holds_one_function():
+    train = loader(random_examples(20, SEQ_LENGTH), packing=False)
+    batches = [batch for step in range(3) for batch in train.step(step).micro_batches]
+    rows = [row for batch in batches for row in batch.row_S.tolist()]
+    assert len(rows) == 20
+    assert all(len(set(batch.row_S.tolist())) == len(batch.row_S) for batch in batches)
+
+
+def test_a_step_depends_on_its_number_alone():
+    examples = random_examples(40, 12)
+    ahead = loader(examples)
+    steps = ahead.plan.steps_per_epoch
+    in_order = seen(ahead, range(3 * steps))
+    assert in_order[:40] != in_order[40:80]  # otherwise the epochs prove nothing
+    resumed = loader(examples)
+    assert seen(resumed, range(2 * steps + 1, 3 * steps)) == seen(
+        ahead, range(2 * steps + 1, 3 * steps)
+    )
+    assert seen(resumed, range(steps)) == in_order[:40]  # back to the first epoch as well
+
+
+def test_fill_is_the_share_of_real_tokens():
+    # rows of 24 hold 20 + 4 and 12 + 6 tokens: 42 of 48
+    train = loader(example_set([[1] * n for n in (20, 12, 6, 4)]))
+    assert train.plan.num_rows == 2
+    assert train.fill == 42 / 48
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("packing", [True, False])
+def test_evaluation_reads_every_example_once_in_as_many_batches_on_each_rank(world_size, packing):
+    examples = random_examples(37, SEQ_LENGTH)
+    ranks = [
+        list(
+            evaluation_batches(
+                examples,
+                seq_length=SEQ_LENGTH,
+                packing=packing,
+                micro_batch_size=2,
+                rank=rank,
+                world_size=world_size,
+            )
+        )
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    read = [int(e) for batches in ranks for batch in batches for e in batch.example_S]
+    assert sorted(read) == list(range(37))
+
+
+def test_evaluation_of_nothing_yields_nothing():
+    settings = {"seq_length": 8, "micro_batch_size": 1, "rank": 0, "world_size": 1}
+    for packing in (True, False):
+        assert not list(evaluation_batches(example_set([]), packing=packing, **settings))

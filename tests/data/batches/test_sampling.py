@@ -1,0 +1,50 @@
+"""Balanced epochs leave no function out and hold as many functions of either class."""
+
+import numpy as np
+from example_sets import example_set
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.batches.loader import TrainLoader
+from data.batches.sampling import balanced
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 5))
+def test_classes_match_and_repetitions_of_a_class_differ_by_at_most_one(safe, vulnerable, seed):
+    label_E = np.array([0] * safe + [1] * vulnerable, dtype=np.int8)
+    chosen = balanced(label_E, np.arange(len(label_E)), np.random.default_rng(seed))
+    times = np.bincount(chosen, minlength=len(label_E))
+    most = max(safe, vulnerable)
+    assert [times[label_E == c].sum() for c in (0, 1)] == [most, most]
+    assert times.min() >= 1
+    assert all(np.ptp(times[label_E == c]) <= 1 for c in (0, 1))
+
+
+def test_windows_of_a_function_come_together_and_count_as_one_function():
+    # functions 0 and 1 (safe; 0 has three windows) and 2 (vulnerable, two windows)
+    record_E = np.array([0, 0, 0, 1, 2, 2])
+    label_E = np.array([0, 0, 0, 0, 1, 1], dtype=np.int8)
+    chosen = balanced(label_E, record_E, np.random.default_rng(0))
+    assert chosen.tolist() == [0, 1, 2, 3, 4, 4, 5, 5]
+
+
+def test_a_balanced_epoch_has_its_own_number_of_steps_and_new_repetitions_every_time():
+    labels = [1] * 8 + [0] * 43
+    examples = example_set([[n + 1] * 3 for n in range(51)], labels=labels)
+    loader = TrainLoader(
+        examples, seq_length=12, packing=True, sampling="balanced", seed=1, global_batch_size=8,
+        batch_unit="examples", micro_batch_size=2, rank=0, world_size=1,
+    )  # fmt: skip
+    assert loader.num_records == 86
+    assert loader.plan.steps_per_epoch == 11  # 86 functions, 8 a step
+    epochs = []
+    for epoch in range(2):
+        seen: list[int] = []
+        for step in range(epoch * 11, epoch * 11 + 11):
+            for batch in loader.step(step).micro_batches:
+                seen += batch.example_S.tolist()
+        times = np.bincount(seen, minlength=51)
+        assert times[8:].tolist() == [1] * 43
+        assert times[:8].sum() == 43
+        epochs.append(times[:8].tolist())
+    assert epochs[0] != epochs[1]

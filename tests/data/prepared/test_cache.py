@@ -1,0 +1,144 @@
+"""Prepared data is whole or not there, is built once, and is what the files hold."""
+
+import multiprocessing
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import sample_rows
+
+from data.config import DataConfig
+from data.prepared.cache import FACTS, cached, read_facts
+from data.prepared.prepare import prepare
+from data.readers import read_records
+from data.text.tokenization import encode_functions
+from data.text.tokenizer import CodeTokenizer
+
+
+def write_three(folder: Path, pause: float = 0.0) -> dict[str, int]:
+    (folder / "split").mkdir()
+    for name in "abc":
+        (folder / "split" / name).write_text(name * 10)
+        time.sleep(pause)
+    return {"pid": os.getpid()}
+
+
+def test_an_entry_is_built_once_and_only_its_owner_may_read_it(tmp_path):
+    root = tmp_path / "cache"
+    entry = cached(root, "key", write_three)
+    assert cached(root, "key", lambda _: pytest.fail("built twice")) == entry
+    assert read_facts(entry)["bytes"] == {"split/a": 10, "split/b": 10, "split/c": 10}
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+def test_processes_that_ask_at_once_build_one_entry(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        asked = [pool.apply_async(ask_for_entry, (tmp_path,)) for _ in range(6)]
+        builders = {result.get(timeout=60) for result in asked}
+    assert len(builders) == 1
+
+
+def ask_for_entry(root: Path) -> int:
+    entry = cached(root, "key", lambda folder: write_three(folder, pause=0.1))
+    return int(read_facts(entry)["pid"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_build_that_is_killed_leaves_no_entry_and_the_next_one_clears_up(tmp_path, seed):
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=ask_for_entry, args=(tmp_path,))
+    process.start()
+    while not list(tmp_path.glob(".key-*")):
+        time.sleep(0.005)
+    time.sleep(np.random.default_rng(seed).uniform(0, 0.25))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "key").exists()
+    entry = cached(tmp_path, "key", write_three)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "key.lock"]
+    assert read_facts(entry)["pid"] == os.getpid()
+
+
+def test_a_build_that_fails_leaves_nothing_and_says_why(tmp_path):
+    def fail(folder: Path) -> dict[str, int]:
+        write_three(folder)
+        raise ValueError("row 3")
+
+    with pytest.raises(ValueError, match="row 3"):
+        cached(tmp_path, "key", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "facts"])
+def test_a_damaged_entry_is_built_again(tmp_path, damage):
+    entry = cached(tmp_path, "key", write_three)
+    if damage == "cut":
+        (entry / "split" / "b").write_text("b")
+    else:
+        (entry / ("split/b" if damage == "gone" else FACTS)).unlink()
+    again = cached(tmp_path, "key", write_three)
+    assert (again / "split" / "b").read_text() == "b" * 10
+
+
+def test_the_cache_holds_exactly_the_records_and_tokens_of_the_files(tiny_data, tiny_model):
+    config = DataConfig(path=str(tiny_data), seq_length=64, long_functions="window")
+    prepared = prepare(config, tiny_model, {})
+    tokenizer = CodeTokenizer(tiny_model)
+    for name, split in prepared.splits.items():
+        records = list(read_records(tiny_data / f"{name}.jsonl", name, config))
+        assert list(split.samples) == records
+        one_by_one = [encode_functions([r.code], tokenizer, config) for r in records]
+        assert np.array_equal(split.examples.tokens, np.concatenate([p.tokens for p in one_by_one]))
+        lengths = np.concatenate([p.lengths_E for p in one_by_one])
+        assert np.array_equal(split.examples.lengths, lengths)
+        places = [n for n, p in enumerate(one_by_one) for _ in p.lengths_E]
+        assert split.examples.record_E.tolist() == places
+        assert split.examples.label_E.tolist() == [records[n].target for n in places]
+        assert split.examples.share_E.sum() == pytest.approx(len(records))
+        assert split.code_lengths.tolist() == [int(p.code_lengths_N[0]) for p in one_by_one]
+    assert max(places) + 1 < len(places)  # some functions were cut into windows
+
+
+def test_what_changes_the_rows_changes_the_entry_and_what_does_not_shares_it(tiny_data, tiny_model):
+    def entry(**changes: object) -> str:
+        config = DataConfig.model_validate({"path": str(tiny_data)} | changes)
+        return str(prepare(config, tiny_model, {}).facts["cache"])
+
+    base = entry()
+    same = [
+        {"packing": False},
+        {"sampling": "balanced"},
+        {"allow_leaks": True},
+        {"leak_groups": []},
+    ]
+    assert {entry(**changes) for changes in same} == {base}
+    other = [
+        {"seq_length": 512},
+        {"long_functions": "drop"},
+        {"normalize_whitespace": "lines"},
+        {"end_token": ";"},
+        {"max_function_bytes": 10_000},
+    ]
+    assert len({base, *(entry(**changes) for changes in other)}) == 1 + len(other)
+
+
+def test_training_weights_are_the_groups_times_the_classes(tiny_data, tiny_model):
+    config = DataConfig(path=str(tiny_data))
+    rows = sample_rows("train", 40)
+    positives = sum(int(str(row["target"])) for row in rows)
+    status = str(rows[0]["status"])
+    train = prepare(config, tiny_model, {status: 0.5}, class_weights="balanced").splits["train"]
+    of_class = {0: 40 / (2 * (40 - positives)), 1: 40 / (2 * positives)}
+    expected = [
+        of_class[int(str(row["target"]))] * (0.5 if row["status"] == status else 1) for row in rows
+    ]
+    assert train.examples.weight_E.tolist() == pytest.approx(expected)
+    assert len(set(expected)) > 1
+    valid = prepare(config, tiny_model, {status: 0.5}).splits["valid"]
+    assert set(valid.examples.weight_E.tolist()) == {1.0}

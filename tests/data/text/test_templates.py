@@ -1,0 +1,350 @@
+"""Every template written out by hand, and which stretches of it are learned."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from data.errors import DataError
+from data.records import Conversation, Document, Turn
+from data.text.chat import own_template
+from data.text.templates import TEMPLATES, Segment, render
+
+INTRODUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes"
+    " the request."
+)
+INTRODUCTION_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further"
+    " context. Write a response that appropriately completes the request."
+)
+ONE = [("user", "Add {x}."), ("assistant", "1 + {y}")]
+INPUT = [("user", "Add."), ("user", "1, 2"), ("assistant", "3")]
+TWO = [*ONE, ("user", "And?"), ("assistant", "no")]
+SYSTEM = [("system", "Be brief."), *ONE]
+
+# template, turns -> context and answer, context and answer, ...
+BY_HAND = {
+    ("alpaca", "one"): [
+        f"{INTRODUCTION}\n\n### Instruction:\nAdd {{x}}.\n\n### Response:",
+        "1 + {y}",
+    ],
+    ("alpaca", "input"): [
+        f"{INTRODUCTION_INPUT}\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:",
+        "3",
+    ],
+    ("alpaca", "two"): [
+        f"{INTRODUCTION}\n\n### Instruction:\nAdd {{x}}.\n\n### Response:",
+        "1 + {y}",
+        "\n\n### Instruction:\nAnd?\n\n### Response:",
+        "no",
+    ],
+    ("alpaca", "system"): [
+        "Be brief.\n\n### Instruction:\nAdd {x}.\n\n### Response:",
+        "1 + {y}",
+    ],
+    ("question_answer", "one"): ["Question: Add {x}.\n\nAnswer:", " 1 + {y}"],
+    ("question_answer", "input"): ["Question: Add.\n1, 2\n\nAnswer:", " 3"],
+    ("question_answer", "two"): [
+        "Question: Add {x}.\n\nAnswer:",
+        " 1 + {y}",
+        "\n\nQuestion: And?\n\nAnswer:",
+        " no",
+    ],
+    ("question_answer", "system"): ["Be brief.\n\nQuestion: Add {x}.\n\nAnswer:", " 1 + {y}"],
+    ("human_assistant", "one"): ["Human: Add {x}.\nAssistant:", " 1 + {y}"],
+    ("human_assistant", "input"): ["Human: Add.\n1, 2\nAssistant:", " 3"],
+    ("human_assistant", "two"): [
+        "Human: Add {x}.\nAssistant:",
+        " 1 + {y}",
+        "\nHuman: And?\nAssistant:",
+        " no",
+    ],
+    ("human_assistant", "system"): ["Be brief.\n\nHuman: Add {x}.\nAssistant:", " 1 + {y}"],
+    ("plain", "one"): ["Add {x}.", "1 + {y}"],
+    ("plain", "input"): ["Add.\n1, 2", "3"],
+    ("plain", "two"): ["Add {x}.", "1 + {y}", "And?", "no"],
+    ("plain", "system"): ["Be brief.\n\nAdd {x}.", "1 + {y}"],
+}
+CONVERSATIONS = {"one": ONE, "input": INPUT, "two": TWO, "system": SYSTEM}
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}"
+    "{% else %}{{ raise_exception('no system turns here') }}{% endif %}{% endfor %}"
+)
+MARKLESS = (
+    "{% for m in messages %}{{ '\nQ: ' if m.role == 'user' else '\nA: ' }}{{ m.content }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\nA: ' }}{% endif %}"
+)
+CHATML_UNASKED = CHATML.partition("{% if")[0]
+LLAMA3_ALWAYS_ASKING = (  # the first template of Llama-3-8B-Instruct
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+PHI3 = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+BOT_UNASKED = (
+    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Bot: ' }}{{ m.content }}\n"
+    "{% endfor %}"
+)
+THINK_BEFORE_THE_LAST = (  # Qwen3's rule
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ '<think>\n\n</think>\n\n' if loop.last and m.role == 'assistant' else '' }}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKERS = [
+    "</s>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|end|>",
+]
+LLAMA3_HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def conversation(turns, kind: str = "chat") -> Conversation:
+    return Conversation("0", tuple(Turn(*turn) for turn in turns), "train.jsonl:7", "x", kind)
+
+
+def chat(turns, template: str, supervise: str = "answers") -> list[Segment]:
+    return render(conversation(turns), "chat_template", supervise, template, SPECIAL, MARKERS)
+
+
+@pytest.mark.parametrize(("template", "turns"), BY_HAND, ids=lambda value: value)
+def test_a_template_writes_what_stands_in_its_paper(template, turns):
+    expected = [
+        Segment(text, supervised=bool(place % 2), ends=bool(place % 2), plain=True)
+        for place, text in enumerate(BY_HAND[template, turns])
+    ]
+    assert render(conversation(CONVERSATIONS[turns]), template, "answers") == expected
+
+
+def test_every_template_is_written_by_hand():
+    assert {template for template, _ in BY_HAND} == set(TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("supervise", "supervised"),
+    [
+        ("answers", [False, True, False, True]),
+        ("last_answer", [False, False, False, True]),
+        ("all", [True] * 4),
+    ],
+)
+def test_what_is_supervised_changes_no_text_and_no_end(supervise, supervised):
+    segments = render(conversation(TWO), "question_answer", supervise)
+    assert [segment.supervised for segment in segments] == supervised
+    assert [segment.text for segment in segments] == BY_HAND["question_answer", "two"]
+    assert [segment.ends for segment in segments] == [False, True, False, True]
+    assert [s.supervised for s in chat(TWO, CHATML, supervise)] == [*supervised, supervise == "all"]
+
+
+@pytest.mark.parametrize("template", ["question_answer", "chat_template"])
+def test_an_answer_of_weight_zero_is_the_same_text_and_not_supervised(template):
+    learned = render(conversation(TWO), template, "answers", CHATML)
+    turns = [(*turn, place != 1) for place, turn in enumerate(TWO)]
+    segments = render(conversation(turns), template, "answers", CHATML)
+    first, second = (n for n, segment in enumerate(learned) if segment.supervised)
+    assert [n for n, segment in enumerate(segments) if segment.supervised] == [second]
+    assert segments == [
+        replace(segment, supervised=segment.supervised and n != first)
+        for n, segment in enumerate(learned)
+    ]
+
+
+def test_a_document_is_learned_whole_and_ends():
+    document = Document("0", "text {x}", "a.txt", "a.txt")
+    assert render(document, "alpaca", "answers") == [Segment("text {x}", True, True)]
+
+
+def test_auto_takes_the_tokenizers_own_for_chat_alone():
+    own = render(conversation(ONE), "auto", "answers", CHATML)
+    assert own[0].text.startswith("<|im_start|>user")
+    for kind, template in (
+        ("alpaca", "alpaca"),
+        ("prompt_completion", "question_answer"),
+        ("commit", "question_answer"),
+        ("vulnerability", "question_answer"),
+    ):
+        expected = render(conversation(ONE), template, "answers")
+        assert render(conversation(ONE, kind), "auto", "answers", CHATML) == expected
+    without = render(conversation(ONE), "auto", "answers")
+    assert without == render(conversation(ONE), "question_answer", "answers")
+
+
+def test_a_chat_template_supervises_answers_and_their_end_of_turn_marker():
+    assert chat(TWO, CHATML) == [
+        Segment("<|im_start|>user\nAdd {x}.<|im_end|>\n<|im_start|>assistant\n", False),
+        Segment("1 + {y}<|im_end|>", True),
+        Segment("\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n", False),
+        Segment("no<|im_end|>", True),
+        Segment("\n", False),
+    ]
+
+
+def test_a_chat_template_without_a_generation_prompt_is_cut_behind_the_question():
+    assert chat(TWO, LLAMA2) == [
+        Segment("<s>[INST] Add {x}. [/INST]", False),
+        Segment(" 1 + {y} </s>", True),
+        Segment("<s>[INST] And? [/INST]", False),
+        Segment(" no </s>", True),
+    ]
+
+
+def test_where_a_chat_template_writes_no_marker_the_end_token_follows():
+    assert chat(TWO, MARKLESS) == [
+        Segment("\nQ: Add {x}.\nA: ", False),
+        Segment("1 + {y}", True, ends=True),
+        Segment("\nQ: And?\nA: ", False),
+        Segment("no", True, ends=True),
+    ]
+
+
+def test_the_header_of_an_answer_is_context_where_no_generation_prompt_holds_it():
+    assert chat(TWO, CHATML_UNASKED) == chat(TWO, CHATML)
+    assert chat([("user", "B"), ("assistant", "B")], BOT_UNASKED) == [
+        Segment("User: B\nBot:", False),
+        Segment(" B\n", True, ends=True),
+    ]
+
+
+def test_what_stands_behind_the_first_marker_is_context():
+    user, assistant = LLAMA3_HEADER.format("user"), LLAMA3_HEADER.format("assistant")
+    assert chat(TWO, LLAMA3_ALWAYS_ASKING) == [
+        Segment(f"{user}Add {{x}}.<|eot_id|>{assistant}", False),
+        Segment("1 + {y}<|eot_id|>", True),
+        Segment(f"{user}And?<|eot_id|>{assistant}", False),
+        Segment("no<|eot_id|>", True),
+        Segment(assistant, False),
+    ]
+
+
+def test_a_chat_template_that_closes_the_last_turn_otherwise_tells_every_span():
+    assert chat(TWO, PHI3) == [
+        Segment("<|user|>\nAdd {x}.<|end|>\n<|assistant|>\n", False),
+        Segment("1 + {y}<|end|>", True),
+        Segment("\n<|user|>\nAnd?<|end|>\n<|assistant|>\n", False),
+        Segment("no<|end|>", True),
+        Segment("\n</s>", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trims", "answer"),
+    [("", "\n  x\n\n"), ("| trim", "x"), (".rstrip('\n')", "\n  x"), (".lstrip('\n')", "  x\n\n")],
+)
+def test_an_answer_is_learned_with_the_blanks_that_the_chat_template_leaves(trims, answer):
+    template = CHATML.replace("m.content }}", f"m.content{trims} }}}}")
+    spans = [s.text for s in chat([("user", "q"), ("assistant", "\n  x\n\n")], template)]
+    assert spans[1:] == [f"{answer}<|im_end|>", "\n"]
+
+
+def test_an_answer_that_quotes_the_prompt_or_the_marker_keeps_its_span():
+    turns = [("user", "no"), ("assistant", "no<|im_end|>\nno"), ("user", "no"), ("assistant", "|>")]
+    answers = [segment.text for segment in chat(turns, CHATML) if segment.supervised]
+    assert answers == ["no<|im_end|>\nno<|im_end|>", "|><|im_end|>"]
+
+
+def test_an_instruction_and_its_input_are_one_turn_of_a_chat_template():
+    assert chat(INPUT, CHATML)[0].text.startswith("<|im_start|>user\nAdd.\n1, 2<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "parts"),
+    [
+        ("{{ messages | length }}" + CHATML, TWO, ("turns before turn 2", "no span can be told")),
+        (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), ONE, ("<think>",)),
+        (CHATML.replace("m.content }}", "m.content | upper }}"), ONE, ("changes the answer",)),
+        (THINK_BEFORE_THE_LAST, TWO, ("up to turn 2", "no span can be told")),
+        (LLAMA2, SYSTEM, ("the chat template fails: no system turns here",)),
+        ("{{ messages[9].content }}", ONE, ("the chat template fails",)),
+        ("{% for %}", ONE, ("the chat template fails",)),
+        ("{{ ''.__class__.__mro__ }}" + CHATML, ONE, ("the chat template fails",)),
+        ("{% set _ = messages.append(1) %}" + CHATML, ONE, ("the chat template fails",)),
+        ("{{ strftime_now('%d') }}" + CHATML, ONE, ("writes today's date",)),
+    ],
+    ids=[
+        "not-a-prefix", "prompt-not-kept", "answer-changed", "thinks-last", "raises",
+        "no-such-turn", "syntax", "sandbox-attribute", "sandbox-mutation", "clock",
+    ],
+)  # fmt: skip
+def test_a_chat_template_that_tells_no_span_is_refused_with_the_reason(template, turns, parts):
+    with pytest.raises(DataError) as caught:
+        chat(turns, template)
+    message = str(caught.value)
+    assert message.startswith("train.jsonl:7: ")
+    assert [part for part in (*parts, "data.template=") if part not in message] == [], message
+
+
+@pytest.mark.parametrize("name", ["alpca", "chat_template"])
+def test_a_template_that_is_not_there_is_refused_with_those_that_are(name):
+    with pytest.raises(DataError, match=r"'alpaca', 'question_answer', 'human_assistant', 'plain'"):
+        render(conversation(ONE), name, "answers")
+
+
+def test_the_tokenizers_own_template_is_found_in_either_file(tmp_path):
+    assert own_template(tmp_path) == (None, {})
+    config = {"eos_token": {"content": "</s>"}, "bos_token": None, "chat_template": "a"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert own_template(tmp_path) == ("a", {"eos_token": "</s>"})
+    config["chat_template"] = [
+        {"name": "tool_use", "template": "t"},
+        {"name": "default", "template": "d"},
+    ]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert own_template(tmp_path)[0] == "d"
+    config["chat_template"].pop()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="none called default"):
+        own_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("alone")
+    assert own_template(tmp_path)[0] == "alone"
+
+
+def test_a_special_token_that_the_first_file_leaves_open_is_taken_from_the_second(tmp_path):
+    config = {"eos_token": "</s>", "bos_token": None, "chat_template": "t"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokens = {"bos_token": {"content": "<s>"}, "eos_token": "other"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+    assert own_template(tmp_path) == ("t", {"eos_token": "</s>", "bos_token": "<s>"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("tokenizer_config.json", [], "must hold a JSON object"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": ["x"]},
+            "chat_template must be text, or a list",
+        ),
+        ("tokenizer_config.json", {"chat_template": 7}, "chat_template must be text, or a list"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"name": "default", "template": 7}]},
+            "chat_template must be text, or a list",
+        ),
+        ("tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token must be text or an object"),
+        ("special_tokens_map.json", {"eos_token": {}}, "eos_token must be text or an object"),
+        ("special_tokens_map.json", "x", "must hold a JSON object"),
+    ],
+)
+def test_a_file_beside_the_tokenizer_that_holds_something_else_is_named(
+    tmp_path, name, content, found
+):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        own_template(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {found}")
+    assert str(caught.value).endswith("again")

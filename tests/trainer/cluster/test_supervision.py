@@ -1,0 +1,225 @@
+"""When a supervised run is done, tried again or given up, and what an attempt leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+
+import pytest
+from launched import marked, wait_until
+
+from launcher.supervise import main
+from trainer.cluster.cleanup import sweep_hosts
+from trainer.cluster.leftovers import sweep
+from trainer.cluster.supervision import (
+    Job,
+    Limits,
+    Signals,
+    ending,
+    refuse,
+    supervise,
+    user_exports,
+    verdict,
+)
+from trainer.config.recipe import load_run_config
+from trainer.errors import ConfigError
+from trainer.processes.hostfile import Node
+from trainer.processes.outcome import FOLDER, Outcome, read_outcomes, write_outcome
+
+NODES = [Node("node0", 2, 1), Node("node1", 1, 2)]
+LOST = Outcome(1, "node0", 5, "LostRankError", "the connection broke")
+
+
+@pytest.fixture
+def signals():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield Signals()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def job(tiny_recipe, tmp_path):
+    """A run on this machine whose train.py a test writes."""
+    config = load_run_config(tiny_recipe, [f"run.output_dir={tmp_path / 'run'}"])
+    return Job(config, [Node("localhost", 2, 1)], "pdsh", "", tmp_path / "train.py")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "asked", "code"),
+    [
+        ([], False, None),
+        ([LOST], False, None),  # a lost rank is what supervision is for
+        ([Outcome(1, "node1", 0, "", "")], False, None),  # only rank 0 knows that all is written
+        ([Outcome(0, "node0", 0, "", ""), LOST], False, 0),
+        ([Outcome(1, "node0", 75, "StoppedError", "saved")], False, 75),
+        ([Outcome(0, "node0", 75, "AbandonedError", "saved")], False, None),
+        ([Outcome(0, "node0", 75, "AbandonedError", "saved")], True, 75),
+        ([LOST], True, 130),  # asked to stop, and nothing says that it saved
+        ([Outcome(0, "node0", 6, "HungError", "step 3")], False, None),
+        ([LOST, Outcome(0, "node0", 6, "DivergedError", "nan")], False, 6),
+        ([Outcome(0, "node0", 2, "ConfigError", "lr")], False, 2),
+        ([Outcome(0, "node0", 5, "MachineError", "versions differ")], False, 5),
+        ([Outcome(0, "node0", 1, "IndexError", "a defect")], False, None),
+    ],
+)
+def test_what_ranks_said_decides_never_an_exit_code(outcomes, asked, code):
+    assert verdict(outcomes, asked_to_stop=asked) == code
+
+
+def test_the_ending_names_the_host_of_a_rank_that_said_nothing():
+    said = ending(
+        [Outcome(0, "node0", 5, "LostRankError", "the connection broke"), LOST], NODES, None
+    )
+    assert said == (
+        "no word from rank 2 on node1; rank 0 on node0, rank 1 on node0: the connection broke"
+    )
+
+
+def test_an_outcome_is_read_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    for rank in (11, 2):
+        monkeypatch.setenv("RANK", str(rank))
+        write_outcome(6, "DivergedError", f"step {rank}")
+    found = read_outcomes(tmp_path)
+    assert [(one.rank, one.exit_code, one.message) for one in found] == [
+        (2, 6, "step 2"), (11, 6, "step 11"),
+    ]  # fmt: skip
+
+
+def sleepers(mark, *environments):
+    name, _, value = mark.partition("=")
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(100)"],
+            env={name: value, **environment},
+        )
+        for environment in environments
+    ]
+
+
+def test_a_sweep_ends_what_carries_the_mark_and_nothing_else():
+    mark = f"FOCALTUNE_RUN_ID={uuid.uuid4().hex}"
+    ours = sleepers(mark, {}, {"RANK": "0"})
+    others = sleepers(mark + "0", {}) + sleepers(f"X{mark}", {})
+    wait_until(lambda: len(marked(mark)) == 2, 10, "sleepers")
+    found = sweep(mark, "end", 10)
+    assert set(found["signalled"]) == {one.pid for one in ours}
+    assert found["left"] == []
+    assert {one.wait(10) for one in ours} == {-signal.SIGKILL}
+    assert [one.poll() for one in others] == [None, None]
+    for one in others:
+        one.kill()
+        one.wait()
+
+
+def test_ranks_are_asked_to_save_and_their_launcher_is_not():
+    mark = f"FOCALTUNE_RUN_ID={uuid.uuid4().hex}"
+    launcher, rank = sleepers(mark, {}, {"RANK": "0"})
+    wait_until(lambda: len(marked(mark)) == 2, 10, "sleepers")
+    assert sweep(mark, "stop", 10) == {"signalled": [rank.pid], "left": []}
+    assert (rank.wait(10), launcher.poll()) == (-signal.SIGTERM, None)
+    launcher.kill()
+    launcher.wait()
+
+
+def test_a_rank_on_this_machine_is_asked_once_though_ssh_comes_here_too(tmp_path, monkeypatch):
+    (tmp_path / "ssh").write_text('#!/bin/sh\nfor last in "$@"; do :; done\nexec sh -c "$last"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = (
+        "import signal, sys, time\n"
+        "received = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: received.append(1))\n"
+        "print(flush=True)\n"
+        "while not received: time.sleep(0.1)\n"
+        "time.sleep(2)\n"  # it saves
+        "sys.exit(len(received))"
+    )
+    name, value = "FOCALTUNE_RUN_ID", uuid.uuid4().hex
+    rank = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={name: value, "RANK": "0"}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with rank:
+        assert rank.stdout.readline()  # the handler stands
+        assert sweep_hosts(["localhost"], f"{name}={value}", "stop", 10) == {}
+        assert rank.wait(10) == 1
+
+
+def test_a_launcher_that_says_0_is_not_believed_and_given_up_and_leaves_nothing(
+    job, signals, tmp_path
+):
+    job.script.write_text(
+        "import os, subprocess\n"
+        "subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
+        f"open({str(tmp_path / 'ports')!r}, 'a').write(os.environ['MASTER_PORT'] + '\\n')\n"
+    )
+    said = []
+    code = supervise(job, Limits(1, 0, False), signals, said.append)
+    assert code == 5
+    assert "no word from rank 0 on localhost, 1 on localhost" in said[1]
+    assert said[-1] == "no new checkpoint since step 0 in 2 attempts: given up"
+    ports = (tmp_path / "ports").read_text().split()
+    assert len(ports) == 4  # two ranks, twice
+    assert len(set(ports)) == 2
+    assert not marked(job.mark)
+
+
+def test_the_completion_marker_ends_it_whatever_the_launcher_says(job, signals):
+    """Rank 1 fails, and hangs, after rank 0 has written all."""
+    job.script.write_text(
+        "import json, os, time\n"
+        "rank = int(os.environ['RANK'])\n"
+        "values = {'rank': rank, 'host': 'x', 'exit_code': 0, 'error': '', 'message': ''}\n"
+        f"path = os.environ[{FOLDER!r}] + f'/rank-{{rank}}.json'\n"
+        "rank or open(path, 'w').write(json.dumps(values))\n"
+        "time.sleep(300 * rank)\n"
+    )
+    said = []
+    assert supervise(job, Limits(3, 0, False), signals, said.append) == 0
+    assert said[-1] == "done"
+    assert len(said) == 2
+    assert not marked(job.mark)
+
+
+def test_exports_keep_the_users_and_leave_out_what_deepspeed_cannot_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".deepspeed_env").write_text("# comment\n\nNCCL_SOCKET_IFNAME=eth1\nA=b=c\n")
+    assert user_exports() == {"NCCL_SOCKET_IFNAME": "eth1", "A": "b=c"}
+
+
+@pytest.mark.parametrize("override", ["run.resume=never", "run.output_dir=/tmp/$(id)"])
+def test_what_could_not_continue_or_would_reach_a_shell_is_refused(override, tiny_recipe, tmp_path):
+    config = load_run_config(tiny_recipe, [override])
+    with pytest.raises(ConfigError):
+        refuse(Job(config, NODES, "pdsh", "", tmp_path / "train.py"))
+
+
+@pytest.mark.parametrize("line", ["A=x; id", "A=$(id)", "A=x y", "A;id=x"])
+def test_a_variable_that_would_reach_a_shell_is_refused(line, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    refuse(job)
+    (tmp_path / ".deepspeed_env").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"\.deepspeed_env: A"):
+        refuse(job)
+
+
+@pytest.mark.parametrize(
+    ("lines", "command", "said"),
+    [
+        ("localhost slots=2", ["evaluate.py", "x"], "cannot be supervised; give train.py RECIPE"),
+        ("localhost slots=0", ["train.py", "x"], "slots=0"),
+        ("localhost slots=1", ["train.py", "no-such-recipe.yaml"], "no recipe"),
+    ],
+)
+def test_a_command_that_cannot_be_supervised_is_a_usage_error(
+    lines, command, said, tmp_path, capsys
+):
+    (tmp_path / "hostfile").write_text(lines)
+    assert main(["--hostfile", str(tmp_path / "hostfile"), "--", *command]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""The table of what cannot run, against rules written out independently, over every combination."""
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, Setup, refusals
+from trainer.config.recipe import load_run_config
+from trainer.errors import MachineError
+from trainer.run.build import choose
+
+METHODS = (("lora", ""), ("ia3", "int8"), ("qlora", "nf4"), ("qlora", "fp4"), ("qlora", "int8"))
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+# name, capability, precisions that run, quantised bases that run
+MACHINES = (
+    ("cpu", None, {"fp32", "bf16", "fp16"}, {"nf4", "fp4", "int8"}),
+    ("P40", (6, 1), {"fp32", "fp16"}, {"nf4", "fp4"}),
+    ("V100", (7, 0), {"fp32", "fp16"}, {"nf4", "fp4"}),
+    ("T4", (7, 5), {"fp32", "fp16"}, {"nf4", "fp4", "int8"}),
+    ("A100", (8, 0), {"fp32", "bf16", "fp16"}, {"nf4", "fp4", "int8"}),
+    ("M40", (5, 2), {"fp32", "fp16"}, set()),
+)
+
+
+def test_every_combination_runs_or_is_refused_as_the_rules_say():
+    num_refused = 0
+    everything = itertools.product(
+        range(4), ("fp32", "bf16", "fp16"), METHODS, OPTIMIZERS, MACHINES, (False, True)
+    )
+    for stage, precision, how, optimizer, machine, is_offloaded in everything:
+        (method, quant_type), (name, capability, precisions, quantised) = how, machine
+        setup = Setup(
+            f"gpu_zero{stage}", stage, precision, method, quant_type, optimizer,
+            "cpu" if capability is None else "cuda", capability, is_offloaded=is_offloaded,
+        )  # fmt: skip
+        stack = [
+            stage == 0 and precision != "fp32",
+            stage == 3 and method != "lora",
+            stage == 3 and optimizer in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
+            is_offloaded and optimizer in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
+        ]
+        hardware = [
+            precision not in precisions,
+            method != "lora" and quant_type not in quantised,
+            name == "cpu" and optimizer in ("paged_adamw", "paged_adamw_8bit"),
+        ]
+        assert len(refusals(setup, STACK_LIMITS)) == sum(stack), setup
+        assert len(refusals(setup, MACHINE_LIMITS)) == sum(hardware), setup
+        num_refused += any(stack + hardware)
+        for message in refusals(setup, STACK_LIMITS + MACHINE_LIMITS):
+            assert "; take " in message
+            assert "{" not in message
+    assert 0 < num_refused < 2 * 4 * 3 * 5 * 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("capability", "overrides", "parts"),
+    [
+        pytest.param((7, 0), ["engine.precision=bf16"], ("sm70", "fp16"), id="83-bf16-on-v100"),
+        pytest.param((7, 5), ["engine.precision=bf16"], ("sm75", "fp16"), id="83-bf16-on-t4"),
+        pytest.param(
+            (7, 0),
+            ["tuning.method=qlora", "tuning.quant_type=int8", "engine.precision=fp32"],
+            ("int8", "sm70", "nf4"),
+            id="84-int8-on-v100",
+        ),
+    ],
+)
+def test_a_gpu_that_cannot_is_a_machine_error(
+    capability, overrides, parts, base: Path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = SimpleNamespace(name="a GPU", total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    config = load_run_config(base, [*overrides, "model.attention=sdpa"])
+    with pytest.raises(MachineError) as caught:
+        choose(config, torch.device("cuda"))
+    assert caught.value.exit_code == 5
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_a_paged_optimizer_needs_a_gpu(base: Path):
+    config = load_run_config(base, ["optim.optimizer=paged_adamw_8bit"])
+    with pytest.raises(MachineError, match="there is no GPU; take"):
+        choose(config, torch.device("cpu"))

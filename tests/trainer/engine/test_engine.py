@@ -1,0 +1,47 @@
+"""What DeepSpeed is told, and what each rank then holds."""
+
+import pytest
+import rank_checks
+from rank_pool import run_ranks
+
+from trainer.config.recipe import load_preset, load_run_config
+from trainer.engine.engine import deepspeed_config
+
+
+@pytest.mark.parametrize("preset", ["cpu_zero1", "cpu_zero2", "cpu_zero3"])
+def test_a_rank_holds_one_nth_of_the_optimizer_state(preset, tiny_recipe, tmp_path):
+    """Two moments of 2,752 trained parameters: 5,504 elements, shared out.
+
+    ZeRO pads each parameter (stage 3) or the flat buffer (stages 1 and 2) to a multiple of the
+    world size, so a rank can hold a few elements more.
+    """
+    for world_size in (1, 2, 4):
+        folder = tmp_path / str(world_size)
+        command = [
+            str(tiny_recipe), f"run.output_dir={folder}", f"engine.preset={preset}",
+            "optim.max_steps=2", "eval.interval=never",
+        ]  # fmt: skip
+        codes = run_ranks(
+            command, world_size, folder.with_suffix(".txt"), entry=rank_checks.count_optimizer_state
+        )
+        assert codes == [0] * world_size, folder.with_suffix(".txt").read_text()[-2000:]
+        for rank in range(world_size):
+            held = int((folder / f"state-{rank}.txt").read_text())
+            assert 5504 / world_size <= held <= 5504 / world_size + 64
+
+
+def test_the_timeout_reaches_every_group(tmp_path):
+    printed = tmp_path / "printed"
+    codes = run_ranks(["77"], 2, printed, entry=rank_checks.report_group_timeout)
+    assert codes == [0, 0], printed.read_text()
+    assert printed.read_text().count("timeout 77.0") == 4
+
+
+def test_the_run_owns_every_number_of_the_engine(tiny_recipe):
+    config = load_run_config(tiny_recipe, ["optim.micro_batch_size=3", "optim.max_grad_norm=0.5"])
+    settings = deepspeed_config(config, "cpu_zero2", "bf16")
+    assert settings["train_micro_batch_size_per_gpu"] == 3
+    assert settings["gradient_clipping"] == 0.5
+    assert settings["bf16"] == {"enabled": True}
+    assert settings["zero_optimization"] == load_preset("cpu_zero2")["zero_optimization"]
+    assert "fp16" not in settings

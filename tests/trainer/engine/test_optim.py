@@ -1,0 +1,73 @@
+"""The learning rate of each update, by hand, and the groups of the optimizer."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from trainer.config.sections import OptimSection
+from trainer.engine.optim import build_optimizer, learning_rate
+
+
+def rates(total: int, **optim: object) -> list[float]:
+    section = OptimSection.model_validate({"lr": 1.0} | optim)
+    return [learning_rate(section, update, total) for update in range(total)]
+
+
+def test_warm_up_rises_in_equal_steps_to_the_peak():
+    assert rates(6, warmup_steps=4, schedule="constant") == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_cosine_falls_through_a_half_in_the_middle():
+    found = rates(12, warmup_steps=4, schedule="cosine")
+    # eight updates after warm-up: 0.5 (1 + cos(pi k / 8)); cos(pi / 4) = sqrt(1 / 2)
+    assert found[4] == 1.0
+    assert found[6] == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
+    assert found[8] == pytest.approx(0.5)
+    assert found[10] == pytest.approx(0.5 * (1 - math.sqrt(0.5)))
+
+
+def test_a_line_falls_by_the_same_amount_each_update():
+    assert rates(4, schedule="linear") == [1.0, 0.75, 0.5, 0.25]
+    assert rates(6, schedule="linear", warmup_steps=2)[2:] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_constant_rate_stays():
+    assert rates(3, schedule="constant") == [1.0, 1.0, 1.0]
+
+
+def test_the_update_after_the_last_would_reach_zero():
+    for schedule in ("cosine", "linear"):
+        section = OptimSection(lr=1.0, schedule=schedule, warmup_steps=2)
+        assert learning_rate(section, 10, 10) == 0.0
+        assert learning_rate(section, 99, 10) == 0.0
+
+
+@given(
+    total=st.integers(1, 60),
+    warmup=st.integers(0, 60),
+    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+    peak=st.floats(1e-6, 1.0),
+)
+def test_no_update_of_a_run_is_lost_to_a_rate_of_zero(total, warmup, schedule, peak):
+    found = rates(total, lr=peak, warmup_steps=min(warmup, total), schedule=schedule)
+    assert min(found) > 0
+    assert max(found) == pytest.approx(peak, rel=1e-15)  # lr x 3 / 3 can be off by one rounding
+
+
+def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    model[2].weight.requires_grad_(False)
+    optimizer = build_optimizer(model.parameters(), OptimSection(lr=0.1, weight_decay=0.01))
+    decayed, plain = optimizer.param_groups
+    assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(2, 3)]
+    assert decayed["weight_decay"] == 0.01
+    assert [tuple(parameter.shape) for parameter in plain["params"]] == [(2,), (2,), (2,), (2,)]
+    assert plain["weight_decay"] == 0.0
+
+
+def test_an_adapter_without_vectors_has_one_group():
+    optimizer = build_optimizer(nn.Linear(3, 2, bias=False).parameters(), OptimSection())
+    assert len(optimizer.param_groups) == 1

@@ -1,0 +1,94 @@
+"""The baselines answer what they say, learn what words can tell, and look at no test label."""
+
+import re
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from trainer.evaluation.functions.baselines import (
+    ALWAYS_NEGATIVE,
+    ALWAYS_POSITIVE,
+    CODE_TOKEN,
+    PRIOR,
+    constant_baselines,
+    tfidf_baseline,
+    tfidf_logistic,
+)
+from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
+
+
+def functions(seed, num=60):
+    """Made-up C functions; the vulnerable ones lack the length check, three words that repeat."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(num) % 2
+    codes = []
+    for label in labels:
+        name = "".join(generator.choice(list("abcdefgh"), 4))
+        check = "" if label else "if (len <= sizeof(buf)) "
+        codes.append(f"int {name}(char *{name}_in, int len) {{ {check}memcpy(buf, in, len); }}")
+    return codes, labels
+
+
+def test_constant_baselines_answer_the_same_for_every_test_function():
+    baselines = constant_baselines([1, 0, 0, 0], [1, 1, 0])
+    assert baselines[PRIOR].scores_N.tolist() == [0.25] * 3
+    predicted = {name: (b.scores_N >= b.threshold).tolist() for name, b in baselines.items()}
+    assert predicted[PRIOR] == predicted[ALWAYS_NEGATIVE] == [False] * 3
+    assert predicted[ALWAYS_POSITIVE] == [True] * 3
+
+
+def test_constant_baselines_rank_at_chance():
+    labels = [1] * 123 + [0] * 129
+    for baseline in constant_baselines([0, 1], labels).values():
+        m = classification_metrics(baseline.scores_N, labels, baseline.threshold)
+        assert m.roc_auc == 0.5
+        assert m.pr_auc == pytest.approx(123 / 252)
+
+
+def test_tokens_keep_identifiers_numbers_and_operators_whole():
+    code = "if (p->len_1 <= 0x1F && !q[i++]) { x >>= 2.5f; } // é_1"
+    spaced = "if ( p -> len_1 <= 0x1F && ! q [ i ++ ] ) { x >>= 2.5f ; } / / é_1"
+    assert " ".join(re.findall(CODE_TOKEN, code)) == spaced
+
+
+def test_tokens_lose_no_visible_character():
+    code = "a<<=b...c::d|=~e?f:g#h\\n'\"@$`%&^*-+=,. 07.e _x\t€"
+    assert "".join(re.findall(CODE_TOKEN, code)) == re.sub(r"\s", "", code)
+
+
+def test_word_counts_find_a_missing_check_and_give_the_same_scores_again():
+    train, valid, test = functions(0), functions(1, num=40), functions(2)
+    scorer = tfidf_logistic(*train)
+    scores = scorer(test[0])
+    assert scores.dtype == np.float64
+    assert roc_auc_score(test[1], scores) == 1.0  # the check is there or it is not
+    assert (tfidf_logistic(*train)(test[0]) == scores).all()
+    baseline = tfidf_baseline(scorer, *valid, test[0])
+    assert baseline.threshold == best_threshold(scorer(valid[0]), valid[1])
+    assert classification_metrics(baseline.scores_N, test[1], baseline.threshold).f1 == 1.0
+
+
+def test_case_tells_one_name_from_another():
+    codes = ["x = FREE(p);", "x = free(p);"] * 10
+    scores = tfidf_logistic(codes, [0, 1] * 10)(codes[:2])
+    assert scores[0] < 0.5 < scores[1]
+
+
+def test_labels_that_the_words_do_not_tell_are_ranked_at_chance():
+    codes, labels = functions(0, num=200)
+    test_codes, test_labels = functions(2, num=200)
+    shuffle = np.random.default_rng(1).permutation
+    scores = tfidf_logistic(codes, shuffle(labels))(test_codes)
+    assert len(np.unique(scores)) > 1
+    # Under chance the AUC of 100 against 100 has a standard error of 0.041; four of them.
+    assert roc_auc_score(shuffle(test_labels), scores) == pytest.approx(0.5, abs=0.165)
+
+
+def test_a_training_set_that_cannot_teach_is_named():
+    with pytest.raises(ValueError, match=r"labels are \[1\]"):
+        tfidf_logistic(["int f();", "int g();"], [1, 1])
+    with pytest.raises(ValueError, match="2 training functions but 1 labels"):
+        tfidf_logistic(["int f();", "int g();"], [1])
+    with pytest.raises(ValueError, match="no training labels"):
+        constant_baselines([], [0, 1])

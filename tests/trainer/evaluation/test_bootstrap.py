@@ -1,0 +1,175 @@
+"""The resampled metrics equal scikit-learn's, and the intervals mean what they say."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from trainer.evaluation import resampling
+from trainer.evaluation.functions.metrics import (
+    bootstrap,
+    paired_auc_difference,
+)
+from trainer.evaluation.resampling import (
+    cluster_ids,
+    f1_from_counts,
+    mcc_from_counts,
+    percentile_interval,
+    two_class_resamples,
+    weighted_average_precision,
+    weighted_roc_auc,
+)
+
+
+def bootstrap_intervals(*arguments, **options):
+    return bootstrap(*arguments, **options).intervals
+
+
+def sample(seed, num=80, decimals=1):
+    generator = np.random.default_rng(seed)
+    labels = np.r_[0, 1, generator.integers(0, 2, num - 2)]
+    scores = np.clip(0.4 + 0.2 * labels + 0.2 * generator.standard_normal(num), 0, 1)
+    return np.round(scores, decimals), labels
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 12])
+def test_resampled_metrics_equal_scikit_learn_on_the_repeated_functions(decimals):
+    scores, labels = sample(decimals, decimals=decimals)
+    assert (len(np.unique(scores)) < len(scores)) == (decimals < 12)  # ties, and none
+    weights, _ = next(two_class_resamples(labels, cluster_ids(None, len(labels)), 50, seed=1))
+    answers = (scores >= 0.5).astype(float)
+    tp, predicted = weights @ (answers * labels), weights @ answers
+    positives, total = weights @ labels.astype(float), weights.sum(axis=1)
+    ours = np.stack(
+        [
+            weighted_roc_auc(scores, labels, weights),
+            weighted_average_precision(scores, labels, weights),
+            f1_from_counts(tp, predicted, positives),
+            mcc_from_counts(tp, predicted, positives, total),
+        ],
+        axis=1,
+    )
+    for row, weight in zip(ours, weights, strict=True):
+        drawn = np.repeat(np.arange(len(labels)), weight.astype(int))
+        truth, score, answer = labels[drawn], scores[drawn], answers[drawn]
+        assert 0 < len(np.unique(drawn)) < len(labels)  # a resample, not the sample
+        reference = (
+            sk.roc_auc_score(truth, score),
+            sk.average_precision_score(truth, score),
+            sk.f1_score(truth, answer),
+            sk.matthews_corrcoef(truth, answer),
+        )
+        # Sums of at most 80 terms in [0, 1] in another order: rounding stays near 1e-15.
+        assert row == pytest.approx(reference, abs=1e-12)
+
+
+def test_equal_seeds_give_equal_intervals_whatever_the_chunk(monkeypatch):
+    scores, labels = sample(0)
+    first = bootstrap_intervals(scores, labels, 0.5, seed=3)
+    assert bootstrap_intervals(scores, labels, 0.5, seed=3) == first
+    assert bootstrap_intervals(scores, labels, 0.5, seed=4) != first
+    monkeypatch.setattr(resampling, "MAX_CHUNK_ELEMENTS", 7 * len(labels))
+    assert bootstrap_intervals(scores, labels, 0.5, seed=3) == first
+
+
+def test_the_percentiles_leave_half_of_the_rest_on_each_side():
+    values = np.random.default_rng(0).permutation(1001) / 1000
+    assert percentile_interval(values, 0.95) == pytest.approx((0.025, 0.975))
+    assert percentile_interval(values, 0.5) == pytest.approx((0.25, 0.75))
+
+
+def test_a_score_equal_to_the_threshold_is_positive_in_the_resamples_too():
+    intervals = bootstrap_intervals([0.5, 0.5, 0.1, 0.2], [1, 1, 0, 0], 0.5)
+    assert intervals["f1"] == intervals["mcc"] == (1.0, 1.0)
+
+
+def test_a_cluster_is_drawn_whole():
+    labels = np.array([0, 1, 0, 1, 1])
+    clusters = cluster_ids(["a", "b", "a", "b", "c"], 5)
+    assert clusters.tolist() == [0, 1, 0, 1, 2]
+    weights, _ = next(two_class_resamples(labels, clusters, 200, seed=0))
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, 1] == weights[:, 3]).all()
+    assert (weights[:, [0, 1, 4]].sum(axis=1) == 3).all()  # three clusters drawn each time
+    assert len(np.unique(weights, axis=0)) > 3
+
+
+def test_one_class_draws_are_redrawn_and_counted():
+    # One positive of four: a draw misses it with probability (3/4)^4 = 0.316, takes it alone 0.004.
+    result = bootstrap([0.1, 0.2, 0.3, 0.9], [0, 0, 0, 1], 0.5, num_resamples=2000)
+    share = result.num_redrawn / (2000 + result.num_redrawn)
+    # Standard error sqrt(0.32 * 0.68 / 2900) = 0.009; four of them.
+    assert share == pytest.approx(0.75**4 + 0.25**4, abs=0.035)
+    assert result.intervals["roc_auc"] == (1.0, 1.0)
+
+
+def test_no_interval_without_two_classes_and_two_clusters():
+    assert bootstrap_intervals([0.1, 0.9], [1, 1], 0.5) == {}
+    assert bootstrap_intervals([0.1, 0.9], [0, 1], 0.5, groups_N=["c", "c"]) == {}
+    assert paired_auc_difference([0.1, 0.9], [0.2, 0.3], [1, 1]) is None
+
+
+def test_bad_resampling_is_named():
+    scores, labels = sample(0)
+    with pytest.raises(ValueError, match="one group per function"):
+        bootstrap_intervals(scores, labels, 0.5, groups_N=["a"])
+    with pytest.raises(ValueError, match="level is 95"):
+        bootstrap_intervals(scores, labels, 0.5, level=95)
+    with pytest.raises(ValueError, match="num_resamples is 0"):
+        bootstrap_intervals(scores, labels, 0.5, num_resamples=0)
+
+
+def test_the_interval_covers_the_true_auc_about_95_times_in_100():
+    # Scores N(0, 1) and N(1, 1): the true AUC is Phi(1 / sqrt(2)). The logistic keeps the order.
+    true_auc = 0.5 * (1 + math.erf(0.5))
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 75)
+    num_runs, num_covered = 200, 0
+    for run in range(num_runs):
+        logits = labels + generator.standard_normal(len(labels))
+        scores = 1 / (1 + np.exp(-logits))
+        low, high = bootstrap_intervals(scores, labels, 0.5, num_resamples=300, seed=run)["roc_auc"]
+        num_covered += low <= true_auc <= high
+    # Standard error sqrt(0.95 * 0.05 / 200) = 0.015; the percentile method is known to fall about
+    # 0.01 short at this size. Three errors each way around 0.945.
+    assert 0.90 <= num_covered / num_runs <= 0.99
+
+
+def test_clusters_of_duplicates_widen_the_interval_by_the_root_of_two():
+    scores, labels = sample(5, num=150, decimals=6)
+    twice = np.repeat(scores, 2), np.repeat(labels, 2)
+    alone = bootstrap_intervals(*twice, 0.5)
+    together = bootstrap_intervals(*twice, 0.5, groups_N=np.repeat(np.arange(150), 2))
+    for name in ("roc_auc", "pr_auc", "f1", "mcc"):
+        ratio = np.ptp(together[name]) / np.ptp(alone[name])
+        # 150 independent pairs count as 150, not 300: sqrt(2). Each width of a 95% interval from
+        # 1000 resamples has a standard error near 4%, their ratio near 6%; three of them.
+        assert ratio == pytest.approx(math.sqrt(2), rel=0.18)
+
+
+def test_the_paired_interval_separates_what_separate_intervals_do_not():
+    scores, labels = sample(7, num=300, decimals=6)
+    generator = np.random.default_rng(8)
+    worse = np.clip(scores + 0.12 * generator.standard_normal(300), 0, 1)
+    result = paired_auc_difference(scores, worse, labels)
+    expected = sk.roc_auc_score(labels, scores) - sk.roc_auc_score(labels, worse)
+    assert result.difference == pytest.approx(expected, abs=1e-12)
+    assert 0 < result.low < result.difference < result.high
+    ours = bootstrap_intervals(scores, labels, 0.5)["roc_auc"]
+    theirs = bootstrap_intervals(worse, labels, 0.5)["roc_auc"]
+    assert theirs[1] > ours[0]  # apart they overlap
+
+
+def test_a_predictor_does_not_differ_from_itself():
+    scores, labels = sample(1)
+    result = paired_auc_difference(scores, scores, labels)
+    assert (result.difference, result.low, result.high) == (0, 0, 0)
+
+
+def test_600_functions_take_less_than_two_cpu_seconds():
+    scores, labels = sample(2, num=600, decimals=6)
+    start = time.process_time()
+    bootstrap_intervals(scores, labels, 0.5, groups_N=np.arange(600) // 2)
+    assert time.process_time() - start < 2.0

@@ -1,0 +1,213 @@
+"""The report holds the numbers, says plainly what they mean, and is written whole."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from sklearn import metrics as sk
+
+from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline, constant_baselines
+from trainer.evaluation.functions.report import DROPPED, Prediction, print_table, write_report
+
+THRESHOLD = 0.5
+FACTS = {"recipe": "recipes/a|b.yaml", "step": 400, "digests": {"train": "ab12"}}
+FILES = {"test.json", "test.md", "test_roc.png", "test_pr.png", "predictions.jsonl"}
+
+
+def predictions(num=120, strength=0.3, seed=0, labels=None):
+    """Pairs of a vulnerable and a safe function that share a commit; one was dropped."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(num) % 2 if labels is None else np.asarray(labels)
+    noise = 0.2 * generator.standard_normal(num)
+    scores = np.clip(0.5 + strength * (labels - 0.5) + noise, 0, 1)
+    return [
+        Prediction(
+            id=f"f{i}",
+            origin=f"src/a.c:{i}",
+            label=int(label),
+            score=float(score),
+            predicted=int(score >= THRESHOLD),
+            group=f"commit{i // 2}",
+            cwe=("CWE-787", "CWE-416", "")[i // 2 % 3],
+            status="read",
+            num_tokens=100 + i,
+            note=f"{DROPPED} (too long)" if i == 3 else "",
+        )
+        for i, (label, score) in enumerate(zip(labels, scores, strict=True))
+    ]
+
+
+def baselines_for(rows, seed=1):
+    labels = np.array([p.label for p in rows])
+    noise = 0.2 * np.random.default_rng(seed).standard_normal(len(rows))
+    words = Baseline(np.clip(0.5 + 0.1 * (labels - 0.5) + noise, 0, 1), 0.45)
+    return {TFIDF_LOGISTIC: words, **constant_baselines([0, 0, 1], labels)}
+
+
+def write(folder, rows, split="test", baselines=None, facts=FACTS):
+    baselines = baselines_for(rows) if baselines is None else baselines
+    return write_report(folder, split, rows, THRESHOLD, "highest F1 on valid", baselines, facts)
+
+
+def test_the_json_holds_what_scikit_learn_computes_from_the_written_predictions(tmp_path):
+    rows = predictions()
+    returned = write(tmp_path, rows)
+    assert {p.name for p in tmp_path.iterdir()} == FILES  # and no temporary file
+    report = json.loads((tmp_path / "test.json").read_text())
+    assert report == returned
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    read = [Prediction(**json.loads(line)) for line in lines]
+    assert read == rows
+    labels, scores = [p.label for p in read], [p.score for p in read]
+    model = report["predictors"]["model"]
+    assert model["metrics"]["roc_auc"] == sk.roc_auc_score(labels, scores)
+    assert model["metrics"]["f1"] == sk.f1_score(labels, [p.predicted for p in read])
+    low, high = model["intervals"]["roc_auc"]
+    assert low < model["metrics"]["roc_auc"] < high
+    assert report["population"]["num_scored_by_prior"] == 1
+    assert report["population"]["num_groups"] == 60
+    assert len(report["predictors"]) == 5
+
+
+def test_the_page_states_population_table_confusion_facts_and_figures(tmp_path):
+    report = write(tmp_path, predictions())
+    page = (tmp_path / "test.md").read_text()
+    assert "120 functions, 60 vulnerable (50.0%), in 60 groups" in page
+    assert "Dropped before the model saw them, and scored by the prior: 1." in page
+    m, i = report["predictors"]["model"]["metrics"], report["predictors"]["model"]["intervals"]
+    cell = f"| model | {m['roc_auc']:.3f} [{i['roc_auc'][0]:.3f}, {i['roc_auc'][1]:.3f}] |"
+    assert cell in page
+    assert "| always negative | 0.500 [0.500, 0.500] | 0.500 [0.500, 0.500] | 0.000 [" in page
+    assert f"| vulnerable | {m['fn']} | {m['tp']} |" in page
+    assert r"| recipe | recipes/a\|b.yaml |" in page  # a pipe does not end the cell
+    assert '| digests | {"train": "ab12"} |' in page
+    assert "](test_roc.png)" in page
+    assert "](test_pr.png)" in page
+    assert "highest F1 on valid" in page
+
+
+def test_each_cwe_is_counted_by_hand(tmp_path):
+    rows = [p for p in predictions(num=24) if p.cwe != "CWE-416" or p.label == 1]
+    report = write(tmp_path, rows)
+    by_cwe = {row["cwe"]: row for row in report["by_cwe"]}
+    assert list(by_cwe) == ["", "CWE-787", "CWE-416"]  # most vulnerable, most functions, name
+    members = [p for p in rows if p.cwe == "CWE-787"]
+    truth, answers = [p.label for p in members], [p.predicted for p in members]
+    assert by_cwe["CWE-787"]["recall"] == sk.recall_score(truth, answers)
+    assert by_cwe["CWE-787"]["precision"] == sk.precision_score(truth, answers)
+    assert by_cwe["CWE-787"]["f1"] == pytest.approx(sk.f1_score(truth, answers))
+    assert by_cwe["CWE-416"]["num_positive"] == by_cwe["CWE-416"]["num"] == 4
+    assert by_cwe["CWE-416"]["precision"] is None  # among positives alone it would always be 1
+    assert "| CWE-416 | 4 | 4 | " in (tmp_path / "test.md").read_text()
+
+
+def test_the_verdict_follows_the_paired_interval(tmp_path):
+    rows = predictions()
+    labels = np.array([p.label for p in rows])
+    own = np.array([p.score for p in rows])
+    noise = np.random.default_rng(2).random(len(rows))
+    same = {TFIDF_LOGISTIC: Baseline(np.round(own, 1), 0.5)}
+    for name, baselines, verdict in [
+        ("noise", {TFIDF_LOGISTIC: Baseline(noise, 0.5)}, "better than"),
+        ("labels", {TFIDF_LOGISTIC: Baseline(labels.astype(float), 0.5)}, "worse than"),
+        ("same", same, "not distinguishable from"),
+    ]:
+        comparison = write(tmp_path / name, rows, baselines=baselines)["comparison"]
+        sentence = f"{verdict} the word-count baseline on this test set"
+        assert comparison["verdict"] == sentence
+        assert f"**The model is {sentence}.**" in (tmp_path / name / "test.md").read_text()
+        low, high = comparison["interval"]
+        assert (low <= 0 <= high) == (name == "same")
+        assert comparison["separate_intervals_overlap"] == (name == "same")
+
+
+def test_another_split_keeps_its_own_files_beside_those_of_test(tmp_path):
+    rows = predictions(num=20)
+    write(tmp_path, rows)
+    write(tmp_path, rows, split="valid", baselines={})
+    assert (tmp_path / "valid_predictions.jsonl").exists()
+    assert {p.name for p in tmp_path.iterdir()} > FILES
+    assert json.loads((tmp_path / "valid.json").read_text())["comparison"] is None
+
+
+def test_figures_are_full_size_drawn_and_the_same_again(tmp_path):
+    rows = predictions()
+    for folder in ("a", "b"):
+        write(tmp_path / folder, rows)
+    for name in ("test_roc.png", "test_pr.png"):
+        content = (tmp_path / "a" / name).read_bytes()
+        assert content == (tmp_path / "b" / name).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.size == (720, 600)
+            colours = {c for _, c in image.convert("RGB").getcolors(1 << 20)}
+            assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours  # model and words
+            assert not any("matplotlib" in str(v).lower() for v in image.info.values())
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_is_called_undefined_everywhere_and_nothing_fails(tmp_path, label):
+    rows = predictions(num=20, labels=[label] * 20)
+    report = write(tmp_path, rows)
+    assert report["comparison"] is None
+    page = (tmp_path / "test.md").read_text()
+    assert "| model | undefined | undefined | " in page
+    assert "No interval is given" in page
+    assert "nan" not in page.lower()
+
+
+def test_the_number_of_resamples_is_the_callers_and_is_stated(tmp_path):
+    rows = predictions(num=20)
+    report = write_report(tmp_path, "test", rows, THRESHOLD, "given", {}, {}, num_resamples=50)
+    assert report["bootstrap"]["num_resamples"] == 50
+    assert "50 resamples" in (tmp_path / "test.md").read_text()
+
+
+def test_functions_without_a_commit_are_not_one_cluster(tmp_path):
+    rows = [Prediction(**{**vars(p), "group": ""}) for p in predictions(num=20)]
+    report = write(tmp_path, rows)
+    assert report["bootstrap"]["num_clusters"] == 20
+    assert report["predictors"]["model"]["intervals"]
+
+
+def test_a_contradiction_stops_before_any_file_is_written(tmp_path):
+    rows = predictions(num=20)
+    flipped = [Prediction(**{**vars(rows[0]), "predicted": 1 - rows[0].predicted}), *rows[1:]]
+    with pytest.raises(ValueError, match=r"f0 \(src/a\.c:0\) has predicted="):
+        write(tmp_path, flipped)
+    with pytest.raises(ValueError, match="'valid'"):
+        write(tmp_path, rows, facts={"loss": 1.0}, split="../x' or 'valid'")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(tmp_path, rows, facts={"loss": float("nan")})
+    short = {TFIDF_LOGISTIC: Baseline(np.array([0.5]), 0.5)}
+    with pytest.raises(ValueError, match="one per function"):
+        write(tmp_path, rows, baselines=short)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_report_and_no_temporary_file(tmp_path, monkeypatch):
+    rows = predictions(num=20)
+    write(tmp_path, rows)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def refuse(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, predictions(num=20, seed=9))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_the_printed_table_has_a_row_and_an_interval_for_each_predictor(tmp_path):
+    report = write(tmp_path, predictions())
+    console = Console(file=io.StringIO(), width=160)
+    print_table(report, console)
+    printed = console.file.getvalue()
+    for name, predictor in report["predictors"].items():
+        low, high = predictor["intervals"]["mcc"]
+        row = next(line for line in printed.splitlines() if f" {name} " in line)
+        assert f"[{low:.3f}, {high:.3f}]" in row
+    assert report["comparison"]["verdict"] in printed

@@ -1,0 +1,94 @@
+"""What computes the loss: chosen once, said with its reason; and what classification never does."""
+
+import pytest
+import torch
+from example_sets import random_examples
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForSequenceClassification, GPT2Config
+
+from data.batches.batch import collate
+from trainer.config.sections import LossSection, TuningSection
+from trainer.errors import ConfigError
+from trainer.losses.classification import Classification
+from trainer.losses.loss import choose_backend
+from trainer.models.heads import PackedClassifier
+from trainer.tuning.lora import add_lora
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
+# Operations that wait until the device has computed.
+SYNCS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}
+
+
+@pytest.mark.parametrize("wanted", ["auto", "reference"])
+def test_classification_needs_no_kernel(wanted):
+    assert choose_backend(wanted, "classification", CPU)[0] == "reference"
+
+
+@pytest.mark.parametrize("wanted", ["torch", "triton"])
+def test_a_fused_loss_is_refused_for_classification(wanted):
+    with pytest.raises(ConfigError, match="take auto or reference"):
+        choose_backend(wanted, "classification", CPU)
+
+
+def test_without_a_gpu_a_language_task_takes_torch_and_says_why():
+    assert choose_backend("auto", "instruction", CPU) == (
+        "torch", "cpu has no Triton kernels, which need a GPU"
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"loss\.backend triton: .* take auto or torch"):
+        choose_backend("triton", "instruction", CPU)
+    for wanted in ("torch", "reference"):
+        assert choose_backend(wanted, "instruction", CPU)[0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("capability", "package", "backend", "reason"),
+    [
+        ((8, 0), object(), "triton", "fused kernel on the GPU"),
+        ((7, 0), object(), "triton", "fused kernel on the GPU"),
+        ((6, 1), object(), "torch", "sm70 or newer"),
+        ((8, 0), None, "torch", "not installed"),
+    ],
+)
+def test_a_gpu_takes_triton_where_it_runs(monkeypatch, capability, package, backend, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("trainer.losses.loss.find_spec", lambda name: package)
+    chosen, why = choose_backend("auto", "causal_lm", GPU)
+    assert chosen == backend
+    assert reason in why
+    if backend == "torch":
+        with pytest.raises(ConfigError, match=reason):
+            choose_backend("triton", "causal_lm", GPU)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "segment_sdpa"])
+def test_a_classification_step_never_waits_and_projects_functions_only(attention):
+    settings = GPT2Config(
+        vocab_size=300, n_embd=48, n_layer=1, n_head=2, n_positions=128,
+        bos_token_id=0, eos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+    base = AutoModelForSequenceClassification.from_config(settings, attn_implementation=attention)
+    model = PackedClassifier(add_lora(base, TuningSection(lora_r=3)), attention)
+    task = Classification(LossSection(gamma=2.0, alpha=[0.4, 0.6]), CPU)
+    examples = random_examples(9, 30)
+    batch = collate(examples, [[0, 1, 2, 3], [4, 5], [6, 7, 8]])
+    task.loss_sum(model, batch)  # what the first call alone does, such as caches
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        loss = task.loss_sum(model, batch)
+        loss.sum.backward()
+    operations = {event.name for event in seen.events()}
+    assert {"aten::index", "aten::mm"} <= operations  # the profile has seen the step
+    assert not operations & SYNCS
+    heads = [
+        event.input_shapes
+        for event in seen.events()
+        if event.name == "aten::linear" and event.input_shapes[1] == [2, 48]
+    ]
+    assert heads == [[[9, 48], [2, 48], []]]  # 9 functions, not the 3 rows' tokens
+    assert batch.input_ids_BT.numel() > 9
+
+
+def test_the_profile_would_see_a_wait():
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        torch.ones(3).sum().item()
+    assert SYNCS & {event.name for event in seen.events()}

@@ -1,0 +1,135 @@
+"""Ranks from every launcher's environment, and the hostfile on its command line."""
+
+import json
+
+import pytest
+import rank_checks
+from rank_pool import run_ranks
+
+from trainer.cluster.roll_call import roll_faults
+from trainer.errors import MachineError
+from trainer.processes.launched import check_launch, hostfile_of, is_filtered
+from trainer.processes.ranks import adopt_launcher, first_host
+
+# As srun --nodes=2 --ntasks-per-node=2 sets them, rank 3 (Slurm's manual, "OUTPUT ENVIRONMENT").
+SLURM = {
+    "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "gpu[003-004]",
+}  # fmt: skip
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "6", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def adopted(environment: dict[str, str]) -> tuple[str | None, ...]:
+    changed = dict(environment)
+    adopt_launcher(changed)
+    return tuple(changed.get(name) for name in NAMES)
+
+
+def test_srun_gives_the_ranks_that_torch_wants():
+    assert adopted(SLURM) == ("3", "1", "4", "2", "gpu003", "24711")
+    other = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_JOB_ID": "12000"}
+    assert adopted(other) == ("3", "1", "4", "1", "gpu003", "20000")
+
+
+def test_mpirun_gives_the_ranks_and_the_users_master_stays():
+    assert adopted(OPEN_MPI) == ("5", "1", "6", "2", "10.0.0.1", "29500")
+    assert adopted(SLURM | OPEN_MPI)[0] == "5"  # mpirun inside a Slurm job: its ranks count
+
+
+def test_what_deepspeed_or_torchrun_set_stays_and_nothing_is_made_up():
+    assert adopted(SLURM | {"RANK": "0"})[:3] == ("0", None, None)
+    assert adopted({}) == (None,) * 6
+    batch_script = {key: SLURM[key] for key in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")}
+    assert adopted(batch_script) == (None,) * 6  # it is no step: a run in it is alone
+
+
+def test_mpich_without_a_master_is_refused_with_the_remedy():
+    """Else every rank would be rank 0 of 1 and train alone."""
+    environment = {"PMI_RANK": "1", "PMI_SIZE": "2"}
+    with pytest.raises(MachineError, match="set MASTER_ADDR and MASTER_PORT"):
+        adopted(environment)
+    local = {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "MASTER_ADDR": "a"}
+    assert adopted(environment | local) == ("1", "1", "2", "2", "a", "29500")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu003", "gpu003"),
+        ("gpu003,gpu004", "gpu003"),
+        ("gpu[003-010,12]", "gpu003"),
+        ("gpu[7,9]-ib,login1", "gpu7-ib"),
+        ("rack-a-1,gpu[1-2]", "rack-a-1"),
+        ("rack[1-2]node[3-4],login1", "rack1node3"),
+    ],
+)
+def test_the_first_node_of_slurms_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+RUNNER = ["/opt/bin/python", "/opt/bin/deepspeed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hostfile"),
+    [
+        ([*RUNNER, "--hostfile", "hosts", "launcher/train.py", "r.yaml"], "hosts"),
+        ([*RUNNER, "--hostfile=hosts", "launcher/train.py"], "hosts"),
+        ([*RUNNER, "-H", "hosts", "--num_gpus", "2", "launcher/train.py"], "hosts"),
+        (["python", "-m", "deepspeed.launcher.runner", "-H", "hosts", "x/train.py"], "hosts"),
+        ([*RUNNER, "launcher/train.py", "--hostfile", "mine"], None),  # of the script
+        ([*RUNNER, "launcher/train.py"], None),
+        (["/usr/bin/mpirun", "-hostfile", "hosts", "python", "launcher/train.py"], None),
+        (["bash"], None),
+    ],
+)
+def test_the_hostfile_of_a_launchers_command_line(words, hostfile):
+    assert hostfile_of(words) == hostfile
+    assert is_filtered(words) is ("--num_gpus" in words)
+
+
+def test_without_a_launcher_there_is_nothing_to_check():
+    check_launch(1)
+
+
+def answer(host: str, local_rank: int, **changes: object) -> dict[str, object]:
+    facts = {"host": host, "machine": f"boot {host}", "code": "c0de", "versions": {"torch": "2"}}
+    return {"facts": facts | changes, "recipe": "r", "local_rank": local_rank}
+
+
+def test_the_roll_names_the_odd_host_and_ranks_that_share_a_device():
+    sound = [answer("a", 0), answer("a", 1), answer("b", 0), answer("b", 1)]
+    assert roll_faults(sound) == []
+    odd = [*sound[:2], answer("b", 0, code="other"), answer("b", 1, code="other")]
+    assert [(check.name, check.hosts) for check in roll_faults(odd)] == [("code", ("b",))]
+    twice = [answer("a", 0), answer("a", 1), answer("a", 0), answer("a", 1)]
+    assert [(check.name, check.hosts) for check in roll_faults(twice)] == [("local ranks", ("a",))]
+    recipes = [sound[0], sound[2] | {"recipe": "s"}]
+    assert [(check.name, check.hosts) for check in roll_faults(recipes)] == [("recipe", ("b",))]
+
+
+def test_two_machines_with_one_name_are_two():
+    same_name = [answer("a", 0), answer("a", 0, machine="boot of another")]
+    assert roll_faults(same_name) == []
+
+
+def test_ranks_with_different_code_all_end_with_5_before_the_model(tiny_recipe, tmp_path):
+    printed = tmp_path / "printed"
+    command = [str(tiny_recipe), f"run.output_dir={tmp_path / 'run'}"]
+    codes = run_ranks(command, 2, printed, entry=rank_checks.train_from_other_code)
+    assert codes == [5, 5], printed.read_text()
+    assert "code on rank-1" in printed.read_text()
+    assert "same commit" in printed.read_text()
+    assert not (tmp_path / "run").exists()  # nothing was touched
+
+
+def test_every_rank_gets_every_ranks_values(tmp_path):
+    printed = tmp_path / "printed"
+    assert run_ranks([], 3, printed, entry=rank_checks.gather_values) == [0, 0, 0]
+    expected = json.dumps([{"rank": rank, "text": "ä" * rank} for rank in range(3)])
+    assert printed.read_text().count(expected) == 3

@@ -1,0 +1,81 @@
+"""A checkpoint knows neither ranks nor ZeRO stages: any of them continues what any other wrote.
+
+State, rows and losses go through every number of ranks and every stage in one chain; as nothing of
+the writer stands in a checkpoint, each link proves its writer and its reader for all others.
+"""
+
+import itertools
+import json
+from collections import defaultdict
+
+import pytest
+import rank_checks
+from rank_pool import run_ranks
+
+from trainer.run_folder.metrics import read_log
+
+CHAIN = [(8, 3), (1, 0), (8, 2), (3, 1), (4, 0), (8, 1), (2, 3), (8, 0), (3, 3), (4, 2), (1, 1)]
+STEPS = 2 * len(CHAIN)
+ROUNDING = 5e-6  # fp32: sums over ranks in another order
+# Without dropout, whose numbers follow the ranks; unpacked, so that eight ranks all have rows.
+SETTINGS = [
+    "data.packing=false", "tuning.lora_dropout=0.0", "optim.schedule=constant",
+    "eval.interval=never", "save.interval=1000", "log.tensorboard=false", "run.accept_changes=true",
+]  # fmt: skip
+
+
+def train(recipe, folder, world_size, stage, steps):
+    printed = folder.with_suffix(".txt")
+    command = [
+        str(recipe), f"run.output_dir={folder}", *SETTINGS, f"engine.preset=cpu_zero{stage}",
+        f"optim.max_steps={steps}",
+    ]  # fmt: skip
+    codes = run_ranks(command, world_size, printed, entry=rank_checks.record_rows_and_state)
+    assert codes == [0] * world_size, printed.read_text()[-3000:]
+
+
+def losses(folder):
+    return [row["loss"] for row in read_log(folder / "log.jsonl")]
+
+
+def rows(folder):
+    """Step -> examples of every rank, and how many ranks had any."""
+    by_rank = {}
+    for line in (folder / "rows.txt").read_text().splitlines():
+        step, rank, examples = json.loads(line)
+        assert by_rank.setdefault((step, rank), examples) == examples  # read again: the same
+    by_step = defaultdict(list)
+    for (step, _), examples in sorted(by_rank.items()):
+        by_step[step].append(examples)
+    return by_step
+
+
+@pytest.mark.timeout(900)
+def test_any_ranks_and_stages_continue_any_others(tiny_recipe, tmp_path):
+    chain, alone = tmp_path / "chain", tmp_path / "alone"
+    for link, (world_size, stage) in enumerate(CHAIN, start=1):
+        train(tiny_recipe, chain, world_size, stage, 2 * link)
+    train(tiny_recipe, alone, 1, 1, STEPS)
+    restored = (chain / "state.txt").read_text().split()
+    assert restored == [restored[0]] * (len(CHAIN) - 1)  # the number of tensors, each time
+    assert int(restored[0]) > 10
+    ours, whole = rows(chain), rows(alone)
+    assert len(ours) == len(whole) == STEPS
+    for step in range(STEPS):
+        [examples] = whole[step]
+        assert sorted(itertools.chain(*ours[step])) == sorted(examples)
+    assert sum(map(bool, ours[0])) == 8  # every one of eight ranks had a row
+    for epoch in range(STEPS // 4):
+        read = [one for step in range(4 * epoch, 4 * epoch + 4) for one in whole[step][0]]
+        assert sorted(read) == list(range(40))  # each function once an epoch
+    assert len(set(losses(alone))) == STEPS
+    assert losses(chain) == pytest.approx(losses(alone), rel=ROUNDING)
+
+
+@pytest.mark.parametrize(("world_size", "stage"), [(3, 3), (8, 2)])
+def test_the_same_ranks_continue_to_the_last_bit(world_size, stage, tiny_recipe, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tiny_recipe, whole, world_size, stage, 8)
+    for steps in (3, 8):
+        train(tiny_recipe, parts, world_size, stage, steps)
+    assert losses(parts) == losses(whole)

@@ -1,0 +1,289 @@
+"""A run that is cut off anywhere and started again gives the same numbers as one that is not."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+import yaml
+from conftest import sample_rows, write_rows
+from rank_pool import run_ranks, start_ranks, wait_ranks
+
+from trainer.engine.state import TrainState
+from trainer.errors import ModelError
+from trainer.run_folder.metrics import read_log
+
+STEPS = 16
+# Dropout is on: equal curves then also prove that its random numbers continue.
+OVERRIDES = [
+    f"optim.max_steps={STEPS}",
+    "tuning.lora_dropout=0.2",
+    "save.interval=3",
+    "eval.interval=5",
+]
+KILLS = 10
+ROUNDING = 5e-6
+
+
+def losses(folder):
+    return [row["loss"] for row in read_log(folder / "log.jsonl")]
+
+
+def wait_for_line(folder, count, ranks, kind="train"):
+    """Until the log holds `count` lines of a kind."""
+    path, deadline = folder / "log.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and any(rank.is_alive() for rank in ranks):
+        if path.exists() and path.read_text().count(f'"kind": "{kind}"') >= count:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no {count} lines in {path}")
+
+
+def arguments(recipe, folder, *more):
+    return [str(recipe), f"run.output_dir={folder}", *OVERRIDES, *more]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_recipe, tmp_path_factory):
+    """Losses and validations of a whole run by (world size, preset), each run once."""
+
+    @functools.cache
+    def whole_run(world_size, preset="cpu_zero1", *more):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        command = arguments(tiny_recipe, folder, f"engine.preset={preset}", *more)
+        assert set(run_ranks(command, world_size, folder.with_suffix(".txt"))) == {0}
+        assert len(set(losses(folder))) == STEPS  # a curve that stands still proves nothing
+        return losses(folder), read_log(folder / "log.jsonl", "valid")
+
+    return whole_run
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_kill_9_and_the_same_command_give_the_same_curve(
+    seed, uninterrupted, tiny_recipe, tmp_path
+):
+    draw = random.Random(seed)
+    world_size = 1 + seed % 2
+    preset = draw.choice(["cpu_zero0", "cpu_zero1", "cpu_zero2", "cpu_zero3"])
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    command = arguments(tiny_recipe, folder, f"engine.preset={preset}")
+    ranks = start_ranks(command, world_size, printed)
+    wait_for_line(folder, draw.randrange(1, STEPS), ranks)
+    time.sleep(draw.random() * 0.06)  # anywhere in a step, a validation or a save
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGKILL)
+    assert wait_ranks(ranks) == [-signal.SIGKILL] * world_size
+    codes = run_ranks(command, world_size, printed)
+    assert codes == [0] * world_size, printed.read_text()[-3000:]
+    whole_losses, whole_validations = uninterrupted(world_size, preset)
+    assert losses(folder) == whole_losses
+    assert read_log(folder / "log.jsonl", "valid") == whole_validations
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_saves_and_exits_75_on_all(
+    number, uninterrupted, tiny_recipe, tmp_path
+):
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    ranks = start_ranks(arguments(tiny_recipe, folder, "save.interval=1000"), 2, printed)
+    wait_for_line(folder, 4, ranks)
+    for _ in range(4):  # launchers and schedulers repeat it, also while the rank saves and ends
+        with suppress(ProcessLookupError):  # it has ended, and is awaited
+            os.kill(ranks[1].pid, number)
+        time.sleep(0.05)
+    assert wait_ranks(ranks) == [75, 75]
+    done = len(losses(folder))
+    assert 4 <= done < STEPS
+    assert (folder / "checkpoints" / f"step-{done:08d}" / "MANIFEST.json").exists()
+    assert f"after step {done} of {STEPS} and saved" in printed.read_text()
+    assert run_ranks(arguments(tiny_recipe, folder, "save.interval=1000"), 2) == [0, 0]
+    assert (losses(folder), read_log(folder / "log.jsonl", "valid")) == uninterrupted(2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_signal_while_scoring_is_heeded_and_the_next_start_begins_with_it(
+    world_size, tiny_recipe, tiny_data, tmp_path
+):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    for split in ("valid", "test"):
+        write_rows(data / f"{split}.jsonl", sample_rows(split, 300))
+    slow = [
+        f"data.path={data}", "data.packing=false", "optim.micro_batch_size=1",
+        "optim.max_steps=4", "eval.interval=2", "save.interval=1000",
+    ]  # fmt: skip
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert run_ranks(arguments(tiny_recipe, whole, *slow), world_size) == [0] * world_size
+    moments = [  # in the middle, after the last step, and while the report's split is scored
+        ("train", 2, "stopped in the validation after step 2 of 4", []),
+        ("train", 4, "stopped in the validation after step 4 of 4", [2]),
+        ("valid", 2, "stopped before the report", [2, 4]),
+    ]
+    for number, (kind, count, told, validated) in enumerate(moments):
+        printed = tmp_path / f"printed-{number}"
+        ranks = start_ranks(arguments(tiny_recipe, folder, *slow), world_size, printed)
+        wait_for_line(folder, count, ranks, kind)
+        os.kill(ranks[-1].pid, signal.SIGTERM)
+        assert wait_ranks(ranks) == [75] * world_size
+        assert told in printed.read_text()
+        assert [row["step"] for row in read_log(folder / "log.jsonl", "valid")] == validated
+        assert not (folder / "report" / "test.json").exists()
+    assert run_ranks(arguments(tiny_recipe, folder, *slow), world_size) == [0] * world_size
+    assert losses(folder) == losses(whole)
+    logs = [read_log(path / "log.jsonl", "valid") for path in (folder, whole)]
+    assert logs[0] == logs[1]
+    reports = [(path / "report" / "predictions.jsonl").read_text() for path in (folder, whole)]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(
+    ("saved", "continued"),
+    [((2, 2), (1, 3)), ((1, 1), (2, 3)), ((2, 3), (1, 0)), ((1, 0), (3, 2)), ((2, 1), (4, 3))],
+)
+def test_continuing_on_other_ranks_and_stages_keeps_the_curve(
+    saved, continued, uninterrupted, tiny_recipe, tmp_path
+):
+    """Without dropout, whose numbers follow the ranks."""
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    plain = ["tuning.lora_dropout=0.0", "optim.schedule=constant"]
+    for (world_size, stage), steps in ((saved, 7), (continued, STEPS)):
+        command = arguments(
+            tiny_recipe, folder, *plain, f"engine.preset=cpu_zero{stage}",
+            f"optim.max_steps={steps}", "run.accept_changes=true",
+        )  # fmt: skip
+        codes = run_ranks(command, world_size, printed)
+        assert codes == [0] * world_size, printed.read_text()[-3000:]
+    assert losses(folder) == pytest.approx(uninterrupted(1, "cpu_zero1", *plain)[0], rel=ROUNDING)
+
+
+def test_fp16_continues_with_its_loss_scale(tiny_recipe, tmp_path):
+    fp16 = ["engine.precision=fp16", "loss.alpha=[60.0, 60.0]", "optim.schedule=constant"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_ranks(arguments(tiny_recipe, whole, *fp16), allow_fp16=True) == [0]
+    for steps in (7, STEPS):
+        command = arguments(
+            tiny_recipe, parts, *fp16, f"optim.max_steps={steps}", "run.accept_changes=true"
+        )
+        assert run_ranks(command, allow_fp16=True) == [0]
+    skipped = [row["skipped_steps"] for row in read_log(whole / "log.jsonl")]
+    assert 0 < skipped[-1] < STEPS
+    assert losses(parts) == losses(whole)
+    assert [row["skipped_steps"] for row in read_log(parts / "log.jsonl")] == skipped
+
+
+def test_a_finished_run_only_reports_again(uninterrupted, tiny_recipe, tmp_path):
+    folder = tmp_path / "run"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    first = json.loads((folder / "report" / "test.json").read_text())
+    log = (folder / "log.jsonl").read_bytes()
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    assert (folder / "log.jsonl").read_bytes() == log
+    assert json.loads((folder / "report" / "test.json").read_text()) == first
+    assert losses(folder) == uninterrupted(1)[0]
+
+
+def test_resume_refuses_a_changed_recipe_and_names_the_change(tiny_recipe, tmp_path):
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    changed = arguments(tiny_recipe, folder, "optim.lr=0.5", "run.seed=4")
+    assert run_ranks(changed, 1, printed) == [2]
+    assert "run.seed: 3 -> 4" in printed.read_text()
+    assert "optim.lr: 0.01 -> 0.5" in printed.read_text()
+    assert "run.accept_changes=true" in printed.read_text()
+
+
+def test_a_smaller_micro_batch_continues_the_run(uninterrupted, tiny_recipe, tmp_path):
+    folder, plain = tmp_path / "run", "tuning.lora_dropout=0.0"
+    first = arguments(tiny_recipe, folder, plain, "optim.micro_batch_size=2", "save.interval=1")
+    ranks = start_ranks(first, 1, tmp_path / "printed")
+    wait_for_line(folder, 5, ranks)
+    os.kill(ranks[0].pid, signal.SIGKILL)
+    wait_ranks(ranks)
+    second = arguments(tiny_recipe, folder, plain, "model.attention=sdpa")
+    assert run_ranks(second, 1, tmp_path / "printed") == [0]
+    assert losses(folder) == pytest.approx(uninterrupted(1, "cpu_zero1", plain)[0], rel=ROUNDING)
+
+
+def test_resume_refuses_other_data(tiny_recipe, tiny_data, tmp_path):
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    other = tmp_path / "train.jsonl"
+    lines = (tiny_data / "train.jsonl").read_text().splitlines(keepends=True)
+    other.write_text("".join(lines[:-2]))
+    assert run_ranks(arguments(tiny_recipe, folder, f"data.train={other}"), 1, printed) == [4]
+    assert "another train" in printed.read_text()
+
+
+def test_a_flipped_bit_falls_back_to_the_checkpoint_before(uninterrupted, tiny_recipe, tmp_path):
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    newest = folder / "checkpoints" / f"step-{STEPS:08d}" / "state.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert run_ranks(arguments(tiny_recipe, folder), 1, printed) == [0], printed.read_text()
+    assert "does not match its sha256" in printed.read_text()
+    assert losses(folder) == uninterrupted(1)[0]
+    strict = f"run.resume={newest.parent}"
+    newest.write_bytes(content)
+    assert run_ranks(arguments(tiny_recipe, folder, strict), 1, printed) == [4]
+
+
+def test_a_branch_from_an_older_checkpoint_needs_a_folder_of_its_own(tiny_recipe, tmp_path):
+    folder, branch, printed = tmp_path / "run", tmp_path / "branch", tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    older = sorted((folder / "checkpoints").iterdir())[0]
+    step = int(older.name.removeprefix("step-"))
+    assert step < STEPS
+    resume = f"run.resume={older}"
+    assert run_ranks(arguments(tiny_recipe, folder, resume), 1, printed) == [2]
+    assert "a run.output_dir of its own" in printed.read_text()
+    assert run_ranks(arguments(tiny_recipe, branch, resume), 1, printed) == [0]
+    assert losses(branch) == losses(folder)[step:]
+    assert len(losses(folder)) == STEPS  # the first run is as it was
+
+
+def test_a_lost_best_checkpoint_is_replaced_by_a_new_validation(tiny_recipe, tmp_path):
+    folder = tmp_path / "run"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    facts = json.loads((folder / "adapter" / "focaltune.json").read_text())
+    best = folder / "checkpoints" / f"step-{facts['step']:08d}" / "MANIFEST.json"
+    best.unlink()
+    assert run_ranks(arguments(tiny_recipe, folder), 1, tmp_path / "printed") == [0]
+    assert json.loads((folder / "adapter" / "focaltune.json").read_text())["step"] == STEPS
+
+
+def test_the_counters_of_another_version_are_named_not_guessed():
+    state = TrainState(step=3, best_score=0.5)
+    assert TrainState.of(state.to_json()) == state
+    older = state.to_json() | {"best_roc_auc": 0.5}
+    del older["best_score"]
+    with pytest.raises(ModelError, match=r"another version.*best_roc_auc.*best_score"):
+        TrainState.of(older)
+
+
+def test_the_recipe_in_the_run_folder_continues_the_run(uninterrupted, tiny_recipe, tmp_path):
+    folder = tmp_path / "run"
+    assert run_ranks(arguments(tiny_recipe, folder, "optim.max_steps=6")) == [0]
+    recipe = folder / "config.yaml"
+    assert yaml.safe_load(recipe.read_text())["optim"]["max_steps"] == 6
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.read_text())
+    assert run_ranks([str(again)]) == [0]
+    assert len(losses(folder)) == 6
+
+
+def test_a_branch_that_was_cut_off_continues_where_it_was(tiny_recipe, tmp_path):
+    folder, branch, printed = tmp_path / "run", tmp_path / "branch", tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, folder)) == [0]
+    older = sorted((folder / "checkpoints").iterdir())[0]
+    command = arguments(tiny_recipe, branch, f"run.resume={older}")
+    assert run_ranks(command, 1, printed) == [0]
+    log = (branch / "log.jsonl").read_bytes()
+    assert run_ranks(command, 1, printed) == [0]
+    assert "has begun" in printed.read_text()
+    assert (branch / "log.jsonl").read_bytes() == log

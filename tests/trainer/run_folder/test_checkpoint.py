@@ -1,0 +1,204 @@
+"""The checkpoint on disk: an interruption at any call of the writer loses nothing published."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.errors import ModelError
+from trainer.run_folder.checkpoint import (
+    MANIFEST,
+    STATE,
+    TRAINER,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    rotate,
+    write_checkpoint,
+)
+
+WRITING_CALLS = ("write", "fsync", "rename", "mkdir", "open", "close", "unlink", "rmdir")
+
+
+def save(root: Path, step: int) -> Path:
+    tensors = {"weight": torch.full((3000, 100), float(step)), "exp_avg/weight": torch.ones(7)}
+    path = write_checkpoint(root, step, tensors, {"state": {"step": step}}, {"base": "b"})
+    rotate(root, 2, best_step=1)
+    return path
+
+
+def die_at_call(number: int) -> None:
+    """Make the process end, as kill -9 would, at the n-th call that changes the disk."""
+    calls = itertools.count(1)
+
+    def counted(call):
+        def wrapper(*arguments, **options):
+            if next(calls) == number:
+                os._exit(137)
+            return call(*arguments, **options)
+
+        return wrapper
+
+    for name in WRITING_CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def four_saves_until(root: Path, crash_at: int) -> tuple[int, int]:
+    """Exit code of a child that saves steps 1 to 4 and dies, and the last step it acknowledged."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        tell = os.write
+        die_at_call(crash_at)
+        for step in (1, 2, 3, 4):
+            save(root, step)
+            tell(writer, bytes([step]))
+        os._exit(0)
+    os.close(writer)
+    acknowledged = os.read(reader, 100)
+    while more := os.read(reader, 100):
+        acknowledged += more
+    os.close(reader)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, max(acknowledged, default=0)
+
+
+def test_a_kill_at_every_writing_call_keeps_every_acknowledged_checkpoint(tmp_path):
+    crash_at, codes = 0, []
+    while not codes or codes[-1] != 0:
+        crash_at += 1
+        root = tmp_path / str(crash_at)
+        code, acknowledged = four_saves_until(root, crash_at)
+        codes.append(code)
+        found, passed_over = newest_checkpoint(root)
+        assert (found.step if found else 0) >= acknowledged, f"lost at call {crash_at}"
+        assert passed_over == []  # nothing half written has a published name
+        if found:
+            assert found.tensors()["weight"][0, 0] == found.step
+        if acknowledged >= 1:
+            assert (root / "step-00000001").exists()  # the best one is never rotated away
+        remove_leftovers(root)
+        save(root, 9)
+        newest = newest_checkpoint(root)[0]
+        assert newest is not None
+        assert newest.step == 9
+        assert all(path.name.startswith("step-") for path in root.iterdir())
+    assert codes[:-1] == [137] * (len(codes) - 1)
+    assert len(codes) > 60  # every call of four saves and two rotations was a crash point
+
+
+def truncate(path: Path) -> str:
+    (path / STATE).write_bytes((path / STATE).read_bytes()[:-1])
+    return "bytes, the manifest says"
+
+
+def flip_a_bit(path: Path) -> str:
+    content = bytearray((path / STATE).read_bytes())
+    content[-1] ^= 1
+    (path / STATE).write_bytes(content)
+    return "does not match its sha256"
+
+
+def remove_a_file(path: Path) -> str:
+    (path / TRAINER).unlink()
+    return "trainer.json is missing"
+
+
+def remove_the_manifest(path: Path) -> str:
+    (path / MANIFEST).unlink()
+    return "MANIFEST.json is missing"
+
+
+def garble_the_manifest(path: Path) -> str:
+    (path / MANIFEST).write_text("{")
+    return "not readable"
+
+
+def another_format(path: Path) -> str:
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
+    return "format 99"
+
+
+def files_of_two_steps(path: Path) -> str:
+    other = save(path.parent / "other", 3)
+    (path / STATE).write_bytes((other / STATE).read_bytes())
+    return "does not match its sha256"
+
+
+def a_pickle_instead(path: Path) -> str:
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"]["state.pt"] = manifest["files"].pop(STATE)
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    return "the manifest lists"
+
+
+def a_link(path: Path) -> str:
+    (path / STATE).rename(path.parent / "elsewhere")
+    (path / STATE).symlink_to(path.parent / "elsewhere")
+    return "not a plain file"
+
+
+DAMAGES = {
+    "86-truncated": truncate,
+    "87-flipped-bit": flip_a_bit,
+    "88-missing-file": remove_a_file,
+    "89-no-manifest": remove_the_manifest,
+    "89-garbled-manifest": garble_the_manifest,
+    "90-unknown-format": another_format,
+    "91-files-of-two-steps": files_of_two_steps,
+    "96-pickle": a_pickle_instead,
+    "99-symlink": a_link,
+}
+
+
+@pytest.mark.parametrize("number", DAMAGES)
+def test_bad_inputs_checkpoint(number, tmp_path):
+    save(tmp_path, 1)
+    damaged = save(tmp_path, 2)
+    assert load_checkpoint(damaged).step == 2
+    said = DAMAGES[number](damaged)
+    with pytest.raises(ModelError, match=said):
+        load_checkpoint(damaged)
+    found, passed_over = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert len(passed_over) == 1
+    assert said in passed_over[0]
+
+
+def test_98_leftovers_are_not_checkpoints_and_are_removed(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / ".tmp-00000002-x").mkdir()
+    (tmp_path / ".trash-step-00000000-x").mkdir()
+    found, passed_over = newest_checkpoint(tmp_path)
+    assert (found.step if found else 0, passed_over) == (1, [])
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_118_a_full_disk_keeps_the_old_checkpoint_and_leaves_no_trace(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", no_space)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert load_checkpoint(tmp_path / "step-00000001").step == 1
+
+
+def test_saving_a_step_twice_keeps_the_first_and_replaces_a_damaged_one(tmp_path):
+    path = save(tmp_path, 3)
+    before = (path / STATE).stat().st_mtime_ns
+    assert save(tmp_path, 3) == path
+    assert (path / STATE).stat().st_mtime_ns == before
+    flip_a_bit(path)
+    save(tmp_path, 3)
+    assert load_checkpoint(path).step == 3

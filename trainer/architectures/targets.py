@@ -1,0 +1,109 @@
+"""Which linear layers a tuning method adapts, and how many parameters that trains.
+
+Arithmetic on the sizes of a block, shared by the planner and the methods. Sources: Astraios (Zhuo
+et al. 2024) for GPTBigCode; for other families LLM-Adapters (Hu et al. 2023) and, for IA3, PEFT.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from trainer.architectures.shapes import FAMILIES, NUM_CLASSES, Linear, ModelShape
+from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
+from trainer.config.sections import TuningSection
+
+Place = Literal["input", "output", "beside"]
+
+AUTO_TARGETS = {
+    "ia3": {"gpt": ["c_attn", "mlp.c_proj"], "llama": ["k_proj", "v_proj", "down_proj"]},
+    "adapter_h": {
+        "gpt": ["c_fc", "mlp.c_proj"],
+        "llama": ["gate_proj", "up_proj", "down_proj"],
+    },
+    "adapter_p": {"gpt": ["mlp.c_proj"], "llama": ["down_proj"]},
+    "parallel": {"gpt": ["c_attn"], "llama": ["q_proj", "k_proj", "v_proj"]},
+}
+"""Of target_modules auto; LoRA adapts every linear layer, and the other methods none."""
+
+_FEED_FORWARD = ("mlp.c_proj", "down_proj")  # IA3 scales what these read, not what they give
+
+
+def is_named(path: str, target: str) -> bool:
+    """Whether a target names a layer: the end of its path, by whole parts."""
+    return path == target or path.endswith(f".{target}")
+
+
+def auto_targets(method: str, model_type: str) -> list[str] | None:
+    """The layers of target_modules auto; None where they are not known, or all are meant."""
+    return AUTO_TARGETS.get(method, {}).get(FAMILIES.get(model_type, ""))
+
+
+def is_feed_forward(path: str) -> bool:
+    """Whether IA3 scales the input of a layer, as of the one behind the activation."""
+    return any(is_named(path, name) for name in _FEED_FORWARD)
+
+
+def place_of(method: str, inputs: int, outputs: int, hidden: int) -> Place:
+    """Where a bottleneck adapter stands: on the side of its layer that is as wide as the model.
+
+    Houlsby et al. 2019 and Pfeiffer et al. 2021 put adapters between layers, on what a layer gives
+    back to the residual, and, in LLM-Adapters, on what the feed-forward reads. He et al. 2022 put
+    them beside a layer.
+
+    Raises:
+        ValueError: Neither side is.
+    """
+    if method == "parallel":
+        return "beside"
+    if outputs == hidden:
+        return "output"
+    if inputs == hidden:
+        return "input"
+    raise ValueError(f"neither its {inputs} inputs nor its {outputs} outputs are {hidden} wide")
+
+
+def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
+    """The layers of a block that get adapters."""
+    targets: Iterable[str] | None = tuning.target_modules
+    if tuning.method in ("full", "ptuning"):
+        return []
+    if targets == "auto":
+        targets = AUTO_TARGETS.get(tuning.method, {}).get(shape.family)
+    if targets is None:
+        return list(shape.linears)
+    names = list(targets)
+    return [one for one in shape.linears if any(is_named(one.path, name) for name in names)]
+
+
+def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
+    """What a method trains besides the head and modules_to_save; of full, all but the head."""
+    if tuning.method == "full":
+        return shape.num_parameters - shape.num_new_parameters
+    if tuning.method == "ptuning":
+        hidden = shape.hidden
+        return adapter_size(tuning) * hidden + 3 * (hidden * hidden + hidden)
+    of_block = sum(_of_layer(layer, shape, tuning) for layer in adapted_layers(shape, tuning))
+    return shape.num_layers * of_block
+
+
+def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
+    """What is trained of the head.
+
+    A classifier's whole, or an adapter where LoRA's targets name it; a language model's counts as
+    part of the base.
+    """
+    if HEAD in tuning.target_modules:
+        return tuning.lora_r * (shape.hidden + NUM_CLASSES)
+    return shape.num_new_parameters
+
+
+def _of_layer(layer: Linear, shape: ModelShape, tuning: TuningSection) -> int:
+    if tuning.method == "ia3":
+        return layer.inputs if is_feed_forward(layer.path) else layer.outputs
+    if tuning.method in BOTTLENECKS:
+        size = adapter_size(tuning)
+        place = place_of(tuning.method, layer.inputs, layer.outputs, shape.hidden)
+        first = layer.outputs if place == "output" else layer.inputs
+        last = layer.inputs if place == "input" else layer.outputs
+        return size * (first + last)
+    magnitudes = layer.outputs if tuning.variant == "dora" else 0
+    return tuning.lora_r * (layer.inputs + layer.outputs) + magnitudes

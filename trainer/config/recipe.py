@@ -1,0 +1,399 @@
+"""Recipe file and command line -> RunConfig; every mistake is named with what is allowed."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.config.capabilities import STACK_LIMITS, Setup, refusals
+from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
+from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESET_FOLDER = ROOT / "ds_configs"
+PRESET_KEYS = frozenset(
+    {"zero_optimization", "zero_force_ds_cpu_optimizer", "communication_data_type"}
+)
+_CAUSAL_LM = {"long_functions": "window", "supervise": "all"}  # defaults: text is learned whole
+_VARIANTS = {  # tuning.variant: the methods it belongs to
+    "plain": ("full", "lora", "qlora", "ia3", "ptuning", *BOTTLENECKS),
+    "rslora": ("lora", "qlora"),
+    "dora": ("lora", "qlora"),
+    "llm_adapters": BOTTLENECKS,
+}
+_PATH_KEYS = (
+    *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer", "cache_dir")),
+    *(("model", name) for name in ("path", "config", "quantize_cache")),
+    ("tuning", "init_from"),
+    ("run", "output_dir"),
+)
+_OF_FUNCTIONS = {
+    "data": ("normalize_whitespace", "sampling", "leak_groups"),
+    "loss": ("alpha", "class_weights", "group_weights"),
+    "eval": ("window_score", "compat_population"),
+}
+_OF_LANGUAGE = {
+    "data": ("records", "template", "supervise", "isolate", "order"),
+    "eval": ("prompts",),
+}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that reads 1e-4 as a number and refuses a key given twice."""
+
+
+def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            line = node.value[index][0].start_mark.line + 1
+            raise ConfigError(f"line {line}: key {key!r} stands twice; keep one")
+    return dict(loader.construct_pairs(node, deep=True))
+
+
+_StrictLoader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates
+)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe, apply `section.key=value` overrides, check everything that needs no model.
+
+    Relative paths in a recipe start at the repository, those on the command line at the current
+    folder; the result holds absolute paths.
+
+    Raises:
+        ConfigError: With every mistake found, one per line.
+    """
+    if not recipe.is_file():
+        raise ConfigError(f"no recipe {recipe} (resolved: {recipe.resolve()})")
+    try:
+        text = recipe.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{recipe}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    values = _absolute_paths(_read_yaml(text, str(recipe)), ROOT)
+    given = [_parse_override(text) for text in overrides]
+    for section, key, value in given:
+        block = values.setdefault(section, {})
+        if not isinstance(block, dict):
+            raise ConfigError(f"{recipe}: section {section!r} must hold keys, found {block!r}")
+        changed = _absolute_paths({section: {key: value}}, Path.cwd())
+        block.update(changed[section])
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from error
+    if config.task.name == "causal_lm":
+        unset = {k: v for k, v in _CAUSAL_LM.items() if k not in config.data.model_fields_set}
+        config = config.model_copy(update={"data": config.data.model_copy(update=unset)})
+    cross_check(config)
+    return config
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A DeepSpeed preset of ds_configs/, which holds ZeRO, offload and communication keys only.
+
+    Raises:
+        ConfigError: Unknown name, key of the run, or a stage that does not exist.
+    """
+    path = PRESET_FOLDER / f"{name}.json"
+    if not path.is_file():
+        names = sorted(file.stem for file in PRESET_FOLDER.glob("*.json"))
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        machines = sorted({name.partition("_zero")[0] for name in names})
+        raise ConfigError(
+            f"engine.preset: no preset {name!r}{hint} Machines: {', '.join(machines)}; each with"
+            " _zero0 to _zero3, GPUs also with _offload behind 1 to 3 (ds_configs/README.md)"
+        )
+    try:
+        preset = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"ds_configs/{name}.json is not JSON: {error}") from error
+    if not isinstance(preset, dict) or not isinstance(preset.get("zero_optimization"), dict):
+        raise ConfigError(f"ds_configs/{name}.json must hold an object zero_optimization")
+    foreign = sorted(preset.keys() - PRESET_KEYS)
+    if foreign:
+        raise ConfigError(
+            f"ds_configs/{name}.json sets {foreign}, which the run owns; remove it there and use"
+            " the optim and engine sections of the recipe"
+        )
+    stage = preset["zero_optimization"].get("stage")
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise ConfigError(
+            f"ds_configs/{name}.json: zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}"
+        )
+    return preset
+
+
+def cross_check(config: RunConfig) -> None:
+    """Refuse what each key allows by itself and the whole does not.
+
+    Raises:
+        ConfigError: With every combination found.
+    """
+    faults = [
+        *_source_faults(config),
+        *_data_faults(config),
+        *_optim_faults(config),
+        *_precision_faults(config),
+        *_tuning_faults(config),
+        *_task_faults(config),
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
+    """What the table of capabilities is asked about, on a machine that is not known yet."""
+    zero = load_preset(preset)["zero_optimization"]
+    return Setup(
+        preset=preset,
+        zero_stage=zero["stage"],
+        is_offloaded="offload_optimizer" in zero,
+        precision=precision,
+        method=config.tuning.method,
+        quant_type=config.tuning.base_quant_type or "",
+        optimizer=config.optim.optimizer,
+        packing=config.data.packing,
+        variant=config.tuning.variant,
+    )
+
+
+def describe_keys() -> str:
+    """Every key of a recipe with its default, for --help."""
+    lines = []
+    for section, field in RunConfig.model_fields.items():
+        section_model = field.annotation
+        assert isinstance(section_model, type)
+        assert issubclass(section_model, BaseModel)
+        for key, info in section_model.model_fields.items():
+            default = (
+                "required" if info.is_required() else info.get_default(call_default_factory=True)
+            )
+            lines.append(f"  {section}.{key} = {default}\n      {info.description}")
+    return "\n".join(lines)
+
+
+def _read_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}: a key is no text ({error}); is a template unfilled?"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a recipe holds sections such as run, model, data")
+    return values
+
+
+def _parse_override(text: str) -> tuple[str, str, Any]:
+    name, equals, raw = text.partition("=")
+    section, dot, key = name.partition(".")
+    if not equals or not dot or not key:
+        raise ConfigError(f"{text!r}: an override reads section.key=value, e.g. optim.lr=1e-4")
+    try:
+        return section, key, yaml.load(raw, Loader=_StrictLoader)
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{text!r}: the value is not YAML: {error}") from error
+
+
+def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    changed = {
+        key: dict(block) if isinstance(block, dict) else block for key, block in values.items()
+    }
+    for section, key in _PATH_KEYS:
+        block = changed.get(section)
+        if isinstance(block, dict) and isinstance(block.get(key), str):
+            block[key] = str((base / Path(block[key]).expanduser()).resolve())
+    block = changed.get("run")
+    if isinstance(block, dict) and isinstance(block.get("resume"), str | bool):
+        resume = block["resume"]
+        if resume not in ("auto", "never") and isinstance(resume, str):
+            block["resume"] = str((base / Path(resume).expanduser()).resolve())
+    return changed
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines: list[str] = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"][:2])  # deeper parts name union members
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {name}{_nearest_key(fault['loc'])}")
+        elif fault["type"] == "missing":
+            lines.append(f"{name} is required; set it in the recipe or on the command line")
+        else:
+            lines.append(f"{name}: {fault['msg']}, found {fault['input']!r}")
+    return lines
+
+
+def _nearest_key(loc: tuple[int | str, ...]) -> str:
+    fields: Mapping[str, Any] = RunConfig.model_fields
+    if len(loc) > 1:
+        fields = fields[str(loc[0])].annotation.model_fields
+    return _nearest(str(loc[-1]), list(fields))
+
+
+def _nearest(name: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {sorted(allowed)}"
+
+
+def _source_faults(config: RunConfig) -> list[str]:
+    faults = []
+    if (config.model.path is None) == (config.model.config is None):
+        faults.append("model: set exactly one of path (weights) and config (random weights)")
+    for name in ("path", "config"):
+        value = getattr(config.model, name)
+        if value is not None and not Path(value).exists():
+            faults.append(f"model.{name}: {value} does not exist")
+    output = config.output_dir
+    inputs = (
+        config.data.path, config.model.path, config.model.config, config.data.tokenizer
+    )  # fmt: skip
+    if any(source is not None and output == Path(source) for source in inputs):
+        faults.append(
+            f"run.output_dir {output} is the dataset's or the model's folder; choose another"
+        )
+    return faults
+
+
+def _data_faults(config: RunConfig) -> list[str]:
+    data, loss, faults = config.data, config.loss, []
+    if data.window_overlap >= data.seq_length - 1:
+        faults.append(
+            f"data.window_overlap {data.window_overlap} leaves windows of data.seq_length"
+            f" {data.seq_length} no new token; take at most {data.seq_length - 2}"
+        )
+    if data.window_overlap and data.long_functions != "window":
+        faults.append(
+            f"data.window_overlap {data.window_overlap} is for data.long_functions=window, found"
+            f" {data.long_functions}; set one of them"
+        )
+    asked = {
+        "loss.alpha": loss.alpha is not None,
+        "loss.class_weights": loss.class_weights == "balanced",
+        "data.batches.sampling": data.sampling == "balanced",
+    }
+    if sum(asked.values()) > 1:
+        faults.append(
+            f"{' and '.join(key for key, is_set in asked.items() if is_set)} would each weigh the"
+            " classes, once more than meant; take one"
+        )
+    return faults
+
+
+def _optim_faults(config: RunConfig) -> list[str]:
+    optim, faults = config.optim, []
+    if (optim.epochs is None) == (optim.max_steps is None):
+        faults.append("optim: set exactly one of epochs and max_steps")
+    if optim.max_steps is not None and optim.warmup_steps > optim.max_steps:
+        faults.append(
+            f"optim.warmup_steps {optim.warmup_steps} is above optim.max_steps {optim.max_steps}"
+        )
+    return faults
+
+
+def _precision_faults(config: RunConfig) -> list[str]:
+    precision, dtype, faults = config.engine.precision, config.model.dtype, []
+    preset = "cpu_zero1" if config.engine.preset == "auto" else config.engine.preset  # auto's stage
+    faults += refusals(recipe_setup(config, preset, precision), STACK_LIMITS)
+    frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
+    if frozen_in_16_bit and config.tuning.modules_to_save:
+        faults.append(
+            f"tuning.modules_to_save {config.tuning.modules_to_save} would be fp32 inside a {dtype}"
+            " base; take model.dtype=auto, or train adapters alone"
+        )
+    if dtype not in ("auto", precision) and not frozen_in_16_bit:
+        faults.append(
+            f"model.dtype {dtype} with engine.precision {precision}: take model.dtype=auto, or"
+            " engine.precision=fp32 for fp32 adapters on a 16-bit frozen base"
+        )
+    return faults
+
+
+def _tuning_faults(config: RunConfig) -> list[str]:
+    tuning, method, faults = config.tuning, config.tuning.method, []
+    if config.model.quantize_cache is not None and tuning.base_quant_type is None:
+        faults.append(
+            f"model.quantize_cache with tuning.method {method}: nothing is quantised;"
+            " take tuning.method=qlora or give tuning.quant_type, or remove it"
+        )
+    if method not in _VARIANTS[tuning.variant]:
+        faults.append(
+            f"tuning.variant {tuning.variant} is one of {', '.join(_VARIANTS[tuning.variant])}, not"
+            f" of tuning.method {method}; take tuning.variant=plain"
+        )
+    if tuning.adapter_size is not None and not adapter_size(tuning):
+        faults.append(
+            f"tuning.adapter_size {tuning.adapter_size} means nothing to tuning.method {method};"
+            " remove it (lora has tuning.lora_r)"
+        )
+    if method in ("full", "ptuning") and tuning.target_modules != "auto":
+        faults.append(
+            f"tuning.target_modules {tuning.target_modules} with tuning.method {method}, which"
+            " adapts no layer; take tuning.target_modules=auto"
+        )
+    return faults + _whole_faults(config)
+
+
+def _whole_faults(config: RunConfig) -> list[str]:
+    """What is trained whole beside adapters, or instead of them."""
+    tuning, faults = config.tuning, []
+    if tuning.method == "full" and tuning.modules_to_save:
+        faults.append(
+            f"tuning.modules_to_save {tuning.modules_to_save} with tuning.method full, which trains"
+            " everything; remove it"
+        )
+    if (
+        tuning.method == "full"
+        and config.engine.precision == "fp32" != config.model.dtype != "auto"
+    ):
+        faults.append(
+            f"model.dtype {config.model.dtype} with tuning.method full: nothing is frozen; take"
+            " model.dtype=auto"
+        )
+    if tuning.method == "full" and tuning.base_quant_type is not None:
+        faults.append(
+            f"tuning.quant_type {tuning.quant_type} with tuning.method full: quantised weights are"
+            " not trained; take tuning.quant_type=auto, or tuning.method=qlora"
+        )
+    if HEAD in tuning.target_modules and tuning.init_from is not None:
+        faults.append(
+            f"tuning.init_from with {HEAD!r} among tuning.target_modules: a checkpoint holds no"
+            " frozen head to continue from; leave the head out, it is then trained whole"
+        )
+    return faults
+
+
+def _task_faults(config: RunConfig) -> list[str]:
+    """Keys that the task does not read, and combinations that would say nothing."""
+    foreign = _OF_FUNCTIONS if config.is_language else _OF_LANGUAGE
+    faults = []
+    for section, keys in foreign.items():
+        block = getattr(config, section)
+        for key in keys:
+            default = type(block).model_fields[key].get_default(call_default_factory=True)
+            if getattr(block, key) != default:
+                faults.append(
+                    f"{section}.{key}={getattr(block, key)!r}: task.name {config.task.name} does"
+                    " not read it; remove it"
+                )
+    if not config.data.isolate and not config.data.packing:
+        faults.append("data.isolate=false says how a packed row is read; set data.packing=true")
+    return faults

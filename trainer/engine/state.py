@@ -1,0 +1,245 @@
+"""Trained weights, optimizer moments and counters, out of an engine and back into one.
+
+Everything is gathered to full fp32 tensors, so a checkpoint does not know the world size or the
+ZeRO stage it was written under. Data order, dropout and learning rate are pure functions of the
+step, so they need no state.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.engine.moments import MOMENTS, SCALES, adam_of, moment_names, named_moments
+from trainer.errors import DivergedError, ModelError
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+_BESIDE_WEIGHTS = tuple(f"{name}/" for name in MOMENTS + SCALES)
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass
+class TrainState:
+    """The counters of a run.
+
+    Attributes:
+        step: Optimizer steps begun, skipped ones included: the position in the data.
+        skipped_steps: Steps without an update because gradients were not finite, as fp16's are
+            while its scale is searched.
+        consecutive_skips: How many of them the last steps were.
+        records_seen, tokens_seen: Over all ranks.
+        best_step: Step of the best validation; None before the first.
+        best_score: Its ROC AUC, or its loss times -1; None where it is undefined.
+        threshold: Of classes, chosen on that validation.
+        train_seconds: Spent training, over all starts.
+        is_unscored: The validation after this step is still to come: a signal came in the middle.
+    """
+
+    step: int = 0
+    skipped_steps: int = 0
+    consecutive_skips: int = 0
+    records_seen: float = 0.0
+    tokens_seen: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    threshold: float = 0.5
+    train_seconds: float = 0.0
+    is_unscored: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for trainer.json."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "TrainState":
+        """What `to_json` gave.
+
+        Raises:
+            ModelError: Another version wrote it.
+        """
+        odd = values.keys() ^ {field.name for field in fields(cls)}
+        if odd:
+            raise ModelError(
+                f"the checkpoint is of another version: its counters differ in {sorted(odd)};"
+                " continue it with the version that wrote it, or choose another run.output_dir"
+            )
+        return cls(**values)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make the dropout of a step a function of (seed, step, rank), whatever ran before it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+
+
+def gather_state(engine: "DeepSpeedEngine", keep: bool) -> dict[str, Tensor]:
+    """Weights and moments of every trained parameter in fp32, on the CPU; called by all ranks.
+
+    Tensors leave the device one by one, and only a rank that keeps them holds them in memory.
+
+    Raises:
+        DivergedError: A value is not finite; such a state is never written.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    sharded = engine.zero_optimization_stage() > 0
+    state: dict[str, Tensor] = {}
+    broken: list[str] = []
+    with named_moments(engine):
+        for name, parameter in trained_parameters(engine):
+            master = safe_get_full_fp32_param(parameter) if sharded else parameter.data
+            gathered = {name: master} | {
+                f"{key}/{name}": _moment(engine, parameter, key, master)
+                for key in moment_names(engine)
+            }
+            broken += [key for key, tensor in gathered.items() if not torch.isfinite(tensor).all()]
+            if keep:
+                state |= {k: t.detach().float().cpu().clone() for k, t in gathered.items()}
+    if broken:
+        raise DivergedError(f"not saved: {len(broken)} tensors are not finite, first {broken[0]}")
+    return state
+
+
+def optimizer_counters(engine: "DeepSpeedEngine") -> dict[str, Any]:
+    """Adam's step and the loss scaler's state, as plain values."""
+    steps = [float(entry["step"]) for entry in adam_of(engine).state.values() if "step" in entry]
+    scaler = engine.optimizer.loss_scaler if engine.fp16_enabled() else None
+    return {
+        "adam_step": max(steps, default=0.0),
+        "loss_scaler": {key: getattr(scaler, key) for key in _SCALER} if scaler else {},
+    }
+
+
+def restore_state(
+    engine: "DeepSpeedEngine",
+    tensors: Mapping[str, Tensor],
+    counters: Mapping[str, Any],
+    empty_step: Callable[[], None],
+) -> None:
+    """Overwrite an engine with a gathered state; called by all ranks.
+
+    Args:
+        engine: Fresh, over the same trained parameters.
+        tensors: From gather_state, under any world size and ZeRO stage.
+        counters: From optimizer_counters.
+        empty_step: One optimizer step on no data: it makes the optimizer create its lazy state,
+            every value of which is overwritten here.
+
+    Raises:
+        ModelError: Other parameters or shapes.
+    """
+    empty_step()
+    restore_weights(engine, tensors)
+    with named_moments(engine, write=True):
+        for name, parameter in trained_parameters(engine):
+            for key in moment_names(engine):
+                # A state of plain AdamW has no scales: those of its values are found anew.
+                value = tensors.get(f"{key}/{name}", torch.zeros_like(tensors[name]))
+                _set_moment(engine, parameter, key, value)
+    for entry in adam_of(engine).state.values():
+        if torch.is_tensor(entry.get("step")):
+            entry["step"] = torch.full_like(entry["step"], counters["adam_step"])
+        elif "step" in entry:  # bitsandbytes counts in an int
+            entry["step"] = int(counters["adam_step"])
+    if engine.fp16_enabled():
+        for key, value in counters["loss_scaler"].items():
+            setattr(engine.optimizer.loss_scaler, key, value)
+
+
+def restore_weights(engine: "DeepSpeedEngine", tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite the trained weights, masters and the copies that compute, alone.
+
+    Raises:
+        ModelError: Other parameters or shapes.
+    """
+    parameters = dict(trained_parameters(engine))
+    _check_shapes(parameters, tensors)
+    with torch.no_grad(), _writable(engine, list(parameters.values())):
+        for name, parameter in parameters.items():
+            parameter.data.copy_(tensors[name].to(parameter.dtype))
+    if engine.zero_optimization_stage():
+        for name, parameter in parameters.items():
+            _set_master(engine, parameter, tensors[name])
+
+
+def trained_parameters(engine: "DeepSpeedEngine") -> list[tuple[str, nn.Parameter]]:
+    """Name and parameter of everything that is trained."""
+    return [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+
+
+@contextmanager
+def _writable(engine: "DeepSpeedEngine", parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Whole parameters to write to; under ZeRO-3 rank 0's values are spread on leaving."""
+    import deepspeed
+
+    if engine.zero_optimization_stage() < 3:
+        yield
+        return
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+        yield
+
+
+def _moment(engine: "DeepSpeedEngine", parameter: nn.Parameter, key: str, like: Tensor) -> Tensor:
+    """A full moment; zeros before the first update, which fp16 overflows can put off."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    adam = adam_of(engine)
+    if not adam.state:
+        return torch.zeros_like(like)
+    if engine.zero_optimization_stage():
+        return cast(Tensor, safe_get_full_optimizer_state(parameter, key))
+    return cast(Tensor, adam.state[parameter][key])
+
+
+def _set_master(engine: "DeepSpeedEngine", parameter: nn.Parameter, value: Tensor) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    if engine.zero_optimization_stage() == 3:
+        safe_set_local_fp32_param(parameter, _local_part(engine, value))
+    else:
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+
+
+def _set_moment(
+    engine: "DeepSpeedEngine", parameter: nn.Parameter, key: str, value: Tensor
+) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        safe_set_local_optimizer_state(parameter, _local_part(engine, value), key)
+    elif stage:
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+    else:
+        engine.optimizer.state[parameter][key].copy_(value)
+
+
+def _local_part(engine: "DeepSpeedEngine", value: Tensor) -> Tensor:
+    """This rank's slice of a ZeRO-3 parameter: equal parts, the last one padded with zeros."""
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    part = -(-value.numel() // world_size)
+    padded = torch.zeros(part * world_size, dtype=value.dtype)
+    padded[: value.numel()] = value.flatten()
+    return padded[rank * part : (rank + 1) * part].clone().to(engine.device)
+
+
+def _check_shapes(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    saved = {name for name in tensors if not name.startswith(_BESIDE_WEIGHTS)}
+    if saved != parameters.keys():
+        odd = sorted(saved ^ parameters.keys())
+        raise ModelError(
+            f"the checkpoint trains other parameters: {len(odd)} differ, first {odd[0]};"
+            " continue with the recipe it was made with"
+        )
+    for name, parameter in parameters.items():
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if tuple(tensors[name].shape) != shape:
+            raise ModelError(
+                f"{name}: the checkpoint has shape {tuple(tensors[name].shape)}, the model {shape};"
+                " was tuning.lora_r changed?"
+            )

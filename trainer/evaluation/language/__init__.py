@@ -1,0 +1,4 @@
+"""Measures and report of a language task.
+
+Imports evaluation/'s shared files and the rooms above.
+"""

@@ -1,0 +1,165 @@
+"""Language tasks: loss on validation picks the step; the report compares with before training."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from data.prepared.prepare import Prepared, Split
+from trainer.config.sections import RunConfig
+from trainer.evaluation.functions.validation import Validation
+from trainer.evaluation.language.report import (
+    LanguageScores,
+    print_language_table,
+    sample_page,
+    write_language_report,
+)
+from trainer.evaluation.language.tokens import TokenSums, perplexity, score_tokens, unigram_loss
+from trainer.generation.decoding import Prompt, greedy
+from trainer.generation.prompts import run_prompts
+from trainer.processes.distributed import Ranks, agreed
+from trainer.run_folder.folder import LOG, REPORT, write_arrays
+from trainer.run_folder.metrics import RunLog, read_log
+
+_BEFORE = "before_training.npz"
+
+
+@dataclass
+class LanguageEvaluation:
+    """Evaluation of a run that learns tokens.
+
+    Attributes:
+        config: The recipe.
+        prepared: Its data.
+        ranks: This process among all.
+        model: Batch -> scores (S, 3) in evaluation mode.
+        log: On rank 0; None elsewhere.
+    """
+
+    config: RunConfig
+    prepared: Prepared
+    ranks: Ranks
+    model: nn.Module
+    log: RunLog | None
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """What is asked at every validation."""
+        return run_prompts(self.config, self.prepared)
+
+    def begin(self) -> None:
+        """Measure validation and test before the first step.
+
+        That is the base, for adapters start as nothing; but with tuning.init_from what it names,
+        and with P-Tuning the base behind virtual tokens that are not trained yet.
+        """
+        self._log_validation(0, self._score(self.prepared.splits["valid"]))
+        sums = self._score(self.prepared.splits["test"])
+        digest = np.frombuffer(self.prepared.digests["test"].encode(), np.uint8)
+
+        def write() -> None:
+            if self.ranks.is_main:
+                write_arrays(self.config.output_dir / _BEFORE, vars(sums) | {"sha256": digest})
+
+        agreed(self.ranks, write)
+
+    def validate(self, step: int) -> Validation:
+        """Loss, perplexity, token accuracy and a few answers."""
+        sums, samples = self._score(self.prepared.splits["valid"]), self.answers()
+        self._log_validation(step, sums)
+        if self.log is not None:
+            self.log.samples(samples, [sample_page(sample) for sample in samples], step)
+        return Validation(-sums.loss)
+
+    def test(
+        self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
+    ) -> Callable[[], dict[str, Any]]:
+        """Score a split; the report sets the model beside what it was."""
+        model, samples = self._score(split), self.answers()
+        return lambda: write_language_report(
+            self.config.output_dir / REPORT,
+            name,
+            LanguageScores(
+                model=model,
+                before=self._before(split),
+                unigram=unigram_loss(
+                    self.prepared.splits["train"].examples,
+                    split.examples,
+                    self.prepared.tokenizer.vocab_size,
+                ),
+                files=split.files,
+                samples=samples,
+                curves=self._curves(),
+            ),
+            facts,
+        )
+
+    def show(self, report: dict[str, Any]) -> None:
+        """Print the predictors."""
+        print_language_table(report)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """The model's greedy answers to the run's prompts."""
+        tokenizer, prompts = self.prepared.tokenizer, self.prompts
+        answers = greedy(
+            self.model,
+            [prompt.ids for prompt in prompts],
+            tokenizer.end_id,
+            self.ranks.device,
+            seq_length=self.config.data.seq_length,
+        )
+        return [
+            _sample(prompt, answer, tokenizer.end_id, tokenizer.decode)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def _score(self, split: Split) -> TokenSums:
+        return score_tokens(self.model, split.examples, self.config, self.ranks)
+
+    def _log_validation(self, step: int, sums: TokenSums) -> None:
+        if self.log is None:
+            return
+        values = {
+            "step": step,
+            "loss": sums.loss,
+            "perplexity": perplexity(sums.loss),
+            "token_accuracy": sums.accuracy,
+        }
+        self.log.validation(values)
+        files = self.prepared.splits["valid"].files
+        if len(files) > 1:
+            self.log.files("valid_file", sums.by_file(files), step)
+
+    def _before(self, split: Split) -> TokenSums | None:
+        """What `begin` measured, where it was this split."""
+        path = self.config.output_dir / _BEFORE
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            same = arrays["sha256"].tobytes().decode() == self.prepared.digests["test"]
+            if not same or split is not self.prepared.splits["test"]:
+                return None
+            return TokenSums(arrays["nll_N"], arrays["correct_N"], arrays["count_N"])
+
+    def _curves(self) -> dict[str, list[tuple[float, float]]]:
+        """Training and validation loss of the run so far."""
+        path = self.config.output_dir / LOG
+        return {
+            f"{kind} loss": [(row["step"], row["loss"]) for row in read_log(path, kind)]
+            for kind in ("train", "valid")
+        }
+
+
+def _sample(
+    prompt: Prompt, answer: list[int], end_id: int, decode: Callable[[list[int]], str]
+) -> dict[str, Any]:
+    ended = answer[-1:] == [end_id]
+    return {
+        "prompt": prompt.text,
+        "answer": decode(answer[:-1] if ended else answer),
+        "reference": prompt.reference,
+        "ended": ended,
+    }

@@ -1,0 +1,115 @@
+"""How well a language model predicts the targets of a split, whatever the number of ranks.
+
+N records of the split, dropped ones included.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from data.text.tokenization import ExampleSet
+from trainer.config.sections import RunConfig
+from trainer.errors import DivergedError
+from trainer.evaluation.functions.validation import split_batches
+from trainer.processes.distributed import Ranks, all_reduce_sum
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TokenSums:
+    """Sums over the targets of every record.
+
+    Attributes:
+        nll_N: Negative log-likelihood in nats.
+        correct_N: Targets that are the model's first choice.
+        count_N: Targets.
+    """
+
+    nll_N: FloatArray
+    correct_N: FloatArray
+    count_N: FloatArray
+
+    @property
+    def loss(self) -> float:
+        """Mean over targets, in nats."""
+        return float(self.nll_N.sum() / self.count_N.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of targets that are the first choice."""
+        return float(self.correct_N.sum() / self.count_N.sum())
+
+    def by_file(self, files: Mapping[str, int]) -> dict[str, float]:
+        """Loss of each file that has targets.
+
+        Args:
+            files: Name -> first record, ascending.
+        """
+        starts = list(files.values())
+        nll, count = (np.add.reduceat(sums, starts) for sums in (self.nll_N, self.count_N))
+        return {name: float(a / b) for name, a, b in zip(files, nll, count, strict=True) if b}
+
+
+def score_tokens(
+    model: nn.Module, examples: ExampleSet, config: RunConfig, ranks: Ranks
+) -> TokenSums:
+    """Sums of every record, equal on all ranks; called by all ranks.
+
+    Args:
+        model: Batch -> scores (S, 3) in evaluation mode; left in training mode.
+        examples: The split.
+        config: Row length, packing, isolation and micro-batch of the run.
+        ranks: This process among all.
+
+    Raises:
+        DivergedError: A likelihood is not finite.
+    """
+    num = examples.num_records
+    sums_2N = torch.zeros(2, num, dtype=torch.float64, device=ranks.device)
+    model.eval()
+    with torch.no_grad():
+        for batch in split_batches(examples, config, ranks):
+            scores_S3 = model(batch)
+            record_S = torch.from_numpy(examples.record_E[batch.example_S]).to(ranks.device)
+            sums_2N[0].index_add_(0, record_S, scores_S3[:, 0].double())
+            sums_2N[1].index_add_(0, record_S, (scores_S3[:, 1] > 0).double())
+    model.train()
+    nll_N, correct_N = all_reduce_sum(sums_2N).cpu().numpy()
+    if not np.isfinite(nll_N).all():
+        raise DivergedError("the model's losses are not finite; lower optim.lr or check the base")
+    count_N: FloatArray = np.bincount(examples.record_E, examples.count_E, num).astype(np.float64)
+    return TokenSums(nll_N, correct_N, count_N)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), the largest float where that is above it."""
+    return math.exp(min(loss, 709.0))
+
+
+def unigram_loss(learned: ExampleSet, scored: ExampleSet, vocab_size: int) -> float:
+    """Mean loss of a model that knows nothing but how often a target occurs, in nats.
+
+    Counts of the learned split with one added to each token (Laplace), on the scored split.
+    """
+    counts_V, scored_V = (target_counts(split, vocab_size) for split in (learned, scored))
+    logs_V = np.log((counts_V + 1) / (counts_V.sum() + vocab_size))
+    return float(-(scored_V * logs_V).sum() / scored_V.sum())
+
+
+def target_counts(examples: ExampleSet, vocab_size: int) -> npt.NDArray[np.int64]:
+    """How often each token is a target."""
+    assert examples.supervised is not None
+    counts = np.zeros(vocab_size, np.int64)
+    block = 1 << 24  # tokens in memory at a time
+    for first in range(0, len(examples.tokens), block):
+        mask = np.array(examples.supervised[first : first + block])
+        heads = examples.starts[(examples.starts >= first) & (examples.starts < first + len(mask))]
+        mask[heads - first] = False
+        counts += np.bincount(examples.tokens[first : first + block][mask], minlength=vocab_size)
+    return counts

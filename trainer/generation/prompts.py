@@ -1,0 +1,83 @@
+"""What a language model is asked at every validation."""
+
+import numpy as np
+
+from data.config import DataConfig
+from data.prepared.prepare import Prepared
+from data.readers.conversations import QUESTION
+from data.records import Conversation, Turn
+from data.text.chat import own_template
+from data.text.language import encode_segments
+from data.text.templates import Segment, render
+from data.text.tokenization import ExampleSet
+from data.text.tokenizer import CodeTokenizer
+from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError
+from trainer.generation.decoding import NEW_TOKENS, Prompt
+
+_MOST_PROMPTS = 3  # taken from the validation split where the recipe names none
+_BEGINNING = 32  # tokens of a text that is learned whole
+
+
+def run_prompts(config: RunConfig, prepared: Prepared) -> list[Prompt]:
+    """Prompts of a recipe as the data writes questions, else those of the validation split.
+
+    Raises:
+        ConfigError: A prompt is empty, or leaves an answer no room.
+        DataError: The template cannot write one.
+    """
+    tokenizer, limit = prepared.tokenizer, config.data.seq_length
+    if config.eval.prompts:
+        kind = prepared.facts["splits"]["train"]["kinds"][0]
+        asked = [asked_ids(text, kind, tokenizer, config.data) for text in config.eval.prompts]
+        for text, ids in zip(config.eval.prompts, asked, strict=True):
+            if not 0 < len(ids) < limit:
+                raise ConfigError(
+                    f"eval.prompts: {text[:60]!r} is {len(ids)} tokens; a prompt needs at least one"
+                    f" and fewer than data.seq_length, {limit}"
+                )
+        return [Prompt(ids, tokenizer.decode(ids)) for ids in asked]
+    return first_prompts(prepared.splits["valid"].examples, tokenizer)
+
+
+def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig) -> list[int]:
+    """Tokens of a question up to where its answer begins; of the beginning of a text.
+
+    Args:
+        text: What a user says.
+        kind: Of the records that are learned; decides what template "auto" is.
+        tokenizer: Encodes; the files beside it hold its chat template.
+        config: template.
+    """
+    parts = [Segment(text, supervised=False)]
+    if kind != "text":
+        asked = [QUESTION, text] if kind == "vulnerability" else [text]
+        turns = (*(Turn("user", said) for said in asked), Turn("assistant", "answer"))
+        record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
+        own = own_template(tokenizer.path.parent)
+        segments = render(record, config.template, "answers", *own, tokenizer.markers)
+        first = next(n for n, segment in enumerate(segments) if segment.supervised)
+        parts = segments[:first]
+    ids_S = encode_segments([parts], tokenizer)
+    first_ids = tokenizer.begun(next(ids_S, np.zeros(0, np.int32)))  # nothing may be asked
+    return [token for ids in [first_ids, *ids_S] for token in ids.tolist()]
+
+
+def first_prompts(examples: ExampleSet, tokenizer: CodeTokenizer) -> list[Prompt]:
+    """The first examples up to their first target; texts that are all target up to a few tokens."""
+    assert examples.supervised is not None
+    prompts = []
+    for first, end in zip(examples.starts[:-1], examples.starts[1:], strict=True):
+        ids = examples.tokens[first:end].tolist()
+        before = int(np.argmax(examples.supervised[first:end])) or min(_BEGINNING, len(ids) // 2)
+        if before:
+            answer = examples.supervised[first + before : end]
+            until = int(np.argmin(answer)) or len(answer)  # where the next question begins
+            reference = ids[before : before + min(until, NEW_TOKENS)]
+            if reference[-1] == tokenizer.end_id:
+                del reference[-1]
+            texts = tokenizer.decode(ids[:before]), tokenizer.decode(reference)
+            prompts.append(Prompt(ids[:before], *texts))
+        if len(prompts) == _MOST_PROMPTS:
+            break
+    return prompts

@@ -1,0 +1,236 @@
+"""A recipe on a machine, before it runs: does it fit, how long does it take, what to change.
+
+Needs neither torch nor weights nor a GPU.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.architectures.shapes import ModelShape, model_shape
+from trainer.architectures.targets import num_adapter_parameters
+from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
+from trainer.config.recipe import recipe_setup
+from trainer.config.sections import RunConfig
+from trainer.errors import ModelError
+from trainer.planning.data_facts import DataFacts
+from trainer.planning.devices import Device
+from trainer.planning.job import Machine, choose_preset, job_of
+from trainer.planning.memory import BYTES, FLASH, SEGMENT_SDPA, Job, Memory, memory_of
+
+MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
+"""Share of the device's peak that training reaches, lowest and highest assumed.
+
+A quantised base is decoded, every weight before it multiplies, twice or three times a step.
+"""
+_MOST_ROWS = 4096  # of a micro-batch the search looks at
+_GATHERS = {(True, False): 1.0, (True, True): 1.6, (False, False): 2.0, (False, True): 2.8}
+"""Of a layer's weights in a micro-batch, measured, by (the model stays gathered, recomputation).
+
+It stays gathered below stage3_max_live_parameters; recomputation gathers part of it again.
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe needs on a machine; bytes are of one rank.
+
+    Attributes:
+        machine: Its name.
+        method: Of tuning.
+        memory: Peak of a training step.
+        limit_bytes: What the device has; None on a CPU.
+        faults: Why it cannot run whatever its memory.
+        largest_micro_batch_size: That fits; 0 where none does, None without a limit.
+        num_steps: Optimizer steps.
+        accumulation: Micro-batches of a rank in a step.
+        flops: Of the whole run.
+        seconds: Lowest and highest, from `mfu`; None where the device's peak is not known.
+        mfu: Share of the peak, lowest and highest assumed.
+        step_communication_bytes: Sent by a rank in a step.
+        checkpoint_bytes: Of one checkpoint on disk.
+        num_trained: Parameters.
+        num_parameters: Of the model.
+        data: What the data is taken for.
+    """
+
+    machine: str
+    method: str
+    memory: Memory
+    limit_bytes: float | None
+    faults: tuple[str, ...]
+    largest_micro_batch_size: int | None
+    num_steps: int
+    accumulation: int
+    flops: float
+    seconds: tuple[float, float] | None
+    mfu: tuple[float, float]
+    step_communication_bytes: float
+    checkpoint_bytes: float
+    num_trained: int
+    num_parameters: int
+    data: DataFacts
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run."""
+        return not self.faults and (
+            self.limit_bytes is None or self.memory.total <= self.limit_bytes
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for --json and plan.json."""
+        values = asdict(self)
+        values["memory"] = {**self.memory.by_component(), "total": self.memory.total}
+        return values | {"fits": self.fits}
+
+
+def read_shape(config: RunConfig) -> ModelShape:
+    """The model's sizes from its config.json.
+
+    Raises:
+        ModelError: Not there, no JSON, or a family the planner does not know.
+    """
+    source = Path(config.model.path or config.model.config or "")
+    path = source / "config.json" if source.is_dir() else source
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: the model's config.json is not readable: {error}") from error
+    return model_shape(values, is_language=config.is_language)
+
+
+def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Plan:
+    """The whole plan of a recipe on a machine."""
+    job = job_of(config, shape, machine, data)
+    limit = machine.device.memory_gib * 2**30 if machine.device else None
+    num_steps = data.num_steps(config)
+    flops = flops_of_step(config, job, data) * num_steps
+    mfu = QUANTISED_MFU if job.quant_type else MFU
+    return Plan(
+        machine=machine.name,
+        method=config.tuning.method,
+        memory=memory_of(job),
+        limit_bytes=limit,
+        faults=tuple(_faults(config, job, machine)),
+        largest_micro_batch_size=None if limit is None else largest_micro_batch(job, limit),
+        num_steps=num_steps,
+        accumulation=data.accumulation(config, machine.num_ranks),
+        flops=flops,
+        seconds=_seconds(flops, mfu, machine),
+        mfu=mfu,
+        step_communication_bytes=communication_bytes(
+            job, data.accumulation(config, machine.num_ranks)
+        ),
+        checkpoint_bytes=checkpoint_bytes(job),
+        num_trained=job.num_trained,
+        num_parameters=shape.num_parameters + _num_added(job),
+        data=data,
+    )
+
+
+def largest_micro_batch(job: Job, limit_bytes: float) -> int:
+    """The most rows of a micro-batch that fit, by bisection; 0 where one row does not."""
+    lowest, highest = 0, _MOST_ROWS
+    while lowest < highest:
+        middle = (lowest + highest + 1) // 2
+        if memory_of(replace(job, micro_batch_size=middle)).total <= limit_bytes:
+            lowest = middle
+        else:
+            highest = middle - 1
+    return lowest
+
+
+def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
+    """Floating-point operations of an optimizer step over all ranks.
+
+    A token costs 2 operations a weight forward, 2 backward through a frozen base, whose weights
+    have no gradient, and 2 more where blocks are recomputed; trained weights cost 2 more. Attention
+    adds 4 x D x keys a token and layer, forward. P-Tuning's encoder runs once a row: next to
+    nothing.
+    """
+    shape = job.shape
+    passes = 3 if job.checkpointing else 2
+    trains_base = passes + 1 if job.method == "full" else passes
+    adapters = 0 if job.method == "ptuning" else _num_added(job)
+    looks_at = job.seq_length
+    if job.attention in (SEGMENT_SDPA, FLASH):
+        looks_at = min(looks_at, math.ceil(data.tokens_of_function(config)))
+    attention = 4 * shape.hidden * looks_at * shape.num_layers
+    of_token = (
+        trains_base * 2 * shape.num_linear_weights
+        + (passes + 1) * 2 * adapters
+        + (passes + 1) * attention
+    )
+    if shape.head != "classes":  # logits and the gradient of their states, once for every token
+        products = 3 if job.trains_vocabulary else 2
+        of_token += 2 * products * shape.vocabulary * shape.hidden
+    return of_token * data.tokens_of_step(config)
+
+
+def communication_bytes(job: Job, accumulation: int) -> float:
+    """Bytes a rank sends in a step, rings all of them: (n - 1) / n of what n ranks gather.
+
+    Gradients are all-reduced (twice that share) once a step, by ZeRO 2 at every micro-batch;
+    updated weights are gathered once. ZeRO 3 scatters gradients and gathers the model at every
+    micro-batch: embeddings once, the layers' weights as often as `_GATHERS` says.
+    benchmarks/communication.py compares with what DeepSpeed sends.
+    """
+    share = (job.world_size - 1) / job.world_size
+    gradients = BYTES[job.communication_dtype or job.precision] * job.num_trained * share
+    weights = BYTES[job.precision] * job.num_trained * share
+    if job.zero_stage < 3:
+        times = accumulation if job.zero_stage == 2 else 1
+        return 2 * gradients * times + (weights if job.zero_stage else 0.0)
+    is_kept = job.shape.num_parameters <= job.live_parameters
+    layers = job.shape.num_linear_weights
+    once = job.shape.num_parameters - layers
+    gathered = (
+        BYTES[job.base_dtype] * share * (once + _GATHERS[is_kept, job.checkpointing] * layers)
+    )
+    return (gradients + weights + gathered) * accumulation
+
+
+def checkpoint_bytes(job: Job) -> float:
+    """fp32 weight and two moments of all that is trained; 8-bit moments carry their scales."""
+    return (20 if "8bit" in job.optimizer else 12) * job.num_trained
+
+
+def _num_added(job: Job) -> int:
+    """Parameters that the method adds to the model."""
+    return 0 if job.method == "full" else num_adapter_parameters(job.shape, job.tuning)
+
+
+def _faults(config: RunConfig, job: Job, machine: Machine) -> Sequence[str]:
+    setup = replace(
+        recipe_setup(config, choose_preset(config, job.shape, machine)[0], job.precision),
+        device="cuda" if machine.device else "cpu",
+        compute_capability=machine.device.compute_capability if machine.device else None,
+    )
+    return [*refusals(setup, STACK_LIMITS), *refusals(setup, MACHINE_LIMITS)]
+
+
+def _seconds(
+    flops: float, mfu: tuple[float, float], machine: Machine
+) -> tuple[float, float] | None:
+    if machine.device is None or machine.device.peak_tflops is None:
+        return None
+    peak = machine.device.peak_tflops * 1e12 * machine.num_ranks
+    lowest, highest = mfu
+    return flops / (peak * highest), flops / (peak * lowest)
+
+
+def plans_on(
+    config: RunConfig,
+    shape: ModelShape,
+    devices: Mapping[str, Device],
+    num_ranks: int,
+    data: DataFacts,
+) -> list[Plan]:
+    """The plan on each device of a table."""
+    return [
+        make_plan(config, shape, Machine(device, num_ranks), data) for device in devices.values()
+    ]

@@ -1,0 +1,57 @@
+"""The hostfile the launcher was given, and whether it started what the file asks for.
+
+DeepSpeed trains on this machine alone where the hostfile is missing, with a warning among many
+lines. Its command line is read from the processes above this one; under pdsh a node has none.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.errors import ConfigError
+from trainer.processes.hostfile import num_slots, read_hostfile
+from trainer.processes.launchers import ancestors, command_line, folder_of
+
+_FLAGS = ("-H", "--hostfile", "-hostfile")
+_FILTERS = ("--include", "-i", "--exclude", "-e", "--num_nodes", "--num_gpus")
+
+
+def check_launch(world_size: int) -> None:
+    """Refuse to train where the launcher's hostfile is wrong or asks for other ranks.
+
+    Args:
+        world_size: Ranks that were started.
+
+    Raises:
+        ConfigError: The hostfile's faults, or both counts.
+    """
+    for process in ancestors():
+        words = command_line(process)
+        given = hostfile_of(words)
+        if given is None:
+            continue
+        path = folder_of(process) / given
+        slots = num_slots(read_hostfile(path))
+        if slots != world_size and not is_filtered(words):
+            raise ConfigError(
+                f"hostfile {path} asks for {slots} ranks, {world_size} were started; mend its slots"
+                " or the launcher's arguments"
+            )
+        return
+
+
+def hostfile_of(words: Sequence[str]) -> str | None:
+    """The hostfile on the command line of `deepspeed`; None of any other command."""
+    end = next((at for at, word in enumerate(words) if word.endswith("train.py")), len(words))
+    own = words[:end]
+    if not any("deepspeed" in Path(word).name for word in own[:5]):
+        return None
+    for at, word in enumerate(own):
+        flag, equals, value = word.partition("=")
+        if flag in _FLAGS:
+            return value if equals else (own[at + 1] if at + 1 < len(own) else None)
+    return None
+
+
+def is_filtered(words: Sequence[str]) -> bool:
+    """Whether fewer ranks than slots were asked for."""
+    return any(word.partition("=")[0] in _FILTERS for word in words)

@@ -1,0 +1,1 @@
+"""One run in the order it happens. Imports every room of trainer/ but sweep/."""

@@ -1,0 +1,169 @@
+"""What a run is about to do, said once before it does it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from data.batches.loader import TrainLoader
+from data.prepared.prepare import Prepared
+from data.text.language import LanguageFacts
+from trainer.config.methods import adapter_size
+from trainer.config.sections import RunConfig
+from trainer.models.heads import PackedModel
+from trainer.models.load import base_dtype
+from trainer.models.quantized import quantization_line, quantized_layers
+from trainer.processes.distributed import Ranks
+from trainer.run.build import Choices
+from trainer.run.data_report import order_lines, remark_lines
+from trainer.tuning.bottleneck import BottleneckModel
+from trainer.tuning.layers import targets_reason
+from trainer.tuning.lora import lora_backend
+
+_TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that are trained
+
+
+def banner_lines(
+    config: RunConfig,
+    ranks: Ranks,
+    choices: Choices,
+    model: PackedModel,
+    prepared: Prepared,
+    loader: TrainLoader,
+    total_steps: int,
+) -> list[str]:
+    """Device, choices with their reasons, model, data and steps."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    packed = quantized_layers(model)  # whose numel is that of the packed weight
+    total = sum(p.numel() for p in model.parameters()) + sum(
+        layer.in_features * layer.out_features - layer.weight.numel() for layer in packed.values()
+    )
+    return [
+        f"focaltune: {config.output_dir}",
+        f"  device     {ranks.device.type} x {ranks.world_size}",
+        f"  precision  {choices.precision} ({choices.precision_reason})",
+        f"  preset     {choices.preset} ({choices.preset_reason})",
+        f"  attention  {choices.attention} ({choices.attention_reason})",
+        *_base_lines(config, choices, model),
+        f"  loss       {choices.loss_backend} ({choices.loss_reason})",
+        *_method_lines(config, model),
+        f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
+        f" {_method_name(config)})",
+        *_data_lines(prepared),
+        *_language_lines(config, prepared, trained),
+        *_step_lines(config, loader, total_steps),
+    ]
+
+
+def time_line(seconds: float) -> str:
+    """The estimate, and what it rests on."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"  estimate   {minutes} min {rest:02d} s of training (one measured forward pass x 3)"
+
+
+def idle_share(loader: TrainLoader) -> float:
+    """Share of the ranks' micro-batches that hold no row: a rank then waits for the others."""
+    plan = loader.plan
+    micro_batches = plan.gradient_accumulation_steps * plan.world_size * plan.steps_per_epoch
+    fewest, num_fuller = divmod(plan.num_rows, plan.steps_per_epoch)  # fuller by one row
+    num_steps = {fewest: plan.steps_per_epoch - num_fuller, fewest + 1: num_fuller}
+    used = sum(-(-rows // plan.micro_batch_size) * steps for rows, steps in num_steps.items())
+    return 1 - used / micro_batches
+
+
+def _method_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
+    """The layers that are adapted and, for LoRA, what computes them."""
+    tuning = config.tuning
+    if tuning.method in ("full", "ptuning"):
+        return []
+    reason = targets_reason(tuning, model.model.get_base_model().config.model_type)
+    lines = [f"  targets    {', '.join(_targets(model))} ({reason})"]
+    if tuning.method in ("lora", "qlora"):
+        lines.append("  lora       {} ({})".format(*lora_backend(model.model, tuning.lora_backend)))
+    return lines
+
+
+def _targets(model: PackedModel) -> list[str]:
+    tuned: Any = model.model
+    if isinstance(tuned, BottleneckModel):
+        return list(tuned.settings.places)
+    return sorted(tuned.peft_config["default"].target_modules)
+
+
+def _method_name(config: RunConfig) -> str:
+    """The method with its size and variant, e.g. "lora r 8, dora"."""
+    tuning = config.tuning
+    sizes = {"lora": f" r {tuning.lora_r}", "qlora": f" r {tuning.lora_r}"}
+    size = sizes.get(tuning.method) or (f" {adapter_size(tuning)}" if adapter_size(tuning) else "")
+    variant = "" if tuning.variant == "plain" else f", {tuning.variant}"
+    return f"{tuning.method}{size}{variant}"
+
+
+def _base_lines(config: RunConfig, choices: Choices, model: PackedModel) -> Sequence[str]:
+    if config.tuning.base_quant_type is None:
+        return []
+    dtype = base_dtype(config, choices.precision)
+    return [f"  quantised  {quantization_line(model, config.tuning, dtype)}"]
+
+
+def _data_lines(prepared: Prepared) -> Sequence[str]:
+    lines = []
+    for name, split in prepared.splits.items():
+        facts = split.tokens
+        if isinstance(facts, LanguageFacts):
+            lines.append(
+                f"  {name:9}  {facts.num_records:,} records in {facts.num_examples:,} examples;"
+                f" {facts.num_tokens:,} tokens, {facts.num_targets:,} of them targets;"
+                f" {facts.num_long:,} long: {facts.policy}"
+            )
+            continue
+        lines.append(
+            f"  {name:9}  {facts.num_functions} functions, {facts.num_positive} vulnerable; tokens"
+            f" mean {facts.tokens_mean:.0f}, median {facts.tokens_median:.0f},"
+            f" max {facts.tokens_max}; {facts.num_long} long ({facts.long_positive} vulnerable):"
+            f" {facts.policy}"
+        )
+    return lines + [f"  data       {line}" for line in remark_lines(prepared)]
+
+
+def _language_lines(config: RunConfig, prepared: Prepared, num_trained: int) -> Sequence[str]:
+    """How rows are read and in which order, and whether there is enough to learn from."""
+    facts, lines = prepared.splits["train"].tokens, []
+    if not isinstance(facts, LanguageFacts):
+        return []
+    if not config.data.isolate:
+        lines.append("  isolation  off: the examples of a row are one text, positions run on")
+    if config.data.order == "sequential":
+        num = len(prepared.splits["train"].files)
+        lines.append(f"  order      {num:,} files one after the other, rows of each shuffled")
+    if facts.num_tokens < _TOKENS_A_PARAMETER * num_trained:
+        lines.append(
+            f"  data       {facts.num_tokens:,} tokens are fewer than {_TOKENS_A_PARAMETER} x"
+            f" {num_trained:,} trained parameters: watch validation for overfitting, or train"
+            " fewer"
+        )
+    return lines
+
+
+def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Sequence[str]:
+    plan, optim = loader.plan, config.optim
+    kind = f"packed, {loader.fill:.1%} full" if config.data.packing else "one example each"
+    return [
+        f"  rows       {plan.num_rows} of {config.data.seq_length} tokens, {kind}",
+        f"  steps      {total_steps} ({plan.steps_per_epoch} an epoch)",
+        f"  batch      {loader.num_records / plan.steps_per_epoch:.1f} examples in"
+        f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
+        f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
+        f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
+        f" {idle_share(loader):.0%} of micro-batches empty",
+        *(f"  order      {line}" for line in order_lines(loader)),
+        *_balance_lines(loader),
+    ]
+
+
+def _balance_lines(loader: TrainLoader) -> Sequence[str]:
+    if loader.plan.world_size == 1:
+        return []
+    uneven = loader.mean_imbalance()
+    return [
+        f"  balance    the slowest rank computes {uneven.optimizer_step - 1:.1%} above the mean in"
+        f" a step, {uneven.micro_step - 1:.1%} in a micro-step"
+    ]

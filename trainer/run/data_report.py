@@ -1,0 +1,216 @@
+"""What prepared data came to: rows, their fill and the steps they make."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from data.batches.loader import TrainLoader
+from data.batches.order import steps_for
+from data.batches.packing import one_per_row, pack
+from data.prepared.prepare import Prepared
+from data.text.escaping import escaped
+from data.text.language import LanguageFacts, show_example
+from data.text.tokenization import TokenFacts
+from trainer.config.sections import RunConfig
+from trainer.models.files import hidden_size
+
+_PASSED_OVER = {
+    "num_bad": "bad rows passed over (data.max_bad_rows)",
+    "num_empty_dropped": "blank records dropped",
+    "num_identical": "pairs dropped whose fix changed nothing",
+    "num_replaced": "texts were not UTF-8 and were repaired",
+    "num_nul": "records hold a NUL character, which is kept",
+}
+
+
+def split_table(config: RunConfig, prepared: Prepared) -> Table:
+    """One column a split: records, classes or targets, tokens, what long ones lost, rows."""
+    columns = {name: _split_facts(config, prepared, name) for name in prepared.splits}
+    table = Table(title="Prepared data")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in next(iter(columns.values())):
+        table.add_row(row, *(column[row] for column in columns.values()))
+    return table
+
+
+def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
+    """Optimizer steps of an epoch, packed and one example a row."""
+    optim, lines = config.optim, []
+    for packing in (True, False):
+        loader = training_loader(config, prepared, 0, 1, packing=packing)
+        lines.append(
+            f"{'packed' if packing else 'unpacked'}: {loader.plan.num_rows:,} rows,"
+            f" {loader.fill:.1%} full, {loader.plan.steps_per_epoch:,} steps an epoch of"
+            f" {optim.global_batch_size} {optim.batch_unit}"
+        )
+        lines += order_lines(loader) if config.data.packing else []
+    if optim.batch_unit == "rows":
+        steps = steps_for(round(loader.num_records), optim.global_batch_size)
+        lines.append(
+            "packed rows hold several examples, so the same number of rows is fewer updates;"
+            f" optim.batch_unit=examples keeps {steps:,} steps"
+        )
+    return lines
+
+
+def order_lines(loader: TrainLoader) -> list[str]:
+    """Where rows that never mix files are at least twice as many as they could be: the numbers."""
+    if loader.files is None or not loader.packing:
+        return []
+    lengths, num_rows = loader.examples.lengths, loader.plan.num_rows
+    num_mixed = len(pack(lengths, loader.seq_length))
+    if num_rows < 2 * num_mixed:
+        return []
+    num_files = len(loader.files)
+    return [
+        f"data.order=sequential never mixes files in a row: {num_files:,} files of"
+        f" {lengths.sum() / num_files:,.0f} tokens on average make {num_rows:,} rows of"
+        f" {loader.seq_length:,}, {loader.fill:.1%} full; data.order=shuffled packs them together"
+        f" into {num_mixed:,}"
+    ]
+
+
+def training_loader(
+    config: RunConfig, prepared: Prepared, rank: int, world_size: int, *, packing: bool
+) -> TrainLoader:
+    """The steps of the training split for a rank."""
+    train = prepared.splits["train"]
+    return TrainLoader(
+        train.examples,
+        seq_length=config.data.seq_length,
+        packing=packing,
+        packing_window=config.data.packing_window,
+        isolate=config.data.isolate,
+        files=train.files if config.data.order == "sequential" else None,
+        sampling=config.data.sampling,
+        seed=config.run.seed,
+        global_batch_size=config.optim.global_batch_size,
+        batch_unit=config.optim.batch_unit,
+        micro_batch_size=config.optim.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        hidden_size=hidden_size(config),
+    )
+
+
+def remark_lines(prepared: Prepared) -> list[str]:
+    """What a user should know of the files: rows passed over, warnings, repetitions, leaks."""
+    lines = []
+    held_out = prepared.facts.get("held_out", {})
+    for name, facts in prepared.facts["splits"].items():
+        if name in held_out:  # read from train's files, of which train tells
+            continue
+        counts = {words: facts[key] for key, words in _PASSED_OVER.items() if facts[key]}
+        lines += [f"{name}: {count:,} {words}" for words, count in counts.items()]
+        lines += [f"{name}: {example}" for example in facts["bad_examples"]]
+        lines += [f"{name}: {sentence}" for sentence in facts["warnings"]]
+        if facts["ignored_fields"]:
+            lines.append(f"{name}: columns not read: {', '.join(facts['ignored_fields'])}")
+    sharing = prepared.sharing
+    if begin := prepared.tokenizer.begin_token:
+        lines.append(f"the tokenizer puts {begin!r} before every text")
+    if held_out:
+        shares = ", ".join(f"{share:.0%} {name}" for name, share in held_out.items())
+        lines.append(f"{shares}: held out of data.train by a digest of what each record asks")
+    for name in prepared.splits:
+        if sharing.contradictory[name]:
+            lines.append(
+                f"{name}: {sharing.contradictory[name]:,} functions stand there with both labels"
+            )
+        if sharing.duplicates[name]:
+            lines.append(f"{name}: {sharing.duplicates[name]:,} records repeat an earlier one")
+    for field, pairs in sharing.shared_groups.items():
+        lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
+    if prepared.leaks:
+        lines.append(f"LEAKS: {prepared.leaks} stand in two splits (data.allow_leaks)")
+    return [escaped(line) for line in lines]
+
+
+def plan_facts(loader: TrainLoader, total_steps: int) -> dict[str, Any]:
+    """The content of plan.json: rows, steps and how evenly ranks are loaded."""
+    return {
+        **asdict(loader.plan),
+        "gradient_accumulation_steps": loader.plan.gradient_accumulation_steps,
+        "total_steps": total_steps,
+        "records_per_epoch": loader.num_records,
+        "packing_fill": loader.fill,
+        "imbalance": asdict(loader.mean_imbalance()),
+    }
+
+
+def supervised_lines(prepared: Prepared) -> list[str]:
+    """The training examples of a language task by their share of supervised tokens."""
+    facts = prepared.splits["train"].tokens
+    if not isinstance(facts, LanguageFacts):
+        return []
+    most = max(facts.share_histogram)
+    return ["train: examples by share of supervised tokens"] + [
+        f"  {place * 10:3}-{place * 10 + 10:3}%  {'#' * round(40 * num / most):40}  {num:,}"
+        for place, num in enumerate(facts.share_histogram)
+    ]
+
+
+def example_lines(prepared: Prepared, limit: int) -> list[Text]:
+    """The first examples of the training split, decoded; targets coloured, with their origin."""
+    train, shown = prepared.splits["train"], []
+    examples = train.examples
+    for example in range(min(limit, len(examples))):
+        place = slice(examples.starts[example], examples.starts[example + 1])
+        tokens = np.asarray(examples.tokens[place], np.int32)
+        mask = np.zeros(len(tokens), np.bool_)
+        what = f"target {examples.label_E[example]}, read at the last token"
+        if examples.supervised is not None:
+            mask = np.asarray(examples.supervised[place])
+            what = f"{int(examples.count_E[example])} targets"
+        origin = train.samples[int(examples.record_E[example])].origin
+        header = f"--- {origin}: {len(tokens)} tokens, {what}"
+        shown += [Text(escaped(header), "bold"), show_example(tokens, mask, prepared.tokenizer)]
+    return shown
+
+
+def _split_facts(config: RunConfig, prepared: Prepared, name: str) -> dict[str, str]:
+    """A column of the table; rows are those that are trained, or scored."""
+    split, packed, length = prepared.splits[name], config.data.packing, config.data.seq_length
+    if name == "train":
+        loader = training_loader(config, prepared, 0, 1, packing=packed)
+        num_rows, fill = loader.plan.num_rows, loader.fill
+    else:
+        lengths = split.examples.lengths
+        num_rows = len(pack(lengths, length) if packed else one_per_row(len(lengths)))
+        fill = lengths.sum() / (num_rows * length)
+    facts = split.tokens
+    of_kind = _language_facts(facts) if isinstance(facts, LanguageFacts) else _code_facts(facts)
+    return of_kind | {f"rows of {length}": f"{num_rows:,}", "fill": f"{fill:.2%}"}
+
+
+def _code_facts(facts: TokenFacts) -> dict[str, str]:
+    return {
+        "functions": f"{facts.num_functions:,}",
+        "vulnerable": f"{facts.num_positive:,} ({facts.num_positive / facts.num_functions:.1%})",
+        "tokens mean": f"{facts.tokens_mean:.1f}",
+        "tokens median": f"{facts.tokens_median:.0f}",
+        "tokens p90": f"{facts.tokens_p90:.0f}",
+        "tokens max": f"{facts.tokens_max:,}",
+        f"long ({facts.policy})": f"{facts.num_long:,} ({facts.long_positive:,} vulnerable)",
+        "oversized (dropped)": f"{facts.num_oversized:,} ({facts.oversized_positive:,} vulnerable)",
+        "pieces in rows": f"{facts.num_examples:,}",
+    }
+
+
+def _language_facts(facts: LanguageFacts) -> dict[str, str]:
+    return {
+        "records": f"{facts.num_records:,}",
+        "examples": f"{facts.num_examples:,}",
+        "tokens": f"{facts.num_tokens:,}",
+        "supervised": f"{facts.num_supervised:,} ({facts.num_supervised / facts.num_tokens:.1%})",
+        "targets": f"{facts.num_targets:,}",
+        f"long ({facts.policy})": f"{facts.num_long:,}",
+        "oversized (dropped)": f"{facts.num_oversized:,}",
+        "records dropped": f"{facts.num_dropped:,}",
+        "pieces without an answer": f"{facts.num_unsupervised:,}",
+    }

@@ -1,0 +1,299 @@
+"""The one training loop: every task, method, precision and world size goes through it."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from data.batches.loader import StepBatches, TrainLoader
+from trainer.config.sections import RunConfig
+from trainer.engine.engine import set_learning_rate
+from trainer.engine.finite import FiniteCheck, Report, diverged, local_norm
+from trainer.engine.optim import learning_rate
+from trainer.engine.state import TrainState, seed_step
+from trainer.errors import DivergedError, MemoryExceededError, StoppedError
+from trainer.losses.tasks import Task
+from trainer.processes.distributed import Ranks, all_reduce_sum
+from trainer.processes.stopping import Agreed, StopRequest
+from trainer.processes.watchdog import Watchdog
+from trainer.run_folder.metrics import RunLog
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+_MOST_SKIPS = 50  # fp16 halves its scale at each: 2^16 would be 2^-34
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run is made of.
+
+    Attributes:
+        config: The recipe.
+        ranks: This process among all.
+        engine: Model and optimizer.
+        task: The loss.
+        loader: The steps' data.
+        total_steps: Where the run ends.
+        log: On rank 0; None elsewhere.
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    engine: "DeepSpeedEngine"
+    task: Task
+    loader: TrainLoader
+    total_steps: int
+    log: RunLog | None
+
+
+def train(
+    run: Run,
+    state: TrainState,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    validate: Callable[[], None],
+    save: Callable[[], None],
+) -> None:
+    """Train from state.step to the end, validating and saving on the way.
+
+    Args:
+        run: The parts.
+        state: Advanced in place.
+        stop: Asked after every step.
+        watchdog: Ends the process where a step, a validation or a save does not.
+        validate: Scores the validation split and updates the best of `state`.
+        save: Writes a checkpoint.
+
+    Raises:
+        StoppedError: A signal came, or the launcher is gone; the last step is saved.
+        DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
+    """
+    if state.is_unscored and (asked := _validate(run, state, stop, watchdog, validate)):
+        raise asked
+    run.engine.train()
+    logged = replace(state)
+    check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
+    while state.step < run.total_steps:
+        with watchdog.watching("step", state.step + 1):
+            started = time.perf_counter()
+            batches = run.loader.step(state.step)
+            rate = learning_rate(
+                run.config.optim, state.step - state.skipped_steps, run.total_steps
+            )
+            losses_A, norm = optimizer_step(run, batches, state.step, rate)
+            _advance(state, run.engine, batches)
+            check.record(state.step, losses_A, norm)
+            due = _due_after(run, state)
+            agreed = _agree(run, stop, check, settle=due.is_saved or due.is_logged)
+            loss = _read_loss(losses_A, batches) if due.is_logged else 0.0
+            state.train_seconds += time.perf_counter() - started
+        asked = None
+        if agreed is not Agreed.GO_ON and not due.is_last:
+            asked = stop.error(agreed, _told(f"after step {state.step}", run))
+        if due.is_logged:
+            _log_step(run, state, logged, loss, rate)
+            logged = replace(state)
+        elif run.log is not None:
+            run.log.advance(state.step)
+        if due.is_scored:
+            asked = _validate(run, state, stop, watchdog, validate) or asked
+        if due.is_saved or asked:
+            with watchdog.watching("save after step", state.step):
+                save()
+        if asked:
+            raise asked
+
+
+def _validate(
+    run: Run,
+    state: TrainState,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    validate: Callable[[], None],
+) -> StoppedError | None:
+    """Score the validation split; where the ranks stop meanwhile, the next start begins with it."""
+    where = f"in the validation after step {state.step}"
+    state.is_unscored = True
+    try:
+        with (
+            stop.between_batches(run.engine, _told(where, run)),
+            watchdog.watching("validation after step", state.step),
+        ):
+            validate()
+    except StoppedError as asked:
+        return asked
+    state.is_unscored = False
+    return None
+
+
+def _told(where: str, run: Run) -> str:
+    return f"stopped {where} of {run.total_steps} and saved; the same command continues"
+
+
+def optimizer_step(
+    run: Run, batches: StepBatches, step: int, rate: float
+) -> tuple[Tensor, Tensor | float | None]:
+    """All micro-batches of a step and one update; every function, or target, counts the same.
+
+    The loss of the step is a sum over them / their number, over all micro-batches and ranks.
+    DeepSpeed averages gradients over ranks, hence the world size.
+
+    Returns:
+        This rank's loss sums (A,), one a micro-batch, and the norm of the gradients; on the device.
+    """
+    set_learning_rate(run.engine, rate)
+    seed_step(run.config.run.seed, step, run.ranks.rank)
+    losses = []
+    scale = run.ranks.world_size / (batches.count or 1.0)
+    for batch in batches.micro_batches:
+        shape = tuple(batch.input_ids_BT.shape)
+        with memory_errors_named(f"at step {step + 1}, micro-batch of shape {shape}"):
+            loss = run.task.loss_sum(run.engine, batch.to(run.ranks.device))
+            run.engine.backward(loss.sum * scale, scale_wrt_gas=False)
+            losses.append(loss.sum.detach().float())
+    norm = local_norm(run.engine)
+    with memory_errors_named(f"at step {step + 1}, in the optimizer"):
+        run.engine.step()
+    return torch.stack(losses), run.engine.get_global_grad_norm() if norm is None else norm
+
+
+@contextmanager
+def memory_errors_named(where: str) -> Iterator[None]:
+    """The device's own error as ours, with the place; torch's CPU allocator has no class for it.
+
+    Raises:
+        MemoryExceededError: The device's memory did not hold it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryExceededError(f"out of memory {where}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise MemoryExceededError(f"out of memory {where}") from error
+
+
+def _agree(run: Run, stop: StopRequest, check: FiniteCheck, *, settle: bool) -> Agreed:
+    """What all ranks do after this step.
+
+    Raises:
+        DivergedError: On every rank, as soon as one has seen a step that is not finite.
+    """
+    report = check.read(settle=settle)
+    agreed = stop.agreed(diverged=not report.is_finite)
+    if agreed is Agreed.DIVERGED:
+        reports = [Report.of(numbers) for numbers in stop.gather(report.numbers())]
+        raise diverged(reports, run.loader.records)
+    if agreed is not Agreed.GO_ON and not settle:  # a save follows that was not foreseen
+        return _agree(run, stop, check, settle=True)
+    return agreed
+
+
+def _advance(state: TrainState, engine: "DeepSpeedEngine", batches: StepBatches) -> None:
+    state.step += 1
+    was_skipped = engine.skipped_steps > state.skipped_steps
+    state.consecutive_skips = state.consecutive_skips + 1 if was_skipped else 0
+    state.skipped_steps = engine.skipped_steps
+    if state.consecutive_skips > _MOST_SKIPS:
+        raise DivergedError(
+            f"step {state.step}: gradients were not finite in {state.consecutive_skips} steps in a"
+            " row, so nothing is learned; the last checkpoint is intact: lower optim.lr, or train"
+            " in bf16 or fp32"
+        )
+    state.records_seen += batches.num_records
+    state.tokens_seen += batches.num_tokens
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What follows a step."""
+
+    is_last: bool
+    is_logged: bool
+    is_scored: bool
+    is_saved: bool
+
+
+def _due_after(run: Run, state: TrainState) -> _Due:
+    config, is_last = run.config, state.step == run.total_steps
+    # A run without validations still needs a threshold at its end.
+    is_scored = _is_due(config.eval.interval, run, state.step) or (
+        is_last and state.best_step is None
+    )
+    return _Due(
+        is_last,
+        is_logged=is_last or state.step % config.log.interval == 0,
+        is_scored=is_scored,
+        is_saved=is_scored or is_last or _is_due(config.save.interval, run, state.step),
+    )
+
+
+def _is_due(interval: str | int, run: Run, step: int) -> bool:
+    if interval == "never":
+        return False
+    every = run.loader.plan.steps_per_epoch if interval == "epoch" else int(interval)
+    return step % every == 0 or (step == run.total_steps)
+
+
+def _read_loss(losses_A: Tensor, batches: StepBatches) -> float:
+    """The loss of this step over all ranks; nothing else of ours waits for the device."""
+    return float(all_reduce_sum(losses_A.sum())) / (batches.count or 1.0)
+
+
+def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate: float) -> None:
+    """Write a line: loss and norm of this step alone, so that they repeat; rates since `logged`."""
+    norm = run.engine.get_global_grad_norm()
+    seconds = state.train_seconds - logged.train_seconds
+    records = state.records_seen - logged.records_seen
+    tokens = state.tokens_seen - logged.tokens_seen
+    if run.log is not None:
+        uneven = run.loader.imbalance(state.step - 1)
+        if run.loader.files is not None:
+            _, files = run.loader.files_at(state.step - 1)
+            if len(files) == 1:  # the loss of a step that has rows of two is that of neither
+                run.log.files("train_file", {files[0]: loss}, state.step)
+        run.log.step(
+            {
+                "step": state.step,
+                "epoch": state.step / run.loader.plan.steps_per_epoch,
+                "loss": loss,
+                "lr": rate,
+                "grad_norm": _finite_or_none(norm),  # ZeRO 0 keeps none
+                "train_seconds": state.train_seconds,
+                "records_per_second": records / seconds,
+                "tokens_per_second": tokens / seconds,
+                "packing_fill": run.loader.fill,
+                "imbalance_micro_step": uneven.micro_step,
+                "imbalance_step": uneven.optimizer_step,
+                "memory_gib": _memory_gib(run.ranks.device),
+                "skipped_steps": state.skipped_steps,
+                **_loss_scale(run.engine),
+            }
+        )
+
+
+def _loss_scale(engine: "DeepSpeedEngine") -> dict[str, float]:
+    """fp16's scale beside the count of its overflows, skipped_steps."""
+    return {"loss_scale": float(engine.optimizer.cur_scale)} if engine.fp16_enabled() else {}
+
+
+def _finite_or_none(value: float | Tensor | None) -> float | None:
+    """A number that JSON can hold; a skipped step has an infinite norm."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak memory of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

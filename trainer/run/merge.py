@@ -1,0 +1,142 @@
+"""The adapter of a finished run merged into its base, with what merging changes.
+
+A QLoRA adapter was trained beside quantised weights. Merged into those weights, decoded, it
+computes what it did, to rounding; merged into the unquantised base it meets other weights, and the
+difference is that of the quantisation. Merging into the packed weights themselves, as PEFT does,
+would quantise the sum again and is not offered.
+
+S packed functions, C classes.
+"""
+
+import os
+import shutil
+import uuid
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.prepared.prepare import Prepared
+from data.text.tokenization import ExampleSet
+from trainer.config.sections import RunConfig
+from trainer.engine.state import TrainState
+from trainer.errors import ConfigError
+from trainer.evaluation.functions.validation import split_batches
+from trainer.models.heads import PackedModel
+from trainer.models.quantized import decoded_weight, quantized_layers
+from trainer.processes.distributed import Ranks
+from trainer.run.build import choose
+from trainer.run.saved_run import best_checkpoint, trained_model
+from trainer.run_folder.adapter import FACTS, adapter_facts
+from trainer.run_folder.folder import BASE, write_json
+
+MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+_MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
+
+
+def merge_run(config: RunConfig, prepared: Prepared, target: Path, onto: str) -> dict[str, Any]:
+    """Write the merged model and its tokenizer as a plain transformers folder.
+
+    Args:
+        config: The run's own recipe.
+        prepared: The run's data: the drift is measured on its validation split.
+        target: New folder.
+        onto: "dequantized" or "full"; without quantisation they are the same.
+
+    Returns:
+        What was merged and the drift, also in focaltune.json of the folder.
+
+    Raises:
+        ConfigError: The folder exists, or the method's weights cannot become part of the base.
+        ModelError: No validated checkpoint, or the base does not load.
+    """
+    if config.tuning.method not in MERGED:
+        raise ConfigError(
+            f"tuning.method {config.tuning.method} cannot be merged: its adapters are no part of a"
+            f" linear layer's weight, as those of {', '.join(MERGED)} are; use {config.output_dir}"
+            "/adapter beside the base"
+        )
+    if target.exists():
+        raise ConfigError(f"{target} exists; give --output another folder")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    best, choices = best_checkpoint(config, prepared), choose(config, device)
+    trained = trained_model(config, choices, best).to(device)
+    valid = prepared.splits["valid"].examples
+    before_SC = _logits(trained, config, valid, device)
+    decoded = {
+        name.replace(".base_layer", ""): decoded_weight(layer).cpu()
+        for name, layer in quantized_layers(trained).items()
+    }
+    del trained
+    plain = _plain(config)
+    merged = trained_model(plain, replace(choices, zero_stage=1), best)
+    if onto == "dequantized":
+        _take_weights(merged, decoded)
+    merged.model.merge_adapter()
+    merged = merged.to(device)
+    difference_S = (_logits(merged, config, valid, device) - before_SC).abs().amax(1)
+    drift = {
+        "onto": onto if decoded else "full",
+        "max_logit_difference": float(difference_S.max()),
+        "mean_logit_difference": float(difference_S.mean()),
+        "largest_logit": float(before_SC.abs().max()),
+        "num_functions": len(difference_S),
+    }
+    facts = adapter_facts(config, prepared, TrainState.of(best.trainer["state"]))
+    _write(merged, config, target, facts | {"merge": drift})
+    return drift
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """The recipe on the unquantised base: the model's files, or those that were drawn."""
+    folder = config.model.path or str(config.output_dir / BASE)
+    model = config.model.model_copy(update={"path": folder, "config": None, "quantize_cache": None})
+    method = "lora" if config.tuning.method == "qlora" else config.tuning.method
+    tuning = config.tuning.model_copy(update={"method": method, "quant_type": "auto"})
+    return config.model_copy(update={"model": model, "tuning": tuning})
+
+
+def _logits(
+    model: PackedModel, config: RunConfig, examples: ExampleSet, device: torch.device
+) -> Tensor:
+    """fp32 logits (S, 2) of the first functions of a split, on the CPU.
+
+    Of a language task, nll and margin of the first targets.
+    """
+    model.eval()
+    batches = split_batches(
+        examples, config, Ranks(rank=0, local_rank=0, world_size=1, device=device)
+    )
+    with torch.no_grad():
+        rows = [model(batch)[:, :2].float().cpu() for batch in islice(batches, _MOST_BATCHES)]
+    return torch.cat(rows)
+
+
+def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:
+    """Put decoded weights (out, in) under the adapters; GPT-2's Conv1D stands transposed."""
+    layers = dict(model.named_modules())
+    for name, weight in weights.items():
+        layer: Any = layers[name]
+        layer = getattr(layer, "base_layer", layer)
+        transposed = type(layer).__name__ == "Conv1D"
+        layer.weight.data.copy_(weight.T if transposed else weight)
+
+
+def _write(merged: PackedModel, config: RunConfig, target: Path, facts: dict[str, Any]) -> None:
+    model = merged.model.unload()
+    head = model.get_output_embeddings()
+    if head is not None and not torch.equal(head.weight, model.get_input_embeddings().weight):
+        model.config.tie_word_embeddings = False  # one of the two was trained alone
+    building = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+    model.save_pretrained(str(building))
+    for name in _TOKENIZER_FILES:
+        if (config.tokenizer_folder / name).is_file():
+            shutil.copy(config.tokenizer_folder / name, building)
+    write_json(building / FACTS, facts)
+    os.rename(building, target)

@@ -1,0 +1,118 @@
+"""The plan of a run beside what it holds, at its start, at its end and where memory was short."""
+
+import torch
+from torch import nn
+
+from trainer.config.sections import RunConfig
+from trainer.engine.engine import this_machine
+from trainer.errors import MachineError, ModelError
+from trainer.planning.change import best_change
+from trainer.planning.data_facts import facts_of
+from trainer.planning.job import Machine
+from trainer.planning.plan import Plan, make_plan, read_shape
+from trainer.planning.view import bar_lines, change_line
+from trainer.run.build import Choices
+from trainer.run.data_report import plan_facts
+from trainer.run.session import Session
+from trainer.run_folder.checkpoint import newest_checkpoint
+from trainer.run_folder.folder import write_json
+
+PLAN = "plan.json"
+_GIB = 2**30
+_SAVING = 0.1  # of the planned peak, that a change has to bring after memory was short
+
+
+def write_plan(session: Session) -> list[str]:
+    """Write plan.json; lines about the plan and what the rank holds before its first step."""
+    path = session.run.config.output_dir / PLAN
+    steps = {"steps": plan_facts(session.run.loader, session.run.total_steps)}
+    try:
+        plan = _plan(session)
+    except ModelError as error:
+        write_json(path, steps)
+        return [f"  memory     no plan: {error}"]
+    write_json(path, plan.to_json() | steps)
+    memory = plan.memory
+    planned = (
+        memory.quantised_weights
+        + memory.frozen_weights
+        + memory.trained_weights
+        + memory.master_weights
+    )
+    limit = "" if plan.limit_bytes is None else f" of {plan.limit_bytes / _GIB:.2f}"
+    return [
+        f"  memory     planned {memory.total / _GIB:.3f}{limit} GiB at the peak of a step; weights"
+        f" planned {planned / _GIB:.3f}, measured {held_bytes(session) / _GIB:.3f} GiB"
+    ]
+
+
+def peak_line(session: Session) -> str | None:
+    """The measured peak of the steps beside the planned one; a GPU alone can tell."""
+    if session.run.ranks.device.type != "cuda":
+        return None
+    try:
+        plan = _plan(session)
+    except ModelError:
+        return None
+    measured = torch.cuda.max_memory_allocated(session.run.ranks.device) / _GIB
+    tensors = plan.memory.total - plan.memory.context - plan.memory.fragmentation
+    return f"peak memory: planned {tensors / _GIB:.2f} GiB of tensors, measured {measured:.2f} GiB"
+
+
+def explained(error: MachineError, session: Session) -> MachineError:
+    """What was short, what takes the memory, what is safe and the best single change."""
+    config = session.run.config
+    newest, _ = newest_checkpoint(session.checkpoints)
+    safe = f"the checkpoint of step {newest.step} is intact" if newest else "nothing was saved yet"
+    lines = [f"{error}; {safe}"]
+    try:
+        plan = _plan(session)
+    except ModelError as unknown:
+        return MachineError(
+            f"{lines[0]}\nno breakdown: {unknown}; lower optim.micro_batch_size or data.seq_length"
+        )
+    lines += bar_lines(plan.memory, plan.limit_bytes)
+    resolved = _resolved(config, session.choices)
+    # The plan said that it fits, so what is needed is a real saving against the plan itself.
+    needed = (1 - _SAVING) * min(plan.memory.total, plan.limit_bytes or float("inf"))
+    change = best_change(resolved, read_shape(config), _machine(session), plan.data, needed)
+    if change is not None:
+        lines.append(change_line(plan, change))
+    return MachineError("\n".join(lines))
+
+
+def held_bytes(session: Session) -> int:
+    """Bytes of the tensors of model and optimizer on this rank, shared storages once."""
+    model: nn.Module = session.run.engine.module
+    tensors = [*model.parameters(), *model.buffers()]
+    for group in session.run.engine.optimizer.param_groups:
+        tensors += group["params"]
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            tensors += [state.absmax, *([state.state2.absmax] if state.nested else [])]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _plan(session: Session) -> Plan:
+    config = _resolved(session.run.config, session.choices)
+    data = facts_of(config, session.prepared.facts, "this run")
+    assert data is not None  # the run's own facts are of its own settings
+    return make_plan(config, read_shape(config), _machine(session), data)
+
+
+def _machine(session: Session) -> Machine:
+    return this_machine(session.run.ranks.device, session.run.ranks.world_size)
+
+
+def _resolved(config: RunConfig, choices: Choices) -> RunConfig:
+    """The recipe with every auto as it was chosen."""
+    return config.model_copy(
+        update={
+            "engine": config.engine.model_copy(
+                update={"preset": choices.preset, "precision": choices.precision}
+            ),
+            "model": config.model.model_copy(update={"attention": choices.attention}),
+        }
+    )

@@ -1,0 +1,81 @@
+"""A recipe's data, prepared with a line that moves."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from data.prepared.prepare import Prepared, open_splits, prepare, prepare_language
+from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError
+
+
+def prepare_run(config: RunConfig) -> Prepared:
+    """The data of a recipe, from the cache where it is there.
+
+    Raises:
+        DataError: It cannot be used.
+    """
+    with _shown_progress() as progress:
+        if config.is_language:
+            return prepare_language(config.data, config.tokenizer_folder, progress)
+        return prepare(
+            config.data,
+            config.tokenizer_folder,
+            config.loss.group_weights,
+            class_weights=config.loss.class_weights,
+            progress=progress,
+        )
+
+
+def audit_run(config: RunConfig) -> list[str]:
+    """Audit the splits of a recipe, leaking ones too, into <output_dir>.audit.
+
+    Returns:
+        What was found, in short, and where the rest is.
+
+    Raises:
+        ConfigError: The task is not classification.
+    """
+    if config.is_language:
+        raise ConfigError(
+            f"--audit looks at functions and their labels, task.name is {config.task.name}; --show"
+            " N prints what is learned"
+        )
+    from data.audit import audit_splits, summary_lines, write_audit
+
+    with _shown_progress() as progress:
+        splits = open_splits(config.data, config.tokenizer_folder, progress).splits
+    facts = audit_splits(
+        {name: split.samples for name, split in splits.items()},
+        {name: np.maximum(split.code_lengths, 0) for name, split in splits.items()},
+        leak_groups=config.data.leak_groups,
+        normalize_whitespace=config.data.normalize_whitespace,
+        seq_length=config.data.seq_length,
+        show_progress=True,
+    )
+    folder = config.output_dir.with_name(f"{config.output_dir.name}.audit")
+    written = write_audit(folder, facts)
+    return [*summary_lines(facts), f"audit: {', '.join(map(str, written))}"]
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A line a split on a terminal; nothing where nobody looks, or nothing has to be built."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        tasks = {}
+
+        def show(split: str, num_functions: int, num_tokens: int) -> None:
+            if split not in tasks:
+                tasks[split] = progress.add_task("")
+            counts = f"{num_functions:,} functions  {num_tokens:,} tokens"
+            progress.update(tasks[split], description=f"prepare {split:5}  {counts}")
+
+        yield show

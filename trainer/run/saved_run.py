@@ -1,0 +1,83 @@
+"""A finished run's best weights on a file it never saw."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.prepared.prepare import Prepared, read_split
+from trainer.config.sections import RunConfig
+from trainer.errors import ModelError
+from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.models.heads import PackedModel
+from trainer.models.load import DTYPES
+from trainer.processes.distributed import Ranks
+from trainer.run.build import Choices, build_model, choose
+from trainer.run_folder.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    load_checkpoint,
+    newest_checkpoint,
+)
+from trainer.run_folder.folder import CHECKPOINTS
+from trainer.run_folder.resume import refuse_other_run, run_identity
+
+
+def evaluate_files(
+    config: RunConfig, prepared: Prepared, paths: Sequence[Path], name: str, title: str
+) -> dict[str, Any]:
+    """Score files with a run's best checkpoint; writes report/<name>.* and prints its table.
+
+    Args:
+        config: The run's own recipe.
+        prepared: The run's data: what the baselines learn from.
+        paths: As of a split, with the run's field mapping; one for functions.
+        name: Of the report, and of the member of an archive.
+        title: What the report calls them.
+
+    Raises:
+        ModelError: No checkpoint with a validated best step.
+        DataError: The file cannot be read.
+    """
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, device=device)
+    best = best_checkpoint(config, prepared)
+    state = best.trainer["state"]
+    choices = choose(config, device)
+    model = trained_model(config, choices, best).to(device)
+    split, found = prepared.splits["test"], {"sha256": prepared.digests["test"]}
+    if name != "test":  # which is the run's own
+        split, found = read_split(
+            paths, name, config.data, prepared.tokenizer, language=config.is_language
+        )
+    facts = {"best_step": state["best_step"], "precision": choices.precision, "file": title}
+    facts |= {"task": config.task.name, f"sha256_{name}": found["sha256"]}
+    evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, model, None)
+    report = evaluation.test(split, name, state["threshold"], facts)()
+    evaluation.show(report)
+    return report
+
+
+def best_checkpoint(config: RunConfig, prepared: Prepared) -> Checkpoint:
+    """The checkpoint of a run's best validation.
+
+    Raises:
+        ModelError: There is none, or it is of another base or other data.
+    """
+    newest, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
+    if newest is None or newest.trainer["state"]["best_step"] is None:
+        raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
+    refuse_other_run(newest, config, run_identity(config, prepared))
+    step = newest.trainer["state"]["best_step"]
+    return load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(step))
+
+
+def trained_model(config: RunConfig, choices: Choices, checkpoint: Checkpoint) -> PackedModel:
+    """The model of a recipe with a checkpoint's weights, as the engine has it."""
+    model = build_model(config, choices)
+    model.load_state_dict(checkpoint.tensors(), strict=False)
+    for parameter in model.parameters():  # the frozen base keeps its own dtype
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[choices.precision])
+    return model

@@ -1,0 +1,166 @@
+"""A run with its data and its folder: validate, save, restore, finish."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.batches.batch import collate
+from data.prepared.prepare import Prepared
+from trainer.engine.state import (
+    TrainState,
+    gather_state,
+    optimizer_counters,
+    restore_state,
+    restore_weights,
+)
+from trainer.errors import MachineError
+from trainer.evaluation.evaluation import Evaluation
+from trainer.models.heads import PackedModel
+from trainer.processes.distributed import agreed
+from trainer.run.build import Choices
+from trainer.run.loop import Run
+from trainer.run_folder.adapter import adapter_facts, save_adapter
+from trainer.run_folder.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    load_checkpoint,
+    rotate,
+    write_checkpoint,
+)
+from trainer.run_folder.folder import ADAPTER, CHECKPOINTS
+
+_LANGUAGE_FACTS = ("template", "supervise", "isolate", "order")
+
+
+@dataclass
+class Session:
+    """A run with its data and its folder; methods are the moments of its life."""
+
+    run: Run
+    prepared: Prepared
+    model: PackedModel
+    choices: Choices
+    identity: dict[str, Any]
+    state: TrainState
+    evaluation: Evaluation
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.run.config.output_dir / CHECKPOINTS
+
+    def validate(self) -> None:
+        """Score the whole validation split and keep the best step and its threshold."""
+        state, found = self.state, self.evaluation.validate(self.state.step)
+        is_best = found.score is None or state.best_score is None or found.score > state.best_score
+        if is_best or state.best_step is None:
+            state.best_step, state.best_score = state.step, found.score
+            state.threshold = found.threshold
+
+    def save(self) -> None:
+        """Gather on all ranks, write on one, fail on all when it fails.
+
+        Raises:
+            MachineError: The checkpoint could not be written; older ones are intact.
+        """
+        tensors = gather_state(self.run.engine, keep=self.run.ranks.is_main)
+        trainer = {
+            "state": self.state.to_json(),
+            "counters": optimizer_counters(self.run.engine),
+            "recipe": self.run.config.to_json(),
+            "world_size": self.run.ranks.world_size,
+            "zero_stage": self.choices.zero_stage,
+            "files": self._files(),
+        }
+
+        def write() -> None:
+            if not self.run.ranks.is_main:
+                return
+            try:
+                write_checkpoint(self.checkpoints, self.state.step, tensors, trainer, self.identity)
+                rotate(self.checkpoints, self.run.config.save.keep, self.state.best_step)
+            except OSError as error:
+                raise MachineError(
+                    f"the checkpoint of step {self.state.step} was not written: {error}; older ones"
+                    f" in {self.checkpoints} are intact: make room, the same command continues"
+                ) from error
+
+        agreed(self.run.ranks, write)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue exactly where a checkpoint was written, under any world size or ZeRO stage."""
+        run = self.run
+
+        def empty_step() -> None:
+            loss = run.task.loss_sum(
+                run.engine, collate(run.loader.examples, []).to(run.ranks.device)
+            )
+            run.engine.backward(loss.sum, scale_wrt_gas=False)
+            run.engine.step()
+
+        run.engine.train()
+        restore_state(run.engine, checkpoint.tensors(), checkpoint.trainer["counters"], empty_step)
+        run.engine.global_steps = self.state.step
+        run.engine.skipped_steps = self.state.skipped_steps
+
+    def finish(self) -> dict[str, Any] | None:
+        """Take the best weights, export the adapter, score the test split; the report on rank 0."""
+        run, config = self.run, self.run.config
+        if self.state.best_step is None:
+            self.validate()
+            self.save()
+        assert self.state.best_step is not None  # a validation sets it
+        best = load_checkpoint(self.checkpoints / checkpoint_name(self.state.best_step))
+        weights = best.tensors()
+        restore_weights(run.engine, weights)
+        write_report = self.evaluation.test(
+            self.prepared.splits["test"], "test", self.state.threshold, self.report_facts()
+        )
+
+        def export_and_report() -> dict[str, Any] | None:
+            if not run.ranks.is_main:
+                return None
+            adapter = config.output_dir / ADAPTER
+            facts = adapter_facts(config, self.prepared, self.state)
+            save_adapter(self.model.model, weights, adapter, facts)
+            return write_report()
+
+        return agreed(run.ranks, export_and_report)
+
+    def report_facts(self) -> dict[str, Any]:
+        """What the report's numbers rest on."""
+        config = self.run.config
+        data, loss = config.data, config.loss
+        of_task: dict[str, Any] = {
+            "alpha": loss.alpha,
+            "group_weights": loss.group_weights,
+            "class_weights": loss.class_weights,
+            "sampling": data.sampling,
+            "window_score": config.eval.window_score,
+        }
+        if config.is_language:
+            of_task = {key: getattr(data, key) for key in _LANGUAGE_FACTS}
+            of_task["held_out"] = self.prepared.facts["held_out"]
+            of_task["began_with"] = config.tuning.init_from or (
+                "untrained virtual tokens" if config.tuning.method == "ptuning" else "the base"
+            )
+        return {
+            "task": config.task.name,
+            "best_step": self.state.best_step,
+            "steps": self.run.total_steps,
+            "precision": self.choices.precision,
+            "gamma": loss.gamma,
+            **of_task,
+            "long_functions": data.long_functions,
+            "leaks": self.prepared.leaks,
+            "leaks_allowed": data.allow_leaks,
+            **{f"sha256_{name}": digest for name, digest in self.prepared.digests.items()},
+        }
+
+    def _files(self) -> dict[str, list[str]] | None:
+        """Where a run that goes from file to file stands: those of the last step, those before."""
+        loader = self.run.loader
+        if loader.files is None:
+            return None
+        done, current = loader.files_at(max(0, self.state.step - 1))
+        return {"done": done, "current": current}

@@ -1,0 +1,281 @@
+"""A whole run in the order it happens: take the folder, build, continue, train, report."""
+
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.batches.loader import TrainLoader
+from data.prepared.prepare import Prepared
+from trainer.cluster.roll_call import call_the_roll, check_shared_folder, gather
+from trainer.config.sections import RunConfig
+from trainer.engine.engine import build_engine, deepspeed_config
+from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
+from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.generation.prompts import run_prompts
+from trainer.losses.tasks import TASKS
+from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.models.own_loss import check_own_loss
+from trainer.processes.distributed import Ranks, agreed, barrier, is_equal_everywhere, start, stop
+from trainer.processes.launchers import Launcher
+from trainer.processes.peers import connection_error, end_hung
+from trainer.processes.stopping import StopRequest
+from trainer.processes.watchdog import WARM_UP, Watchdog
+from trainer.run.banner import banner_lines, time_line
+from trainer.run.build import build_model, choose, write_random_base
+from trainer.run.data_report import training_loader
+from trainer.run.loop import Run, memory_errors_named, train
+from trainer.run.planned_run import explained, peak_line, write_plan
+from trainer.run.session import Session
+from trainer.run_folder.checkpoint import Checkpoint
+from trainer.run_folder.folder import RunLock, open_run_folder, write_json, write_recipe
+from trainer.run_folder.metrics import RunLog
+from trainer.run_folder.resume import (
+    find_checkpoint,
+    initial_state,
+    moved_lines,
+    refuse_other_run,
+    run_identity,
+)
+from trainer.tuning.continued import adapter_folder, take_adapter
+
+
+def run_training(
+    config: RunConfig, prepared: Prepared, above: Sequence[Launcher]
+) -> dict[str, Any] | None:
+    """Train, evaluate and export; returns the test report on rank 0.
+
+    Args:
+        config: The recipe.
+        prepared: Its data.
+        above: This process's launchers; where they end, the run saves and ends.
+
+    Raises:
+        ValueError: One of trainer.errors, with its exit code, on every rank.
+    """
+    ranks = start(config.engine.timeout_seconds)
+    lock: RunLock | None = None
+    try:
+        ranks = _with_hosts(ranks)
+        call_the_roll(config, ranks)
+        lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
+        check_shared_folder(config.output_dir, ranks)
+        report = _train(config, prepared, ranks, above)
+    except StoppedError:
+        with suppress(RuntimeError):  # launchers kill the others once a rank has ended
+            barrier()
+        raise
+    except RuntimeError as error:
+        if (lost := connection_error(error, ranks)) is None:
+            raise
+        raise lost from error
+    finally:
+        if lock is not None:
+            lock.release()
+    stop()  # a rank that fails does not wait for the others: launcher/command.py ends it
+    return report
+
+
+def _with_hosts(ranks: Ranks) -> Ranks:
+    """The ranks and where they are, to name a host that no longer answers."""
+    answers = gather({"host": socket.gethostname()}, ranks)
+    return replace(ranks, hosts=tuple(answer["host"] for answer in answers))
+
+
+def _train(
+    config: RunConfig, prepared: Prepared, ranks: Ranks, above: Sequence[Launcher]
+) -> dict[str, Any] | None:
+    if config.is_language:
+        agreed(ranks, lambda: run_prompts(config, prepared))  # a fault is told before the model
+    identity = agreed(ranks, lambda: run_identity(config, prepared))
+    if not is_equal_everywhere(str(identity), ranks):
+        raise MachineError("ranks read different data or models; give every node the same files")
+    checkpoint, remarks = agreed(ranks, lambda: find_checkpoint(config))
+    if not is_equal_everywhere(str(checkpoint and checkpoint.trainer), ranks):
+        raise MachineError(
+            f"ranks find different checkpoints: all nodes must share {config.output_dir}"
+        )
+    if checkpoint is not None:
+        remarks += refuse_other_run(checkpoint, config, identity)
+        remarks += moved_lines(checkpoint, ranks.world_size)
+    initial = _initial_adapter(config, identity["base"]) if checkpoint is None else None
+    with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
+        session = _build(config, prepared, ranks, identity, checkpoint, initial)
+    request = StopRequest(ranks, above)
+    watchdog = Watchdog(
+        config.engine.timeout_seconds,
+        config.log.interval + WARM_UP,
+        lambda what: end_hung(what, ranks),
+    )
+    run, state = session.run, session.state
+    try:
+        if run.log is not None:
+            for line in remarks:
+                run.log.say(line)
+        if checkpoint is not None:
+            session.restore(checkpoint)
+            if run.log is not None:
+                run.log.say(f"continues after step {state.step} from {checkpoint.path}")
+        try:
+            with memory_errors_named("while scoring"):
+                if checkpoint is None:
+                    told = "stopped before the first step; the same command starts again"
+                    with request.between_batches(run.engine, told):
+                        session.evaluation.begin()
+                train(run, state, request, watchdog, session.validate, session.save)
+                told = "stopped before the report; all is saved, the same command goes on with it"
+                with request.between_batches(run.engine, told):
+                    report = session.finish()
+        except MemoryExceededError as error:
+            raise explained(error, session) from error
+        measured = peak_line(session)
+        if run.log is not None and measured is not None:
+            run.log.say(measured)
+    finally:
+        watchdog.close()
+        request.restore()
+        if run.log is not None:
+            run.log.close()
+    if report is not None:
+        session.evaluation.show(report)
+    return report
+
+
+def _build(
+    config: RunConfig,
+    prepared: Prepared,
+    ranks: Ranks,
+    identity: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    initial: Path | None,
+) -> Session:
+    """Everything up to the first step, with the banner and the packing self-check."""
+    state = initial_state(config, checkpoint)
+    choices = agreed(ranks, lambda: choose(config, ranks.device, ranks.world_size))
+    if not is_equal_everywhere(str(choices), ranks):
+        raise MachineError(
+            f"ranks would choose differently, this one {choices.preset} and {choices.precision}:"
+            " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
+        )
+    loader = build_loader(config, prepared, ranks)
+    total_steps = _total_steps(config, loader)
+    agreed(ranks, lambda: write_random_base(config, choices) if ranks.is_main else None)
+    model = agreed(ranks, lambda: build_model(config, choices))
+    if initial is not None:
+        agreed(ranks, lambda: take_adapter(model.model, initial))
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    settings = deepspeed_config(config, choices.preset, choices.precision, num_trained)
+
+    def open_log() -> RunLog | None:
+        if not ranks.is_main:
+            return None
+        _write_facts(config, prepared, settings)
+        return RunLog(
+            config.output_dir,
+            state.step,
+            total_steps,
+            is_scored=not state.is_unscored,
+            tensorboard=config.log.tensorboard,
+            progress=config.log.progress,
+        )
+
+    log = agreed(ranks, open_log)
+    if log is not None:
+        for line in banner_lines(config, ranks, choices, model, prepared, loader, total_steps):
+            log.say(line)
+    engine = build_engine(model, config, settings)
+    run = Run(
+        config, ranks, engine, TASKS[config.task.name](config.loss, ranks.device), loader,
+        total_steps, log,
+    )  # fmt: skip
+    evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
+    session = Session(run, prepared, model, choices, identity, state, evaluation)
+    if log is not None:
+        for line in write_plan(session):
+            log.say(line)
+    _check_packing(session)
+    seconds = _estimate_seconds(session)
+    if log is not None:
+        log.say(time_line(seconds))
+    return session
+
+
+def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
+    optim, steps_per_epoch = config.optim, loader.plan.steps_per_epoch
+    total_steps = optim.max_steps or (optim.epochs or 0) * steps_per_epoch
+    if optim.warmup_steps > total_steps:
+        raise ConfigError(
+            f"optim.warmup_steps {optim.warmup_steps} is above the run's {total_steps} steps"
+            f" ({steps_per_epoch} an epoch x {optim.epochs} epochs); lower it"
+        )
+    return total_steps
+
+
+def _initial_adapter(config: RunConfig, base_sha256: str) -> Path | None:
+    start_from, method = config.tuning.init_from, config.tuning.method
+    return None if start_from is None else adapter_folder(Path(start_from), base_sha256, method)
+
+
+def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLoader:
+    """The steps of the training split for this rank.
+
+    Raises:
+        ConfigError: A batch of rows that the ranks cannot share out evenly.
+    """
+    optim = config.optim
+    taken = optim.micro_batch_size * ranks.world_size
+    if optim.batch_unit == "rows" and optim.global_batch_size % taken:
+        raise ConfigError(
+            f"optim.global_batch_size {optim.global_batch_size} rows is not a multiple of"
+            f" {optim.micro_batch_size} rows a micro-batch x {ranks.world_size} ranks = {taken};"
+            f" take {max(1, optim.global_batch_size // taken) * taken}"
+        )
+    return training_loader(
+        config, prepared, ranks.rank, ranks.world_size, packing=config.data.packing
+    )
+
+
+def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]) -> None:
+    write_recipe(config.output_dir, config.to_json())
+    write_json(config.output_dir / "ds_config.json", settings)
+    write_json(config.output_dir / "data.json", prepared.facts)
+
+
+def _check_packing(session: Session) -> None:
+    """Prove the loss and isolation on this model and machine before a step is spent."""
+    run = session.run
+    run.engine.eval()
+    if run.config.is_language:
+        check_own_loss(run.engine, run.loader.examples, run.ranks.device, session.choices.precision)
+    if not (run.config.data.packing and run.config.data.isolate):
+        return
+    check = check_isolation(
+        lambda batch: run.engine(batch)[:, :2],  # not the token a language model would choose
+        run.loader.examples,
+        run.config.data.seq_length,
+        run.ranks.device,
+    )
+    refuse_leaking(check, session.choices.precision)
+    if run.log is not None:
+        run.log.say(f"  {check}")
+
+
+def _estimate_seconds(session: Session) -> float:
+    """Time a forward pass, the fastest of four; training costs three (forward, backward twice)."""
+    run, steps_left = session.run, max(0, session.run.total_steps - session.state.step)
+    if not steps_left:
+        return 0.0
+    run.engine.eval()
+    batch = run.loader.step(session.state.step).micro_batches[0].to(run.ranks.device)
+    seconds = []
+    for _ in range(4):  # the first compiles kernels
+        started = time.perf_counter()
+        with torch.no_grad():
+            float(run.engine(batch).sum())  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 3 * min(seconds) * run.loader.plan.gradient_accumulation_steps * steps_left

@@ -1,0 +1,98 @@
+"""What was trained, in each method's open layout, head included, for any user of that layout.
+
+LoRA, IA3 and P-Tuning: PEFT's own. Bottleneck adapters: that of trainer/tuning/bottleneck.py. Full
+fine-tuning: a plain transformers folder. Each with focaltune.json beside it.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from data.prepared.prepare import Prepared
+from trainer.config.sections import RunConfig
+from trainer.engine.state import TrainState
+from trainer.models.files import base_digest
+from trainer.run_folder.folder import write_json
+from trainer.tuning.lora import add_frozen_head
+from trainer.tuning.plain import PlainModel
+from trainer.tuning.ptuning import is_prompted, save_prompt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_WRAPPER = "model."  # PackedClassifier.model
+FACTS = "focaltune.json"
+
+
+def save_adapter(
+    model: "PeftModel | PlainModel",
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the method's files and focaltune.json, whole or not at all.
+
+    Args:
+        model: Gives the layout and the dtype; its own values are not read, so it may be sharded.
+        weights: fp32, by the engine's parameter names, from gather_state or a checkpoint.
+        folder: Replaced.
+        facts: How inputs were made and which threshold goes with the scores.
+    """
+    dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
+    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    if isinstance(model, PlainModel):
+        model.save(building, state)
+    elif is_prompted(model):
+        save_prompt(model, building, state)
+    else:
+        model.save_pretrained(str(building), state_dict=state, safe_serialization=True)
+        add_frozen_head(model, building)
+        (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
+    write_json(building / FACTS, facts)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
+        os.rename(folder, old)
+        os.rename(building, folder)
+        shutil.rmtree(old)
+    else:
+        os.rename(building, folder)
+
+
+def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> dict[str, Any]:
+    """What a user of the adapter must do to get the same scores: focaltune.json.
+
+    Args:
+        config: The recipe.
+        prepared: Its data.
+        state: Of the best validation.
+    """
+    tuning, data = config.tuning, config.data
+    quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}
+    of_task: dict[str, Any] = {
+        "classes": ["not vulnerable", "vulnerable"],
+        "normalize_whitespace": data.normalize_whitespace,
+        "threshold": state.threshold,
+        "valid_roc_auc": state.best_score,
+    }
+    if config.is_language:
+        of_task = {
+            "template": data.template,
+            "kinds": prepared.facts["splits"]["train"]["kinds"],
+            "valid_loss": None if state.best_score is None else -state.best_score,
+        }
+    return {
+        "task": config.task.name,
+        **of_task,
+        "begin_token": prepared.tokenizer.begin_token,
+        "end_token": prepared.tokenizer.end_token,
+        "seq_length": data.seq_length,
+        "step": state.best_step,
+        "base_sha256": base_digest(config),
+        "quantization": quantised if tuning.base_quant_type else None,
+    }

@@ -1,0 +1,186 @@
+"""What a run shows and keeps: the live bar, log.jsonl and TensorBoard, on rank 0."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from trainer.run_folder.folder import LOG, write_whole
+
+_MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for each
+
+
+class _LastingConsole(Console):
+    """A console whose reader may leave: the run then goes on, or saves and stops, in silence."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; rich would end the process."""
+        self.quiet = True
+
+
+class RunLog:
+    """Writes what happened once, in order, up to the step a run continues from.
+
+    Args:
+        folder: The run folder.
+        first_step: Steps already done: later lines are of a run that was cut off, whose steps are
+            computed again, so they are taken out of the log and of TensorBoard.
+        total_steps: For the bar.
+        is_scored: The validation after first_step is done.
+        tensorboard: Write scalars.
+        progress: Show the bar; off where the terminal is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        total_steps: int,
+        *,
+        is_scored: bool,
+        tensorboard: bool,
+        progress: bool,
+    ) -> None:
+        self.console = _LastingConsole(stderr=True)
+        # What comes before step 1 is measured again.
+        keep_lines(folder / LOG, first_step or -1, is_scored=is_scored)
+        self._file = (folder / LOG).open("a", encoding="utf-8")
+        self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
+        self._drawn: set[str] = set()  # files
+        self._total_steps = total_steps
+        self._progress = self._bar() if progress and self.console.is_terminal else None
+        if self._progress is not None:
+            self._task = self._progress.add_task(
+                "train", total=total_steps, completed=first_step, shown=""
+            )
+
+    def say(self, text: str) -> None:
+        """A line for people, above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        """A logged training step; `values` holds step, loss, lr and rates."""
+        self._write("train", values)
+        norm = "-" if values["grad_norm"] is None else f"{values['grad_norm']:.2f}"
+        shown = (
+            f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad {norm}"
+            f"  {values['records_per_second']:.0f} ex/s  {values['tokens_per_second']:.0f} tok/s"
+        )
+        if self._progress is not None:
+            self._progress.start()  # drawn from the first step on; a second start does nothing
+            self._progress.update(self._task, completed=values["step"], shown=shown)
+        else:
+            self.say(f"step {int(values['step'])}/{self._total_steps}  {shown}")
+
+    def advance(self, step: int) -> None:
+        """Move the bar between logged steps."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def validation(self, values: Mapping[str, float | None]) -> None:
+        """A validation; undefined values are left out of TensorBoard."""
+        self._write("valid", values)
+        shown = (f"{k} {'undefined' if v is None else f'{v:.4f}'}" for k, v in values.items())
+        self.say(f"validation after step {values['step']}: {'  '.join(list(shown)[1:])}")
+
+    def samples(
+        self, samples: Sequence[Mapping[str, Any]], pages: Sequence[str], step: int
+    ) -> None:
+        """Answers of a language model: into the log, and as text into TensorBoard."""
+        for place, (sample, page) in enumerate(zip(samples, pages, strict=True), 1):
+            self._line({"kind": "sample", "step": step, **sample})
+            if self._writer is not None:
+                self._writer.add_text(f"samples/{place}", page, step)
+
+    def files(self, kind: str, losses: Mapping[str, float], step: int) -> None:
+        """Losses by file: all into the log, those of the first files into TensorBoard.
+
+        Args:
+            kind: "train_file" or "valid_file".
+            losses: File -> loss.
+            step: Of the run.
+        """
+        self._line({"kind": kind, "step": step, "losses": dict(losses)})
+        if self._writer is not None:
+            for name, loss in losses.items():
+                if name in self._drawn or len(self._drawn) < _MOST_FILES:
+                    self._drawn.add(name)
+                    self._writer.add_scalar(f"{kind}/{name}", loss, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, kind: str, values: Mapping[str, float | None]) -> None:
+        self._line({"kind": kind, **values})
+        if self._writer is not None:
+            step = int(values["step"] or 0)
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+            self._writer.flush()
+
+    def _line(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+
+
+def keep_lines(path: Path, last_step: int, *, is_scored: bool = True) -> None:
+    """Take the lines after `last_step`, and a line cut off by a kill, out of a log.
+
+    Without `is_scored` those of the validation after it, too.
+    """
+    if not path.exists():
+        return
+    kept = [
+        json.dumps(row) + "\n"
+        for row in _whole_lines(path)
+        if row["step"] < last_step
+        or (row["step"] == last_step and (is_scored or row["kind"].startswith("train")))
+    ]
+    write_whole(path, "".join(kept))
+
+
+def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
+    """The logged rows of a kind: "train" or "valid"."""
+    return [row for row in _whole_lines(path) if row["kind"] == kind]
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log but one that a kill cut off; none where there is no log."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
+def _summary_writer(folder: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step + 1)

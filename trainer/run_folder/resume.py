@@ -1,0 +1,137 @@
+"""Which checkpoint a run continues from, and whether it may."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.prepared.prepare import Prepared
+from trainer.config.sections import RunConfig
+from trainer.engine.state import TrainState
+from trainer.errors import ConfigError, ModelError
+from trainer.models.files import base_digest
+from trainer.run_folder.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
+    load_checkpoint,
+    newest_checkpoint,
+)
+from trainer.run_folder.folder import CHECKPOINTS
+
+# Sections whose change makes another run of it; the others say where and how, not what.
+DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
+_FREE = {
+    # Paths may move: the digests of what they hold are compared instead.
+    "data.path", "data.train", "data.valid", "data.test", "data.text.tokenizer",
+    "data.cache_dir",
+    "model.path", "model.config",
+    # How a step is computed, not what: what one changes after running out of memory.
+    "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing", "loss.backend",
+    "tuning.lora_backend",
+}  # fmt: skip
+
+
+def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint run.resume asks for, and lines about what was passed over.
+
+    Raises:
+        ModelError: An explicit path does not verify, or no checkpoint of a run does.
+        ConfigError: An explicit path would overwrite newer checkpoints of its run.
+    """
+    if config.run.resume == "never":
+        return None, []
+    folder = config.output_dir / CHECKPOINTS
+    found, passed_over = newest_checkpoint(folder)
+    if config.run.resume != "auto":
+        asked = load_checkpoint(Path(config.run.resume))
+        if asked.path.parent == folder and found is not None and found.step > asked.step:
+            raise ConfigError(
+                f"run.resume {asked.path} is not the newest of its run, which is at step"
+                f" {found.step}: give the branch a run.output_dir of its own"
+            )
+        if found is not None and found.step > asked.step:
+            return found, [f"the branch from {asked.path} has begun: it continues where it was"]
+        return asked, []
+    if found is None and passed_over:
+        raise ModelError(
+            "no checkpoint of this run verifies: " + "; ".join(passed_over) + ". Nothing was"
+            " touched: choose another run.output_dir to train from the start"
+        )
+    return found, [f"passed over {line}" for line in passed_over]
+
+
+def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainState:
+    """The counters a run starts with.
+
+    The best validation is forgotten where its checkpoint is not in this run's folder or does not
+    verify: another run's, or lost.
+    """
+    if checkpoint is None:
+        return TrainState()
+    state = TrainState.of(checkpoint.trainer["state"])
+    if state.best_step is not None:
+        try:
+            load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state.best_step))
+        except ModelError:
+            state.best_step = state.best_score = None
+    return state
+
+
+def run_identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
+    """What must be equal to continue: base, tokenizer with its end token, the three files."""
+    end_token = prepared.tokenizer.end_token
+    return {"base": base_digest(config), "end_token": end_token, **prepared.digests}
+
+
+def moved_lines(checkpoint: Checkpoint, world_size: int) -> list[str]:
+    """A line where the number of ranks has changed."""
+    before = checkpoint.trainer["world_size"]
+    if before == world_size:
+        return []
+    return [
+        f"written by {before} ranks, continued by {world_size}: same state, same rows in the same"
+        " steps; dropout draws other numbers"
+    ]
+
+
+def refuse_other_run(
+    checkpoint: Checkpoint, config: RunConfig, identity: Mapping[str, Any]
+) -> list[str]:
+    """Compare a checkpoint with the run that wants to continue it.
+
+    Returns:
+        Lines about accepted changes.
+
+    Raises:
+        ModelError: Another base, tokenizer or dataset.
+        ConfigError: The recipe differs where it decides the result, and that was not accepted.
+    """
+    changes = config_changes(checkpoint.trainer["recipe"], config.to_json())
+    if changes and not config.run.accept_changes:
+        raise ConfigError(
+            "the recipe differs from the checkpoint's:\n  "
+            + "\n  ".join(changes)
+            + "\nrestore these values, or set run.accept_changes=true to continue with the new ones"
+        )
+    odd = [key for key, value in identity.items() if checkpoint.identity.get(key) != value]
+    if odd:
+        raise ModelError(
+            f"checkpoint {checkpoint.path} was made with another {', '.join(odd)}; restore the"
+            " files, or choose another run.output_dir to train from the start"
+        )
+    return [f"accepted change {line}" for line in changes]
+
+
+def config_changes(
+    saved: Mapping[str, Any], given: Mapping[str, Any], sections: Sequence[str] = DECISIVE
+) -> list[str]:
+    """Decisive keys of these sections that differ, as "optim.lr: 0.001 -> 0.002"."""
+    pairs = [
+        (f"{section}.{key}", saved.get(section, {}).get(key), value)
+        for section in sections
+        for key, value in given[section].items()
+    ]
+    for section, key in (("run", "seed"), ("engine", "precision")):
+        pairs.append((f"{section}.{key}", saved[section][key], given[section][key]))
+    return [
+        f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and name not in _FREE
+    ]
