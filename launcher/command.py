@@ -1,12 +1,15 @@
-"""What the entry points share: the recipe arguments, the environment, the exit codes."""
+"""Shared by the entry points: arguments, --help and --version, environment, exit codes."""
 
 import argparse
+import configparser
 import logging
 import os
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -14,46 +17,100 @@ from types import FrameType
 from trainer.processes.distributed import end_now, is_member
 from trainer.processes.outcome import write_outcome
 
+ROOT = Path(__file__).resolve().parents[1]
 DEFECT = 1
 MACHINE = 5
 INTERRUPTED = 130  # a shell's 128 + SIGINT
 STOPPED = 75  # BSD's EX_TEMPFAIL: the same command continues
 
 
-class _KeysOnHelp(argparse.Action):
-    """--help with every key of a recipe, read only when asked for."""
+class _Print(argparse.Action):
+    """Prints what `const` makes of the parser and exits; nothing is made before that."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+    def __call__(self, parser: ArgumentParser, *_: object) -> None:
         """Print and exit."""
-        from trainer.config.recipe import describe_keys
-
-        print(parser.format_help())
-        print(f"keys of a recipe, with their defaults:\n{describe_keys()}")
+        print(self.const(parser).rstrip())
         parser.exit()
 
 
-def recipe_parser(description: str) -> argparse.ArgumentParser:
-    """RECIPE [section.key=value ...], and the rank argument launchers pass."""
-    parser = argparse.ArgumentParser(
+def _help_with_keys(parser: ArgumentParser) -> str:
+    from trainer.config.recipe import describe_keys
+
+    return f"{parser.format_help()}\nkeys of a recipe, with their defaults:\n{describe_keys()}"
+
+
+def version(root: Path = ROOT) -> str:
+    """Version in setup.cfg and, in a git checkout, what `git describe` says."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(root / "setup.cfg", encoding="utf-8")
+    number = settings["metadata"]["version"]
+    if not (root / ".git").exists():  # git would describe a repository around this folder
+        return number
+    command = ["git", "describe", "--tags", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, or a checkout of another user
+        return number
+    return f"{number} (git {done.stdout.strip()})"
+
+
+def _version_line(_: ArgumentParser) -> str:
+    return f"focaltune {version()}"
+
+
+def command_parser(
+    description: str | None,
+    help_text: Callable[[ArgumentParser], str] = ArgumentParser.format_help,
+) -> ArgumentParser:
+    """A parser with --help and --version that prints the description as it is written."""
+    parser = ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
+    parser.add_argument(
+        "-h", "--help", action=_Print, nargs=0, const=help_text, help="print this text"
+    )
+    parser.add_argument(
+        "--version", action=_Print, nargs=0, const=_version_line, help="print the version"
+    )
+    return parser
+
+
+def recipe_parser(description: str | None) -> ArgumentParser:
+    """RECIPE [section.key=value ...], and the rank argument that launchers pass."""
+    parser = command_parser(description, _help_with_keys)
     parser.add_argument("recipe", type=Path, help="a YAML file, e.g. recipes/quickstart.yaml")
     parser.add_argument(
         "overrides", nargs="*", default=[], help="section.key=value, e.g. optim.lr=1e-4"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("-h", "--help", action=_KeysOnHelp, nargs=0, help="this text")
     return parser
 
 
-def run_command(action: Callable[[], None]) -> int:
+def main(
+    parser: ArgumentParser,
+    action: Callable[[Namespace], int | None],
+    arguments: list[str],
+) -> int:
+    """Parse, run the action, return the exit code: the whole of an entry point.
+
+    Options may stand between RECIPE and its overrides.
+    """
+    # Intermixed parsing would take apart what follows "--", the command that supervise.py starts.
+    parse = parser.parse_args if "--" in arguments else parser.parse_intermixed_args
+    given = parse(arguments)
+    return run_command(lambda: action(given))
+
+
+def run_command(action: Callable[[], int | None]) -> int:
     """Run an entry point and turn our errors into one message and an exit code.
 
     Codes: 0 done, 2 recipe, 3 data, 4 model or checkpoint, 5 machine, 6 diverged or hung, 75
-    stopped and saved. Anything else is a defect and keeps its traceback. A rank that fails ends
-    here: one that stayed to leave its group in good order would hold the others up.
+    stopped and saved, or what the action returns. Any other exception is a defect and keeps its
+    traceback. A rank that fails ends here: leaving its group in good order would hold the others.
     """
     _offline_and_quiet()
     before = signal.signal(signal.SIGINT, _interrupted)
@@ -63,39 +120,39 @@ def run_command(action: Callable[[], None]) -> int:
         signal.signal(signal.SIGINT, before)
 
 
-def _run(action: Callable[[], None]) -> int:
+def _run(action: Callable[[], int | None]) -> int:
     try:
-        action()
+        code = action() or 0
     except OSError as error:
         _say(ValueError(error), MACHINE)
         return _end(MACHINE, error)
     except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if isinstance(error, ValueError) and code is not None:
-            _say(error, int(code))
-            return _end(int(code), error)
+        known = getattr(error, "exit_code", None)
+        if isinstance(error, ValueError) and known is not None:
+            _say(error, int(known))
+            return _end(int(known), error)
         if is_member():
             traceback.print_exc()
             _end(DEFECT, error)
         raise
-    write_outcome(0)
-    return 0
+    write_outcome(code)
+    return code
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
     """End at once; a run takes the first Ctrl-C as a request to save, once it trains.
 
-    An exception would be lost where it lands in a destructor, as imports run some.
+    An exception raised here could land in a destructor, which imports run, and be lost.
     """
     shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a bar hides
-    told = "stopped, nothing saved; the same command starts again or continues"
-    os.write(2, f"{shown}{told}\n".encode())
-    write_outcome(INTERRUPTED, "KeyboardInterrupt", told)
+    message = "stopped, nothing saved; the same command starts again or continues"
+    os.write(2, f"{shown}{message}\n".encode())
+    write_outcome(INTERRUPTED, "KeyboardInterrupt", message)
     os._exit(INTERRUPTED)
 
 
 def _end(code: int, error: BaseException) -> int:
-    """Leave the outcome; one rank of many then ends on the spot."""
+    """Write the outcome; one rank of many then ends at once."""
     write_outcome(code, type(error).__name__, str(error))
     if is_member():
         end_now(code)
@@ -103,7 +160,7 @@ def _end(code: int, error: BaseException) -> int:
 
 
 def _say(error: ValueError, code: int) -> None:
-    """One line in one write, as ranks share a terminal; a stop is told by rank 0 alone."""
+    """One line in one write, because ranks share a terminal; only rank 0 reports a stop."""
     rank = int(os.environ.get("RANK", "0"))
     if code == STOPPED and rank:
         return
@@ -114,7 +171,7 @@ def _say(error: ValueError, code: int) -> None:
 
 
 def _offline_and_quiet() -> None:
-    """No network, no telemetry, no chatter of libraries; what the user set stays."""
+    """No network, telemetry or library messages, unless the user set the variable."""
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -5,34 +5,31 @@ Python, packages, code and recipe, GPUs for the slots, torch built for them, clo
 folder, links. Tells all faults; exit code 5 where a run would fail, 2 where the hostfile is wrong.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launcher.command import run_command
+from launcher import command
 
 
 def main(arguments: list[str]) -> int:
     """Print what is found; the exit code."""
     if arguments == ["--node"]:
-        return run_command(_serve)
+        return command.run_command(_serve)
     if arguments == ["--ring"]:
-        return run_command(_ring)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        return command.run_command(_ring)
+    parser = command.command_parser(__doc__)
     parser.add_argument("recipe", nargs="?", help="a YAML file to look for on every node")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--hostfile", type=Path, help="lines NAME slots=GPUS")
     parser.add_argument("--master_port", type=int, default=29500, help="deepspeed's (29500)")
-    given = parser.parse_intermixed_args(arguments)
-    return run_command(lambda: _examine(given))
+    return command.main(parser, _examine, arguments)
 
 
-def _examine(given: argparse.Namespace) -> None:
+def _examine(given: Namespace) -> None:
     from trainer.cluster.doctor import Asked, examine_cluster, examine_machine
     from trainer.cluster.doctor_view import print_cluster, print_machine
     from trainer.errors import ConfigError, MachineError

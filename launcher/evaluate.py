@@ -1,31 +1,29 @@
 """Evaluate a finished run on another file: launcher/evaluate.py RUN_FOLDER FILE [--name NAME]."""
 
-import argparse
 import json
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launcher.command import run_command
+from launcher import command
 
 
 def main(arguments: list[str]) -> int:
     """Write report/NAME.* into the run folder; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
     parser.add_argument("file", type=Path, help="what to score: anything data.test can be")
     parser.add_argument(
-        "--name", help="of the report; default: the file's name up to its first dot"
+        "--name", help="name of the report; default: the file's name up to its first dot"
     )
-    given = parser.parse_args(arguments)
-    name = given.name or given.file.name.partition(".")[0]
-    return run_command(lambda: _evaluate(given.run, given.file, name))
+    return command.main(parser, _evaluate, arguments)
 
 
-def _evaluate(run: Path, file: Path, name: str) -> None:
+def _evaluate(given: Namespace) -> None:
     from data.errors import DataError
     from data.prepared.prepare import sources_digest
     from data.readers import named_files
@@ -33,6 +31,8 @@ def _evaluate(run: Path, file: Path, name: str) -> None:
     from trainer.errors import ConfigError
     from trainer.run.preparation import prepare_run
 
+    run, file = given.run, given.file
+    name = given.name or file.name.partition(".")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
     here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved

@@ -17,18 +17,17 @@ from pathlib import Path
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launcher.command import recipe_parser, run_command
+from launcher import command
 
 
 def main(arguments: list[str]) -> int:
     """Print the plan; the exit code, 5 where the device asked for is too small."""
-    parser = recipe_parser(__doc__ or "")
+    parser = command.recipe_parser(__doc__)
     parser.add_argument("--device", help="a GPU of the table")
     parser.add_argument("--gpus", type=int, default=1, help="ranks")
     parser.add_argument("--memory", type=float, help="GiB of a GPU that is not in the table")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    given = parser.parse_intermixed_args(arguments)
-    return run_command(lambda: _plan(given))
+    return command.main(parser, _plan, arguments)
 
 
 def _plan(given: Namespace) -> None:

@@ -7,33 +7,33 @@ that give the label away, and writes what it finds beside the run folder, as OUT
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launcher.command import recipe_parser, run_command
+from launcher import command
 
 
 def main(arguments: list[str]) -> int:
     """Prepare as the recipe says; the exit code."""
-    parser = recipe_parser(__doc__ or "")
+    parser = command.recipe_parser(__doc__)
     parser.add_argument("--audit", action="store_true", help="look deeper; seconds to minutes")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N examples")
-    given = parser.parse_intermixed_args(arguments)
-    return run_command(lambda: _prepare(given.recipe, given.overrides, given.audit, given.show))
+    return command.main(parser, _prepare, arguments)
 
 
-def _prepare(recipe: Path, overrides: list[str], audit: bool, num_shown: int) -> None:
+def _prepare(given: Namespace) -> None:
     from trainer.config.recipe import load_run_config
     from trainer.run.preparation import audit_run, prepare_run
 
-    config = load_run_config(recipe, overrides)
+    config = load_run_config(given.recipe, given.overrides)
 
     from rich.console import Console
 
     console = Console()
-    if audit:  # first: it also shows what training refuses
+    if given.audit:  # first: it also shows what training refuses
         for line in audit_run(config):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     prepared = prepare_run(config)
@@ -46,7 +46,7 @@ def _prepare(recipe: Path, overrides: list[str], audit: bool, num_shown: int) ->
         supervised_lines,
     )
 
-    for text in example_lines(prepared, num_shown):
+    for text in example_lines(prepared, given.show):
         console.print(text, soft_wrap=True)
     console.print(split_table(config, prepared))
     for line in [

@@ -7,7 +7,6 @@ not answer, or no attempt of the last got to a new checkpoint; 2, 3, 4, 6 as tra
 meet the same again; 130 a signal came before the first checkpoint.
 """
 
-import argparse
 import math
 import sys
 from argparse import Namespace
@@ -16,16 +15,14 @@ from pathlib import Path
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launcher.command import recipe_parser, run_command
+from launcher import command
 
 SCRIPT = Path(__file__).resolve().with_name("train.py")
 
 
 def main(arguments: list[str]) -> int:
     """Supervise as the command line says; the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.command_parser(__doc__)
     parser.add_argument("--hostfile", type=Path, required=True, help="NAME slots=GPUS a line")
     parser.add_argument("--launcher", choices=("pdsh", "openmpi"), default="pdsh")
     parser.add_argument("--launcher_args", default="", help="passed on to pdsh or mpirun")
@@ -39,9 +36,7 @@ def main(arguments: list[str]) -> int:
         "--continue-without-dead", action="store_true", help="go on with the hosts that answer"
     )
     parser.add_argument("train", nargs="+", help="train.py RECIPE [section.key=value ...]")
-    given = parser.parse_args(arguments)
-    codes: list[int] = []
-    return run_command(lambda: codes.append(_supervise(given))) or codes[0]
+    return command.main(parser, _supervise, arguments)
 
 
 def _supervise(given: Namespace) -> int:
@@ -55,7 +50,7 @@ def _supervise(given: Namespace) -> int:
         raise ConfigError(f"{script!r} cannot be supervised; give train.py RECIPE after --")
     if given.max_restarts < 0 or not 0 <= given.wait < math.inf:
         raise ConfigError("--max-restarts and --wait must be 0 or above")
-    train = recipe_parser("train.py").parse_args(rest)
+    train = command.recipe_parser("train.py").parse_args(rest)
     nodes = read_hostfile(given.hostfile)
     refuse_aliases(given.hostfile, nodes)
     job = Job(

@@ -16,12 +16,12 @@ from pathlib import Path
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launcher.command import recipe_parser, run_command
+from launcher import command
 
 
 def main(arguments: list[str]) -> int:
     """Run the grid and write its report; the exit code, of the first cell that failed if any."""
-    parser = recipe_parser(__doc__ or "")
+    parser = command.recipe_parser(__doc__)
     parser.add_argument("--methods", nargs="+", required=True, metavar="M", help="tuning.method")
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="F",
@@ -34,8 +34,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--gpus", type=int, help="ranks of a cell, by the deepspeed launcher")
     parser.add_argument("--report", action="store_true", help="train nothing, only report")
-    given = parser.parse_args(arguments)
-    return run_command(lambda: _sweep(given))
+    return command.main(parser, _sweep, arguments)
 
 
 def _sweep(given: Namespace) -> None:

@@ -2,21 +2,21 @@
 
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launcher.command import recipe_parser, run_command
+from launcher import command
 
 
 def main(arguments: list[str]) -> int:
     """Train as the recipe says; the exit code."""
-    given = recipe_parser(__doc__ or "").parse_args(arguments)
-    return run_command(lambda: _train(given.recipe, given.overrides))
+    return command.main(command.recipe_parser(__doc__), _train, arguments)
 
 
-def _train(recipe: Path, overrides: list[str]) -> None:
+def _train(given: Namespace) -> None:
     from trainer.processes.launchers import launchers_above
 
     above = launchers_above()  # one that is gone when the model stands would not be missed
@@ -25,7 +25,7 @@ def _train(recipe: Path, overrides: list[str]) -> None:
     from trainer.processes.launched import check_launch
     from trainer.processes.ranks import adopt_launcher
 
-    config = load_run_config(recipe, overrides)
+    config = load_run_config(given.recipe, given.overrides)
     adopt_launcher(os.environ)
     check_launch(int(os.environ.get("WORLD_SIZE", "1")))
 
