@@ -56,19 +56,19 @@ def test_the_odd_host_is_named_with_what_differs(two_hosts):
     """108 and 103: another version, other code, a GPU that torch was not built for."""
     change = (
         "sed -i 's/^Version: .*/Version: 5.22.0/' $1/transformers-*.dist-info/METADATA;"
-        "echo '# newer' >> $2/trainer/loop.py;"
+        "echo '# newer' >> $2/trainer/errors.py;"
         "printf '#!/bin/sh\necho Tesla V100-SXM2-16GB, 16160, 16000, 7.0, 570.86.15\n'"
         " > /usr/local/bin/nvidia-smi; chmod +x /usr/local/bin/nvidia-smi"
     )
-    before = (REPOSITORY / "trainer" / "loop.py").read_text()
+    before = (REPOSITORY / "trainer" / "errors.py").read_text()
     two_hosts.run("node1", ["sh", "-c", change, "sh", site_packages(), REPOSITORY])
     code, printed, seconds = doctor(two_hosts)
     undo = (
         "sed -i 's/^Version: .*/Version: 5.23.0/' $1/transformers-*.dist-info/METADATA;"
-        "sed -i '$d' $2/trainer/loop.py; rm /usr/local/bin/nvidia-smi"
+        "sed -i '$d' $2/trainer/errors.py; rm /usr/local/bin/nvidia-smi"
     )
     two_hosts.run("node1", ["sh", "-c", undo, "sh", site_packages(), REPOSITORY])
-    assert (REPOSITORY / "trainer" / "loop.py").read_text() == before
+    assert (REPOSITORY / "trainer" / "errors.py").read_text() == before
     assert code == 5, printed
     assert seconds < TEN_SECONDS
     assert "node1 | 5.22.0; 5.23.0 on node0 | fault" in row(printed, "transformers")

@@ -109,7 +109,7 @@ def test_a_shell_is_no_launcher():
 @pytest.mark.parametrize("reads", [True, False])
 def test_output_that_nobody_reads_counts_as_a_launcher_that_is_gone(reads):
     program = (
-        "import os, sys; from trainer.cluster.launchers import is_abandoned;"
+        "import os, sys; from trainer.processes.launchers import is_abandoned;"
         "sys.stdin.read(1); os.write(int(sys.argv[1]), b'%d' % is_abandoned([]))"
     )
     answer, told = os.pipe()

@@ -263,5 +263,8 @@ def test_09_a_fifo_is_refused_instead_of_waited_for(tmp_path):
 
 
 def test_the_encrypted_zip_is_one():
-    with zipfile.ZipFile(io.BytesIO(encrypted_zip())) as archive, pytest.raises(RuntimeError):
+    with (
+        zipfile.ZipFile(io.BytesIO(encrypted_zip())) as archive,
+        pytest.raises(RuntimeError, match="is encrypted, password required"),
+    ):
         archive.open("train.jsonl")

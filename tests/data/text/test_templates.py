@@ -20,6 +20,7 @@ INTRODUCTION_INPUT = (
 )
 ONE = [("user", "Add {x}."), ("assistant", "1 + {y}")]
 INPUT = [("user", "Add."), ("user", "1, 2"), ("assistant", "3")]
+INPUTS = [("user", "Add."), ("user", "1, 2"), ("user", "and 3"), ("assistant", "6")]
 TWO = [*ONE, ("user", "And?"), ("assistant", "no")]
 SYSTEM = [("system", "Be brief."), *ONE]
 
@@ -45,6 +46,7 @@ BY_HAND = {
     ],
     ("question_answer", "one"): ["Question: Add {x}.\n\nAnswer:", " 1 + {y}"],
     ("question_answer", "input"): ["Question: Add.\n1, 2\n\nAnswer:", " 3"],
+    ("question_answer", "inputs"): ["Question: Add.\n1, 2\nand 3\n\nAnswer:", " 6"],
     ("question_answer", "two"): [
         "Question: Add {x}.\n\nAnswer:",
         " 1 + {y}",
@@ -66,7 +68,7 @@ BY_HAND = {
     ("plain", "two"): ["Add {x}.", "1 + {y}", "And?", "no"],
     ("plain", "system"): ["Be brief.\n\nAdd {x}.", "1 + {y}"],
 }
-CONVERSATIONS = {"one": ONE, "input": INPUT, "two": TWO, "system": SYSTEM}
+CONVERSATIONS = {"one": ONE, "input": INPUT, "inputs": INPUTS, "two": TWO, "system": SYSTEM}
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

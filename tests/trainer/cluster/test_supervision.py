@@ -10,6 +10,7 @@ import pytest
 from launched import marked, wait_until
 
 from launcher.supervise import main
+from trainer.cluster import supervision
 from trainer.cluster.cleanup import sweep_hosts
 from trainer.cluster.leftovers import sweep
 from trainer.cluster.supervision import (
@@ -17,7 +18,9 @@ from trainer.cluster.supervision import (
     Limits,
     Signals,
     ending,
+    launch_command,
     refuse,
+    remote_hosts,
     supervise,
     user_exports,
     verdict,
@@ -149,29 +152,78 @@ def test_a_rank_on_this_machine_is_asked_once_though_ssh_comes_here_too(tmp_path
         assert rank.wait(10) == 1
 
 
-def test_a_launcher_that_says_0_is_not_believed_and_given_up_and_leaves_nothing(
-    job, signals, tmp_path
+@pytest.mark.parametrize(
+    ("steps", "num_attempts", "newest"),
+    [
+        ([0, 0, 0], 2, 0),  # one restart without a checkpoint is allowed
+        ([4, 4, 4], 2, 4),  # what was there before counts for nothing
+        ([0, 4, 4, 8, 8, 8], 5, 8),  # a new one allows a restart again
+        ([8, 4, 4], 2, 4),  # the newest was damaged
+    ],
+)
+def test_restarts_are_counted_since_the_last_new_checkpoint(
+    steps, num_attempts, newest, job, signals, monkeypatch
 ):
-    job.script.write_text(
-        "import os, subprocess\n"
-        "subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
-        f"open({str(tmp_path / 'ports')!r}, 'a').write(os.environ['MASTER_PORT'] + '\\n')\n"
+    attempts, said, saved = [], [], iter(steps)
+    monkeypatch.setattr(supervision, "saved_step", lambda job: next(saved))
+    monkeypatch.setattr(
+        supervision, "attempt", lambda job, number, *_: attempts.append(number) or [LOST]
     )
+    assert supervise(job, Limits(1, 0, False), signals, said.append) == LOST.exit_code
+    assert attempts == list(range(1, num_attempts + 1))
+    assert said[-1] == f"no new checkpoint since step {newest} in 2 attempts: given up"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "by_ssh"),
+    [
+        (["localhost"], []),
+        (["node9.invalid"], ["node9.invalid"]),
+        (["localhost", "node9.invalid"], ["localhost", "node9.invalid"]),  # launchers do so, too
+    ],
+)
+def test_the_launcher_goes_by_ssh_but_to_this_machine_alone(hosts, by_ssh, job, tmp_path):
+    nodes = [Node(host, 2, line) for line, host in enumerate(hosts)]
+    assert remote_hosts(nodes) == by_ssh
+    command = launch_command(job, nodes, tmp_path / "hosts", 20123)
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    options = ["--hostfile", str(tmp_path / "hosts"), "--launcher", "pdsh", "--launcher_args="]
+    here = ["--no_ssh", "--node_rank=0", "--master_addr=127.0.0.1"]
+    where = ["--force_multi"] if by_ssh else here
+    train = [str(job.script), str(job.folder / "recipe.yaml")]
+    assert command == [*launcher, *options, "--master_port=20123", *where, *train]
+
+
+def test_a_launcher_that_says_0_is_not_believed_and_given_up_and_leaves_nothing(
+    job, signals, monkeypatch
+):
+    program = "import subprocess; subprocess.Popen(['sleep', '300'], start_new_session=True)"
+    ports = []
+
+    def launcher(job, nodes, hostfile, port):
+        assert hostfile.read_text() == "localhost slots=2\n"
+        ports.append(port)
+        return [sys.executable, "-c", program]
+
+    monkeypatch.setattr(supervision, "launch_command", launcher)
     said = []
     code = supervise(job, Limits(1, 0, False), signals, said.append)
     assert code == 5
     assert "no word from rank 0 on localhost, 1 on localhost" in said[1]
     assert said[-1] == "no new checkpoint since step 0 in 2 attempts: given up"
-    ports = (tmp_path / "ports").read_text().split()
-    assert len(ports) == 4  # two ranks, twice
     assert len(set(ports)) == 2
     assert not marked(job.mark)
 
 
-def test_the_completion_marker_ends_it_whatever_the_launcher_says(job, signals):
-    """Rank 1 fails, and hangs, after rank 0 has written all."""
+def test_the_completion_marker_ends_it_whatever_the_launcher_says(
+    job, signals, tmp_path, monkeypatch
+):
+    """By the real launcher; rank 1 fails, and hangs, after rank 0 has written all."""
+    monkeypatch.setattr(supervision, "_GRACE", 1.0)
+    monkeypatch.setattr(supervision.secrets, "randbelow", lambda count: 11_987)
     job.script.write_text(
         "import json, os, time\n"
+        "assert os.environ['MASTER_PORT'] == '31987'\n"
         "rank = int(os.environ['RANK'])\n"
         "values = {'rank': rank, 'host': 'x', 'exit_code': 0, 'error': '', 'message': ''}\n"
         f"path = os.environ[{FOLDER!r}] + f'/rank-{{rank}}.json'\n"
@@ -192,10 +244,18 @@ def test_exports_keep_the_users_and_leave_out_what_deepspeed_cannot_read(tmp_pat
     assert user_exports() == {"NCCL_SOCKET_IFNAME": "eth1", "A": "b=c"}
 
 
-@pytest.mark.parametrize("override", ["run.resume=never", "run.output_dir=/tmp/$(id)"])
-def test_what_could_not_continue_or_would_reach_a_shell_is_refused(override, tiny_recipe, tmp_path):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.resume=never", "run.resume=never: a supervised run continues"),
+        ("run.output_dir=/tmp/$(id)", r"/tmp/\$\(id\)\.supervised/\w+: launchers hand this path"),
+    ],
+)
+def test_what_could_not_continue_or_would_reach_a_shell_is_refused(
+    override, message, tiny_recipe, tmp_path
+):
     config = load_run_config(tiny_recipe, [override])
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=message):
         refuse(Job(config, NODES, "pdsh", "", tmp_path / "train.py"))
 
 

@@ -7,7 +7,8 @@ import rank_checks
 from rank_pool import run_ranks
 
 from trainer.cluster.roll_call import roll_faults
-from trainer.errors import MachineError
+from trainer.errors import ConfigError, MachineError
+from trainer.processes import launched
 from trainer.processes.launched import check_launch, hostfile_of, is_filtered
 from trainer.processes.ranks import adopt_launcher, first_host
 
@@ -93,8 +94,36 @@ def test_the_hostfile_of_a_launchers_command_line(words, hostfile):
     assert is_filtered(words) is ("--num_gpus" in words)
 
 
-def test_without_a_launcher_there_is_nothing_to_check():
+@pytest.mark.parametrize(
+    ("words", "world_size", "message"),
+    [
+        ("hosts launcher/train.py", 3, None),
+        ("hosts launcher/train.py", 2, r"hosts asks for 3 ranks, 2 were started"),
+        ("hosts --num_gpus 1 launcher/train.py", 2, None),  # fewer, as asked
+        ("absent launcher/train.py", 3, "absent .* is not readable"),
+    ],
+)
+def test_a_run_begins_with_the_ranks_of_its_hostfile_or_not_at_all(
+    words, world_size, message, tmp_path, monkeypatch
+):
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=1\n")
+    above = {1: ["bash"], 2: [*RUNNER, "--hostfile", *words.split()]}
+    monkeypatch.setattr(launched, "ancestors", lambda: list(above))
+    monkeypatch.setattr(launched, "command_line", above.__getitem__)
+    monkeypatch.setattr(launched, "folder_of", lambda process: tmp_path)
+    if message is None:
+        check_launch(world_size)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_launch(world_size)
+
+
+def test_without_a_launcher_there_is_nothing_to_check(monkeypatch):
+    asked = []
+    monkeypatch.setattr(launched, "ancestors", lambda: [1, 2])
+    monkeypatch.setattr(launched, "command_line", lambda process: asked.append(process) or ["sh"])
     check_launch(1)
+    assert asked == [1, 2]
 
 
 def answer(host: str, local_rank: int, **changes: object) -> dict[str, object]:

@@ -183,7 +183,7 @@ def test_what_is_not_watched_does_not_expire():
 def test_time_in_which_the_process_was_suspended_does_not_count():
     program = (
         "import os, time\n"
-        "from trainer.watchdog import Watchdog\n"
+        "from trainer.processes.watchdog import Watchdog\n"
         "watchdog = Watchdog(3.0, 3, lambda told: os._exit(6))\n"
         "with watchdog.watching('step', 1):\n"
         "    print(flush=True)\n"

@@ -90,6 +90,46 @@ def test_a_kill_at_every_writing_call_keeps_every_acknowledged_checkpoint(tmp_pa
     assert len(codes) > 60  # every call of four saves and two rotations was a crash point
 
 
+def test_the_newest_and_the_best_stay_and_the_others_go(tmp_path):
+    for step in range(1, 6):
+        save(tmp_path, step)
+        kept = {1, step - 1, step} - {0}
+        assert {path.name for path in tmp_path.iterdir()} == {f"step-{n:08d}" for n in kept}
+
+
+def test_files_and_folder_reach_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path, monkeypatch
+):
+    """A power cut between two of these calls leaves a checkpoint out, never half of one."""
+    calls, fsync, rename = [], os.fsync, os.rename
+
+    def recording_fsync(descriptor):
+        calls.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def recording_rename(old, new):
+        calls.append(f"{Path(old).name} -> {Path(new).name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "rename", recording_rename)
+    root = tmp_path / "checkpoints"
+    save(root, 2)
+    temporary = calls[3]
+    assert temporary.startswith(".tmp-00000002-")
+    renamed = f"{temporary} -> step-00000002"
+    assert calls == [STATE, TRAINER, MANIFEST, temporary, renamed, "checkpoints"]
+
+
+def test_a_system_that_writes_in_parts_writes_all_of_it(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:100_000]))
+    path = save(tmp_path, 2)
+    monkeypatch.undo()
+    assert (path / STATE).stat().st_size > 1_200_000
+    assert load_checkpoint(path).tensors()["weight"].eq(2).all()
+
+
 def truncate(path: Path) -> str:
     (path / STATE).write_bytes((path / STATE).read_bytes()[:-1])
     return "bytes, the manifest says"
@@ -202,3 +242,24 @@ def test_saving_a_step_twice_keeps_the_first_and_replaces_a_damaged_one(tmp_path
     flip_a_bit(path)
     save(tmp_path, 3)
     assert load_checkpoint(path).step == 3
+
+
+def test_a_step_saved_after_a_change_of_the_recipe_holds_the_new_one(tmp_path):
+    path = save(tmp_path, 3)
+    weights = load_checkpoint(path).tensors()
+    changed = {"state": {"step": 3}, "lr": 0.5}
+    assert write_checkpoint(tmp_path, 3, weights, changed, {"base": "b"}) == path
+    assert load_checkpoint(path).trainer == changed
+    write_checkpoint(tmp_path, 3, weights, changed, {"base": "c"})
+    assert load_checkpoint(path).identity == {"base": "c"}
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path):
+    save(tmp_path, 1)
+    moved = save(tmp_path, 2).rename(tmp_path / "step-00000007")
+    with pytest.raises(ModelError, match="the manifest is of step 2"):
+        load_checkpoint(moved)
+    found, [reason] = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "the manifest is of step 2" in reason
