@@ -1,11 +1,14 @@
 """The shape of the sources: who imports whom, how long things are, what never stands in them."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+from trainer.config.sections import RunConfig
 
 TOPS = ("data", "trainer", "launcher", "benchmarks")
 MAX_FILE_LINES = 400
@@ -208,3 +211,31 @@ def test_the_search_finds_what_it_forbids(code, found):
 )
 def test_the_search_lets_pass_what_is_harmless(code):
     assert list(faults(ast.parse(code))) == []
+
+
+KEYS = {
+    f"{section}.{key}"
+    for section, field in RunConfig.model_fields.items()
+    for key in field.annotation.model_fields
+}
+_KEY = re.compile(rf"(?<![\w./{{-])(?:{'|'.join(RunConfig.model_fields)})\.([a-z_.]*[a-z_])")
+_FILE_ENDINGS = {"json", "jsonl", "tar"}
+
+
+def unknown_keys(tree: ast.AST) -> list[str]:
+    """What texts name as a recipe's key and is none; {task.fields} is a column of rich."""
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    found = [match for text in texts if isinstance(text, str) for match in _KEY.finditer(text)]
+    return [m[0] for m in found if m[0] not in KEYS and m[1] not in _FILE_ENDINGS]
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_every_recipe_key_that_a_text_names_exists(module):
+    assert unknown_keys(TREES[module]) == []
+
+
+def test_the_search_finds_a_key_that_does_not_exist():
+    assert "data.seq_length" in KEYS
+    assert unknown_keys(ast.parse("f'data.seq_length {n}; see data.sequence and data.json'")) == [
+        "data.sequence"
+    ]

@@ -288,7 +288,7 @@ def _data_faults(config: RunConfig) -> list[str]:
     asked = {
         "loss.alpha": loss.alpha is not None,
         "loss.class_weights": loss.class_weights == "balanced",
-        "data.batches.sampling": data.sampling == "balanced",
+        "data.sampling": data.sampling == "balanced",
     }
     if sum(asked.values()) > 1:
         faults.append(

@@ -21,7 +21,7 @@ from trainer.run_folder.folder import CHECKPOINTS
 DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
 _FREE = {
     # Paths may move: the digests of what they hold are compared instead.
-    "data.path", "data.train", "data.valid", "data.test", "data.text.tokenizer",
+    "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
     "data.cache_dir",
     "model.path", "model.config",
     # How a step is computed, not what: what one changes after running out of memory.

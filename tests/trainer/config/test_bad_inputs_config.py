@@ -222,7 +222,7 @@ def test_68_a_missing_model_is_shown_resolved(base, tmp_path, monkeypatch):
     [
         pytest.param("data.path", (), id="71-dataset"),
         pytest.param("model.path", ("model.config=null",), id="71-model"),
-        pytest.param("data.text.tokenizer", (), id="71-tokenizer"),
+        pytest.param("data.tokenizer", (), id="71-tokenizer"),
         pytest.param(
             "model.config",
             (),

@@ -164,7 +164,7 @@ def test_a_hundred_thousand_functions_take_well_under_a_second():
 
 def test_importing_the_evaluation_loads_no_heavy_library():
     code = (
-        "import sys, trainer.evaluation.report\n"
+        "import sys, trainer.evaluation.functions.report\n"
         "heavy = {'torch', 'sklearn', 'scipy', 'matplotlib', 'rich'} & set(sys.modules)\n"
         "assert 'numpy' in sys.modules and not heavy, heavy"
     )
