@@ -1,8 +1,8 @@
-"""What is wrong before a run: launcher/doctor.py [RECIPE [KEY=VALUE ...]] [--hostfile F].
+"""Find what would make a run fail: launcher/doctor.py [RECIPE [KEY=VALUE ...]] [--hostfile F].
 
-Looks at this machine, or with --hostfile at every node at once: reached without a question, same
-Python, packages, code and recipe, GPUs for the slots, torch built for them, clocks, the shared run
-folder, links. Tells all faults; exit code 5 where a run would fail, 2 where the hostfile is wrong.
+Checks this machine, or with --hostfile every node at once: ssh that asks no question; the same
+Python, packages, code and recipe; GPUs for the slots; torch built for them; clocks; the shared run
+folder; links. Shows all faults; exit code 5 if a run would fail, 2 if the hostfile is wrong.
 """
 
 import sys
@@ -16,7 +16,7 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is found; the exit code."""
+    """Print what was found; return the exit code."""
     if arguments == ["--node"]:
         return command.run_command(_serve)
     if arguments == ["--ring"]:

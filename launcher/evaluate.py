@@ -13,10 +13,10 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Write report/NAME.* into the run folder; the exit code."""
+    """Write report/NAME.* into the run folder; return the exit code."""
     parser = command.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
-    parser.add_argument("file", type=Path, help="what to score: anything data.test can be")
+    parser.add_argument("file", type=Path, help="what to score: any value of data.test")
     parser.add_argument(
         "--name", help="name of the report; default: the file's name up to its first dot"
     )

@@ -1,7 +1,7 @@
 """Merge a finished run's adapter into its base: launcher/export.py RUN --merge [--onto full].
 
-Writes a plain transformers folder (RUN/merged) and prints how far its logits are from those of the
-model that was trained.
+Writes a plain transformers folder (RUN/merged) and prints how far its logits differ from those of
+the trained model.
 """
 
 import json
@@ -16,7 +16,7 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Write the merged model; the exit code."""
+    """Write the merged model; return the exit code."""
     parser = command.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
     parser.add_argument("--merge", action="store_true", required=True, help="what to do")

@@ -3,7 +3,7 @@
 Arithmetic on the model's config.json and the data's counts; needs no GPU, no weights, no torch.
 
     --device NAME          T4, RTX3060, RTX4080, RTX4090, V100-16, V100-32, A100-40, A100-80, H100
-                           or H200; without it the whole table is shown
+                           or H200; without it, a table of all of them
     --gpus N               ranks (default 1)
     --memory G             GiB of a GPU that is not in the table
     --json                 one JSON object instead of the picture
@@ -21,7 +21,7 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Print the plan; the exit code, 5 where the device asked for is too small."""
+    """Print the plan; return the exit code, 5 if the named device is too small."""
     parser = command.recipe_parser(__doc__)
     parser.add_argument("--device", help="a GPU of the table")
     parser.add_argument("--gpus", type=int, default=1, help="ranks")

@@ -1,9 +1,9 @@
 """Prepare a recipe's data before the GPU time starts: launcher/prepare.py RECIPE [KEY=VALUE ...].
 
-Reads, checks, tokenises and packs on the CPU, keeps the result where training maps it from, and
-prints what the data came to. --show N prints the first N examples with their targets in colour and
-special tokens visible. --audit looks for near duplicates, labels that contradict and words
-that give the label away, and writes what it finds beside the run folder, as OUTPUT_DIR.audit.
+Reads, checks, tokenises and packs on the CPU, keeps the result for training, and prints counts of
+records, tokens, rows and steps. --show N prints the first N examples with their targets in colour
+and special tokens visible. --audit looks for near duplicates, contradictory labels and words that
+give the label away, and writes its findings beside the run folder, as OUTPUT_DIR.audit.
 """
 
 import sys
@@ -17,7 +17,7 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare as the recipe says; the exit code."""
+    """Prepare the data of the recipe; return the exit code."""
     parser = command.recipe_parser(__doc__)
     parser.add_argument("--audit", action="store_true", help="look deeper; seconds to minutes")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N examples")

@@ -1,10 +1,10 @@
-"""Train on the nodes of a hostfile and go on after faults until the run is done:
+"""Train on the nodes of a hostfile and restart after faults until the run is done:
 
     launcher/supervise.py --hostfile HOSTFILE [options] -- train.py RECIPE [section.key=value ...]
 
-Exit codes: 0 done; 75 a signal came and the same command continues from a checkpoint; 5 hosts do
-not answer, or no attempt of the last got to a new checkpoint; 2, 3, 4, 6 as train.py, which would
-meet the same again; 130 a signal came before the first checkpoint.
+Exit codes: 0 done; 75 stopped by a signal, and the same command continues from a checkpoint; 5
+hosts do not answer, or none of the last attempts reached a new checkpoint; 2, 3, 4, 6 as train.py,
+where another attempt would fail alike; 130 stopped by a signal before the first checkpoint.
 """
 
 import math
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).resolve().with_name("train.py")
 
 
 def main(arguments: list[str]) -> int:
-    """Supervise as the command line says; the exit code."""
+    """Supervise a run; return the exit code."""
     parser = command.command_parser(__doc__)
     parser.add_argument("--hostfile", type=Path, required=True, help="NAME slots=GPUS a line")
     parser.add_argument("--launcher", choices=("pdsh", "openmpi"), default="pdsh")

@@ -1,9 +1,9 @@
 """Compare tuning methods: launcher/sweep.py RECIPE [KEY=VALUE ...] --methods M ... --models F ...
 
-Trains every method on every model with every seed, one launcher/train.py each, in
+Trains every method on every model with every seed, each by its own launcher/train.py, in
 OUTPUT_DIR/METHOD/MODEL/seed-N, and writes OUTPUT_DIR/report: report.md, report.csv and pictures.
-The same command continues a sweep: finished cells are passed over. A cell that fails is reported
-and the others run. Keys of all cells stand behind RECIPE, those of one method in --set:
+The same command continues a sweep and skips finished cells. A failed cell is reported and the
+others run. Keys for all cells follow RECIPE, those for one method follow --set:
 
     python launcher/sweep.py RECIPE optim.lr=1e-4 --methods full lora ia3 --models 1B 3B 7B
         --seeds 0 1 2 --set full:optim.lr=1e-6 ia3:optim.lr=1e-3
@@ -20,7 +20,7 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Run the grid and write its report; the exit code, of the first cell that failed if any."""
+    """Run the grid and write its report; return the exit code of the first failed cell, or 0."""
     parser = command.recipe_parser(__doc__)
     parser.add_argument("--methods", nargs="+", required=True, metavar="M", help="tuning.method")
     parser.add_argument(

@@ -12,14 +12,14 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Train as the recipe says; the exit code."""
+    """Train the recipe; return the exit code."""
     return command.main(command.recipe_parser(__doc__), _train, arguments)
 
 
 def _train(given: Namespace) -> None:
     from trainer.processes.launchers import launchers_above
 
-    above = launchers_above()  # one that is gone when the model stands would not be missed
+    above = launchers_above()  # now: one that ends while the model loads must be missed
 
     from trainer.config.recipe import load_run_config
     from trainer.processes.launched import check_launch

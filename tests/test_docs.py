@@ -20,6 +20,7 @@ import yaml
 from conftest import REPOSITORY, sample_rows, write_rows
 from rank_pool import run_ranks
 from recipe_cases import write_model, write_records
+from test_architecture import ROOMS_OF
 
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import RunConfig
@@ -296,6 +297,17 @@ def test_every_link_path_and_key_of_a_page_exists(page):
 def test_every_page_is_listed_in_the_readme():
     linked = set(links(REPOSITORY / "README.md"))
     assert {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")} <= linked
+
+
+def test_contributing_has_the_rooms_in_the_order_of_imports():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    for top, rooms in ROOMS_OF.items():
+        listed = re.findall(rf"^\| `{top}/(\w+)/` \|", text, re.MULTILINE)
+        assert listed == [room for room in rooms if room != "samples"]
+    readme = (REPOSITORY / "README.md").read_text()
+    assert [
+        f"{top}/{r}/" for top in ROOMS_OF for r in ROOMS_OF[top] if f"`{top}/{r}/`" not in readme
+    ] == []
 
 
 def test_every_key_has_a_recipe_or_a_page_that_needs_it():
