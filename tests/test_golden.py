@@ -69,10 +69,10 @@ def machine() -> dict[str, str]:
     }
 
 
-def losses_of(name: str, world_size: int, folder: Path) -> dict[str, list[float]]:
-    """Loss and gradient norm of every step."""
+def golden_recipe(name: str, folder: Path) -> dict[str, Any]:
+    """A recipe over the files here; its model's configuration is written into the folder."""
     model = folder / "model"
-    model.mkdir()
+    model.mkdir(exist_ok=True)
     values = MODELS[FAMILY[name]] | {"model_type": FAMILY[name]}
     (model / "config.json").write_text(json.dumps(values))
     (model / "tokenizer.json").write_bytes((GOLDEN / "tokenizer.json").read_bytes())
@@ -89,8 +89,13 @@ def losses_of(name: str, world_size: int, folder: Path) -> dict[str, list[float]
     }
     recipe |= RECIPES[name]
     recipe["data"] = recipe["data"] | {"seq_length": 384, "cache_dir": str(folder / "cache")}
+    return recipe
+
+
+def losses_of(name: str, world_size: int, folder: Path) -> dict[str, list[float]]:
+    """Loss and gradient norm of every step."""
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(golden_recipe(name, folder)))
     codes = run_ranks([str(path)], world_size, folder / "printed.txt")
     assert codes == [0] * world_size, (folder / "printed.txt").read_text()[-3000:]
     lines = (folder / "run" / "log.jsonl").read_text().splitlines()
