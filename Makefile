@@ -11,7 +11,7 @@ QUICKSTART := runs/quickstart
 
 GPU_PYTHON ?= $(BIN)/python
 
-# make golden       record tests/golden/losses.json anew
+# make golden       record tests/golden/tokens.json and losses.json anew
 .PHONY: quickstart test lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
@@ -51,6 +51,7 @@ format: $(VENV)/.dev
 
 # The losses that a change of arithmetic is compared with; only a change that is meant records anew.
 golden: $(VENV)/.dev
+	PYTHONPATH=.:tests $(BIN)/python tests/data/prepared/test_golden_tokens.py
 	PYTHONPATH=.:tests $(BIN)/python tests/test_golden.py
 
 samples: $(VENV)/.run

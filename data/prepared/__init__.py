@@ -1,4 +1,4 @@
-"""Records encoded once and kept: cache, tables, splits, build.
+"""Records encoded once and kept: cache, tables, splits, kinds, build.
 
 Imports readers/ and the rooms above.
 """

@@ -113,9 +113,9 @@ class SplitWriter(AbstractContextManager["SplitWriter[R]"], Generic[R]):
         self.num_tokens += len(pieces.tokens)
 
     @property
-    def num_examples(self) -> int:
-        """Examples so far."""
-        return len(self._lengths)
+    def num_records(self) -> int:
+        """Records so far."""
+        return len(self._code_lengths)
 
     def __exit__(self, *_: object) -> None:
         """Complete the files."""
@@ -131,19 +131,19 @@ class SplitWriter(AbstractContextManager["SplitWriter[R]"], Generic[R]):
 
 
 def open_split(folder: Path, vocab_size: int, kind: type[R]) -> tuple[RecordTable[R], ExampleSet]:
-    """The records and examples of a split that has some, mapped from disk; all weights are 1."""
+    """The records and examples of a split, mapped from disk; all weights are 1."""
     table = RecordTable(folder / RECORDS, kind)
     is_functions = kind is CodeSample
     record_E = _mapped(folder, "record")
     examples = ExampleSet(
-        tokens=np.memmap(folder / _TOKENS, token_dtype(vocab_size), "r"),
+        tokens=_flat(folder / _TOKENS, token_dtype(vocab_size)),
         starts=_mapped(folder, "starts"),
         record_E=record_E,
         label_E=table.targets[record_E] if is_functions else np.zeros(len(record_E), np.int8),
         share_E=1.0 / np.bincount(record_E)[record_E],
         weight_E=np.ones(len(record_E), dtype=np.float32),
         num_records=len(table),
-        supervised=None if is_functions else np.memmap(folder / _SUPERVISED, np.bool_, "r"),
+        supervised=None if is_functions else _flat(folder / _SUPERVISED, np.bool_),
     )
     return table, examples
 
@@ -161,6 +161,11 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
 def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     return values
+
+
+def _flat(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    is_empty = not path.stat().st_size  # which cannot be mapped
+    return np.zeros(0, dtype) if is_empty else np.memmap(path, dtype, "r")
 
 
 @contextmanager

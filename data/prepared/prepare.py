@@ -14,18 +14,20 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.prepared.build import HELD_OUT, Progress, Source, build_splits
+from data.prepared.build import Progress, build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
+from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source
 from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.prepared.table import RecordTable
-from data.readers import SPLITS, language_paths, source_digest, split_path
-from data.records import CodeSample, RecordSource
+from data.readers import SPLITS, source_digest
 from data.text.chat import own_template
 from data.text.language import LanguageFacts
-from data.text.tokenization import ExampleSet, TokenFacts
+from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
 from data.text.tokenizer import CodeTokenizer
 
-# What decides the rows of a run but not the content of the cache.
+# Libraries that decide records, tokens or their files.
+_LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
+# Settings that decide the rows of a run but not the content of the cache.
 _NOT_IN_KEY = {
     "path", "train", "valid", "test", "tokenizer", "cache_dir", "packing", "packing_window",
     "sampling", "leak_groups", "allow_leaks", "isolate", "order",
@@ -37,10 +39,10 @@ class Split:
     """One split, read and tokenised.
 
     Attributes:
-        samples: Its records, on disk: functions whole, of language where they came from.
+        samples: Its records, on disk: whole functions, or the origins of language records.
         examples: Their tokens, on disk.
-        tokens: What tokenisation did.
-        folder: Where both are.
+        tokens: Counts of the tokens, and of what was dropped or cut.
+        folder: Holds both.
         files: First record of each file of a language split, by name, in their order.
     """
 
@@ -68,7 +70,7 @@ class Prepared:
 
     Attributes:
         splits: By name.
-        tokenizer: What encoded them.
+        tokenizer: Encoded them.
         facts: The content of data.json: digests, counts, what was dropped, leaks.
     """
 
@@ -96,101 +98,58 @@ class Prepared:
 def prepare(
     config: DataConfig,
     tokenizer_folder: Path,
-    group_weights: Mapping[str, float],
     *,
+    language: bool = False,
+    group_weights: Mapping[str, float] | None = None,
     class_weights: str = "none",
     progress: Progress | None = None,
 ) -> Prepared:
-    """The three splits, read, checked and tokenised, or mapped from disk where that was done.
+    """The three splits of a run, checked: from the cache, which is filled first where needed.
+
+    A split of a language task that has no files is held out of train's.
 
     Args:
         config: Where they are and how they are read.
         tokenizer_folder: Holds tokenizer.json.
-        group_weights: Loss weight by status.
+        language: Conversations and documents, not functions.
+        group_weights: Loss weight of a function by its status.
         class_weights: "balanced" weighs training functions by the inverse share of their class.
-        progress: Told after every chunk when something has to be built.
+        progress: Called after every chunk while something is built.
 
     Raises:
-        DataError: A file, a row or a combination of splits that cannot be used.
+        DataError: A file, a record or a combination of splits that cannot be used.
     """
-    prepared = open_splits(config, tokenizer_folder, progress)
-    refuse_leaks(prepared.sharing, config.leak_groups, config.allow_leaks)
+    prepared = open_splits(config, tokenizer_folder, language=language, progress=progress)
+    refuse_leaks(prepared.sharing, prepared.facts["leak_groups"], config.allow_leaks)
+    if language:
+        return prepared
     train = prepared.splits["train"]
     refuse_one_class(train.samples.targets, "train")
     kept = train.examples.label_E
     refuse_one_class(kept, "train, without the functions data.long_functions=drop takes away")
-    refuse_unknown_groups(group_weights, train.samples)
-    weight_N = loss_weights(train, group_weights, class_weights)
+    weight_N = _loss_weights(train, group_weights or {}, class_weights)
     examples = replace(train.examples, weight_E=weight_N[train.examples.record_E])
     splits = prepared.splits | {"train": replace(train, examples=examples)}
     return replace(prepared, splits=splits)
 
 
-def prepare_language(
-    config: DataConfig, tokenizer_folder: Path, progress: Progress | None = None
-) -> Prepared:
-    """The three splits of a language task; one without files is held out of train's.
-
-    Raises:
-        DataError: A file, a record or a combination of splits that cannot be used.
-    """
-    prepared = open_splits(config, tokenizer_folder, progress, language=True)
-    refuse_leaks(prepared.sharing, (), config.allow_leaks)
-    return prepared
-
-
 def open_splits(
     config: DataConfig,
     tokenizer_folder: Path,
-    progress: Progress | None = None,
     *,
     language: bool = False,
+    progress: Progress | None = None,
 ) -> Prepared:
-    """The three splits, read and tokenised, as they are: also what training refuses.
-
-    Args:
-        config: Where they are and how they are read.
-        tokenizer_folder: Holds tokenizer.json.
-        progress: Told after every chunk when something has to be built.
-        language: Conversations and documents, not functions.
+    """The three splits as they are, also those that training refuses.
 
     Raises:
-        DataError: A file or a row that cannot be read.
+        DataError: A file or a record that cannot be read.
     """
-    sources = _sources(config, language)
-    kind, leak_groups = (RecordSource, []) if language else (CodeSample, config.leak_groups)
-    prepared = _open(config, sources, tokenizer_folder, kind, progress)
-    return replace(prepared, facts=prepared.facts | _asked(config, leak_groups))
-
-
-def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) -> dict[str, str]:
-    """What `Prepared.digests` is of a recipe, from its files alone: nothing is tokenised.
-
-    Raises:
-        DataError: A split that is not there.
-        OSError: No tokenizer.json.
-    """
-    return _digests(_sources(config, language), tokenizer_folder / "tokenizer.json", language)
-
-
-def language_sources(config: DataConfig) -> dict[str, Source]:
-    """Files of the splits; those without any share train's."""
-    paths = {name: tuple(language_paths(config, name)) for name in SPLITS}
-    held_out = tuple(name for name in HELD_OUT if not paths[name])
-    return {
-        name: Source(
-            paths[name] or paths["train"], held_out if name in ("train", *held_out) else ()
-        )
-        for name in SPLITS
-    }
-
-
-def sources_digest(paths: Sequence[Path]) -> str:
-    """sha256 of a file or folder, or of the names and contents of several."""
-    if len(paths) == 1:
-        return source_digest(paths[0])
-    lines = "".join(f"{path.name}\0{source_digest(path)}\n" for path in paths)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+    kind = _kind(language)
+    prepared = _open(config, _sources(config, kind), tokenizer_folder, kind, progress)
+    groups = [] if language else list(config.leak_groups)
+    own = {"leak_groups": groups, "leaks_allowed": config.allow_leaks}
+    return replace(prepared, facts=prepared.facts | own)
 
 
 def read_split(
@@ -201,96 +160,123 @@ def read_split(
     *,
     language: bool = False,
 ) -> tuple[Split, dict[str, Any]]:
-    """A split of its own, for an evaluation after training; functions are of one file."""
-    kind = RecordSource if language else CodeSample
-    prepared = _open(config, {name: Source(tuple(paths))}, tokenizer.path.parent, kind, None)
+    """A split of its own, for an evaluation after training; functions are in one file."""
+    sources = {name: Source(tuple(paths))}
+    prepared = _open(config, sources, tokenizer.path.parent, _kind(language), None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
 
 
-def loss_weights(
+def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) -> dict[str, str]:
+    """`Prepared.digests` of a recipe from its files alone: nothing is tokenised.
+
+    Raises:
+        DataError: A split is missing.
+        OSError: No tokenizer.json.
+    """
+    kind = _kind(language)
+    return _digests(_sources(config, kind), tokenizer_folder / "tokenizer.json", kind)
+
+
+def sources_digest(paths: Sequence[Path]) -> str:
+    """sha256 of a file or folder, or of the names and contents of several."""
+    if len(paths) == 1:
+        return source_digest(paths[0])
+    lines = "".join(f"{path.name}\0{source_digest(path)}\n" for path in paths)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def cache_key(content: Mapping[str, Any]) -> str:
+    """Digest of the data, the settings, the library versions and TOKENS_FORMAT.
+
+    Args:
+        content: Digests of the data and the settings, as JSON values.
+    """
+    versions = {name: version(name) for name in _LIBRARIES}
+    whole = {**content, "versions": versions, "format": TOKENS_FORMAT}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _loss_weights(
     train: Split, group_weights: Mapping[str, float], class_weights: str
 ) -> npt.NDArray[np.float32]:
     """Weight of every training function: that of its group times that of its class.
 
     "balanced" gives class c the weight N / (2 N_c) of the N functions that are trained on (King and
     Zeng 2001), whose mean over functions is 1.
+
+    Raises:
+        DataError: A weight for a status that no function has, which is a slip of the pen.
     """
     weight_N = np.ones(len(train.samples), dtype=np.float32)
     if group_weights:
         statuses = train.samples.column("status").combine_chunks().dictionary_encode()
-        of_status = [group_weights.get(s, 1.0) for s in statuses.dictionary.to_pylist()]
+        present = statuses.dictionary.to_pylist()
+        unknown = sorted(group_weights.keys() - set(present))
+        if unknown:
+            raise DataError(
+                f"loss.group_weights: no training function has status {unknown}; there are"
+                f" {sorted(present)}"
+            )
+        of_status = [group_weights.get(status, 1.0) for status in present]
         weight_N = np.array(of_status, dtype=np.float32)[statuses.indices.to_numpy()]
     if class_weights == "balanced":
-        kept_C = np.bincount(train.samples.targets[np.unique(train.examples.record_E)], minlength=2)
-        weight_N = (
-            weight_N * (kept_C.sum() / (2 * kept_C)).astype(np.float32)[train.samples.targets]
-        )
+        targets = train.samples.targets
+        kept_C = np.bincount(targets[np.unique(train.examples.record_E)], minlength=2)
+        weight_N = weight_N * (kept_C.sum() / (2 * kept_C)).astype(np.float32)[targets]
     return weight_N
 
 
-def refuse_unknown_groups(weights: Mapping[str, float], train: RecordTable[CodeSample]) -> None:
-    """A weight for a status that no function has is a slip of the pen.
+def _kind(language: bool) -> Kind:
+    return LANGUAGE if language else FUNCTIONS
 
-    Raises:
-        DataError: Naming it and the statuses there are.
-    """
-    if not weights:
-        return
-    present = set(train.column("status").unique().to_pylist())
-    unknown = sorted(weights.keys() - present)
-    if unknown:
-        raise DataError(
-            f"loss.group_weights: no training function has status {unknown}; there are"
-            f" {sorted(present)}"
+
+def _sources(config: DataConfig, kind: Kind) -> dict[str, Source]:
+    """Files of the splits; those without any share train's."""
+    paths = {name: tuple(kind.paths(config, name)) for name in SPLITS}
+    held_out = tuple(name for name in HELD_OUT if not paths[name])
+    return {
+        name: Source(
+            paths[name] or paths["train"], held_out if name in ("train", *held_out) else ()
         )
-
-
-def _asked(config: DataConfig, leak_groups: Sequence[str]) -> dict[str, Any]:
-    return {"leak_groups": list(leak_groups), "leaks_allowed": config.allow_leaks}
-
-
-def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
-    if language:
-        return language_sources(config)
-    return {name: Source((split_path(config, name),)) for name in SPLITS}
+        for name in SPLITS
+    }
 
 
 def _open(
     config: DataConfig,
     sources: Mapping[str, Source],
     tokenizer_folder: Path,
-    kind: type[CodeSample] | type[RecordSource],
+    kind: Kind,
     progress: Progress | None,
 ) -> Prepared:
     """Splits from the cache, which is filled first where it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    digests = _digests(sources, tokenizer.path, kind is RecordSource)
-    content = {
-        "digests": digests,
-        # they stand in every origin
-        "names": {name: [path.name for path in s.paths] for name, s in sources.items()},
-        "held_out": {name: HELD_OUT[name] for s in sources.values() for name in s.held_out},
-        "kind": kind.__name__,
-        "end_token": tokenizer.end_token,
-        "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
-        "code": _code_digest(),
-        "versions": {name: version(name) for name in ("tokenizers", "pyarrow")},
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-    root = Path(config.cache_dir) if config.cache_dir else default_root()
+    digests = _digests(sources, tokenizer.path, kind)
+    held_out = {name: HELD_OUT[name] for s in sources.values() for name in s.held_out}
+    key = cache_key(
+        {
+            "digests": digests,
+            # every origin begins with one
+            "names": {name: [path.name for path in s.paths] for name, s in sources.items()},
+            "held_out": held_out,
+            "kind": kind.stored.__name__,
+            "end_token": tokenizer.end_token,
+            "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
+        }
+    )
 
     def build(folder: Path) -> dict[str, Any]:
         return build_splits(folder, config, sources, tokenizer, kind, progress) | {
             "sha256": digests,
-            "held_out": content["held_out"],
+            "held_out": held_out,
             "begin_token": tokenizer.begin_token,
             "end_token": tokenizer.end_token,
             "normalize_whitespace": config.normalize_whitespace,
             "seq_length": config.seq_length,
         }
 
-    entry = cached(root, key, build)
+    entry = cached(Path(config.cache_dir) if config.cache_dir else default_root(), key, build)
     facts = read_facts(entry)
     splits = {
         name: _open_split(entry / name, facts["splits"][name], tokenizer.vocab_size, kind)
@@ -299,34 +285,28 @@ def _open(
     return Prepared(splits, tokenizer, facts | {"cache": str(entry)})
 
 
-def _digests(sources: Mapping[str, Source], tokenizer_file: Path, language: bool) -> dict[str, str]:
+def _digests(sources: Mapping[str, Source], tokenizer_file: Path, kind: Kind) -> dict[str, str]:
     by_paths = {paths: sources_digest(paths) for paths in {s.paths for s in sources.values()}}
     digests = {name: by_paths[source.paths] for name, source in sources.items()}
     digests = {"tokenizer": source_digest(tokenizer_file), **digests}
-    if language:
+    if kind is LANGUAGE:
         template = json.dumps(own_template(tokenizer_file.parent))
         digests["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
     return digests
 
 
-def _open_split(
-    folder: Path,
-    facts: Mapping[str, Any],
-    vocab_size: int,
-    kind: type[CodeSample] | type[RecordSource],
-) -> Split:
-    samples, examples = open_split(folder, vocab_size, kind)
-    if kind is CodeSample:
+def _open_split(folder: Path, facts: Mapping[str, Any], vocab_size: int, kind: Kind) -> Split:
+    samples, examples = open_split(folder, vocab_size, kind.stored)
+    if kind is FUNCTIONS:
         return Split(samples, examples, TokenFacts(**facts["tokens"]), folder)
     if facts["kinds"] == ["text"]:  # the windows of a text are examples of their own
         examples = replace(examples, share_E=np.ones(len(examples)))
-    return Split(
-        samples, examples, LanguageFacts(**facts["tokens"]), folder, _first_records(facts["files"])
-    )
+    files = _first_records(facts["files"])
+    return Split(samples, examples, LanguageFacts(**facts["tokens"]), folder, files)
 
 
 def _first_records(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Name -> first record; a name that stands twice, in two folders, gets a number."""
+    """Name -> first record; the second file of a name, in another folder, gets a number."""
     starts: dict[str, int] = {}
     first = 0
     for place, file in enumerate(files, 1):
@@ -334,9 +314,3 @@ def _first_records(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         starts[f"{name}#{place}" if name in starts else name] = first
         first += file["num_records"]
     return starts
-
-
-def _code_digest() -> str:
-    """Of the sources that read and tokenise: another version of them builds anew."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

@@ -65,28 +65,26 @@ class SplitKeys:
         self._targets = array("b")
         self.cwes: Counter[tuple[str, int]] = Counter()
 
-    def append(self, samples: Sequence[CodeSample]) -> None:
-        """Add functions."""
-        self._codes.frombytes(b"".join(_code_key(s.code) for s in samples))
+    def append(self, texts: Sequence[str]) -> None:
+        """Add records by what they say."""
+        self._codes.frombytes(b"".join(map(_code_key, texts)))
+
+    def append_groups(self, samples: Sequence[CodeSample]) -> None:
+        """Add the groups and classes of functions; language records have neither."""
         for group, keys in self._groups.items():
             values = [getattr(s, group) for s in samples]
             keys.frombytes(b"".join(text_digest(v) if v else bytes(8) for v in values))
         self._targets.extend(s.target for s in samples)
         self.cwes.update((s.cwe, s.target) for s in samples)
 
-    def append_texts(self, texts: Sequence[str]) -> None:
-        """Add conversations or documents, which have neither groups nor classes."""
-        self._codes.frombytes(b"".join(map(_code_key, texts)))
-        self._targets.extend([0] * len(texts))
-
     @property
     def code_N(self) -> Digests:
-        """Of every function, whitespace apart."""
+        """Of every record, without whitespace."""
         return np.frombuffer(self._codes, np.uint64)
 
     @property
     def target_N(self) -> npt.NDArray[np.int8]:
-        """Of every function."""
+        """Of every function; empty for language records."""
         return np.frombuffer(self._targets, np.int8)
 
     def groups(self, field: str) -> Digests:
@@ -176,6 +174,8 @@ def refuse_one_class(targets: npt.ArrayLike, name: str) -> None:
 
 
 def _contradictions(keys: SplitKeys) -> int:
+    if not len(keys.target_N):
+        return 0
     safe, vulnerable = (keys.code_N[keys.target_N == target] for target in (0, 1))
     return len(np.intersect1d(safe, vulnerable))
 

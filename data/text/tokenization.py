@@ -16,6 +16,10 @@ from data.text.tokenizer import CodeTokenizer
 
 TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
+TOKENS_FORMAT = 1
+"""Part of the key of prepared data. Raise it with a change after which the same files and settings
+give other records, tokens or masks, or another layout on disk."""
+
 _BLOCK = 65_536  # examples counted at a time
 _BLANKS_INSIDE = re.compile(r"(?<=\S)[ \t]+")
 

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data.prepared.prepare import Prepared, open_splits, prepare, prepare_language
+from data.prepared.prepare import Prepared, open_splits, prepare
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 
@@ -19,12 +19,11 @@ def prepare_run(config: RunConfig) -> Prepared:
         DataError: It cannot be used.
     """
     with _shown_progress() as progress:
-        if config.is_language:
-            return prepare_language(config.data, config.tokenizer_folder, progress)
         return prepare(
             config.data,
             config.tokenizer_folder,
-            config.loss.group_weights,
+            language=config.is_language,
+            group_weights=config.loss.group_weights,
             class_weights=config.loss.class_weights,
             progress=progress,
         )
@@ -47,7 +46,7 @@ def audit_run(config: RunConfig) -> list[str]:
     from data.audit import audit_splits, summary_lines, write_audit
 
     with _shown_progress() as progress:
-        splits = open_splits(config.data, config.tokenizer_folder, progress).splits
+        splits = open_splits(config.data, config.tokenizer_folder, progress=progress).splits
     facts = audit_splits(
         {name: split.samples for name, split in splits.items()},
         {name: np.maximum(split.code_lengths, 0) for name, split in splits.items()},

@@ -2,18 +2,22 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import sample_rows
+from conftest import REPOSITORY, sample_rows, write_rows
 
 from data.config import DataConfig
+from data.prepared import prepare as prepare_module
 from data.prepared.cache import FACTS, cached, read_facts
-from data.prepared.prepare import prepare
+from data.prepared.prepare import open_splits, prepare
 from data.readers import read_records
 from data.text.tokenization import encode_functions
 from data.text.tokenizer import CodeTokenizer
@@ -88,7 +92,7 @@ def test_a_damaged_entry_is_built_again(tmp_path, damage):
 
 def test_the_cache_holds_exactly_the_records_and_tokens_of_the_files(tiny_data, tiny_model):
     config = DataConfig(path=str(tiny_data), seq_length=64, long_functions="window")
-    prepared = prepare(config, tiny_model, {})
+    prepared = prepare(config, tiny_model)
     tokenizer = CodeTokenizer(tiny_model)
     for name, split in prepared.splits.items():
         records = list(read_records(tiny_data / f"{name}.jsonl", name, config))
@@ -108,7 +112,7 @@ def test_the_cache_holds_exactly_the_records_and_tokens_of_the_files(tiny_data, 
 def test_what_changes_the_rows_changes_the_entry_and_what_does_not_shares_it(tiny_data, tiny_model):
     def entry(**changes: object) -> str:
         config = DataConfig.model_validate({"path": str(tiny_data)} | changes)
-        return str(prepare(config, tiny_model, {}).facts["cache"])
+        return str(prepare(config, tiny_model).facts["cache"])
 
     base = entry()
     same = [
@@ -128,17 +132,61 @@ def test_what_changes_the_rows_changes_the_entry_and_what_does_not_shares_it(tin
     assert len({base, *(entry(**changes) for changes in other)}) == 1 + len(other)
 
 
+def entry_of_sources(folder: Path, data: Path, model: Path) -> str:
+    """Key of prepared data as the sources in `folder` choose it."""
+    script = (
+        "import sys; from pathlib import Path; from data.config import DataConfig;"
+        "from data.prepared.prepare import open_splits;"
+        "config = DataConfig(path=sys.argv[1], cache_dir='cache');"
+        "print(Path(open_splits(config, Path(sys.argv[2])).facts['cache']).name)"
+    )
+    command = [sys.executable, "-c", script, str(data), str(model)]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_comment_in_the_sources_shares_the_entry_and_a_raised_format_does_not(
+    tiny_data, tiny_model, tmp_path
+):
+    ignored = shutil.ignore_patterns("samples", "__pycache__")
+    shutil.copytree(REPOSITORY / "data", tmp_path / "data", ignore=ignored)
+    before = entry_of_sources(tmp_path, tiny_data, tiny_model)
+    for path in (tmp_path / "data").rglob("*.py"):
+        path.write_text(path.read_text() + "# a comment\n")
+    assert entry_of_sources(tmp_path, tiny_data, tiny_model) == before
+    tokenization = tmp_path / "data" / "text" / "tokenization.py"
+    tokenization.write_text(tokenization.read_text() + "TOKENS_FORMAT += 1\n")
+    assert entry_of_sources(tmp_path, tiny_data, tiny_model) != before
+
+
+def test_the_key_is_of_data_settings_and_library_versions(tiny_model, tmp_path, monkeypatch):
+    for split, rows in {"train": sample_rows("train", 4), "valid": sample_rows("valid", 4)}.items():
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    config = DataConfig(path=str(tmp_path), test=str(tmp_path / "valid.jsonl"))
+
+    def entry() -> str:
+        return str(open_splits(config, tiny_model).facts["cache"])
+
+    first = entry()
+    assert entry() == first
+    write_rows(tmp_path / "train.jsonl", sample_rows("train", 5))
+    second = entry()
+    monkeypatch.setattr(prepare_module, "version", lambda name: "0.0")
+    assert len({first, second, entry()}) == 3
+
+
 def test_training_weights_are_the_groups_times_the_classes(tiny_data, tiny_model):
     config = DataConfig(path=str(tiny_data))
     rows = sample_rows("train", 40)
     positives = sum(int(str(row["target"])) for row in rows)
     status = str(rows[0]["status"])
-    train = prepare(config, tiny_model, {status: 0.5}, class_weights="balanced").splits["train"]
+    train = prepare(
+        config, tiny_model, group_weights={status: 0.5}, class_weights="balanced"
+    ).splits["train"]
     of_class = {0: 40 / (2 * (40 - positives)), 1: 40 / (2 * positives)}
     expected = [
         of_class[int(str(row["target"]))] * (0.5 if row["status"] == status else 1) for row in rows
     ]
     assert train.examples.weight_E.tolist() == pytest.approx(expected)
     assert len(set(expected)) > 1
-    valid = prepare(config, tiny_model, {status: 0.5}).splits["valid"]
+    valid = prepare(config, tiny_model, group_weights={status: 0.5}).splits["valid"]
     assert set(valid.examples.weight_E.tolist()) == {1.0}

@@ -12,8 +12,9 @@ from language_sets import byte_tokenizer
 from data.batches.loader import TrainLoader
 from data.config import DataConfig
 from data.errors import DataError
-from data.prepared.build import HELD_OUT, part_of
-from data.prepared.prepare import Prepared, prepare_language
+from data.prepared.build import part_of
+from data.prepared.kinds import HELD_OUT
+from data.prepared.prepare import Prepared, prepare
 
 
 def pairs(count: int, first: int = 0) -> list[dict[str, object]]:
@@ -26,7 +27,7 @@ def pairs(count: int, first: int = 0) -> list[dict[str, object]]:
 def prepared(folder: Path, **config: object) -> Prepared:
     tokenizer = byte_tokenizer(folder / "tokenizer")
     values = {"template": "plain", "seq_length": 64, "cache_dir": str(folder / "cache")} | config
-    return prepare_language(DataConfig.model_validate(values), tokenizer.path.parent)
+    return prepare(DataConfig.model_validate(values), tokenizer.path.parent, language=True)
 
 
 def questions(data: Prepared, split: str) -> list[str]:
@@ -70,7 +71,7 @@ def chats(folder: Path, rows: list[tuple[str, str]], **config: object) -> Prepar
     values = dict.fromkeys(("train", "valid", "test"), str(path))
     values |= {"cache_dir": str(folder / "cache"), "template": "chat_template"}
     settings = DataConfig.model_validate({"allow_leaks": True, "seq_length": 64} | values | config)
-    return prepare_language(settings, tokenizer.path.parent)
+    return prepare(settings, tokenizer.path.parent, language=True)
 
 
 def test_a_record_that_the_chat_template_refuses_is_a_bad_row(tmp_path):

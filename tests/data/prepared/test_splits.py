@@ -36,8 +36,9 @@ def compared(**splits: list[CodeSample]) -> SplitFacts:
     keys = {}
     for name, samples in splits.items():
         keys[name] = SplitKeys()
-        keys[name].append(samples[:1])
-        keys[name].append(samples[1:])
+        for chunk in (samples[:1], samples[1:]):
+            keys[name].append([sample.code for sample in chunk])
+            keys[name].append_groups(chunk)
     return compare_splits(splits, keys)
 
 
@@ -114,8 +115,8 @@ def test_an_allowed_leak_is_recorded_in_the_facts_of_the_run(tmp_path, tiny_mode
         write_rows(tmp_path / f"{name}.jsonl", rows)
     refusing = DataConfig(path=str(tmp_path))
     with pytest.raises(DataError, match=r"train\.jsonl:2 = test\.jsonl:2"):
-        prepare(refusing, tiny_model, {})
-    prepared = prepare(refusing.model_copy(update={"allow_leaks": True}), tiny_model, {})
+        prepare(refusing, tiny_model)
+    prepared = prepare(refusing.model_copy(update={"allow_leaks": True}), tiny_model)
     assert prepared.facts["leaks_allowed"] is True
     assert prepared.leaks == {"functions": {"train/test": 1}}
     assert prepared.sharing.examples == ["train.jsonl:2 = test.jsonl:2"]

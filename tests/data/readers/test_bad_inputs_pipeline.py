@@ -21,7 +21,7 @@ def prepared(
     write_rows(folder / "train.jsonl", train)
     for name in ("valid", "test"):
         write_rows(folder / f"{name}.jsonl", [{"code": f"{name}();", "target": 1}])
-    return prepare(DataConfig.model_validate({"path": str(folder)} | config), model, {})
+    return prepare(DataConfig.model_validate({"path": str(folder)} | config), model)
 
 
 def labelled(*pairs: tuple[str, int]) -> list[dict[str, object]]:

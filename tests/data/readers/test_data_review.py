@@ -35,7 +35,7 @@ def test_ids_above_the_number_of_tokens_are_stored_whole(tmp_path):
             {"code": f"{name} {word}", "target": n} for n, word in enumerate(words)
         ]
         write_rows(tmp_path / f"{name}.jsonl", rows)
-    prepared = prepare(DataConfig(path=str(tmp_path)), folder, {})
+    prepared = prepare(DataConfig(path=str(tmp_path)), folder)
     assert prepared.tokenizer.vocab_size > 70_000
     assert 70_000 in prepared.splits["train"].examples.tokens.tolist()
 
@@ -49,7 +49,7 @@ def test_pairs_of_files_with_one_name_are_no_common_commit(tmp_path, tiny_model)
         ]
         paths[split] = str(write_rows(tmp_path / split / "data.jsonl", rows))
     config = DataConfig(fields={"before": "before", "after": "after"}, **paths)
-    prepared = prepare(config, tiny_model, {})
+    prepared = prepare(config, tiny_model)
     assert prepared.leaks == {}
     commits = prepared.splits["train"].samples.column("commit").to_pylist()
     assert commits[0] == commits[1] != commits[2]
@@ -120,5 +120,5 @@ def test_validation_is_another_name_of_valid(tmp_path, tiny_model):
     for name in ("train", "validation", "test"):
         rows: list[dict[str, object]] = [{"code": f"{name}({n});", "target": n} for n in range(2)]
         write_rows(tmp_path / f"{name}.jsonl", rows)
-    prepared = prepare(DataConfig(path=str(tmp_path)), tiny_model, {})
+    prepared = prepare(DataConfig(path=str(tmp_path)), tiny_model)
     assert isinstance(prepared.splits["valid"].samples[0], CodeSample)

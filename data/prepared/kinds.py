@@ -1,0 +1,242 @@
+"""What differs between functions and language records on their way to a split."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.prepared.cache import code_lengths, open_split
+from data.prepared.splits import SplitKeys
+from data.readers import ReadFacts, language_paths, read_language, read_records, split_path
+from data.records import CodeSample, Conversation, Document, RecordSource
+from data.text.language import LanguageFacts, encode_language, record_text, supervised_facts
+from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_facts
+from data.text.tokenizer import CodeTokenizer
+from data.text.whitespace import collapse_damage
+
+HELD_OUT = {"valid": 0.05, "test": 0.05}
+"""Share of train's language records that a split without files of its own gets."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split is read from.
+
+    Attributes:
+        paths: Its files, in order; one for functions.
+        held_out: Splits that get a part of these files; the split itself is one of them, or gets
+            what they leave.
+    """
+
+    paths: tuple[Path, ...]
+    held_out: tuple[str, ...] = ()
+
+
+@dataclass
+class FileFacts:
+    """What a file gave to a split of language records."""
+
+    name: str
+    num_records: int = 0
+    num_examples: int = 0
+    num_tokens: int = 0
+
+
+@dataclass
+class Building:
+    """A split while it is built: what it is made from, and counts of what was read so far."""
+
+    name: str
+    folder: Path
+    source: Source
+    config: DataConfig
+    tokenizer: CodeTokenizer
+    rows: ReadFacts = field(default_factory=ReadFacts)
+    keys: SplitKeys = field(default_factory=SplitKeys)
+    files: list[FileFacts] = field(default_factory=list)
+    begins_file: bool = True
+    kinds: set[str] = field(default_factory=set)
+    num_documents: int = 0
+    num_unsupervised: int = 0
+    learns_end: bool = False
+    control_tokens: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of record; everything else about a split is the same for all kinds.
+
+    Attributes:
+        stored: Class of what is kept on disk beside the tokens.
+        paths: Files of a split.
+        read: Records of a file: path, split, settings and the facts to fill.
+        text: What a record says: leaks are found by it.
+        stored_as: What is kept of a record.
+        encode: A chunk of records to tokens.
+        add: Note a chunk in the building; the path is that of its file.
+        facts: Facts of the complete split for facts.json.
+    """
+
+    stored: type[CodeSample] | type[RecordSource]
+    paths: Callable[[DataConfig, str], Sequence[Path]]
+    read: Callable[[Path, str, DataConfig, ReadFacts], Iterator[Any]]
+    text: Callable[[Any], str]
+    stored_as: Callable[[Any], Any]
+    encode: Callable[[Sequence[Any], CodeTokenizer, DataConfig], Pieces]
+    add: Callable[[Building, Sequence[Any], Pieces], None]
+    facts: Callable[[Building], dict[str, Any]]
+
+
+def _encode_samples(
+    samples: Sequence[CodeSample], tokenizer: CodeTokenizer, config: DataConfig
+) -> Pieces:
+    return encode_functions([sample.code for sample in samples], tokenizer, config)
+
+
+def _add_samples(building: Building, samples: Sequence[CodeSample], pieces: Pieces) -> None:
+    building.keys.append_groups(samples)
+
+
+def _function_facts(building: Building) -> dict[str, Any]:
+    """Counts of a split of functions.
+
+    Raises:
+        DataError: No function is left, with the count of each reason.
+    """
+    config, rows, folder = building.config, building.rows, building.folder
+    samples, examples = open_split(folder, building.tokenizer.vocab_size, CodeSample)
+    tokens = token_facts(
+        code_lengths(folder), samples.targets, len(examples), config, building.tokenizer.num_added
+    )
+    if not tokens.num_examples:
+        raise DataError(_no_function(building.name, rows, tokens))
+    if config.normalize_whitespace == "collapse":
+        warning = collapse_damage(samples).warning()
+        rows.warnings += [warning] if warning else []
+    return {"tokens": tokens.to_json(), "cwe": building.keys.cwe_table()}
+
+
+def _no_function(name: str, rows: ReadFacts, tokens: TokenFacts) -> str:
+    reasons = f"{rows.num_empty} had no code, {rows.num_bad} were bad"
+    if rows.num_identical:
+        reasons += f", {rows.num_identical} pairs had a fix that changed nothing"
+    if tokens.num_functions:
+        reasons += (
+            f", {tokens.num_oversized} were above data.max_function_bytes, {tokens.num_long} were"
+            " dropped as longer than data.seq_length; raise it, or set data.long_functions to"
+            " truncate or window"
+        )
+    return f"{name}: no function left of {rows.num_rows} rows: {reasons}"
+
+
+def _source_of(record: Conversation | Document) -> RecordSource:
+    return RecordSource(record.id, record.origin, record.source)
+
+
+def _add_language(
+    building: Building, records: Sequence[Conversation | Document], pieces: Pieces
+) -> None:
+    building.num_documents += sum(isinstance(record, Document) for record in records)
+    building.kinds |= {"text" if isinstance(r, Document) else r.kind for r in records}
+    building.num_unsupervised += pieces.num_unsupervised
+    building.control_tokens.update(pieces.control_tokens)
+    end_id = building.tokenizer.end_id
+    building.learns_end |= bool(np.any(pieces.tokens[pieces.supervised] == end_id))
+    examples_N = np.bincount(pieces.record_E, minlength=len(records))
+    tokens_N = np.bincount(pieces.record_E, pieces.lengths_E, len(records))
+    for record, examples, tokens in zip(records, examples_N, tokens_N, strict=True):
+        if building.begins_file or record.source != building.files[-1].name:
+            building.files.append(FileFacts(record.source))
+            building.begins_file = False
+        building.files[-1].num_records += 1
+        building.files[-1].num_examples += int(examples)
+        building.files[-1].num_tokens += int(tokens)
+
+
+def _language_facts(building: Building) -> dict[str, Any]:
+    """Counts of a split of language records.
+
+    Raises:
+        DataError: No record or no target is left, with the reason and the remedy.
+    """
+    folder, config = building.folder, building.config
+    _, examples = open_split(folder, building.tokenizer.vocab_size, RecordSource)
+    pieces = Pieces(
+        examples.tokens, examples.lengths, examples.record_E, code_lengths(folder),
+        examples.supervised, building.num_unsupervised,
+    )  # fmt: skip
+    facts = supervised_facts(pieces, config, building.num_documents)
+    if not facts.num_targets:
+        raise DataError(f"{building.name}: {_nothing_learned(building, facts)}")
+    building.rows.warnings += facts.warnings
+    for warning in _warnings(building, facts):
+        building.rows.warn(warning)
+    return {
+        "tokens": facts.to_json(),
+        "kinds": sorted(building.kinds),
+        "files": [asdict(file) for file in building.files],
+    }
+
+
+def _nothing_learned(building: Building, facts: LanguageFacts) -> str:
+    rows, name = building.rows, building.name
+    if facts.num_records:
+        return (
+            f"nothing to learn is left of {facts.num_records} records:"
+            f" {facts.num_oversized} were above data.max_function_bytes, {facts.num_long} longer"
+            f" than data.seq_length ({facts.policy}), {facts.num_unsupervised} pieces held no"
+            " answer; raise data.seq_length, or set data.long_functions to window"
+        )
+    if building.source.held_out:
+        return (
+            f"none of {rows.num_rows} records of data.train fell to its held-out"
+            f" {HELD_OUT.get(name, 1):.0%}; name a file of its own by data.{name}"
+        )
+    return (
+        f"no record left of {rows.num_rows}: {rows.num_empty} were blank, {rows.num_bad} were bad"
+    )
+
+
+def _warnings(building: Building, facts: LanguageFacts) -> Iterator[str]:
+    if not building.learns_end:
+        remedy = "set data.end_token to what the template closes an answer with"
+        if facts.num_long:
+            policy = building.config.long_functions
+            remedy = f"data.long_functions={policy} cuts it off; take window, or {remedy}"
+        yield (
+            f"no target is the end token {building.tokenizer.end_token!r}, so the model does not"
+            f" learn to stop: {remedy}"
+        )
+    if building.control_tokens:
+        yield (
+            f"{building.control_tokens.total()} records write a special token of the tokenizer in"
+            f" their own text, the first one {next(iter(building.control_tokens))!r}: it acts as"
+            " the control token; remove it where it is meant as text"
+        )
+
+
+FUNCTIONS: Final = Kind(
+    stored=CodeSample,
+    paths=lambda config, split: (split_path(config, split),),
+    read=read_records,
+    text=lambda sample: str(sample.code),
+    stored_as=lambda sample: sample,
+    encode=_encode_samples,
+    add=_add_samples,
+    facts=_function_facts,
+)
+LANGUAGE: Final = Kind(
+    stored=RecordSource,
+    paths=language_paths,
+    read=read_language,
+    text=record_text,
+    stored_as=_source_of,
+    encode=encode_language,
+    add=_add_language,
+    facts=_language_facts,
+)
