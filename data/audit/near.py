@@ -6,14 +6,14 @@ Locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Data
 with 18 bands of 7 rows proposes a pair of similarity s with probability 1 - (1 - s^7)^18: 0.986 at
 0.8, 0.9999 at 0.9. Proposed pairs are verified, so none is reported that is not one.
 
-Shapes: E functions examined, of all splits; P permutations.
+Shapes: E functions examined, of all splits; P verified pairs, in signatures permutations.
 """
 
 import re
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from operator import index
 from typing import Any
 from zlib import crc32
@@ -49,17 +49,6 @@ _ODD = np.array(
 )  # fmt: skip
 
 
-@dataclass
-class _Found:
-    """Pairs as they are met."""
-
-    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)  # of split numbers
-    opposite: Counter[tuple[int, int]] = field(default_factory=Counter)
-    functions: dict[tuple[int, int], set[int]] = field(default_factory=dict)
-    best: dict[tuple[int, int], list[tuple[float, int, int]]] = field(default_factory=dict)
-    fix_pairs: Counter[int] = field(default_factory=Counter)
-
-
 @dataclass(frozen=True)
 class _Examined:
     """The functions looked at, of all splits in one row of arrays."""
@@ -69,6 +58,21 @@ class _Examined:
     digest_E: HashArray
     target_E: npt.NDArray[np.int8]
     commit_E: HashArray
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Verified pairs.
+
+    Attributes:
+        function_2P: Numbers of both functions, the earlier one first.
+        similarity_P: Jaccard similarity of their shingles.
+        is_fix_P: A function and its fix: one split and commit, opposite labels.
+    """
+
+    function_2P: npt.NDArray[np.int64]
+    similarity_P: npt.NDArray[np.float64]
+    is_fix_P: npt.NDArray[np.bool_]
 
 
 def near_duplicates(
@@ -84,24 +88,24 @@ def near_duplicates(
     """
     begin = time.perf_counter()
     places = [chosen(split, limit, seed) for split in splits]
+    parts = list(zip(splits, places, strict=True))
     examined = _Examined(
         np.repeat(np.arange(len(splits)), [len(p) for p in places]),
         np.concatenate(places),
-        np.concatenate([s.digest_N[p] for s, p in zip(splits, places, strict=True)]),
-        np.concatenate([s.target_N[p] for s, p in zip(splits, places, strict=True)]),
-        np.concatenate([s.group_N["commit"][p] for s, p in zip(splits, places, strict=True)]),
+        np.concatenate([split.digest_N[p] for split, p in parts]),
+        np.concatenate([split.target_N[p] for split, p in parts]),
+        np.concatenate([split.group_N["commit"][p] for split, p in parts]),
     )
-    found, parent = _search(splits, places, examined, show_progress)
     num = len(examined.split_E)
+    codes = (sample.code for split, p in parts for sample in records_at(split, p))
+    pairs = _search(tracked(codes, "near duplicates", num, show_progress), examined)
+    fixes = examined.split_E[pairs.function_2P[0, pairs.is_fix_P]]
     return NearFacts(
         method=METHOD,
-        examined={
-            split.name: (len(p), len(split.digest_N))
-            for split, p in zip(splits, places, strict=True)
-        },
-        pairs=_pair_facts(splits, examined, found),
-        num_fix_pairs={split.name: found.fix_pairs[i] for i, split in enumerate(splits)},
-        clusters=_clusters(parent, examined.split_E),
+        examined={split.name: (len(p), len(split.digest_N)) for split, p in parts},
+        pairs=_pair_facts(splits, examined, pairs),
+        num_fix_pairs={split.name: int((fixes == i).sum()) for i, split in enumerate(splits)},
+        clusters=_clusters(pairs.function_2P[:, ~pairs.is_fix_P], examined.split_E),
         functions_per_second=round(num / max(time.perf_counter() - begin, 1e-9), 1),
     )
 
@@ -133,24 +137,14 @@ def jaccard(one: ShingleArray, other: ShingleArray) -> float:
     return both / (len(one) + len(other) - both)
 
 
-def _search(
-    splits: Sequence[Columns],
-    places: list[npt.NDArray[np.int64]],
-    examined: _Examined,
-    show_progress: bool,
-) -> tuple[_Found, list[int]]:
+def _search(codes: Iterable[str], examined: _Examined) -> _Pairs:
+    """All pairs at or above the threshold, as far as they are proposed."""
     from datasketch import MinHash, MinHashLSH
 
-    num = len(examined.split_E)
-    codes = (
-        sample.code
-        for split, chosen_places in zip(splits, places, strict=True)
-        for sample in records_at(split, chosen_places)
-    )
     lsh = MinHashLSH(num_perm=NUM_PERM, params=(_BANDS, _ROWS))
     sets: list[ShingleArray] = []
-    signature_EP = np.zeros((num, NUM_PERM), dtype=np.uint32)
-    found, parent = _Found(), list(range(num))
+    signature_EP = np.zeros((len(examined.split_E), NUM_PERM), dtype=np.uint32)
+    found: list[tuple[int, int, float]] = []
 
     def all_shingles() -> Iterator[list[int]]:
         for code in codes:
@@ -158,16 +152,20 @@ def _search(
             yield sets[-1].tolist()
 
     stream = MinHash.generator(all_shingles(), num_perm=NUM_PERM, hashfunc=index)
-    for e, minhash in enumerate(tracked(stream, "near duplicates", num, show_progress)):
+    for e, minhash in enumerate(stream):
         if not len(sets[e]):
             continue
         signature_EP[e] = minhash.hashvalues
-        crowd = 0
-        for other, similarity in _twins(e, lsh.query(minhash), signature_EP, sets):
-            crowd += _record(e, other, similarity, examined, found, parent)
-        if crowd < _CROWD:
+        twins = list(_twins(e, lsh.query(minhash), signature_EP, sets))
+        found += [(other, e, similarity) for other, similarity in twins]
+        others = np.array([other for other, _ in twins], dtype=np.int64)
+        is_same_E = (examined.split_E[others] == examined.split_E[e]) & (
+            examined.target_E[others] == examined.target_E[e]
+        )
+        if is_same_E.sum() < _CROWD:
             lsh.insert(e, minhash, check_duplication=False)
-    return found, parent
+    one_P, other_P, similarity_P = np.array(found, dtype=np.float64).reshape(-1, 3).T
+    return _pairs(np.stack([one_P, other_P]).astype(np.int64), similarity_P, examined)
 
 
 def _twins(
@@ -182,71 +180,63 @@ def _twins(
             yield other, similarity
 
 
-def _record(
-    e: int, other: int, similarity: float, examined: _Examined, found: _Found, parent: list[int]
-) -> bool:
-    """Count a pair where it belongs; True when both are of one split and label."""
-    split, first = int(examined.split_E[e]), int(examined.split_E[other])  # first <= split
-    opposite = bool(examined.target_E[e] != examined.target_E[other])
-    commit = examined.commit_E[e]
-    if split == first and opposite and commit and commit == examined.commit_E[other]:
-        found.fix_pairs[split] += 1
-        return False
-    _union(parent, e, other)
-    if examined.digest_E[e] != examined.digest_E[other]:
-        key = (first, split)
-        found.pairs[key] += 1
-        found.opposite[key] += opposite
-        found.functions.setdefault(key, set()).update((e, other))
-        best = found.best.setdefault(key, [])
-        best.append((-similarity, other, e))
-        if len(best) > 20 * _LISTED:
-            best[:] = sorted(best)[:_LISTED]
-    return split == first and not opposite
+def _pairs(
+    function_2P: npt.NDArray[np.int64],
+    similarity_P: npt.NDArray[np.float64],
+    examined: _Examined,
+) -> _Pairs:
+    (split_P, split2_P), (target_P, target2_P), (commit_P, commit2_P) = (
+        values_E[function_2P]
+        for values_E in (examined.split_E, examined.target_E, examined.commit_E)
+    )
+    is_one_commit_P = (commit_P == commit2_P) & (commit_P != 0)
+    is_fix_P = (split_P == split2_P) & (target_P != target2_P) & is_one_commit_P
+    return _Pairs(function_2P, similarity_P, is_fix_P)
 
 
-def _pair_facts(splits: Sequence[Columns], examined: _Examined, found: _Found) -> list[NearPairs]:
-    keys = [(i, i) for i in range(len(splits))]
-    keys += [(i, j) for i in range(len(splits)) for j in range(i + 1, len(splits))]
+def _pair_facts(splits: Sequence[Columns], examined: _Examined, pairs: _Pairs) -> list[NearPairs]:
+    """Pairs within each split, then between each two; exact duplicates and fixes left out."""
+    one_P, other_P = pairs.function_2P
+    is_near_P = (examined.digest_E[one_P] != examined.digest_E[other_P]) & ~pairs.is_fix_P
+    is_opposite_P = examined.target_E[one_P] != examined.target_E[other_P]
+
+    def origin(e: int) -> str:
+        return splits[int(examined.split_E[e])].samples[int(examined.place_E[e])].origin
+
     facts = []
-    for key in keys:
-        members = np.array(sorted(found.functions.get(key, set())), dtype=np.int64)
-        names = [splits[i].name for i in dict.fromkeys(key)]
-        counts = {splits[i].name: int((examined.split_E[members] == i).sum()) for i in key}
-        examples = [
-            f"{_origin(splits, examined, one)} ~ {_origin(splits, examined, other)} ({-minus:.2f})"
-            for minus, one, other in sorted(found.best.get(key, []))[:_LISTED]
-        ]
+    numbers = range(len(splits))
+    for i, j in [*zip(numbers, numbers, strict=True), *combinations(numbers, 2)]:
+        is_here_P = (examined.split_E[one_P] == i) & (examined.split_E[other_P] == j)
+        here = np.flatnonzero(is_near_P & is_here_P)
+        # The most alike first.
+        listed = here[np.lexsort((other_P[here], one_P[here], -pairs.similarity_P[here]))][:_LISTED]
+        member_splits = examined.split_E[np.unique(pairs.function_2P[:, here])]
         facts.append(
-            NearPairs("/".join(names), found.pairs[key], found.opposite[key], counts, examples)
+            NearPairs(
+                "/".join(splits[k].name for k in dict.fromkeys((i, j))),
+                len(here),
+                int(is_opposite_P[here].sum()),
+                {splits[k].name: int((member_splits == k).sum()) for k in (i, j)},
+                [
+                    f"{origin(one_P[p])} ~ {origin(other_P[p])} ({pairs.similarity_P[p]:.2f})"
+                    for p in listed
+                ],
+            )
         )
     return facts
 
 
-def _origin(splits: Sequence[Columns], examined: _Examined, e: int) -> str:
-    samples = splits[int(examined.split_E[e])].samples
-    return samples[int(examined.place_E[e])].origin
+def _clusters(function_2P: npt.NDArray[np.int64], split_E: npt.NDArray[np.int64]) -> dict[str, int]:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-
-def _union(parent: list[int], one: int, other: int) -> None:
-    parent[_root(parent, one)] = _root(parent, other)
-
-
-def _root(parent: list[int], e: int) -> int:
-    while parent[e] != e:
-        parent[e] = parent[parent[e]]
-        e = parent[e]
-    return e
-
-
-def _clusters(parent: list[int], split_E: npt.NDArray[np.int64]) -> dict[str, int]:
-    members: dict[int, list[int]] = {}
-    for e in range(len(parent)):
-        members.setdefault(_root(parent, e), []).append(e)
-    clusters = [cluster for cluster in members.values() if len(cluster) > 1]
+    ones_P, shape = np.ones(function_2P.shape[1]), (len(split_E), len(split_E))
+    _, cluster_E = connected_components(coo_array((ones_P, tuple(function_2P)), shape))
+    sizes = np.bincount(cluster_E)
+    in_splits = np.bincount(np.unique(np.stack([cluster_E, split_E]), axis=1)[0])
     return {
-        "num_clusters": len(clusters),
-        "num_functions": sum(map(len, clusters)),
-        "largest": max(map(len, clusters), default=0),
-        "num_across_splits": sum(len(set(split_E[c].tolist())) > 1 for c in clusters),
+        "num_clusters": int((sizes > 1).sum()),
+        "num_functions": int(sizes[sizes > 1].sum()),
+        "largest": int(sizes[sizes > 1].max(initial=0)),
+        "num_across_splits": int((in_splits > 1).sum()),
     }

@@ -59,22 +59,16 @@ def telling_words(train: Columns, limit: int, seed: int, show_progress: bool) ->
     target_N = train.target_N[places].astype(np.int64)
     bits = entropy(float(target_N.mean()))
     words, held_VN = _presence(train, places, show_progress)
-    num_V = np.asarray(held_VN.sum(axis=1)).ravel()
-    frequent = np.flatnonzero(num_V >= MIN_FUNCTIONS)
-    facts = WordFacts(len(places), len(frequent), bits, 0, [])
-    if not bits or not len(frequent):
+    facts = WordFacts(len(places), len(words), bits, 0, [])
+    if not bits or not words:
         return facts
-    held_VN = held_VN[frequent]
-    commits_N = train.group_N["commit"][places]
-    found = _significant([words[v] for v in frequent], held_VN, target_N, commits_N)
-    return WordFacts(len(places), len(frequent), bits, len(found), found[:_SHOWN])
+    found = _significant(words, held_VN, target_N, train.group_N["commit"][places])
+    return replace(facts, num_telling=len(found), words=found[:_SHOWN])
 
 
 def entropy(share: float) -> float:
     """Bits of a yes/no variable."""
-    parts = np.array([share, 1.0 - share])
-    parts = parts[parts > 0]
-    return float(-(parts * np.log2(parts)).sum())
+    return float(_entropy([share, 1.0 - share]))
 
 
 def information(
@@ -84,24 +78,18 @@ def information(
     num_negative: int,
 ) -> npt.NDArray[np.float64]:
     """Mutual information in bits of presence and label, from the functions that hold each word."""
-    num = num_positive + num_negative
-    cells_4V = np.array(
-        [positive_V, negative_V, num_positive - positive_V, num_negative - negative_V],
-        dtype=np.float64,
-    )
-    held_V = cells_4V[0] + cells_4V[1]
-    expected_4V = np.array(
-        [
-            held_V * num_positive,
-            held_V * num_negative,
-            (num - held_V) * num_positive,
-            (num - held_V) * num_negative,
-        ]
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms_4V = cells_4V / num * np.log2(cells_4V * num / expected_4V)
-    total_V: npt.NDArray[np.float64] = np.nan_to_num(terms_4V, nan=0.0).sum(axis=0)
-    return total_V.clip(min=0.0)
+    held_V, num = positive_V + negative_V, num_positive + num_negative
+    joint_4V = [positive_V, negative_V, num_positive - positive_V, num_negative - negative_V]
+    label = entropy(num_positive / num)
+    total_V: npt.NDArray[np.float64] = _entropy([held_V, num - held_V]) - _entropy(joint_4V)
+    return (total_V + label).clip(min=0.0)
+
+
+def _entropy(counts: npt.ArrayLike) -> Any:
+    """Bits of each column of counts."""
+    from scipy.stats import entropy as entropy_of
+
+    return entropy_of(counts, base=2, axis=0)
 
 
 def features(sample: CodeSample) -> Iterator[tuple[str, str]]:
@@ -143,19 +131,20 @@ def _own_name(code: str) -> str:
 def _presence(
     train: Columns, places: npt.NDArray[np.int64], show_progress: bool
 ) -> tuple[list[tuple[str, str]], Any]:
-    """All words, and the sparse matrix (V, N) of who holds which."""
-    from scipy.sparse import csr_matrix
+    """Words of at least MIN_FUNCTIONS, and the sparse matrix (V, N) of who holds which."""
+    from sklearn.feature_extraction.text import CountVectorizer
 
-    ids: dict[tuple[str, str], int] = {}
-    rows: list[npt.NDArray[np.int32]] = []
-    records = records_at(train, places)
-    for sample in tracked(records, "words", len(places), show_progress):
-        row = {ids.setdefault(feature, len(ids)) for feature in features(sample)}
-        rows.append(np.fromiter(row, dtype=np.int32, count=len(row)))
-    starts = np.cumsum([0, *map(len, rows)])
-    flat = np.concatenate(rows)
-    held_NV = csr_matrix((np.ones(len(flat), np.int32), flat, starts), (len(rows), len(ids)))
-    return list(ids), held_NV.T.tocsr()
+    counter = CountVectorizer(analyzer=features, binary=True, dtype=np.int32)
+    records = tracked(records_at(train, places), "words", len(places), show_progress)
+    try:
+        held_NV = counter.fit_transform(records)
+    except ValueError as error:
+        if "empty vocabulary" not in str(error):
+            raise
+        return [], None
+    frequent = np.flatnonzero(held_NV.getnnz(axis=0) >= MIN_FUNCTIONS)
+    words = sorted(counter.vocabulary_)
+    return [words[v] for v in frequent], held_NV[:, frequent].T.tocsr()
 
 
 def _significant(
@@ -165,38 +154,37 @@ def _significant(
     commits_N: HashArray,
 ) -> list[TellingWord]:
     """The words beyond chance, most telling first."""
-    positive_V = np.asarray(held_VN @ target_N).ravel()
-    negative_V = np.asarray(held_VN.sum(axis=1)).ravel() - positive_V
-    num_positive = int(target_N.sum())
-    num_negative = len(target_N) - num_positive
-    bits_V = information(positive_V, negative_V, num_positive, num_negative)
+    positive_V, held_V = held_VN @ target_N, held_VN.getnnz(axis=1)
+    num, num_positive = len(target_N), int(target_N.sum())
+    bits_V = information(positive_V, held_V - positive_V, num_positive, num - num_positive)
     known_V = np.array([is_known(word) for _, word in words])
     order = np.argsort(-bits_V, kind="stable")
-    tested = [*order[:_TESTED], *(v for v in order[_TESTED:] if known_V[v])]
-    limit = CARRIES_SHARE * entropy(num_positive / len(target_N))
+    tested_T = order[(np.arange(len(order)) < _TESTED) | known_V[order]]
+    p_T = _fisher(positive_V[tested_T], held_V[tested_T], num_positive, num)
+    num_tests_T = np.where(known_V[tested_T], known_V.sum(), len(words))
+    limit = CARRIES_SHARE * entropy(num_positive / num)
     found: dict[tuple[str, bytes], TellingWord] = {}
-    for v in tested:
-        num_held = int(positive_V[v] + negative_V[v])
-        p_value = _fisher(int(positive_V[v]), num_held, num_positive, len(target_N))
-        tests = int(known_V.sum()) if known_V[v] else len(words)
-        holders = np.sort(held_VN[v].indices)
-        if p_value * tests > ALPHA or not _widespread(commits_N[holders]):
-            continue
-        recall, alarm = positive_V[v] / num_positive, negative_V[v] / num_negative
-        accuracy = 0.5 + abs(recall - alarm) / 2
+    for t in np.flatnonzero(p_T * num_tests_T <= ALPHA):
+        v = tested_T[t]
         place, word = words[v]
+        holders = np.sort(held_VN[[v]].indices)
+        if not _widespread(commits_N[holders]):
+            continue
         same = found.get((place, holders.tobytes()))
         if same is not None:
             found[(place, holders.tobytes())] = _joined(same, word)
             continue
+        positive, negative = int(positive_V[v]), int(held_V[v] - positive_V[v])
+        recall, alarm = positive / num_positive, negative / (num - num_positive)
+        accuracy = 0.5 + abs(recall - alarm) / 2
         found[(place, holders.tobytes())] = TellingWord(
             words=[word],
             place=place,
-            num_positive=int(positive_V[v]),
-            num_negative=int(negative_V[v]),
+            num_positive=positive,
+            num_negative=negative,
             bits=float(bits_V[v]),
-            balanced_accuracy=float(accuracy),
-            p_value=p_value,
+            balanced_accuracy=accuracy,
+            p_value=float(p_T[t]),
             is_known=bool(known_V[v]),
             carries_label=bool(accuracy >= CARRIES_ACCURACY or bits_V[v] >= limit),
         )
@@ -214,13 +202,13 @@ def is_known(word: str) -> bool:
     return word in KNOWN or _KNOWN_NUMBER.fullmatch(word) is not None
 
 
-def _fisher(num_positive_held: int, num_held: int, num_positive: int, num: int) -> float:
+def _fisher(positive_held: Any, num_held: Any, num_positive: int, num: int) -> Any:
     """Twice the smaller tail of the hypergeometric distribution."""
     from scipy.stats import hypergeom
 
-    upper = hypergeom.sf(num_positive_held - 1, num, num_positive, num_held)
-    lower = hypergeom.cdf(num_positive_held, num, num_positive, num_held)
-    return float(min(1.0, 2 * min(upper, lower)))
+    upper = hypergeom.sf(positive_held - 1, num, num_positive, num_held)
+    lower = hypergeom.cdf(positive_held, num, num_positive, num_held)
+    return np.minimum(1.0, 2 * np.minimum(upper, lower))
 
 
 def _widespread(commits: HashArray) -> bool:

@@ -168,6 +168,24 @@ def test_a_function_and_its_fix_are_no_duplicates_inside_one_split_only():
     assert (found["train/test"].num_pairs, found["train/test"].num_opposite) == (1, 1)
 
 
+def test_a_pair_at_exactly_the_threshold_is_reported():
+    codes = [" ".join(f"w{n}" for n in range(12)) + f" {last}" for last in ("one", "other")]
+    # Thirteen tokens make nine runs of five, of which all but the last are in both: 8 of 10.
+    assert jaccard(*map(shingles, codes)) == THRESHOLD == 8 / 10
+    (pair,) = search(train=[CodeSample(c, c, 0, f"train:{n}") for n, c in enumerate(codes)]).pairs
+    assert (pair.num_pairs, pair.examples) == (1, ["train:0 ~ train:1 (0.80)"])
+
+
+def test_clusters_join_chains_of_pairs_but_not_a_function_and_its_fix():
+    train, test = random_split("train", 20, 1), random_split("test", 20, 2)
+    train[1] = edited(train[0], target=1 - train[0].target)  # its fix
+    train[3] = dataclasses.replace(train[2], commit="copy")
+    test[1] = edited(train[3], commit="twin")  # a twin of 2 and 3
+    assert search(train=train, test=test).clusters == {
+        "num_clusters": 1, "num_functions": 3, "largest": 3, "num_across_splits": 1
+    }  # fmt: skip
+
+
 def test_no_pair_is_reported_or_missed_where_every_pair_is_compared():
     rng = np.random.default_rng(5)
     samples = random_split("train", 40, 3)
