@@ -4,7 +4,6 @@ Writes a plain transformers folder (RUN/merged) and prints how far its logits di
 the trained model.
 """
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -31,23 +30,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _merge(given: Namespace) -> None:
-    from trainer.config.recipe import load_run_config
-    from trainer.run.preparation import prepare_run
+    from trainer.run.finished import merge_run
 
-    run, target = given.run, given.output or given.run / "merged"
-    here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved
-    config = load_run_config(run / "config.yaml", [here])
-    prepared = prepare_run(config)
-
-    from trainer.run.merge import merge_run
-
-    drift = merge_run(config, prepared, target.resolve(), given.onto)
-    print(
-        f"{target}: merged onto the {drift['onto']} base; logits of {drift['num_functions']}"
-        f" validation functions move by {drift['max_logit_difference']:.2e} at most,"
-        f" {drift['mean_logit_difference']:.2e} on average (largest logit"
-        f" {drift['largest_logit']:.2f})"
-    )
+    merge_run(given.run, given.output or given.run / "merged", given.onto)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ _TOKENIZER_FILES = (
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
 
 
-def merge_run(config: RunConfig, prepared: Prepared, target: Path, onto: str) -> dict[str, Any]:
+def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str) -> dict[str, Any]:
     """Write the merged model and its tokenizer as a plain transformers folder.
 
     Args:

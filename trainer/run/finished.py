@@ -1,0 +1,73 @@
+"""What the commands do with a finished run; torch is imported only after its input is sound."""
+
+import json
+import re
+from pathlib import Path
+
+from data.errors import DataError
+from data.prepared.prepare import Prepared, sources_digest
+from data.readers import named_files
+from trainer.config.recipe import load_run_config
+from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError
+from trainer.run.preparation import prepare_run
+
+
+def evaluate_run(run: Path, file: Path, name: str | None) -> None:
+    """Score a file with a finished run; write report/NAME.* and print its table.
+
+    Args:
+        run: Run folder.
+        file: Any value of data.test.
+        name: Name of the report; None: the file's name up to its first dot.
+
+    Raises:
+        ConfigError: The name is not one, or it belongs to the run's own test file.
+        DataError: The file cannot be read.
+        ModelError: The run has no validated checkpoint.
+    """
+    name = name or file.name.partition(".")[0]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
+    config = _recipe_of(run)
+    if not config.is_language and not file.exists():
+        raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
+    paths = named_files(file, "FILE") if config.is_language else [file]
+    prepared = prepare_run(config)
+    if name == "test" and not _is_test_split(paths, prepared):
+        raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
+
+    from trainer.run.saved_run import evaluate_files
+
+    evaluate_files(config, prepared, paths, name, file.name)
+
+
+def merge_run(run: Path, target: Path, onto: str) -> None:
+    """Merge the adapter of a finished run into its base and print how far the logits move.
+
+    Raises:
+        ConfigError: The target exists, or the method cannot be merged.
+        ModelError: The run has no validated checkpoint, or the base does not load.
+    """
+    config = _recipe_of(run)
+    prepared = prepare_run(config)
+
+    from trainer.run.merge import merge_adapter
+
+    drift = merge_adapter(config, prepared, target.resolve(), onto)
+    print(
+        f"{target}: merged onto the {drift['onto']} base; logits of {drift['num_functions']}"
+        f" validation functions move by {drift['max_logit_difference']:.2e} at most,"
+        f" {drift['mean_logit_difference']:.2e} on average (largest logit"
+        f" {drift['largest_logit']:.2f})"
+    )
+
+
+def _recipe_of(run: Path) -> RunConfig:
+    here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved
+    return load_run_config(run / "config.yaml", [here])
+
+
+def _is_test_split(paths: list[Path], prepared: Prepared) -> bool:
+    is_held_out = "test" in prepared.facts.get("held_out", {})
+    return not is_held_out and sources_digest(paths) == prepared.digests["test"]
