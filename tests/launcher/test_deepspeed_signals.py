@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from launched import marked, wait_until
+from psutil import Process
 
-from trainer.processes.launchers import is_abandoned, is_launcher, launchers
+from trainer.processes.launchers import is_abandoned, is_launcher, nearest_launchers
 from trainer.run_folder.metrics import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -85,9 +86,9 @@ def test_a_launcher_is_missed_when_it_ends(tmp_path):
     program.write_text("import time; time.sleep(60)")
     sleeper = subprocess.Popen([sys.executable, str(program)])
     try:
-        wait_until(lambda: launchers(sleeper.pid), 10, "a command line")
-        found = launchers(sleeper.pid)
-        assert found[0][0] == sleeper.pid
+        wait_until(lambda: nearest_launchers([Process(sleeper.pid)]), 10, "a command line")
+        found = nearest_launchers([Process(sleeper.pid)])
+        assert found[0].pid == sleeper.pid
         assert not is_abandoned(found)
         sleeper.kill()
         wait_until(lambda: is_abandoned(found), 10, "the end to be seen")  # as a zombie, too
@@ -100,7 +101,7 @@ def test_a_launcher_is_missed_when_it_ends(tmp_path):
 def test_a_shell_is_no_launcher():
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        assert launchers(sleeper.pid) == []
+        assert nearest_launchers([Process(sleeper.pid)]) == []
     finally:
         sleeper.kill()
         sleeper.wait()

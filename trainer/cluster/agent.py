@@ -1,7 +1,7 @@
-"""The part of the preflight that runs on every node: lines of JSON in, lines of JSON out.
+"""The doctor's agent on every node: it reads requests and writes answers, a line of JSON each.
 
 Nothing arrives on the command line, so no shell sees a host name or an argument. Answers begin with
-MARK, as a login script may print anything before them.
+MARK, because a login script may print other lines before them.
 """
 
 import json
@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from trainer.cluster.facts import ROOT, nearest_folder, node_facts
+from trainer.cluster.facts import ROOT, nearest_folder, node_facts, recipe_digest, shows_text
+from trainer.config.recipe import load_run_config
 
 MARK = "focaltune-node "
 _ROUND_TRIPS = 40
@@ -24,7 +25,7 @@ _CONNECT_SECONDS = 3.0
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until their end; a request that fails is answered with its error."""
+    """Answer requests until they end; the answer to a request that fails is its error."""
     for line in requests:
         request = json.loads(line)
         action = ACTIONS[request.pop("do")]
@@ -39,23 +40,24 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 def introduce(
     folder: str, hosts: list[str], recipe: str | None, overrides: list[str], port: int | None
 ) -> dict[str, Any]:
-    """Facts, the recipe as it reads here, names that are not known here, whether a port is free.
+    """Facts, digest of the recipe, hosts that are unknown here, whether a port is free.
 
     Args:
         folder: The command's working folder, where relative paths start.
-        hosts: Of the hostfile.
-        recipe, overrides: As given to the command; None without one.
-        port: Of the master, on the node that is to be it; None elsewhere.
+        hosts: All hosts of the hostfile.
+        recipe, overrides: From the command line; None without a recipe.
+        port: The master's port, on the node that will be master; None elsewhere.
     """
     problems = []
     if Path(folder).is_dir():
         os.chdir(folder)
     else:
-        problems.append(f"the working folder {folder} is not there")
+        problems.append(f"the working folder {folder} does not exist")
     digest, run_folder = "", None
     if recipe is not None:
         try:
-            digest, run_folder = recipe_digest(Path(recipe), overrides)
+            config = load_run_config(Path(recipe), overrides)
+            digest, run_folder = recipe_digest(config), config.output_dir
         except ValueError as error:
             problems.append(f"the recipe cannot run here: {error}")
     return {
@@ -68,35 +70,10 @@ def introduce(
     }
 
 
-def recipe_digest(recipe: Path, overrides: list[str]) -> tuple[str, Path]:
-    """Digest of a recipe with every default filled in, and its run folder.
-
-    Raises:
-        ConfigError: It cannot run as it reads here, e.g. the model's folder is not on this node.
-    """
-    import hashlib
-
-    from trainer.config.recipe import load_run_config
-
-    config = load_run_config(recipe, overrides)
-    text = json.dumps(config.to_json(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12], config.output_dir
-
-
 def look(path: str, text: str) -> dict[str, Any]:
-    """Whether a file holds a text here: on a shared folder, what the other node wrote.
-
-    A network file system may show a new file late; it is waited for.
-    """
-    deadline = time.monotonic() + 2.0
-    while time.monotonic() < deadline:
-        try:
-            if Path(path).read_text(encoding="utf-8") == text:
-                return {"is_seen": True, "is_writable": _is_writable(path)}
-        except OSError:
-            pass
-        time.sleep(0.1)
-    return {"is_seen": False, "is_writable": _is_writable(path)}
+    """Whether this node sees the file that another node wrote into a shared folder."""
+    is_writable = os.access(nearest_folder(Path(path).parent), os.W_OK | os.X_OK)
+    return {"is_seen": shows_text(Path(path), text, seconds=2.0), "is_writable": is_writable}
 
 
 def tell_time() -> dict[str, Any]:
@@ -105,7 +82,7 @@ def tell_time() -> dict[str, Any]:
 
 
 def listen() -> dict[str, Any]:
-    """Open a port that measures with one caller."""
+    """Open a port for one caller of `measure`."""
     server = socket.create_server(("", 0))
     server.settimeout(30)
     threading.Thread(target=_echo, args=(server,), daemon=True).start()
@@ -143,19 +120,19 @@ ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
 
 
 def command() -> list[str]:
-    """How this program is started, here and, at the same paths, on every node."""
+    """The command that starts the agent, at the same paths on every node."""
     return [sys.executable, str(ROOT / "launcher" / "doctor.py"), "--node"]
 
 
 def _echo(server: socket.socket) -> None:
-    """Answer every question mark; the zeros between are weight."""
+    """Answer every question mark; the zeros between them are payload."""
     try:
         link, _ = server.accept()
         with server, link:
             while received := link.recv(1 << 20):
                 for _ in range(received.count(b"?")):
                     link.sendall(b"!")
-    except OSError:  # the caller is gone: it tells its own story
+    except OSError:  # the caller has ended and reports its own error
         return
 
 
@@ -175,7 +152,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _is_writable(path: str) -> bool:
-    return os.access(nearest_folder(Path(path).parent), os.W_OK | os.X_OK)

@@ -1,8 +1,9 @@
-"""What a machine can say about itself in a second, without torch unless it has a GPU."""
+"""Facts of this machine, found in a second, without torch unless it has a GPU."""
 
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -11,10 +12,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
+from pydantic import TypeAdapter
+
+from trainer.config.sections import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -39,22 +47,21 @@ class Gpu:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What one machine says; empty where it cannot tell.
+    """Facts of one machine; a field is empty where its fact is unknown.
 
     Attributes:
-        host: Its own name for itself.
-        machine: The same for two names of one machine.
+        host: The machine's own name.
+        machine: Identifies the machine, whichever of its names was used.
         python: Version.
         versions: Package -> version; "-" where it is not installed.
         code: Digest of the project's sources and presets.
-        cuda_build: CUDA version torch was built for; "" of a build without.
-        architectures: GPU architectures torch was built for; asked only where there is a GPU.
-        gpus: All of them, whatever CUDA_VISIBLE_DEVICES says.
-        num_cores: This process may use.
-        free_memory_bytes, free_shm_bytes, free_disk_bytes: Disk of the run folder.
+        cuda_build: CUDA version of the torch build; "" for a build without CUDA.
+        architectures: GPU architectures of the torch build; read only where there is a GPU.
+        gpus: All GPUs, whatever CUDA_VISIBLE_DEVICES says.
+        num_cores: Cores that this process may use.
+        free_disk_bytes: On the disk of the run folder.
         open_files: Soft limit.
-        locked_memory_bytes: Soft limit; -1 is none.
-        has_infiniband, has_compiler, has_flash_attention: What they say.
+        locked_memory_bytes: Soft limit; -1 means no limit.
     """
 
     host: str = ""
@@ -81,22 +88,15 @@ class NodeFacts:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "NodeFacts":
-        """Of another machine, whose code may be older or newer than this one's."""
-        known = {item.name for item in fields(cls)}
-        taken = {name: value for name, value in values.items() if name in known}
-        gpus = [
-            Gpu(**gpu | {"compute_capability": tuple(gpu["compute_capability"])})
-            for gpu in taken.get("gpus", [])
-        ]
-        taken["architectures"] = tuple(taken.get("architectures", ()))
-        return cls(**taken | {"gpus": tuple(gpus)})
+        """Facts from another machine; its code may be older or newer, so unknown keys are left."""
+        return TypeAdapter(cls).validate_python(values)
 
 
 def node_facts(run_folder: Path | None = None) -> NodeFacts:
     """Everything about this machine.
 
     Args:
-        run_folder: Whose disk is asked for free space; it need not exist. None: the repository.
+        run_folder: Free space is measured on its disk; it need not exist. None: the repository.
     """
     gpus = read_gpus()
     return NodeFacts(
@@ -109,7 +109,7 @@ def node_facts(run_folder: Path | None = None) -> NodeFacts:
         architectures=_architectures() if gpus else (),
         gpus=gpus,
         num_cores=len(os.sched_getaffinity(0)),
-        free_memory_bytes=_available_memory(),
+        free_memory_bytes=psutil.virtual_memory().available,
         free_shm_bytes=_free_bytes(Path("/dev/shm")),
         free_disk_bytes=_free_bytes(nearest_folder(run_folder or ROOT)),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -121,12 +121,18 @@ def node_facts(run_folder: Path | None = None) -> NodeFacts:
 
 
 def machine_id() -> str:
-    """The same for two names of one machine, and for no two machines."""
+    """Identifies a machine whichever of its names is used; no two machines share it."""
     return f"{_text('/proc/sys/kernel/random/boot_id')} {socket.gethostname()}"
 
 
+def recipe_digest(config: RunConfig) -> str:
+    """The first 12 digits of the sha256 of a recipe with every default filled in."""
+    text = json.dumps(config.to_json(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def package_versions() -> dict[str, str]:
-    """Package -> version of what decides a run's numbers."""
+    """Package -> version, of the packages that decide a run's numbers."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -141,7 +147,7 @@ def code_digest() -> str:
 
 
 def read_gpus() -> tuple[Gpu, ...]:
-    """GPUs by nvidia-smi, which needs neither torch nor a CUDA context; none where it is absent."""
+    """GPUs from nvidia-smi, which needs neither torch nor a CUDA context; () where it is absent."""
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
     try:
         answered = subprocess.run(
@@ -181,8 +187,21 @@ def nearest_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
+def shows_text(path: Path, text: str, seconds: float) -> bool:
+    """Whether a file holds a text within a time: a network file system may show a file late."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(OSError):
+            os.listdir(path.parent)  # asks the server again where a client has cached the folder
+            if path.read_text(encoding="utf-8") == text:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
 def _architectures() -> tuple[str, ...]:
-    """Asked of a process of its own: torch must not open a CUDA context here."""
+    """Read in a separate process: torch must not open a CUDA context here."""
     code = "import torch; print(*torch.cuda.get_arch_list())"
     answered = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
@@ -202,14 +221,6 @@ def _text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-
-
-def _available_memory() -> int:
-    for line in _text("/proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return 0
 
 
 def _free_bytes(folder: Path) -> int:

@@ -1,21 +1,26 @@
-"""Before the model is loaded: do all ranks run the same thing, and is each where it should be?
+"""Check before the model loads that all ranks run the same code and recipe on their own devices.
 
-The cheap part of the preflight, over the process group itself, so that every launcher has it.
+It needs only the process group, so every launcher has it.
 """
 
-import hashlib
 import json
-import os
 import platform
 import socket
-import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.cluster.checks import Check, differences
-from trainer.cluster.facts import Gpu, NodeFacts, code_digest, machine_id, package_versions
+from trainer.cluster.facts import (
+    Gpu,
+    NodeFacts,
+    code_digest,
+    machine_id,
+    package_versions,
+    recipe_digest,
+    shows_text,
+)
 from trainer.config.sections import RunConfig
 from trainer.errors import MachineError
 from trainer.processes.distributed import Ranks, agreed
@@ -28,10 +33,10 @@ _PROBE_SECONDS = 5.0  # a network file system may show a new file late
 
 
 def call_the_roll(config: RunConfig, ranks: Ranks) -> None:
-    """Compare what every rank says about itself; all ranks end alike.
+    """Compare the facts of all ranks; all ranks end alike.
 
     Raises:
-        MachineError: What differs, with the odd host, and ranks that share a device; on every rank.
+        MachineError: Facts differ, or ranks share a device; on every rank, naming the hosts.
     """
     if ranks.world_size == 1:
         return
@@ -50,20 +55,18 @@ def check_shared_folder(folder: Path, ranks: Ranks) -> None:
 
     Args:
         folder: The run folder, which rank 0 has made.
-        ranks: All are asked.
+        ranks: All ranks call this together.
 
     Raises:
-        MachineError: With the hosts that do not; on every rank.
+        MachineError: Some do not, naming their hosts; on every rank.
     """
     if ranks.world_size == 1:
         return
     token, probe = uuid.uuid4().hex, folder / _PROBE
     agreed(ranks, lambda: probe.write_text(token, encoding="utf-8") if ranks.is_main else 0)
     answers = gather({"token": token}, ranks)
-    seen = gather(
-        {"host": socket.gethostname(), "is_seen": _sees(probe, answers[0]["token"])},
-        ranks,
-    )
+    is_seen = shows_text(probe, answers[0]["token"], _PROBE_SECONDS)
+    seen = gather({"host": socket.gethostname(), "is_seen": is_seen}, ranks)
     if ranks.is_main:
         probe.unlink(missing_ok=True)
     blind = sorted({answer["host"] for answer in seen if not answer["is_seen"]})
@@ -75,7 +78,7 @@ def check_shared_folder(folder: Path, ranks: Ranks) -> None:
 
 
 def roll_faults(answers: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """What is wrong with ranks, from their answers in order of rank."""
+    """Faults of the ranks, from their answers in order of rank."""
     names: dict[str, str] = {}
     nodes: dict[str, NodeFacts] = {}
     recipes: dict[str, str] = {}
@@ -96,7 +99,7 @@ def roll_faults(answers: Sequence[Mapping[str, Any]]) -> list[Check]:
 
 
 def gather(values: Mapping[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
-    """Every rank's plain values, in order of rank, on every rank; JSON, as pickle is not ours."""
+    """Every rank's plain values, in order of rank, on every rank; as JSON, never pickle."""
     import torch
     import torch.distributed as dist
 
@@ -126,28 +129,13 @@ def _answer(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
         cuda_build=torch.version.cuda or "",
         gpus=gpus,
     )
-    recipe = json.dumps(config.to_json(), sort_keys=True).encode()
     return {
         "facts": facts.to_json(),
-        "recipe": hashlib.sha256(recipe).hexdigest()[:12],
+        "recipe": recipe_digest(config),
         "local_rank": ranks.local_rank,
     }
 
 
 def _new_name(host: str, taken: Collection[str]) -> str:
-    """A host's name, or a second one where two machines say the same."""
+    """A host's name, numbered where another machine has the same name."""
     return host if host not in taken else f"{host} ({len(taken) + 1})"
-
-
-def _sees(path: Path, token: str) -> bool:
-    deadline = time.monotonic() + _PROBE_SECONDS
-    while True:
-        try:
-            os.listdir(path.parent)  # asks the server again where a client has cached the folder
-            if path.read_text(encoding="utf-8") == token:
-                return True
-        except OSError:
-            pass
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)

@@ -3,7 +3,11 @@
 import os
 import select
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
+from typing import TypeAlias
+
+from psutil import STATUS_ZOMBIE, Error, Process
 
 _PROGRAMS = frozenset({"deepspeed", "mpirun", "prterun", "prted", "orted", "torchrun"})
 _MODULES = ("deepspeed.launcher.", "torch.distributed.run", "torch.distributed.launch")
@@ -13,43 +17,30 @@ _OURS = tuple(
 )
 _WITH_VALUE = ("-X", "-W")  # of Python's own options
 
-Launcher = tuple[int, str]  # process id and start time
-
-
-def launchers(pid: int) -> list[Launcher]:
-    """The launchers from a process upwards, the nearest first, up to what is none."""
-    found = []
-    while pid > 1:
-        try:
-            parent, started = _parent_and_start(pid)
-            if not is_launcher(command_line(pid), folder_of(pid)):
-                break
-        except OSError:
-            break
-        found.append((pid, started))
-        pid = parent
-    return found
-
-
-def ancestors() -> Iterator[int]:
-    """The processes above this one, the nearest first, as far as they can be read."""
-    pid = os.getppid()
-    while pid > 0:
-        try:
-            parent, _ = _parent_and_start(pid)
-        except OSError:
-            return
-        yield pid
-        pid = parent
+Launcher: TypeAlias = Process
 
 
 def launchers_above() -> list[Launcher]:
-    """Those of this process: to be asked for at its beginning, while they live."""
-    return launchers(os.getppid())
+    """The launchers of this process, the nearest first; call it at the start, while they live."""
+    return nearest_launchers(ancestors())
+
+
+def nearest_launchers(processes: Sequence[Launcher]) -> list[Launcher]:
+    """The launchers among processes, up to the first that is not one."""
+    return list(takewhile(lambda one: is_launcher(command_line(one), folder_of(one)), processes))
+
+
+def ancestors() -> list[Launcher]:
+    """The processes above this one, the nearest first; empty where they cannot be read."""
+    try:
+        found: list[Launcher] = Process().parents()
+    except Error:
+        return []
+    return found
 
 
 def is_launcher(words: Sequence[str], folder: Path) -> bool:
-    """Whether a command line, given in a folder, starts ranks and has to outlive them."""
+    """Whether a command line in a working folder starts ranks and has to outlive them."""
     program, *arguments = words or [""]
     if not Path(program).name.startswith("python"):
         return Path(program).name in _PROGRAMS
@@ -62,12 +53,11 @@ def is_launcher(words: Sequence[str], folder: Path) -> bool:
 
 def is_abandoned(above: Sequence[Launcher]) -> bool:
     """True once a launcher has ended, or nobody reads what it and its ranks print."""
-    for pid, started in above:
-        try:
-            if _parent_and_start(pid)[1] != started:
-                return True
-        except OSError:
+    try:
+        if not all(one.is_running() and one.status() != STATUS_ZOMBIE for one in above):
             return True
+    except Error:
+        return True
     printed = select.poll()
     for stream in (1, 2):
         printed.register(stream, 0)  # errors are reported unasked
@@ -75,7 +65,7 @@ def is_abandoned(above: Sequence[Launcher]) -> bool:
 
 
 def _without_options(arguments: Sequence[str]) -> Iterator[str]:
-    """The words of an interpreter but its options; -c and - are programs without a name."""
+    """The interpreter's words without its options; -c and - are programs without a name."""
     words = iter(arguments)
     for word in words:
         if word in _WITH_VALUE:
@@ -86,30 +76,17 @@ def _without_options(arguments: Sequence[str]) -> Iterator[str]:
             return
 
 
-def command_line(pid: int) -> list[str]:
-    """The words of a process; one empty word where it has ended or is of another user."""
+def command_line(process: Launcher) -> list[str]:
+    """The words of a process; one empty word where they cannot be read."""
     try:
-        text = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return process.cmdline() or [""]
+    except Error:
         return [""]
-    return text.rstrip("\0").split("\0")
 
 
-def folder_of(pid: int) -> Path:
-    """Where a process works; this one's own folder where that cannot be read."""
+def folder_of(process: Launcher) -> Path:
+    """The working folder of a process; this one's own where it cannot be read."""
     try:
-        return Path(f"/proc/{pid}/cwd").readlink()
-    except OSError:
+        return Path(process.cwd())
+    except Error:
         return Path()
-
-
-def _parent_and_start(pid: int) -> Launcher:
-    """The parent's id, and the start in clock ticks, which tells a process from a later namesake.
-
-    Raises:
-        OSError: It has ended, or is a zombie.
-    """
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    if fields[0] in "ZX":
-        raise ProcessLookupError(pid)
-    return int(fields[1]), fields[19]

@@ -1,4 +1,4 @@
-"""What all ranks agree on once a step: go on, save and stop (code 75), or stop as diverged."""
+"""Once a step all ranks agree: go on, save and stop (code 75), or stop as diverged."""
 
 import signal
 import time
@@ -23,7 +23,7 @@ _SAME_REQUEST = 1.0  # seconds in which no person repeats SIGINT
 
 
 class Agreed(IntEnum):
-    """The worst that a rank knows is what all ranks do."""
+    """What all ranks do: the most severe action that any rank requests."""
 
     GO_ON = 0
     ABANDONED = 1
@@ -32,17 +32,16 @@ class Agreed(IntEnum):
 
 
 class StopRequest:
-    """Collects the reasons of this rank to stop and asks the others once a step.
+    """Collects this rank's reasons to stop and compares them with the other ranks once a step.
 
-    A signal is one, and so is a launcher that is gone: `deepspeed` dies of SIGTERM without a word
-    to its ranks. The question travels over the host (gloo), so that it never waits for a GPU.
-    Schedulers and launchers send the same signal to one rank more than once, so a repeated one is
-    the same request; only SIGINT again, a second later or more, is a person who does not want to
-    wait for the save, and ends at once.
+    A reason is a signal, or a launcher that has ended: SIGTERM ends `deepspeed` without notice to
+    its ranks. Ranks compare over the host (gloo), so they never wait for a GPU. Schedulers and
+    launchers send one signal several times, so a repeated signal is the same request. Only SIGINT
+    repeated after a second or more ends the process at once: a person does not want to wait.
 
     Args:
-        ranks: Who is asked.
-        above: This process's launchers, as they were at its beginning.
+        ranks: The ranks that must agree.
+        above: This process's launchers at its start.
     """
 
     def __init__(self, ranks: Ranks, above: Sequence[Launcher]) -> None:
@@ -56,24 +55,24 @@ class StopRequest:
             number: signal.signal(number, self._receive) for number in _SIGNALS
         }
 
-    def error(self, agreed: Agreed, told: str) -> StoppedError:
-        """What ends this rank, once all of them stop."""
+    def error(self, agreed: Agreed, progress: str) -> StoppedError:
+        """The error that ends this rank once all ranks stop; its message ends with `progress`."""
         if agreed is Agreed.ABANDONED:
-            return AbandonedError(f"the launcher is gone: {told}")
+            return AbandonedError(f"the launcher is gone: {progress}")
         who = self.received.name if self.received else "a signal to another rank"
-        return StoppedError(f"{who}: {told}")
+        return StoppedError(f"{who}: {progress}")
 
     @contextmanager
-    def between_batches(self, model: nn.Module, told: str) -> Iterator[None]:
-        """Ask the others before every forward pass, of which all ranks make the same number.
+    def between_batches(self, model: nn.Module, progress: str) -> Iterator[None]:
+        """Let ranks agree before every forward pass; all ranks make the same number of passes.
 
         Raises:
-            StoppedError: The ranks stop, with what is told of it.
+            StoppedError: The ranks stop; its message ends with `progress`.
         """
 
         def ask(*_: object) -> None:
             if (agreed := self.agreed()) is not Agreed.GO_ON:
-                raise self.error(agreed, told)
+                raise self.error(agreed, progress)
 
         handle = model.register_forward_pre_hook(ask)
         try:
@@ -82,7 +81,7 @@ class StopRequest:
             handle.remove()
 
     def agreed(self, *, diverged: bool = False) -> Agreed:
-        """What to do, equal on every rank; called by all ranks, once a step or more."""
+        """The action, equal on every rank; all ranks call this, once a step or more."""
         own = Agreed.DIVERGED if diverged else self._own()
         if self._group is None:
             return own
@@ -91,7 +90,7 @@ class StopRequest:
         return Agreed(int(code))
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The numbers of every rank, in the order of ranks; called by all."""
+        """The numbers of every rank, in order of rank; all ranks call this."""
         own = torch.tensor(numbers, dtype=torch.float64)
         if self._group is None:
             return [own.tolist()]
@@ -100,7 +99,7 @@ class StopRequest:
         return [one.tolist() for one in everyones]
 
     def restore(self) -> None:
-        """Give the signals back, unless one came: repeated, it must not end a rank that saved."""
+        """Restore the signal handlers, unless a signal came: its repeat must not end the rank."""
         if self.received is None:
             self._give_back()
 
