@@ -32,39 +32,18 @@ def main(arguments: list[str]) -> int:
 
 def _plan(given: Namespace) -> None:
     from trainer.config.recipe import load_run_config
-    from trainer.errors import ConfigError, MachineError
-    from trainer.planning.change import best_change
-    from trainer.planning.data_facts import data_facts
-    from trainer.planning.devices import DEVICES, device_named, other_device
-    from trainer.planning.job import Machine
-    from trainer.planning.plan import make_plan, plans_on, read_shape
+    from trainer.errors import MachineError
+    from trainer.planning.planned import plan_recipe
     from trainer.planning.view import print_plan
 
     config = load_run_config(given.recipe, given.overrides)
-    if given.device and given.memory:
-        raise ConfigError("give --device or --memory, not both")
-    if given.gpus < 1 or (given.memory is not None and given.memory <= 0):
-        raise ConfigError("--gpus and --memory must be above 0")
-    device = DEVICES["A100-80"]
-    if given.device:
-        device = device_named(given.device)
-    elif given.memory:
-        device = other_device(given.memory)
-    shape, data = read_shape(config), data_facts(config)
-    machine = Machine(device, given.gpus)
-    plan = make_plan(config, shape, machine, data)
-    change = None if plan.fits else best_change(config, shape, machine, data)
-    is_asked = bool(given.device or given.memory)
-    others = [] if is_asked else plans_on(config, shape, DEVICES, given.gpus, data)
+    planned = plan_recipe(config, given.device, given.memory, given.gpus)
     if given.json:
-        values = plan.to_json() | {"devices": [other.to_json() for other in others]}
-        if change is not None:
-            values["best_change"] = {"override": change.override, **change.plan.to_json()}
-        print(json.dumps(values, indent=1))
+        print(json.dumps(planned.to_json(), indent=1))
     else:
-        print_plan(plan, others, change)
-    if is_asked and not plan.fits:
-        raise MachineError(f"{given.recipe} does not fit {machine.name}")
+        print_plan(planned.plan, planned.others, planned.change)
+    if not planned.others and not planned.plan.fits:
+        raise MachineError(f"{given.recipe} does not fit {planned.plan.machine}")
 
 
 if __name__ == "__main__":

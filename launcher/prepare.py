@@ -26,36 +26,13 @@ def main(arguments: list[str]) -> int:
 
 def _prepare(given: Namespace) -> None:
     from trainer.config.recipe import load_run_config
+    from trainer.run.data_report import print_lines, print_prepared
     from trainer.run.preparation import audit_run, prepare_run
 
     config = load_run_config(given.recipe, given.overrides)
-
-    from rich.console import Console
-
-    console = Console()
     if given.audit:  # first: it also shows what training refuses
-        for line in audit_run(config):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-    prepared = prepare_run(config)
-
-    from trainer.run.data_report import (
-        example_lines,
-        remark_lines,
-        split_table,
-        step_lines,
-        supervised_lines,
-    )
-
-    for text in example_lines(prepared, given.show):
-        console.print(text, soft_wrap=True)
-    console.print(split_table(config, prepared))
-    for line in [
-        *supervised_lines(prepared), *step_lines(config, prepared), *remark_lines(prepared)
-    ]:  # fmt: skip
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"cache: {prepared.facts['cache']}", highlight=False, soft_wrap=True, markup=False
-    )
+        print_lines(audit_run(config))
+    print_prepared(config, prepare_run(config), given.show)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What prepared data came to: rows, their fill and the steps they make."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,25 @@ _PASSED_OVER = {
     "num_replaced": "texts were not UTF-8 and were repaired",
     "num_nul": "records hold a NUL character, which is kept",
 }
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are, one each, however wide the terminal is."""
+    console = Console()
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_prepared(config: RunConfig, prepared: Prepared, num_shown: int) -> None:
+    """Print the first examples, the table of splits, steps, remarks and the place of the cache."""
+    console = Console()
+    for text in example_lines(prepared, num_shown):
+        console.print(text, soft_wrap=True)
+    console.print(split_table(config, prepared))
+    print_lines(supervised_lines(prepared))
+    print_lines(step_lines(config, prepared))
+    print_lines(remark_lines(prepared))
+    print_lines([f"cache: {prepared.facts['cache']}"])
 
 
 def split_table(config: RunConfig, prepared: Prepared) -> Table:

@@ -1,0 +1,63 @@
+"""A recipe planned on the GPU that the command line names, or on the whole table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError
+from trainer.planning.change import Change, best_change
+from trainer.planning.data_facts import data_facts
+from trainer.planning.devices import DEVICES, device_named, other_device
+from trainer.planning.job import Machine
+from trainer.planning.plan import Plan, make_plan, plans_on, read_shape
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan of a recipe.
+
+    Attributes:
+        plan: On the named GPU; on an A100-80 if none is named.
+        others: On the GPUs of the table, if none is named.
+        change: The best single change, if the plan does not fit.
+    """
+
+    plan: Plan
+    others: list[Plan]
+    change: Change | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = self.plan.to_json() | {"devices": [other.to_json() for other in self.others]}
+        if self.change is not None:
+            change = {"override": self.change.override, **self.change.plan.to_json()}
+            values["best_change"] = change
+        return values
+
+
+def plan_recipe(
+    config: RunConfig, device: str | None, memory_gib: float | None, num_ranks: int
+) -> Planned:
+    """Plan a recipe on a GPU of the table, on one of so much memory, or on the whole table.
+
+    Raises:
+        ConfigError: Two GPUs are named, one that is not in the table, or a number is not above 0.
+    """
+    if device and memory_gib:
+        raise ConfigError("give --device or --memory, not both")
+    if num_ranks < 1 or (memory_gib is not None and memory_gib <= 0):
+        raise ConfigError("--gpus and --memory must be above 0")
+    is_named = bool(device or memory_gib)
+    gpu = DEVICES["A100-80"]
+    if device:
+        gpu = device_named(device)
+    elif memory_gib:
+        gpu = other_device(memory_gib)
+    shape, data = read_shape(config), data_facts(config)
+    machine = Machine(gpu, num_ranks)
+    plan = make_plan(config, shape, machine, data)
+    return Planned(
+        plan,
+        [] if is_named else plans_on(config, shape, DEVICES, num_ranks, data),
+        None if plan.fits else best_change(config, shape, machine, data),
+    )
