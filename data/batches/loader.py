@@ -26,7 +26,7 @@ from data.text.tokenization import ExampleSet
 
 @dataclass(frozen=True)
 class StepBatches:
-    """What a rank computes in one optimizer step.
+    """A rank's part of one optimizer step.
 
     Attributes:
         micro_batches: The same number on every rank.
@@ -42,84 +42,87 @@ class StepBatches:
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How examples become rows, and rows the steps of an epoch.
+
+    Attributes:
+        seq_length: Tokens of a row.
+        global_batch_size: Records or rows of an optimizer step.
+        batch_unit: "examples" or "rows".
+        micro_batch_size: Rows of one forward pass on one rank.
+        seed: Order of rows and partners.
+        packing: False puts every example in its own row.
+        packing_window: Examples packed at a time; None is all.
+        isolate: False makes a packed row one text.
+        sampling: "balanced" repeats functions of the rarer class until the classes match.
+        hidden_size: Of the model: the share of its matrices in what a row costs.
+    """
+
+    seq_length: int
+    global_batch_size: int
+    batch_unit: str
+    micro_batch_size: int
+    seed: int
+    packing: bool = True
+    packing_window: int | None = None
+    isolate: bool = True
+    sampling: str = "natural"
+    hidden_size: int = 2048
+
+
 class TrainLoader:
     """Steps as a pure function of their number: keeps only the packing of the current epoch.
 
     Args:
         examples: Training split.
-        seq_length: Tokens of a row.
-        packing: False puts every example in its own row.
-        packing_window: Examples packed at a time; None is all.
-        isolate: False makes a packed row one text.
+        batching: Shape of rows and steps.
+        rank, world_size: This process among all.
         files: First record of each file by name, where an epoch goes through one file after the
             other; None mixes them.
-        sampling: "balanced" repeats functions of the rarer class until the classes match.
-        seed: Order of rows and partners.
-        global_batch_size: Records or rows of an optimizer step.
-        batch_unit: "examples" or "rows".
-        micro_batch_size: Rows of one forward pass on one rank.
-        rank, world_size: This process among all.
-        hidden_size: Of the model: the share of its matrices in what a row costs.
     """
 
     def __init__(
         self,
         examples: ExampleSet,
-        *,
-        seq_length: int,
-        packing: bool,
-        packing_window: int | None = None,
-        isolate: bool = True,
+        batching: Batching,
+        rank: int = 0,
+        world_size: int = 1,
         files: Mapping[str, int] | None = None,
-        sampling: str = "natural",
-        seed: int,
-        global_batch_size: int,
-        batch_unit: str,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-        hidden_size: int = 2048,
     ) -> None:
         self.examples = examples
-        self.seq_length = seq_length
-        self.packing = packing
-        self.packing_window = packing_window
-        self.isolate = isolate
-        self.files = dict(files) if files else None
-        self.sampling = sampling
-        self.seed = seed
+        self.batching = batching
         self.rank = rank
-        self.hidden_size = hidden_size
+        self.files = dict(files) if files else None
         self._epoch = 0
         self._rows = self._pack(0)
         # 1 + 6 x 1/6 adds up to a little above 2
         num_records = round(examples.share_E[self._rows.examples].sum())
-        units = num_records if batch_unit == "examples" else len(self._rows)
-        steps = min(steps_for(units, global_batch_size), len(self._rows))
-        self.plan = Plan(len(self._rows), steps, micro_batch_size, world_size)
+        units = num_records if batching.batch_unit == "examples" else len(self._rows)
+        steps = min(steps_for(units, batching.global_batch_size), len(self._rows))
+        self.plan = Plan(len(self._rows), steps, batching.micro_batch_size, world_size)
         self._plan = self.plan  # of the current epoch, whose number of rows can differ a little
 
     @cached_property
     def fill(self) -> float:
         """Share of the rows' capacity that holds real tokens."""
         tokens = self.examples.lengths[self._rows.examples].sum()
-        return float(tokens) / (len(self._rows) * self.seq_length)
+        return float(tokens) / (len(self._rows) * self.batching.seq_length)
 
     @property
     def num_records(self) -> float:
-        """Records of an epoch, repeated ones counted as often as they come."""
+        """Records of an epoch, counted as often as they are repeated."""
         return float(self.examples.share_E[self._rows.examples].sum())
 
     def step(self, step: int) -> StepBatches:
         """The micro-batches of optimizer step `step`, counted from 0 over all epochs."""
-        rows = self._rows_of(step // self.plan.steps_per_epoch)
-        places = step_rows(self._plan, step)
+        rows, places = self._rows_of(step)
         chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
-        dealt, _ = self._deal(step)
+        isolate = self.batching.isolate
         return StepBatches(
             micro_batches=[
-                collate(self.examples, [rows.row(p) for p in row_places], isolate=self.isolate)
-                for row_places in dealt[self.rank]
+                collate(self.examples, [rows.row(p) for p in row_places], isolate=isolate)
+                for row_places in self._deal(step)[0][self.rank]
             ],
             count=float(self.examples.count_E[chosen].sum()),
             num_records=float(self.examples.share_E[chosen].sum()),
@@ -127,17 +130,16 @@ class TrainLoader:
         )
 
     def records(self, step: int, rank: int, micro_batch: int) -> list[int]:
-        """Records of the split in a rank's micro-batch of a step, to name what it read."""
-        rows = self._rows_of(step // self.plan.steps_per_epoch)
-        places = self._deal(step)[0][rank][micro_batch]
+        """Records of the split in a rank's micro-batch of a step, to name them in a message."""
+        (rows, _), places = self._rows_of(step), self._deal(step)[0][rank][micro_batch]
         return [int(self.examples.record_E[one]) for place in places for one in rows.row(place)]
 
     def imbalance(self, step: int) -> Imbalance:
-        """What the slowest rank computes in a step over what the mean rank does."""
+        """Cost of the slowest rank in a step over that of the mean rank."""
         return imbalance(*self._deal(step))
 
     def mean_imbalance(self, most_steps: int = 100) -> Imbalance:
-        """Of the first steps of the first epoch, for the plan."""
+        """The imbalance of the first steps of the first epoch, for the plan."""
         steps = range(min(most_steps, self.plan.steps_per_epoch))
         found = [self.imbalance(step) for step in steps]
         return Imbalance(
@@ -146,32 +148,33 @@ class TrainLoader:
         )
 
     def files_at(self, step: int) -> tuple[list[str], list[str]]:
-        """Files that are done in its epoch when a step begins, and those its rows are of."""
+        """Files that are finished when a step begins, in its epoch, and those of its rows."""
         assert self.files is not None
         names, starts = list(self.files), list(self.files.values())
-        rows, places = self._rows_of(step // self.plan.steps_per_epoch), step_rows(self._plan, step)
+        rows, places = self._rows_of(step)
         ends = rows.examples[rows.starts[[places.start, places.stop - 1]]]
         first, last = np.searchsorted(starts, self.examples.record_E[ends], "right") - 1
         return names[:first], names[first : last + 1]
 
     def _deal(self, step: int) -> tuple[MicroBatches, npt.NDArray[np.int64]]:
-        """Rows of every rank in a step, and what each row of the step costs."""
-        rows = self._rows_of(step // self.plan.steps_per_epoch)
-        places = step_rows(self._plan, step)
-        costs_R = row_costs(self.examples.lengths, rows, places, self.hidden_size)
+        """Rows of every rank in a step, and the cost of each row of the step."""
+        rows, places = self._rows_of(step)
+        costs_R = row_costs(self.examples.lengths, rows, places, self.batching.hidden_size)
         return rank_micro_batches(self._plan, step, costs_R), costs_R
 
-    def _rows_of(self, epoch: int) -> Rows:
+    def _rows_of(self, step: int) -> tuple[Rows, range]:
+        """Rows of the epoch of a step, and the places of the step's own."""
+        epoch = step // self.plan.steps_per_epoch
         if epoch != self._epoch:
             self._epoch, self._rows = epoch, self._pack(epoch)
             self._plan = replace(self.plan, num_rows=len(self._rows))
-        return self._rows
+        return self._rows, step_rows(self._plan, step)
 
     def _pack(self, epoch: int) -> Rows:
         """Rows of an epoch; epoch 0's where new partners would leave a step without a row."""
-        rng = epoch_rng(self.seed, epoch)
+        rng = epoch_rng(self.batching.seed, epoch)
         chosen = np.arange(len(self.examples))
-        if self.sampling == "balanced":
+        if self.batching.sampling == "balanced":
             chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
         records = self.examples.record_E[chosen]
         starts = list((self.files or {}).values())
@@ -182,11 +185,11 @@ class TrainLoader:
         return rows
 
     def _rows_from(self, chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> Rows:
-        if self.packing:
-            lengths = self.examples.lengths[chosen]
-            rows = pack(lengths, self.seq_length, rng, self.packing_window)
-        else:
+        if not self.batching.packing:
             rows = one_per_row(len(chosen), rng)
+        else:
+            lengths, window = self.examples.lengths[chosen], self.batching.packing_window
+            rows = pack(lengths, self.batching.seq_length, rng, window)
         return Rows(chosen[rows.examples], rows.starts)
 
 

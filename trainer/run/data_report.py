@@ -17,7 +17,7 @@ from data.text.escaping import escaped
 from data.text.language import LanguageFacts, show_example
 from data.text.tokenization import TokenFacts
 from trainer.config.sections import RunConfig
-from trainer.models.files import hidden_size
+from trainer.run.preparation import training_loader
 
 _PASSED_OVER = {
     "num_bad": "bad rows passed over (data.max_bad_rows)",
@@ -63,7 +63,7 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
     """Optimizer steps of an epoch, packed and one example a row."""
     optim, lines = config.optim, []
     for packing in (True, False):
-        loader = training_loader(config, prepared, 0, 1, packing=packing)
+        loader = training_loader(config, prepared, packing=packing)
         lines.append(
             f"{'packed' if packing else 'unpacked'}: {loader.plan.num_rows:,} rows,"
             f" {loader.fill:.1%} full, {loader.plan.steps_per_epoch:,} steps an epoch of"
@@ -81,42 +81,20 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
 
 def order_lines(loader: TrainLoader) -> list[str]:
     """Where rows that never mix files are at least twice as many as they could be: the numbers."""
-    if loader.files is None or not loader.packing:
+    if loader.files is None or not loader.batching.packing:
         return []
     lengths, num_rows = loader.examples.lengths, loader.plan.num_rows
-    num_mixed = len(pack(lengths, loader.seq_length))
+    seq_length = loader.batching.seq_length
+    num_mixed = len(pack(lengths, seq_length))
     if num_rows < 2 * num_mixed:
         return []
     num_files = len(loader.files)
     return [
         f"data.order=sequential never mixes files in a row: {num_files:,} files of"
         f" {lengths.sum() / num_files:,.0f} tokens on average make {num_rows:,} rows of"
-        f" {loader.seq_length:,}, {loader.fill:.1%} full; data.order=shuffled packs them together"
+        f" {seq_length:,}, {loader.fill:.1%} full; data.order=shuffled packs them together"
         f" into {num_mixed:,}"
     ]
-
-
-def training_loader(
-    config: RunConfig, prepared: Prepared, rank: int, world_size: int, *, packing: bool
-) -> TrainLoader:
-    """The steps of the training split for a rank."""
-    train = prepared.splits["train"]
-    return TrainLoader(
-        train.examples,
-        seq_length=config.data.seq_length,
-        packing=packing,
-        packing_window=config.data.packing_window,
-        isolate=config.data.isolate,
-        files=train.files if config.data.order == "sequential" else None,
-        sampling=config.data.sampling,
-        seed=config.run.seed,
-        global_batch_size=config.optim.global_batch_size,
-        batch_unit=config.optim.batch_unit,
-        micro_batch_size=config.optim.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        hidden_size=hidden_size(config),
-    )
 
 
 def remark_lines(prepared: Prepared) -> list[str]:
@@ -198,7 +176,7 @@ def _split_facts(config: RunConfig, prepared: Prepared, name: str) -> dict[str, 
     """A column of the table; rows are those that are trained, or scored."""
     split, packed, length = prepared.splits[name], config.data.packing, config.data.seq_length
     if name == "train":
-        loader = training_loader(config, prepared, 0, 1, packing=packed)
+        loader = training_loader(config, prepared, packing=packed)
         num_rows, fill = loader.plan.num_rows, loader.fill
     else:
         lengths = split.examples.lengths

@@ -7,9 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from data.batches.loader import Batching, TrainLoader
 from data.prepared.prepare import Prepared, open_splits, prepare
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
+from trainer.models.files import hidden_size
 
 
 def prepare_run(config: RunConfig) -> Prepared:
@@ -27,6 +29,27 @@ def prepare_run(config: RunConfig) -> Prepared:
             class_weights=config.loss.class_weights,
             progress=progress,
         )
+
+
+def training_loader(
+    config: RunConfig, prepared: Prepared, rank: int = 0, world_size: int = 1, *, packing: bool
+) -> TrainLoader:
+    """The steps of the training split for a rank."""
+    data, optim, train = config.data, config.optim, prepared.splits["train"]
+    batching = Batching(
+        seq_length=data.seq_length,
+        global_batch_size=optim.global_batch_size,
+        batch_unit=optim.batch_unit,
+        micro_batch_size=optim.micro_batch_size,
+        seed=config.run.seed,
+        packing=packing,
+        packing_window=data.packing_window,
+        isolate=data.isolate,
+        sampling=data.sampling,
+        hidden_size=hidden_size(config),
+    )
+    files = train.files if data.order == "sequential" else None
+    return TrainLoader(train.examples, batching, rank, world_size, files)
 
 
 def audit_run(config: RunConfig) -> list[str]:

@@ -28,9 +28,9 @@ from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, time_line
 from trainer.run.build import build_model, choose, write_random_base
-from trainer.run.data_report import training_loader
 from trainer.run.loop import Run, memory_errors_named, train
 from trainer.run.planned_run import explained, peak_line, write_plan
+from trainer.run.preparation import training_loader
 from trainer.run.session import Session
 from trainer.run_folder.checkpoint import Checkpoint
 from trainer.run_folder.folder import RunLock, open_run_folder, write_json, write_recipe

@@ -1,30 +1,33 @@
 """Every function is seen once an epoch, and every rank knows the count of the whole step."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-from example_sets import example_set, random_examples
-from hypothesis import given
+from example_sets import example_set, language_set, random_examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batches.loader import TrainLoader, evaluation_batches
+from data.batches.loader import Batching, TrainLoader, evaluation_batches
+from data.batches.order import epoch_rng
+from data.batches.packing import pack
 from data.text.tokenization import ExampleSet
 
 SEQ_LENGTH = 24
 
 
-def loader(examples: ExampleSet, **changes: Any) -> TrainLoader:
-    settings: dict[str, Any] = {
-        "seq_length": SEQ_LENGTH,
-        "packing": True,
-        "seed": 1,
-        "global_batch_size": 8,
-        "batch_unit": "examples",
-        "micro_batch_size": 2,
-        "rank": 0,
-        "world_size": 1,
-    }
-    return TrainLoader(examples, **(settings | changes))
+def loader(
+    examples: ExampleSet,
+    rank: int = 0,
+    world_size: int = 1,
+    files: dict[str, int] | None = None,
+    **changes: Any,
+) -> TrainLoader:
+    batching = Batching(
+        SEQ_LENGTH, global_batch_size=8, batch_unit="examples", micro_batch_size=2, seed=1
+    )
+    return TrainLoader(examples, replace(batching, **changes), rank, world_size, files)
 
 
 def seen(train: TrainLoader, steps: range) -> list[int]:
@@ -43,6 +46,7 @@ def windowed(windows: list[int]) -> ExampleSet:
     return example_set([[7] * 5 for _ in records], records=records)
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     num_examples=st.integers(1, 50),
     world_size=st.integers(1, 4),
@@ -72,6 +76,7 @@ def test_over_an_epoch_the_ranks_see_every_function_once(
         assert sorted(read) == list(range(num_examples))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=20), st.integers(1, 4))
 def test_the_count_of_a_step_is_the_sum_over_ranks_and_windows_add_up_to_functions(
     windows, world_size
@@ -172,3 +177,72 @@ def test_evaluation_of_nothing_yields_nothing():
     settings = {"seq_length": 8, "micro_batch_size": 1, "rank": 0, "world_size": 1}
     for packing in (True, False):
         assert not list(evaluation_batches(example_set([]), packing=packing, **settings))
+
+
+def test_the_count_of_a_language_step_is_its_supervised_tokens_but_the_first_of_an_example():
+    rng = np.random.default_rng(3)
+    masks = [rng.integers(0, 2, size=n).tolist() for n in rng.integers(2, 12, size=30)]
+    train = loader(language_set([[5] * len(mask) for mask in masks], masks))
+    counts = []
+    for step in range(train.plan.steps_per_epoch):
+        read = set(train.records(step, 0, 0)) | {
+            record for m in range(1, 9) for record in _records(train, step, m)
+        }
+        counts.append(sum(sum(masks[record][1:]) for record in read))
+        assert train.step(step).count == counts[-1]
+    assert len(set(counts)) > 1
+    assert sum(counts) != 30  # the number of records
+
+
+def _records(train: TrainLoader, step: int, micro_batch: int) -> list[int]:
+    is_there = micro_batch < train.plan.gradient_accumulation_steps
+    return train.records(step, 0, micro_batch) if is_there else []
+
+
+def test_the_records_of_a_micro_batch_are_those_of_all_its_rows():
+    examples = windowed([2, 1, 3, 1, 1, 2, 4, 1])
+    ranks = [loader(examples, rank=rank, world_size=2, seq_length=10) for rank in range(2)]
+    num_rows = 0
+    for step in range(ranks[0].plan.steps_per_epoch):
+        for rank in range(2):
+            for number, batch in enumerate(ranks[rank].step(step).micro_batches):
+                expected = examples.record_E[batch.example_S].tolist()
+                assert ranks[1 - rank].records(step, rank, number) == expected
+                num_rows = max(num_rows, len(set(batch.row_S.tolist())))
+    assert num_rows == 2  # or the second row could be forgotten
+
+
+def test_records_of_a_step_are_counted_by_the_shares_of_their_windows():
+    examples = windowed([1, 2, 4, 1, 2, 1, 1, 4])
+    train = loader(examples, global_batch_size=2, micro_batch_size=8)
+    counted = [train.step(step).num_records for step in range(train.plan.steps_per_epoch)]
+    by_hand = []
+    for step in range(train.plan.steps_per_epoch):
+        (batch,) = train.step(step).micro_batches
+        windows = np.bincount(examples.record_E)
+        by_hand.append(sum(1 / windows[examples.record_E[e]] for e in batch.example_S))
+    assert counted == pytest.approx(by_hand)
+    assert sum(counted) == pytest.approx(8)
+    assert train.num_records == pytest.approx(8)  # not 16 windows
+
+
+def test_a_step_that_begins_with_the_first_record_of_a_file_has_the_files_before_it_finished():
+    examples = example_set([[1] * SEQ_LENGTH] * 6)  # a row each
+    train = loader(examples, files={"a": 0, "b": 2, "c": 3}, global_batch_size=1)
+    assert [train.files_at(step) for step in range(6)] == [
+        ([], ["a"]), ([], ["a"]), (["a"], ["b"]), *[(["a", "b"], ["c"])] * 3
+    ]  # fmt: skip
+    both = loader(examples, files={"a": 0, "b": 2, "c": 3}, global_batch_size=2)
+    assert both.files_at(1) == (["a"], ["b", "c"])
+
+
+def test_an_epoch_that_packs_into_fewer_rows_than_steps_takes_the_rows_of_the_first():
+    examples = random_examples(200, 400, seed=2)
+    train = loader(examples, seq_length=400, global_batch_size=1, batch_unit="rows")
+    steps = train.plan.steps_per_epoch
+    num_rows = [len(pack(examples.lengths, 400, epoch_rng(1, epoch))) for epoch in range(5)]
+    assert num_rows[1] < steps < num_rows[4]  # seeded: one of each
+    first = seen(train, range(steps))
+    assert seen(train, range(steps, 2 * steps)) == first
+    assert seen(train, range(4 * steps, 5 * steps)) != first
+    assert all(train.step(step).num_tokens for step in range(5 * steps))

@@ -189,6 +189,24 @@ def test_the_order_of_rows_does_not_follow_the_length():
     assert abs(np.corrcoef(np.arange(len(longest)), longest)[0, 1]) < 0.2
 
 
+def test_rows_that_are_not_full_are_spread_over_an_epoch():
+    """They are packed last, so without the draw of the order they would all be at its end."""
+    lengths = np.random.default_rng(0).integers(200, 900, 3000)
+    rows = pack(lengths, 1024, np.random.default_rng(0))
+    used = np.array([lengths[rows.row(index)].sum() for index in range(len(rows))])
+    places = np.flatnonzero(used < 1024) / len(rows)
+    assert 100 < len(places) < len(rows) - 100
+    # the standard error of the mean of that many uniform draws is below 0.03
+    assert abs(places.mean() - 0.5) < 0.09
+
+
+def test_a_blur_gets_narrower_above_1600_examples():
+    assert [packing._blur(n) for n in (10, 1600, 6400)] == [0.4, 0.4, 0.2]
+    lengths = np.random.default_rng(0).permutation(np.arange(1, 6401))
+    fewest = len(pack(lengths, 6400))
+    assert fewest <= len(pack(lengths, 6400, np.random.default_rng(0))) <= 1.008 * fewest
+
+
 @pytest.mark.parametrize("lengths", [[0, 3], [3, 65], [-1]])
 def test_a_length_that_fits_no_row_is_refused_with_the_range(lengths):
     with pytest.raises(ValueError, match=rf"{min(lengths)}\.\.{max(lengths)} .* rows of 64"):

@@ -5,7 +5,7 @@ from example_sets import example_set
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batches.loader import TrainLoader
+from data.batches.loader import Batching, TrainLoader
 from data.batches.sampling import balanced
 
 
@@ -31,10 +31,11 @@ def test_windows_of_a_function_come_together_and_count_as_one_function():
 def test_a_balanced_epoch_has_its_own_number_of_steps_and_new_repetitions_every_time():
     labels = [1] * 8 + [0] * 43
     examples = example_set([[n + 1] * 3 for n in range(51)], labels=labels)
-    loader = TrainLoader(
-        examples, seq_length=12, packing=True, sampling="balanced", seed=1, global_batch_size=8,
-        batch_unit="examples", micro_batch_size=2, rank=0, world_size=1,
+    batching = Batching(
+        12, global_batch_size=8, batch_unit="examples", micro_batch_size=2, seed=1,
+        sampling="balanced",
     )  # fmt: skip
+    loader = TrainLoader(examples, batching)
     assert loader.num_records == 86
     assert loader.plan.steps_per_epoch == 11  # 86 functions, 8 a step
     epochs = []

@@ -190,3 +190,26 @@ def test_training_weights_are_the_groups_times_the_classes(tiny_data, tiny_model
     assert len(set(expected)) > 1
     valid = prepare(config, tiny_model, group_weights={status: 0.5}).splits["valid"]
     assert set(valid.examples.weight_E.tolist()) == {1.0}
+
+
+def test_the_rarer_class_weighs_more_and_a_weight_follows_its_record(tiny_model, tmp_path):
+    """A dropped function stands before the others, and the first of these is cut into windows."""
+    rows: list[dict[str, object]] = [
+        {"code": f"f{n} ();" * (40 if n == 1 else 1), "target": int(n in (1, 4)), "status": f"s{n}"}
+        for n in range(9)
+    ]
+    rows[0]["code"] = "x" * 5000
+    files = dict.fromkeys(("train", "valid", "test"), str(write_rows(tmp_path / "r.jsonl", rows)))
+    config = DataConfig.model_validate(
+        files
+        | {"cache_dir": str(tmp_path / "cache"), "allow_leaks": True, "max_function_bytes": 1000}
+        | {"seq_length": 64, "long_functions": "window"}
+    )
+    prepared = prepare(config, tiny_model, group_weights={"s4": 0.5}, class_weights="balanced")
+    examples = prepared.splits["train"].examples
+    assert examples.record_E.tolist() == [1] * (len(examples) - 7) + list(range(2, 9))
+    assert len(examples) > 9
+    # 8 functions are trained on, 2 of them vulnerable: 8 / (2 x 2) and 8 / (2 x 6)
+    of_record = {n: 2.0 if n == 1 else 2.0 * 0.5 if n == 4 else 2 / 3 for n in range(1, 9)}
+    expected = [of_record[record] for record in examples.record_E.tolist()]
+    assert examples.weight_E.tolist() == pytest.approx(expected)

@@ -9,7 +9,7 @@ import pytest
 from conftest import write_rows
 from language_sets import byte_tokenizer
 
-from data.batches.loader import TrainLoader
+from data.batches.loader import Batching, TrainLoader
 from data.config import DataConfig
 from data.errors import DataError
 from data.prepared.build import part_of
@@ -201,10 +201,8 @@ def test_files_of_one_name_in_two_folders_are_two_files(tmp_path):
 def test_a_sequential_epoch_reads_one_file_after_the_other_and_every_example_once(tmp_path):
     folder = corpus(tmp_path / "corpus", {"a.json": 60, "b.json": 60, "c.json": 60})
     train = prepared(tmp_path, train=str(folder)).splits["train"]
-    loader = TrainLoader(
-        train.examples, seq_length=64, packing=True, files=train.files, seed=0,
-        global_batch_size=8, batch_unit="examples", micro_batch_size=1, rank=0, world_size=1,
-    )  # fmt: skip
+    batching = Batching(64, global_batch_size=8, batch_unit="examples", micro_batch_size=1, seed=0)
+    loader = TrainLoader(train.examples, batching, files=train.files)
     starts = list(train.files.values())
     for epoch in (0, 1):
         seen, files = [], []

@@ -8,7 +8,7 @@ from conftest import write_rows
 from example_sets import example_set
 
 from data.batches.batch import collate
-from data.batches.loader import TrainLoader
+from data.batches.loader import Batching, TrainLoader
 from data.config import DataConfig
 from data.errors import DataError
 from data.prepared.prepare import Prepared, prepare, read_split
@@ -85,10 +85,8 @@ def test_43_a_file_evaluated_alone_is_refused_as_well_if_nothing_is_left(tmp_pat
 @pytest.mark.parametrize("unit", ["examples", "rows"])
 def test_44_fewer_rows_than_the_global_batch_make_one_step_of_all_of_them(unit):
     examples = example_set([[1] * n for n in (3, 4, 5)])
-    loader = TrainLoader(
-        examples, seq_length=8, packing=True, seed=0, global_batch_size=64, batch_unit=unit,
-        micro_batch_size=1, rank=0, world_size=4,
-    )  # fmt: skip
+    batching = Batching(8, global_batch_size=64, batch_unit=unit, micro_batch_size=1, seed=0)
+    loader = TrainLoader(examples, batching, world_size=4)
     step = loader.step(0)
     assert (loader.plan.steps_per_epoch, step.count) == (1, 3.0)
     assert len(step.micro_batches) == 1
