@@ -30,18 +30,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _examine(given: Namespace) -> None:
-    from trainer.cluster.doctor import Asked, examine_cluster, examine_machine
+    from trainer.cluster.doctor import PlannedRun, examine_cluster, examine_machine
     from trainer.cluster.doctor_view import print_cluster, print_machine
     from trainer.errors import ConfigError, MachineError
 
     if not 0 < given.master_port < 1 << 16:
         raise ConfigError(f"--master_port must be 1 to 65535, found {given.master_port}")
-    asked = Asked(given.recipe, given.overrides, given.master_port)
+    planned = PlannedRun(given.recipe, given.overrides, given.master_port)
     if given.hostfile is None:
-        found = examine_machine(asked)
+        found = examine_machine(planned)
         print_machine(found)
     else:
-        found = examine_cluster(given.hostfile, asked)
+        found = examine_cluster(given.hostfile, planned)
         print_cluster(found)
     if found.has_faults:
         raise MachineError("a run would fail: see the faults above")

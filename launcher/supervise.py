@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(given: Namespace) -> int:
-    from trainer.cluster.supervision import Job, Limits, Signals, supervise
+    from trainer.cluster.supervision import Limits, Signals, SupervisedRun, supervise
     from trainer.config.recipe import load_run_config
     from trainer.errors import ConfigError
     from trainer.processes.hostfile import read_hostfile, refuse_aliases
@@ -53,12 +53,12 @@ def _supervise(given: Namespace) -> int:
     train = command.recipe_parser("train.py").parse_args(rest)
     nodes = read_hostfile(given.hostfile)
     refuse_aliases(given.hostfile, nodes)
-    job = Job(
+    run = SupervisedRun(
         load_run_config(train.recipe, train.overrides), nodes, given.launcher,
         given.launcher_args, SCRIPT,
     )  # fmt: skip
     limits = Limits(given.max_restarts, given.wait, given.continue_without_dead)
-    return supervise(job, limits, Signals(), lambda line: _say(line))
+    return supervise(run, limits, Signals(), _say)
 
 
 def _say(line: str) -> None:

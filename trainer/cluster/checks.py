@@ -1,4 +1,4 @@
-"""Facts of one machine or of several -> what is wrong, and what to do. Pure functions."""
+"""Facts of one machine or of several -> faults and remedies. Pure functions."""
 
 import re
 from collections import Counter
@@ -17,14 +17,14 @@ _SLOWEST_MBIT = 500.0  # below 1 Gbit/s of Ethernet
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        found: As it is.
-        verdict: ok, note (a choice it leads to), warning, or fault (a run would fail).
-        remedy: What to do; empty where nothing is.
-        hosts: Where; empty of one machine alone.
+        name: What was checked.
+        found: What was found.
+        verdict: ok, note (it decides a choice), warning, or fault (a run would fail).
+        remedy: What to do; empty where there is nothing to do.
+        hosts: Where; empty for a single machine.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Check:
 
 
 def node_checks(facts: NodeFacts, slots: int | None = None) -> list[Check]:
-    """Everything one machine shows about itself.
+    """All checks of one machine.
 
     Args:
-        facts: Of it.
-        slots: Ranks its hostfile asks for; None without a hostfile.
+        facts: Facts of the machine.
+        slots: Its ranks by the hostfile; None without a hostfile.
     """
     return [
         *_gpu_checks(facts),
@@ -52,10 +52,11 @@ def node_checks(facts: NodeFacts, slots: int | None = None) -> list[Check]:
 
 
 def architecture_runs(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether a build holds code for a GPU.
+    """Whether a torch build holds code for a GPU.
 
-    Machine code (sm_80) runs on its own major version from its minor version on; suffixed
-    (sm_90a) on its own alone; PTX (compute_80) on everything newer (CUDA C++ guide, 3.1).
+    Machine code (sm_80) runs on the same major version with an equal or higher minor version; with
+    a suffix (sm_90a) on that version only; PTX (compute_80) on everything newer (CUDA C++ guide,
+    3.1).
     """
     for name in built:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
@@ -74,23 +75,23 @@ def architecture_runs(capability: tuple[int, int], built: Sequence[str]) -> bool
 
 
 def differences(facts: Mapping[str, NodeFacts], recipes: Mapping[str, str]) -> list[Check]:
-    """What nodes must share and do not, the odd hosts named.
+    """Faults where nodes differ and must not, naming the odd hosts.
 
     Args:
-        facts: Host as the hostfile writes it -> its facts.
-        recipes: Host -> digest of the recipe as it reads there; empty without a recipe.
+        facts: Host, as in the hostfile -> its facts.
+        recipes: Host -> digest of the recipe there; empty without a recipe.
     """
     versions = {
-        package: {host: of.versions.get(package, "-") for host, of in facts.items()}
+        package: {host: node.versions.get(package, "-") for host, node in facts.items()}
         for package in PACKAGES
     }
     shared = {
-        "python": {host: of.python for host, of in facts.items()},
+        "python": {host: node.python for host, node in facts.items()},
         **versions,
-        "torch's CUDA": {host: of.cuda_build or "none" for host, of in facts.items()},
-        "code": {host: of.code for host, of in facts.items()},
+        "torch's CUDA": {host: node.cuda_build or "none" for host, node in facts.items()},
+        "code": {host: node.code for host, node in facts.items()},
         "recipe": dict(recipes),
-        "GPUs": {host: _kinds(of) for host, of in facts.items()},
+        "GPUs": {host: gpu_kinds(node) or "none" for host, node in facts.items()},
     }
     remedies = {
         "code": "bring every node to the same commit of this repository",
@@ -107,7 +108,7 @@ def differences(facts: Mapping[str, NodeFacts], recipes: Mapping[str, str]) -> l
 def link_checks(
     clocks: Mapping[str, float], megabits: Mapping[str, float], latencies: Mapping[str, float]
 ) -> list[Check]:
-    """What the links between nodes show: seconds, Mbit/s and milliseconds by host."""
+    """Warnings about clocks (seconds) and links (Mbit/s and milliseconds), by host."""
     checks = [
         Check("clock", f"{offset:+.2f} s from here", WARNING, "let NTP set the clock", (host,))
         for host, offset in clocks.items()
@@ -123,12 +124,12 @@ def link_checks(
 
 
 def faults(checks: Sequence[Check]) -> list[Check]:
-    """Those that a run would not survive."""
+    """The checks that would make a run fail."""
     return [check for check in checks if check.verdict == FAULT]
 
 
 def gathered(checks: Sequence[Check]) -> list[Check]:
-    """The same finding of several hosts as one, in order of first appearance."""
+    """Merge equal findings of several hosts, in order of first appearance."""
     hosts: dict[Check, list[str]] = {}
     for check in checks:
         hosts.setdefault(replace(check, hosts=()), []).extend(check.hosts)
@@ -136,7 +137,7 @@ def gathered(checks: Sequence[Check]) -> list[Check]:
 
 
 def _odd(name: str, values: Mapping[str, str]) -> list[Check]:
-    """One fault for each value that is not the most frequent one; of two as frequent, the first."""
+    """One fault for each value but the most frequent; of two as frequent, the first is usual."""
     counts = Counter(values.values())
     if len(counts) < 2:
         return []
@@ -147,7 +148,7 @@ def _odd(name: str, values: Mapping[str, str]) -> list[Check]:
             name,
             f"{value}; {usual} on {', '.join(holders)}",
             FAULT,
-            hosts=tuple(host for host, of in values.items() if of == value),
+            hosts=tuple(host for host, found in values.items() if found == value),
         )
         for value in counts
         if value != usual
@@ -157,18 +158,19 @@ def _odd(name: str, values: Mapping[str, str]) -> list[Check]:
 def _aliases(facts: Mapping[str, NodeFacts]) -> list[Check]:
     first: dict[str, str] = {}
     checks = []
-    for host, of in facts.items():
-        if of.machine in first:
-            found = f"the machine that {first[of.machine]} is ({of.host})"
+    for host, node in facts.items():
+        if node.machine in first:
+            found = f"the same machine as {first[node.machine]} ({node.host})"
             checks.append(
                 Check("name", found, FAULT, "name a machine once, with all its slots", (host,))
             )
-        first.setdefault(of.machine, host)
+        first.setdefault(node.machine, host)
     return checks
 
 
-def _kinds(facts: NodeFacts) -> str:
-    return " + ".join(sorted({gpu.name for gpu in facts.gpus})) or "none"
+def gpu_kinds(facts: NodeFacts) -> str:
+    """Names of the GPUs of a machine, each once."""
+    return " + ".join(sorted({gpu.name for gpu in facts.gpus}))
 
 
 def _gpu_checks(facts: NodeFacts) -> list[Check]:
@@ -176,7 +178,10 @@ def _gpu_checks(facts: NodeFacts) -> list[Check]:
     if not facts.gpus:
         return [Check("GPU", "none", NOTE, "trains on the CPU"), Check("torch", build)]
     drivers = sorted({gpu.driver for gpu in facts.gpus})
-    checks = [Check("GPU", f"{len(facts.gpus)} x {_kinds(facts)}"), _driver_check(facts, drivers)]
+    checks = [
+        Check("GPU", f"{len(facts.gpus)} x {gpu_kinds(facts)}"),
+        _driver_check(facts, drivers),
+    ]
     if not facts.cuda_build:
         remedy = "install torch's CUDA build: pip install torch, or its CUDA 12.6 build on a V100"
         return [*checks, Check("torch", build, FAULT, remedy)]
@@ -216,7 +221,7 @@ def _driver_check(facts: NodeFacts, drivers: Sequence[str]) -> Check:
 def _slots_check(facts: NodeFacts, slots: int | None) -> Check:
     if slots is None:
         return Check("slots", "no hostfile")
-    found = f"{slots} asked for, {len(facts.gpus)} GPUs, {facts.num_cores} cores"
+    found = f"{slots} in the hostfile, {len(facts.gpus)} GPUs, {facts.num_cores} cores"
     if facts.gpus and slots > len(facts.gpus):
         return Check("slots", found, FAULT, "a rank needs a GPU of its own: lower slots=")
     if not facts.gpus and slots > facts.num_cores:
@@ -246,32 +251,29 @@ def _flash_check(facts: NodeFacts) -> Check:
 
 def _memory_checks(facts: NodeFacts) -> list[Check]:
     memory, shm, disk = facts.free_memory_bytes, facts.free_shm_bytes, facts.free_disk_bytes
-    checks = [
-        Check("memory", f"{memory / _GIB:.1f} GiB free")
-        if memory >= 4 * _GIB
-        else Check(
-            "memory", f"{memory / _GIB:.1f} GiB free", WARNING, "a base is loaded through it"
-        ),
-        Check("disk", f"{disk / _GIB:.1f} GiB free for the run folder"),
-        Check("/dev/shm", f"{shm / _MIB:,.0f} MiB free"),
+    found = f"{disk / _GIB:.1f} GiB free for the run folder"
+    free_shm = Check("/dev/shm", f"{shm / _MIB:,.0f} MiB free")
+    remedy = "in a container: --shm-size=8g or --ipc=host"
+    needs_shm = len(facts.gpus) > 1  # NCCL's buffers between the GPUs of a node
+    free = Check("memory", f"{memory / _GIB:.1f} GiB free")
+    return [
+        _at_least(4 * _GIB, memory, free, "the base is loaded through it"),
+        _at_least(5 * _GIB, disk, Check("disk", found), "checkpoints need room", fault=_GIB),
+        _at_least(_GIB, shm, free_shm, remedy, fault=60 * _MIB) if needs_shm else free_shm,
     ]
-    if disk < 5 * _GIB:
-        verdict = FAULT if disk < _GIB else WARNING
-        checks[1] = replace(checks[1], verdict=verdict, remedy="checkpoints need room")
-    if shm < _GIB and len(facts.gpus) > 1:  # NCCL's buffers between the GPUs of a node
-        verdict = FAULT if shm < 60 * _MIB else WARNING
-        checks[2] = replace(
-            checks[2], verdict=verdict, remedy="in a container: --shm-size=8g or --ipc=host"
-        )
-    return checks
+
+
+def _at_least(wanted: int, amount: int, good: Check, remedy: str, fault: int = 0) -> Check:
+    """The check itself, a warning below the wanted amount, a fault below `fault`."""
+    if amount >= wanted:
+        return good
+    return replace(good, verdict=FAULT if amount < fault else WARNING, remedy=remedy)
 
 
 def _limit_checks(facts: NodeFacts) -> list[Check]:
     files, locked = facts.open_files, facts.locked_memory_bytes
-    limits = Check("open files", f"{files:,} at most")
-    if files < 1024:
-        limits = replace(limits, verdict=WARNING, remedy="ulimit -n 65536")
-    checks = [limits]
+    limit = Check("open files", f"{files:,} at most")
+    checks = [_at_least(1024, files, limit, "ulimit -n 65536")]
     if facts.has_infiniband and locked != -1:
         found = f"{locked / _MIB:.0f} MiB at most, with InfiniBand"
         checks.append(Check("locked memory", found, WARNING, "ulimit -l unlimited"))

@@ -1,9 +1,9 @@
-"""Look at this machine, or at all nodes of a hostfile at once, before a run is paid for."""
+"""Check this machine, or all nodes of a hostfile at once, before a run starts."""
 
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,15 @@ _RING_SECONDS = 10.0
 
 @dataclass
 class Examination:
-    """What was found.
+    """What the doctor found.
 
     Attributes:
-        checks: Of one machine all, of several what is not well.
-        facts: Host -> facts, of the nodes that answered.
+        checks: All checks of a single machine; of several, those that are not ok.
+        facts: Host -> facts, for the nodes that answered.
         links: Host -> (clock offset in seconds, latency in ms, Mbit/s to the next node).
         links_by: What measured the links.
-        num_nodes: Asked.
-        seconds: It took.
+        num_nodes: Nodes of the hostfile.
+        seconds: How long it took.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -55,13 +55,13 @@ class Examination:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the doctor is asked about.
+class PlannedRun:
+    """The run that the doctor checks for.
 
     Attributes:
-        recipe: A recipe to look for on every node; None leaves it and the run folder out.
-        overrides: Of the recipe.
-        port: Of the master, which must be free on the first node.
+        recipe: Its recipe, which every node must have; None: no recipe and no run folder.
+        overrides: Keys set on the command line.
+        port: The master's port, which must be free on the first node.
     """
 
     recipe: str | None
@@ -79,20 +79,20 @@ class Asked:
         }
 
 
-def examine_machine(asked: Asked) -> Examination:
-    """Everything about this machine."""
+def examine_machine(planned: PlannedRun) -> Examination:
+    """Check this machine."""
     started = time.monotonic()
-    answer = introduce(**asked.introduction([], is_master=True))
+    answer = introduce(**planned.introduction([], is_master=True))
     facts = NodeFacts.from_json(answer["facts"])
-    checks = [*node_checks(facts), *_answer_checks(answer, asked)]
+    checks = [*node_checks(facts), *_answer_checks(answer, planned)]
     return Examination(checks, {facts.host: facts}, seconds=time.monotonic() - started)
 
 
-def examine_cluster(hostfile: Path, asked: Asked) -> Examination:
-    """Every node of a hostfile: all of them are asked, and all faults are told.
+def examine_cluster(hostfile: Path, planned: PlannedRun) -> Examination:
+    """Check every node of a hostfile and collect all faults.
 
     Raises:
-        ConfigError: The hostfile itself is wrong; no node was asked.
+        ConfigError: The hostfile itself is wrong; no node was contacted.
     """
     started = time.monotonic()
     nodes = read_hostfile(hostfile)
@@ -101,7 +101,7 @@ def examine_cluster(hostfile: Path, asked: Asked) -> Examination:
     deadline = started + _ANSWER_SECONDS
     agents = [RemoteNode(node.host, deadline, over_ssh=not is_alone) for node in nodes]
     try:
-        found = _examine(nodes, agents, asked)
+        found = _examine(nodes, agents, planned)
     finally:
         for agent in agents:
             agent.close()
@@ -112,10 +112,12 @@ def examine_cluster(hostfile: Path, asked: Asked) -> Examination:
     return found
 
 
-def _examine(nodes: Sequence[Node], agents: Sequence[RemoteNode], asked: Asked) -> Examination:
+def _examine(
+    nodes: Sequence[Node], agents: Sequence[RemoteNode], planned: PlannedRun
+) -> Examination:
     hosts = [node.host for node in nodes]
-    others = hosts if len(hosts) > 1 else []  # alone, nobody has to know its name
-    requests = {host: asked.introduction(others, host == hosts[0]) for host in hosts}
+    others = hosts if len(hosts) > 1 else []  # no other node has to know the name of a single one
+    requests = {host: planned.introduction(others, host == hosts[0]) for host in hosts}
     answers = ask_all(agents, "introduce", requests)
     found = Examination(num_nodes=len(nodes))
     recipes = {}
@@ -128,12 +130,8 @@ def _examine(nodes: Sequence[Node], agents: Sequence[RemoteNode], asked: Asked) 
         found.facts[node.host] = facts
         if answer["recipe"]:
             recipes[node.host] = answer["recipe"]
-        seen = [*node_checks(facts, node.slots), *_answer_checks(answer, asked)]
-        found.checks += [
-            Check(check.name, check.found, check.verdict, check.remedy, (node.host,))
-            for check in seen
-            if check.verdict != OK
-        ]
+        seen = [*node_checks(facts, node.slots), *_answer_checks(answer, planned)]
+        found.checks += [replace(one, hosts=(node.host,)) for one in seen if one.verdict != OK]
     found.checks += differences(found.facts, recipes)
     alive = [agent for agent in agents if agent.host in found.facts]
     if len(alive) > 1:
@@ -143,16 +141,16 @@ def _examine(nodes: Sequence[Node], agents: Sequence[RemoteNode], asked: Asked) 
     return found
 
 
-def _answer_checks(answer: dict[str, Any], asked: Asked) -> list[Check]:
+def _answer_checks(answer: dict[str, Any], planned: PlannedRun) -> list[Check]:
     checks = [Check("recipe", problem, FAULT) for problem in answer["problems"]]
     if answer["unknown"]:
         names = ", ".join(answer["unknown"])
         checks.append(
-            Check("names", f"does not know {names}", FAULT, "mend DNS or /etc/hosts there")
+            Check("names", f"does not know {names}", FAULT, "correct DNS or /etc/hosts there")
         )
     if not answer["is_port_free"]:
-        remedy = f"another run holds it: give --master_port another than {asked.port}"
-        checks.append(Check("port", f"{asked.port} is in use", FAULT, remedy))
+        remedy = f"another run uses it: choose a --master_port other than {planned.port}"
+        checks.append(Check("port", f"{planned.port} is in use", FAULT, remedy))
     return checks
 
 
@@ -160,12 +158,12 @@ def _alone_checks(node: Node, found: Examination) -> list[Check]:
     facts = next(iter(found.facts.values()), None)
     if facts is None or node.host in ("localhost", facts.host, facts.host.split(".")[0]):
         return []
-    note = "DeepSpeed starts a hostfile of one node on the machine it is called on"
+    note = "DeepSpeed starts a hostfile with one node on this machine, whatever its name"
     return [Check("name", f"this machine is {facts.host}", NOTE, note, (node.host,))]
 
 
 def _shared_folder_checks(agents: Sequence[RemoteNode], run_folders: set[str]) -> list[Check]:
-    """A file written here must be seen on every node, where checkpoints are looked for."""
+    """Every node must see a file that this machine writes into the run folder."""
     checks = []
     for run_folder in sorted(run_folders):
         folder = nearest_folder(Path(run_folder))
@@ -184,17 +182,17 @@ def _shared_folder_checks(agents: Sequence[RemoteNode], run_folders: set[str]) -
             probe.unlink(missing_ok=True)
         for host, answer in answers.items():
             if isinstance(answer, NodeError) or not answer["is_seen"]:
-                found = f"{run_folder} is not the folder it is here"
+                found = f"{run_folder} is another folder than here"
                 remedy = "all nodes must share run.output_dir: mount it, or choose another"
                 checks.append(Check("run folder", found, FAULT, remedy, (host,)))
             elif not answer["is_writable"]:
                 found = f"{folder} is not writable"
-                checks.append(Check("run folder", found, FAULT, "mend its permissions", (host,)))
+                checks.append(Check("run folder", found, FAULT, "correct its permissions", (host,)))
     return checks
 
 
 def _measure_links(agents: Sequence[RemoteNode], found: Examination) -> None:
-    """Clock, latency and rate of every node to the next, by MPI where it is there."""
+    """Clock, latency and rate of every node to the next, by MPI where it is installed."""
     hosts = [agent.host for agent in agents]
     offsets = {}
     for agent in agents:
@@ -203,13 +201,12 @@ def _measure_links(agents: Sequence[RemoteNode], found: Examination) -> None:
         except NodeError as error:
             found.checks.append(Check("reach", error.found, FAULT, error.remedy, (agent.host,)))
     rates: dict[str, tuple[float, float]] = {}
-    if mpirun() and all(of.versions.get("mpi4py", "-") != "-" for of in found.facts.values()):
+    if mpirun() and all(one.versions.get("mpi4py", "-") != "-" for one in found.facts.values()):
         try:
-            told = measure_ring(hosts, _RING_SECONDS)
-            rates = dict(
-                zip(hosts, zip(told["milliseconds"], told["mbit"], strict=True), strict=True)
-            )
-            found.links_by = f"mpi4py over {told['library']}"
+            ring = measure_ring(hosts, _RING_SECONDS)
+            pairs = zip(ring["milliseconds"], ring["mbit"], strict=True)
+            rates = dict(zip(hosts, pairs, strict=True))
+            found.links_by = f"mpi4py over {ring['library']}"
         except RingError as error:
             remedy = "deepspeed --launcher openmpi will not start either; pdsh does not need it"
             found.checks.append(Check("MPI", str(error), WARNING, remedy))
@@ -240,9 +237,9 @@ def _ring_over_sockets(
     rates = {}
     for host, answer in ask_all(asked, "measure", requests).items():
         if isinstance(answer, NodeError):
-            told = f"{answer.found} to {requests[host]['host']}"
+            broken = f"{answer.found} to {requests[host]['host']}"
             remedy = "nodes must reach each other on any port: open the firewall between them"
-            found.checks.append(Check("link", told, FAULT, remedy, (host,)))
+            found.checks.append(Check("link", broken, FAULT, remedy, (host,)))
         else:
             rates[host] = (answer["milliseconds"], answer["mbit"])
     return rates

@@ -1,11 +1,11 @@
-"""An examination for people."""
+"""Print an examination."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from trainer.cluster.checks import FAULT, NOTE, OK, WARNING, Check
+from trainer.cluster.checks import FAULT, NOTE, OK, WARNING, Check, gpu_kinds
 from trainer.cluster.doctor import Examination
 
 _PRINTED_WIDTH = 110  # where there is no terminal
@@ -20,7 +20,7 @@ def print_machine(found: Examination) -> None:
 
 
 def print_cluster(found: Examination) -> None:
-    """A row a node, then what is not well, the odd hosts named."""
+    """A row for each node, then every finding with its hosts."""
     console = _console()
     console.print(_nodes_table(found))
     if found.checks:
@@ -44,10 +44,9 @@ def _nodes_table(found: Examination) -> Table:
         table.add_column(name, justify="left" if name in ("host", "GPUs", "torch") else "right")
     for host, facts in found.facts.items():
         offset, milliseconds, mbit = found.links.get(host, (0.0, 0.0, 0.0))
-        kinds = sorted({gpu.name for gpu in facts.gpus})
         table.add_row(
             host,
-            f"{len(facts.gpus)} x {' + '.join(kinds)}" if kinds else "none",
+            f"{len(facts.gpus)} x {gpu_kinds(facts)}" if facts.gpus else "none",
             f"{facts.versions.get('torch', '-')} CUDA {facts.cuda_build or 'none'}",
             facts.code,
             f"{facts.free_memory_bytes / 2**30:.0f} GiB",

@@ -1,10 +1,10 @@
-"""Signal the processes of one run here: python -I - NAME=VALUE MODE SECONDS < leftovers.py.
+"""Signal the processes of one run on this machine: python -I - NAME=VALUE MODE SECONDS < this.
 
-They are found by what stands in their environment, never by their names: another run, of the same
-user and program, is not touched. Standard library only: it is piped to nodes, clone or no clone.
+A process belongs to the run if NAME=VALUE is in its environment; its name does not matter, so other
+runs of the same user are safe. Standard library only: ssh pipes this file to nodes without a clone.
 
-    stop    SIGTERM to the ranks, which save and end, in SECONDS or not
-    end     SIGKILL to all, again until none is left or SECONDS are over
+    stop    SIGTERM to the ranks, which save and end; wait for SECONDS at most
+    end     SIGKILL to all processes, repeated until none is left or SECONDS are over
 
 Prints one JSON object: {"signalled": ids, "left": ids}.
 """
@@ -21,7 +21,7 @@ _TICK = 0.2  # seconds
 
 
 def processes(mark: str, *, ranks_only: bool = False) -> list[int]:
-    """Ids of the live processes with NAME=VALUE in their environment, but for this one."""
+    """Ids of the live processes with NAME=VALUE in their environment, without this process."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -35,7 +35,7 @@ def processes(mark: str, *, ranks_only: bool = False) -> list[int]:
 
 
 def send(ids: list[int], number: signal.Signals) -> None:
-    """Signal what still lives."""
+    """Signal the processes that still live."""
     for one in ids:
         try:
             os.kill(one, number)
@@ -43,8 +43,8 @@ def send(ids: list[int], number: signal.Signals) -> None:
             continue
 
 
-def sweep(mark: str, mode: str, seconds: float) -> dict[str, list[int]]:
-    """What was signalled, and what is left."""
+def signal_run(mark: str, mode: str, seconds: float) -> dict[str, list[int]]:
+    """Ids of the processes that were signalled, and of those that are left."""
     deadline = time.monotonic() + seconds
     is_stop = mode == "stop"
     signalled = processes(mark, ranks_only=is_stop)
@@ -58,4 +58,4 @@ def sweep(mark: str, mode: str, seconds: float) -> dict[str, list[int]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(sweep(sys.argv[1], sys.argv[2], float(sys.argv[3]))))
+    print(json.dumps(signal_run(sys.argv[1], sys.argv[2], float(sys.argv[3]))))

@@ -1,13 +1,12 @@
-"""Rates and latencies between nodes as MPI sees them: one rank a node, no torch.
+"""Rates and latencies between nodes, measured by MPI: one rank on each node, no torch.
 
-Buffers only: mpi4py's lower-case calls would pickle.
+Buffers only, because mpi4py's lower-case calls pickle.
 """
 
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,25 +20,21 @@ from trainer.cluster.facts import ROOT
 _ROUND_TRIPS = 40
 _BYTES = 8 << 20
 _ROUNDS = 3
-_NAME_BYTES = 64
+_ANSWER_BYTES = 128
 
 
 class RingError(Exception):
-    """MPI does not start over these nodes."""
+    """MPI does not start on these nodes."""
 
 
 def mpirun() -> str | None:
-    """The mpirun that belongs to this Python, else the first of PATH."""
+    """The mpirun beside this Python, else the first in PATH."""
     beside = Path(sys.executable).with_name("mpirun")
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
 def ring_command(hosts: Sequence[str]) -> list[str]:
-    """One rank on each host, for subprocess: a list, never a shell string.
-
-    Args:
-        hosts: Of a hostfile, which has checked them.
-    """
+    """The command for one rank on each host; read_hostfile has checked the names."""
     program = mpirun()
     assert program is not None
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
@@ -51,11 +46,11 @@ def ring_command(hosts: Sequence[str]) -> list[str]:
 
 
 def measure_ring(hosts: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Start the ring and return what its first rank tells: library, milliseconds and mbit lists.
+    """Start the ring; library, milliseconds and mbit, the last two lists in order of rank.
 
     Args:
-        hosts: In the order of the ranks.
-        seconds: To wait at most.
+        hosts: In order of rank.
+        seconds: How long to wait at most.
 
     Raises:
         RingError: It did not start, not everywhere, or not in time.
@@ -88,7 +83,7 @@ def measure_ring(hosts: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 def ring_rank() -> None:
-    """The program of every rank: to the next while receiving from the one before."""
+    """The program of every rank: send to the next while receiving from the one before."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -104,29 +99,20 @@ def ring_rank() -> None:
     for _ in range(_ROUNDS):
         _exchange(world, sent, received, after, before)
     seconds = time.perf_counter() - started
-    name = socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES)
-    numbers = f"{sorted(trips)[len(trips) // 2] * 1e3:.9e} {_ROUNDS * _BYTES * 8e-6 / seconds:.9e}"
-    mine = name + numbers.encode().ljust(_NAME_BYTES)
+    numbers = [sorted(trips)[len(trips) // 2] * 1e3, _ROUNDS * _BYTES * 8e-6 / seconds]
+    mine = json.dumps(numbers).encode().ljust(_ANSWER_BYTES)
     everyone = bytearray(len(mine) * world.size)
     world.Gather([mine, MPI.BYTE], [everyone, MPI.BYTE], root=0)
     if world.rank == 0:
-        print(MARK + json.dumps(_told(bytes(everyone), world.size, MPI.Get_library_version())))
+        starts = range(0, len(everyone), _ANSWER_BYTES)
+        pairs = [json.loads(everyone[start : start + _ANSWER_BYTES]) for start in starts]
+        milliseconds, mbit = zip(*pairs, strict=True)
+        library = MPI.Get_library_version().split(",")[0]
+        answer = {"size": world.size, "library": library}
+        print(MARK + json.dumps(answer | {"milliseconds": milliseconds, "mbit": mbit}))
 
 
 def _exchange(world: Any, sent: bytearray, received: bytearray, after: int, before: int) -> None:
     from mpi4py import MPI
 
     world.Sendrecv([sent, MPI.BYTE], after, 1, [received, MPI.BYTE], before, 1)
-
-
-def _told(everyone: bytes, size: int, library: str) -> dict[str, Any]:
-    width = 2 * _NAME_BYTES
-    parts = [everyone[rank * width : (rank + 1) * width] for rank in range(size)]
-    pairs = [part[_NAME_BYTES:].split() for part in parts]
-    return {
-        "size": size,
-        "library": library.split(",")[0],
-        "hosts": [part[:_NAME_BYTES].decode().strip() for part in parts],
-        "milliseconds": [float(pair[0]) for pair in pairs],
-        "mbit": [float(pair[1]) for pair in pairs],
-    }

@@ -1,7 +1,7 @@
-"""Agents on the nodes of a hostfile, started over ssh and asked line by line.
+"""Agents on the nodes of a hostfile: started over ssh, they answer a line for a line.
 
-ssh hands its command to a shell on the node: that command is fixed (this Python, this repository)
-and everything else travels on standard input.
+ssh gives its command to a shell on the node. That command is fixed (this Python, this repository);
+everything else travels on standard input.
 """
 
 import json
@@ -16,30 +16,31 @@ from typing import Any
 
 from trainer.cluster.agent import MARK, command
 
+# No questions, and a host that is silent for 15 s counts as gone.
 SSH_OPTIONS = (
-    "-o", "BatchMode=yes", "-o", "ConnectTimeout=4",
-    "-o", "ServerAliveInterval=2", "-o", "ServerAliveCountMax=3",
+    "-o", "BatchMode=yes", "-o", "ConnectTimeout=5",
+    "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
 )  # fmt: skip
-"""Never a question, and no waiting for what is gone."""
-_REASONS = (  # of what ssh and the shell say, in order; the remedy names the next step
+_SAME_PATHS = "the clone and its Python must lie at the same paths on every node"
+_REASONS = (  # words of ssh or the shell, what was found, what to do; the first that match count
     ("Could not resolve", "the name is not known", "mend the hostfile, DNS or /etc/hosts"),
     ("Host key verification failed", "its host key is new or changed", "ssh {host} once, by hand"),
     ("IDENTIFICATION HAS CHANGED", "its host key has changed", "ssh-keygen -R {host}, if meant"),
     ("Permission denied", "ssh asks for a password or key", "ssh-copy-id {host}"),
     ("Connection refused", "no ssh server answers", "start sshd there"),
     ("timed out", "no answer", "is it switched on, and is port 22 open?"),
-    ("No route to host", "no way there", "is it switched on and in this network?"),
+    ("No route to host", "no route to it", "is it switched on and in this network?"),
     ("Connection reset", "ssh breaks off", "look at sshd's log there"),
     ("closed by", "ssh breaks off", "look at sshd's log there"),
     ("ModuleNotFoundError", "{line}", "install constraints.txt there"),
-    ("No such file", "{line}", "the clone and its Python must lie at the same paths on every node"),
-    ("not found", "{line}", "the clone and its Python must lie at the same paths on every node"),
-    ("can't open file", "{line}", "the clone must lie at the same path on every node"),
+    ("No such file", "{line}", _SAME_PATHS),
+    ("not found", "{line}", _SAME_PATHS),
+    ("can't open file", "{line}", _SAME_PATHS),
 )
 
 
 class NodeError(Exception):
-    """A node cannot be asked; found and remedy are for the table."""
+    """A node does not answer; found and remedy are for the table."""
 
     def __init__(self, found: str, remedy: str) -> None:
         super().__init__(found)
@@ -50,16 +51,14 @@ class RemoteNode:
     """An agent on a node.
 
     Args:
-        host: Of a hostfile, which has checked it.
-        over_ssh: False runs it on this machine.
-        deadline: Of every answer, on time.monotonic's clock: the agent is ended then.
+        host: A name that read_hostfile accepted.
+        over_ssh: False runs the agent on this machine.
+        deadline: When the agent is ended, on time.monotonic's clock.
     """
 
     def __init__(self, host: str, deadline: float, *, over_ssh: bool = True) -> None:
         self.host = host
-        arguments = command()
-        if over_ssh:
-            arguments = ["ssh", *SSH_OPTIONS, "--", host, shlex.join(arguments)]
+        arguments = ssh_command(host, command()) if over_ssh else command()
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed below
         self._process = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
@@ -72,14 +71,14 @@ class RemoteNode:
         """The agent's answer.
 
         Raises:
-            NodeError: There is none, or it is an error.
+            NodeError: No answer, or the answer is an error.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": action, **values}) + "\n")
             self._process.stdin.flush()
-        except OSError:  # ended before it was asked: what it said is read below
+        except OSError:  # it has ended: its last words are read below
             pass
         for line in self._process.stdout:
             if line.startswith(MARK):
@@ -90,7 +89,7 @@ class RemoteNode:
         raise self._reason()
 
     def close(self) -> None:
-        """End the agent: without requests it ends by itself."""
+        """End the agent; it ends by itself when its requests end."""
         self._timer.cancel()
         try:
             self._process.communicate(timeout=1)
@@ -108,8 +107,13 @@ class RemoteNode:
         return explained(self.host, said, code)
 
 
+def ssh_command(host: str, arguments: Sequence[str]) -> list[str]:
+    """Run a command on a host. The host's shell reads it: quoted, and without words of the user."""
+    return ["ssh", *SSH_OPTIONS, "--", host, shlex.join(arguments)]
+
+
 def explained(host: str, said: str, code: int) -> NodeError:
-    """What ssh's words mean, and what to do."""
+    """The cause behind ssh's words, and what to do."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     for words, found, remedy in _REASONS:
         for line in reversed(lines):
@@ -122,7 +126,7 @@ def explained(host: str, said: str, code: int) -> NodeError:
 def ask_all(
     nodes: Sequence[RemoteNode], action: str, values: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any] | NodeError]:
-    """Ask all nodes at once; the answer or the error of each by host."""
+    """Ask all nodes at once; host -> its answer or its error."""
 
     def ask(node: RemoteNode) -> dict[str, Any] | NodeError:
         try:

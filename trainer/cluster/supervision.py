@@ -1,14 +1,14 @@
-"""A run that continues by itself: started again after a lost rank, node or link, until it is done.
+"""Restarts a run after a lost rank, node or link until it is done.
 
     OUTPUT_DIR.supervised/RUN_ID/
-        recipe.yaml     resolved; its path is all that the launcher passes on
-        environment     what the launcher exports to the nodes
-        1/, 2/, ...     of every attempt: hostfile, and rank-N.json, how each rank ended
+        recipe.yaml     resolved; the launcher passes on nothing but its path
+        environment     variables that the launcher exports to the nodes
+        1/, 2/, ...     a folder for each attempt: hostfile, and rank-N.json, how each rank ended
 
-Whether a run is done says rank 0's outcome of this run and attempt, never an exit code: those of
-launchers lie. What an attempt left is found by the run's id in its environment and killed, on every
-host that answers, before the next one begins on a port of its own. It continues from the newest
-checkpoint that verifies, as any start of the run does.
+A run is done when rank 0 has written so for this attempt; exit codes of launchers are not reliable.
+Processes that an attempt leaves carry the run's id in their environment. They are killed on every
+host that answers before the next attempt, which has a new port and continues from the newest
+checkpoint that verifies.
 """
 
 import os
@@ -28,7 +28,8 @@ from types import FrameType
 
 import yaml
 
-from trainer.cluster.cleanup import SSH_OPTIONS, sweep_hosts
+from trainer.cluster.cleanup import signal_hosts
+from trainer.cluster.remote import SSH_OPTIONS
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError
 from trainer.processes.hostfile import Node
@@ -38,29 +39,29 @@ from trainer.run_folder.folder import CHECKPOINTS, write_whole
 
 RUN_ID = "FOCALTUNE_RUN_ID"
 DONE, STOPPED, NOT_SAVED = 0, 75, 130
-SAVE_SECONDS = 25.0  # a signal's step and save; launchers kill after 30
-_GRACE = 8.0  # seconds for the other ranks, once one has told how it ended
+SAVE_SECONDS = 25.0  # for the step and the save after a signal; launchers kill after 30
+_GRACE = 8.0  # seconds for the other ranks, once one has ended
 _END_SECONDS = 10.0
 _TICK = 0.3
 _SAFE = re.compile(r"[\w@%+=:,./-]+")  # DeepSpeed's launchers hand words to a shell
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below the range kernels hand out
 _ALONE = "AbandonedError"
-# What the same command would only meet again.
+# The same command would fail again.
 _HOPELESS_CODES = frozenset({2, 3, 4})
 _HOPELESS_ERRORS = frozenset({"MachineError", "MemoryExceededError", "DivergedError"})
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is run.
+class SupervisedRun:
+    """The run, and how to start it.
 
     Attributes:
         config: The recipe; run.resume is not "never".
-        nodes: Of the hostfile, in its order.
-        launcher: "pdsh" or "openmpi", as DeepSpeed names them.
-        launcher_args: Passed on to it.
+        nodes: Nodes of the hostfile, in its order.
+        launcher: "pdsh" or "openmpi", DeepSpeed's names.
+        launcher_args: Passed on to the launcher.
         script: launcher/train.py.
-        run_id: Of this supervision.
+        run_id: New for each supervision.
     """
 
     config: RunConfig
@@ -72,7 +73,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Beside the run folder, so that it lies where all nodes see it."""
+        """Beside the run folder, where all nodes see it."""
         output = self.config.output_dir
         return output.with_name(f"{output.name}.supervised") / self.run_id
 
@@ -88,8 +89,8 @@ class Limits:
 
     Attributes:
         max_restarts: In a row without a new checkpoint.
-        wait_seconds: For hosts that do not answer after an attempt.
-        without_dead: Go on at once with the hosts that answer.
+        wait_seconds: How long to wait for hosts that do not answer after an attempt.
+        without_dead: Continue at once with the hosts that answer.
     """
 
     max_restarts: int
@@ -98,7 +99,7 @@ class Limits:
 
 
 class Signals:
-    """The first signal to this process; the run is asked to save in its place."""
+    """The first signal to this process; the ranks are then asked to save."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -109,34 +110,36 @@ class Signals:
         self.received = self.received or signal.Signals(number)
 
 
-def supervise(job: Job, limits: Limits, signals: Signals, say: Callable[[str], None]) -> int:
+def supervise(
+    run: SupervisedRun, limits: Limits, signals: Signals, say: Callable[[str], None]
+) -> int:
     """Run until it is done, stopped by a signal, or hopeless; the exit code.
 
     Raises:
-        ConfigError: A path or setting that cannot be passed on.
-        MachineError: Hosts do not answer, all of them named.
+        ConfigError: A path or variable that launchers cannot pass on.
+        MachineError: Hosts do not answer; it names all of them.
     """
-    refuse(job)
-    job.folder.mkdir(parents=True)
-    write_whole(job.folder / "recipe.yaml", yaml.safe_dump(job.config.to_json(), sort_keys=False))
-    restarts, newest, number = 0, saved_step(job), 1
+    refuse(run)
+    run.folder.mkdir(parents=True)
+    write_whole(run.folder / "recipe.yaml", yaml.safe_dump(run.config.to_json(), sort_keys=False))
+    restarts, newest, number = 0, saved_step(run), 1
     while True:
-        nodes = answering(job, limits, signals, number == 1, say)
+        nodes = answering(run, limits, signals, number == 1, say)
         if signals.received:
             say(f"{signals.received.name}: stopped between two attempts, after step {newest}")
             return STOPPED if newest else NOT_SAVED
         where = ", ".join(f"{node.host} x {node.slots}" for node in nodes)
-        say(f"attempt {number} on {where}, from step {newest}; run id {job.run_id}")
+        say(f"attempt {number} on {where}, from step {newest}; run id {run.run_id}")
         started = time.monotonic()
-        outcomes = attempt(job, number, nodes, signals, say)
+        outcomes = attempt(run, number, nodes, signals, say)
         code = verdict(outcomes, asked_to_stop=signals.received is not None)
-        if code == NOT_SAVED and (step := saved_step(job)):
+        if code == NOT_SAVED and (step := saved_step(run)):
             say(f"stopped; the ranks did not save, the newest checkpoint is of step {step}")
             return STOPPED
         if code is not None:
             say(ending(outcomes, nodes, code))
             return code
-        seconds, before, newest = time.monotonic() - started, newest, saved_step(job)
+        seconds, before, newest = time.monotonic() - started, newest, saved_step(run)
         restarts = 0 if newest > before else restarts + 1
         say(f"attempt {number} ended after {seconds:.0f} s: {ending(outcomes, nodes, None)}")
         if restarts > limits.max_restarts:
@@ -151,7 +154,7 @@ def verdict(outcomes: Sequence[Outcome], *, asked_to_stop: bool) -> int | None:
     """The exit code that ends the supervision; None to try again."""
     if any(one.rank == 0 and one.exit_code == DONE for one in outcomes):
         return DONE
-    # Ranks whose launcher is gone have saved, too, but nobody asked them to.
+    # Ranks without a launcher have saved too, but no signal asked them to stop.
     if any(one.exit_code == STOPPED and (asked_to_stop or one.error != _ALONE) for one in outcomes):
         return STOPPED
     if asked_to_stop:
@@ -163,16 +166,16 @@ def verdict(outcomes: Sequence[Outcome], *, asked_to_stop: bool) -> int | None:
 
 
 def ending(outcomes: Sequence[Outcome], nodes: Sequence[Node], code: int | None) -> str:
-    """How an attempt ended, each host with what its ranks said, the silent ones too."""
+    """How an attempt ended: the message of each rank, and the ranks without one."""
     if code in (DONE, STOPPED, NOT_SAVED):
         said = [one.message for one in outcomes if one.exit_code == code and one.message]
         return {DONE: "done", STOPPED: "stopped"}.get(code, "stopped; nothing saved") + (
             f": {said[0]}" if said else ""
         )
     by_message: dict[str, list[str]] = {}
-    for one in outcomes:  # the whole message stands above, from the rank itself
-        told = one.message.partition(". ")[0]
-        by_message.setdefault(told, []).append(f"rank {one.rank} on {one.host}")
+    for one in outcomes:  # the rank itself has printed the whole message
+        first_sentence = one.message.partition(". ")[0]
+        by_message.setdefault(first_sentence, []).append(f"rank {one.rank} on {one.host}")
     hosts = [node.host for node in nodes for _ in range(node.slots)]
     heard = {one.rank for one in outcomes}
     silent = [f"{rank} on {host}" for rank, host in enumerate(hosts) if rank not in heard]
@@ -181,37 +184,39 @@ def ending(outcomes: Sequence[Outcome], nodes: Sequence[Node], code: int | None)
 
 
 def attempt(
-    job: Job, number: int, nodes: Sequence[Node], signals: Signals, say: Callable[[str], None]
+    run: SupervisedRun,
+    number: int,
+    nodes: Sequence[Node],
+    signals: Signals,
+    say: Callable[[str], None],
 ) -> list[Outcome]:
     """Start the launcher, wait until it or the run has ended, leave nothing behind."""
-    folder = job.folder / str(number)
+    folder = run.folder / str(number)
     folder.mkdir()
     lines = "".join(f"{node.host} slots={node.slots}\n" for node in nodes)
     write_whole(folder / "hostfile", lines)
     port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
-    exported = {
-        **user_exports(), RUN_ID: job.run_id, FOLDER: str(folder),
-    }  # fmt: skip
+    exported = {**user_exports(), RUN_ID: run.run_id, FOLDER: str(folder)}
     hosts = remote_hosts(nodes)
-    if job.launcher == "openmpi" and hosts:  # the others set these themselves
+    if run.launcher == "openmpi" and hosts:  # the others set these themselves
         exported |= {"MASTER_ADDR": nodes[0].host, "MASTER_PORT": str(port)}
-    write_whole(job.folder / "environment", "".join(f"{k}={v}\n" for k, v in exported.items()))
+    write_whole(run.folder / "environment", "".join(f"{k}={v}\n" for k, v in exported.items()))
     launcher = subprocess.Popen(
-        launch_command(job, nodes, folder / "hostfile", port),
-        env=launch_environment(job, exported), stdin=subprocess.DEVNULL,
+        launch_command(run, nodes, folder / "hostfile", port),
+        env=launch_environment(run, exported), stdin=subprocess.DEVNULL,
         start_new_session=True,  # a terminal's Ctrl-C is ours to pass on
     )  # fmt: skip
     deadline = None
     while launcher.poll() is None and (deadline is None or time.monotonic() < deadline):
         if signals.received:
             say(f"{signals.received.name}: the ranks are asked to save")
-            sweep_hosts(hosts, job.mark, "stop", SAVE_SECONDS)
+            signal_hosts(hosts, run.mark, "stop", SAVE_SECONDS)
             break
         if deadline is None and is_over(read_outcomes(folder)):
             deadline = time.monotonic() + _GRACE
         time.sleep(_TICK)
-    for host, fault in sweep_hosts(hosts, job.mark, "end", _END_SECONDS).items():
-        say(f"{host} not swept: {fault}")
+    for host, fault in signal_hosts(hosts, run.mark, "end", _END_SECONDS).items():
+        say(f"{host}: processes may be left: {fault}")
     launcher.wait()
     return read_outcomes(folder)
 
@@ -222,22 +227,22 @@ def is_over(outcomes: Sequence[Outcome]) -> bool:
 
 
 def answering(
-    job: Job, limits: Limits, signals: Signals, is_first: bool, say: Callable[[str], None]
+    run: SupervisedRun, limits: Limits, signals: Signals, is_first: bool, say: Callable[[str], None]
 ) -> list[Node]:
-    """The nodes that answer and hold nothing of this run.
+    """The nodes that answer and have no process of this run.
 
     Raises:
-        MachineError: Not all of them do, in the time there is; naming each with the reason.
+        MachineError: Some do not within the time allowed; it names each with the reason.
     """
     deadline = time.monotonic() + (0 if is_first or limits.without_dead else limits.wait_seconds)
     while True:
-        faults = sweep_hosts(remote_hosts(job.nodes), job.mark, "end", _END_SECONDS)
+        faults = signal_hosts(remote_hosts(run.nodes), run.mark, "end", _END_SECONDS)
         if not faults or signals.received:
-            return list(job.nodes)
+            return list(run.nodes)
         named = " | ".join(f"{host}: {fault}" for host, fault in faults.items())
-        up = [node for node in job.nodes if node.host not in faults]
+        up = [node for node in run.nodes if node.host not in faults]
         if limits.without_dead and up:
-            say(f"goes on without {named}")
+            say(f"continues without {named}")
             return up
         if time.monotonic() >= deadline:
             raise MachineError(
@@ -248,26 +253,28 @@ def answering(
         time.sleep(min(5.0, max(0.0, deadline - time.monotonic())))
 
 
-def launch_command(job: Job, nodes: Sequence[Node], hostfile: Path, port: int) -> list[str]:
-    """The words of DeepSpeed's launcher."""
+def launch_command(
+    run: SupervisedRun, nodes: Sequence[Node], hostfile: Path, port: int
+) -> list[str]:
+    """The command line of DeepSpeed's launcher."""
     # DeepSpeed starts a single host on this machine, whatever its name is.
     here = ["--no_ssh", "--node_rank=0", "--master_addr=127.0.0.1"]
     return [
         sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile),
-        "--launcher", job.launcher, f"--launcher_args={job.launcher_args}",
+        "--launcher", run.launcher, f"--launcher_args={run.launcher_args}",
         f"--master_port={port}", *(["--force_multi"] if remote_hosts(nodes) else here),
-        str(job.script), str(job.folder / "recipe.yaml"),
+        str(run.script), str(run.folder / "recipe.yaml"),
     ]  # fmt: skip
 
 
-def launch_environment(job: Job, exported: Mapping[str, str]) -> dict[str, str]:
-    """The launcher's environment: ssh that never asks, and that notices a host that is gone."""
+def launch_environment(run: SupervisedRun, exported: Mapping[str, str]) -> dict[str, str]:
+    """The launcher's environment: ssh never asks, and notices a host that is gone."""
     options = shlex.join(SSH_OPTIONS)
     given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
     return {
         **os.environ,
         **exported,
-        "DS_ENV_FILE": str(job.folder / "environment"),
+        "DS_ENV_FILE": str(run.folder / "environment"),
         "PDSH_SSH_ARGS_APPEND": f"{given} {options}".strip(),
         "OMPI_MCA_plm_rsh_args": options,  # Open MPI 4
         "PRTE_MCA_plm_ssh_args": options,  # Open MPI 5
@@ -275,7 +282,7 @@ def launch_environment(job: Job, exported: Mapping[str, str]) -> dict[str, str]:
 
 
 def user_exports() -> dict[str, str]:
-    """NAME=value lines of .deepspeed_env, which DeepSpeed would read in place of ours."""
+    """NAME=value lines of .deepspeed_env, which DeepSpeed would read instead of our file."""
     found = {}
     for folder in (Path.home(), Path.cwd()):
         path = folder / ".deepspeed_env"
@@ -288,12 +295,12 @@ def user_exports() -> dict[str, str]:
 
 
 def remote_hosts(nodes: Sequence[Node]) -> list[str]:
-    """Hosts that ssh has to reach: launchers take it to this machine, too, if it is one of many."""
+    """Hosts to reach by ssh; with several hosts, launchers use it for this machine too."""
     return [] if len(nodes) == 1 and is_here(nodes[0].host) else [node.host for node in nodes]
 
 
 def is_here(host: str) -> bool:
-    """True for a name of this machine: nobody else's address can be listened on."""
+    """True for a name of this machine: only its own addresses can be bound."""
     try:
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -302,29 +309,26 @@ def is_here(host: str) -> bool:
     return True
 
 
-def saved_step(job: Job) -> int:
+def saved_step(run: SupervisedRun) -> int:
     """Step of the newest checkpoint that verifies; 0 without one."""
-    found, _ = newest_checkpoint(job.config.output_dir / CHECKPOINTS)
+    found, _ = newest_checkpoint(run.config.output_dir / CHECKPOINTS)
     return found.step if found is not None else 0
 
 
-def refuse(job: Job) -> None:
-    """What cannot be supervised.
+def refuse(run: SupervisedRun) -> None:
+    """Refuse a run that cannot be supervised.
 
     Raises:
         ConfigError: run.resume=never, or a path or variable that a shell on the nodes would change.
     """
-    if job.config.run.resume == "never":
+    if run.config.run.resume == "never":
         raise ConfigError("run.resume=never: a supervised run continues; take run.resume=auto")
-    for path in (job.folder, job.script, Path.cwd(), Path(sys.executable)):
-        if not _SAFE.fullmatch(str(path)):
-            raise ConfigError(
-                f"{path}: launchers hand this path to a shell on the nodes; letters, digits and"
-                " _@%+=:,./- are safe"
-            )
+    paths = (run.folder, run.script, Path.cwd(), Path(sys.executable))
+    words = {str(path): f"{path}: launchers give this path" for path in paths}
     for name, value in user_exports().items():
-        if not _SAFE.fullmatch(f"{name}={value}"):
+        words[f"{name}={value}"] = f".deepspeed_env: {name}={value}: launchers give this"
+    for word, where in words.items():
+        if not _SAFE.fullmatch(word):
             raise ConfigError(
-                f".deepspeed_env: {name}={value}: launchers hand this to a shell on the nodes;"
-                " letters, digits and _@%+=:,./- are safe"
+                f"{where} to a shell on the nodes; letters, digits and _@%+=:,./- are safe"
             )

@@ -118,7 +118,7 @@ def test_a_machine_that_lacks_something_is_told_what_to_do(change, name, verdict
 
 def test_103_more_slots_than_gpus_are_a_fault():
     assert not_ok(HEALTHY, slots=3)["slots"] == (
-        FAULT, "3 asked for, 2 GPUs, 32 cores", "a rank needs a GPU of its own: lower slots=",
+        FAULT, "3 in the hostfile, 2 GPUs, 32 cores", "a rank needs a GPU of its own: lower slots=",
     )  # fmt: skip
 
 

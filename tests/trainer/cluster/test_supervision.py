@@ -11,12 +11,12 @@ from launched import marked, wait_until
 
 from launcher.supervise import main
 from trainer.cluster import supervision
-from trainer.cluster.cleanup import sweep_hosts
-from trainer.cluster.leftovers import sweep
+from trainer.cluster.cleanup import signal_hosts
+from trainer.cluster.leftovers import signal_run
 from trainer.cluster.supervision import (
-    Job,
     Limits,
     Signals,
+    SupervisedRun,
     ending,
     launch_command,
     refuse,
@@ -47,7 +47,7 @@ def signals():
 def job(tiny_recipe, tmp_path):
     """A run on this machine whose train.py a test writes."""
     config = load_run_config(tiny_recipe, [f"run.output_dir={tmp_path / 'run'}"])
-    return Job(config, [Node("localhost", 2, 1)], "pdsh", "", tmp_path / "train.py")
+    return SupervisedRun(config, [Node("localhost", 2, 1)], "pdsh", "", tmp_path / "train.py")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def sleepers(mark, *environments):
     ]
 
 
-def test_a_sweep_ends_what_carries_the_mark_and_nothing_else():
+def test_ending_a_run_ends_what_carries_its_mark_and_nothing_else():
     mark = f"FOCALTUNE_RUN_ID={uuid.uuid4().hex}"
     ours = sleepers(mark, {}, {"RANK": "0"})
     others = sleepers(mark + "0", {}) + sleepers(f"X{mark}", {})
     wait_until(lambda: len(marked(mark)) == 2, 10, "sleepers")
-    found = sweep(mark, "end", 10)
+    found = signal_run(mark, "end", 10)
     assert set(found["signalled"]) == {one.pid for one in ours}
     assert found["left"] == []
     assert {one.wait(10) for one in ours} == {-signal.SIGKILL}
@@ -122,7 +122,7 @@ def test_ranks_are_asked_to_save_and_their_launcher_is_not():
     mark = f"FOCALTUNE_RUN_ID={uuid.uuid4().hex}"
     launcher, rank = sleepers(mark, {}, {"RANK": "0"})
     wait_until(lambda: len(marked(mark)) == 2, 10, "sleepers")
-    assert sweep(mark, "stop", 10) == {"signalled": [rank.pid], "left": []}
+    assert signal_run(mark, "stop", 10) == {"signalled": [rank.pid], "left": []}
     assert (rank.wait(10), launcher.poll()) == (-signal.SIGTERM, None)
     launcher.kill()
     launcher.wait()
@@ -148,7 +148,7 @@ def test_a_rank_on_this_machine_is_asked_once_though_ssh_comes_here_too(tmp_path
     )  # fmt: skip
     with rank:
         assert rank.stdout.readline()  # the handler stands
-        assert sweep_hosts(["localhost"], f"{name}={value}", "stop", 10) == {}
+        assert signal_hosts(["localhost"], f"{name}={value}", "stop", 10) == {}
         assert rank.wait(10) == 1
 
 
@@ -248,7 +248,7 @@ def test_exports_keep_the_users_and_leave_out_what_deepspeed_cannot_read(tmp_pat
     ("override", "message"),
     [
         ("run.resume=never", "run.resume=never: a supervised run continues"),
-        ("run.output_dir=/tmp/$(id)", r"/tmp/\$\(id\)\.supervised/\w+: launchers hand this path"),
+        ("run.output_dir=/tmp/$(id)", r"/tmp/\$\(id\)\.supervised/\w+: launchers give this path"),
     ],
 )
 def test_what_could_not_continue_or_would_reach_a_shell_is_refused(
@@ -256,7 +256,7 @@ def test_what_could_not_continue_or_would_reach_a_shell_is_refused(
 ):
     config = load_run_config(tiny_recipe, [override])
     with pytest.raises(ConfigError, match=message):
-        refuse(Job(config, NODES, "pdsh", "", tmp_path / "train.py"))
+        refuse(SupervisedRun(config, NODES, "pdsh", "", tmp_path / "train.py"))
 
 
 @pytest.mark.parametrize("line", ["A=x; id", "A=$(id)", "A=x y", "A;id=x"])
