@@ -7,6 +7,7 @@ machine has not, are parsed by the launcher's own parser, and their training com
 as any other.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -22,6 +23,8 @@ from rank_pool import run_ranks
 from recipe_cases import write_model, write_records
 from test_architecture import ROOMS_OF
 
+from data.config import DataConfig
+from data.readers import read_language, read_records
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import RunConfig
 from trainer.processes.hostfile import read_hostfile
@@ -34,7 +37,7 @@ PAGES = sorted(
 FIRST_SCREEN = 60  # lines
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SYSTEM = {"apt-get", "export", "python3", "ssh-copy-id"}  # not ours: read, not run
-LANGUAGES = {"bash", "python", "sh"}  # sh: a script with commands in it
+LANGUAGES = {"bash", "json", "python", "sh"}  # sh: a script with commands in it
 KEYS = {
     f"{section}.{key}"
     for section, field in RunConfig.model_fields.items()
@@ -292,6 +295,22 @@ def test_every_link_path_and_key_of_a_page_exists(page):
     sections = "|".join(RunConfig.model_fields)
     keys = set(re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z][a-z_]+)\b(?!\.\w)", text))
     assert keys - {"data.json", "log.jsonl"} - KEYS == set()
+
+
+def test_an_example_of_a_record_is_one_that_is_read(tmp_path):
+    blocks = [
+        block
+        for page in PAGES
+        for language, block in FENCE.findall(page.read_text())
+        if language == "json"
+    ]
+    rows = [json.loads(line) for block in blocks for line in block.splitlines()]
+    functions = write_rows(tmp_path / "functions.jsonl", [row for row in rows if "code" in row])
+    read = list(read_records(functions, "train", DataConfig()))
+    assert [record.target for record in read] == [1, 0]
+    for number, row in enumerate(row for row in rows if "code" not in row):
+        path = write_rows(tmp_path / f"{number}.jsonl", [row])
+        assert len(list(read_language(path, "train", DataConfig()))) == 1
 
 
 def test_every_page_is_listed_in_the_readme():
