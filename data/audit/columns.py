@@ -6,9 +6,10 @@ Texts are kept as 64-bit digests; among 5 million functions the chance of one co
 Shapes: N functions of a split.
 """
 
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -16,10 +17,11 @@ import numpy.typing as npt
 
 from data.audit.facts import HashArray
 from data.batches.sampling import at_most
-from data.prepared.splits import code_digest, text_digest
+from data.prepared.splits import SplitKeys, text_digest
 from data.records import CodeSample
 
 GROUP_FIELDS = ("commit", "project", "cve")
+_CHUNK = 4096  # records in memory at a time
 T = TypeVar("T")
 
 
@@ -51,32 +53,31 @@ class Columns:
 
 def read_columns(name: str, samples: Sequence[CodeSample], show_progress: bool) -> Columns:
     """Read a split once."""
-    num = len(samples)
-    digest_N = np.zeros(num, dtype=np.uint64)
-    target_N = np.zeros(num, dtype=np.int8)
-    group_N = {field: np.zeros(num, dtype=np.uint64) for field in GROUP_FIELDS}
-    fix_N, id_N = np.zeros(num, dtype=np.uint64), np.zeros(num, dtype=np.uint64)
-    functions: Counter[str] = Counter()
-    positives: Counter[str] = Counter()
-    for index, sample in enumerate(tracked(samples, f"reading {name}", num, show_progress)):
-        digest_N[index] = int(code_digest(sample.code)[:16], 16)
-        target_N[index] = sample.target
-        id_N[index] = text_key(sample.id)
-        for field, keys_N in group_N.items():
-            value = getattr(sample, field)
-            if value:
-                keys_N[index] = text_key(value)
-        if sample.commit:
-            fix_N[index] = text_key(f"{sample.commit}\n{sample.function_name}")
-        functions[sample.cwe] += 1
-        positives[sample.cwe] += sample.target
-    cwes = {cwe: (count, positives[cwe]) for cwe, count in functions.items()}
-    return Columns(name, samples, digest_N, target_N, group_N, fix_N, id_N, cwes)
+    keys, fixes, ids = SplitKeys(), array("Q"), array("Q")
+    stream = iter(tracked(samples, f"reading {name}", len(samples), show_progress))
+    while chunk := list(islice(stream, _CHUNK)):
+        keys.append([sample.code for sample in chunk])
+        keys.append_groups(chunk)
+        ids.extend(text_key(sample.id) for sample in chunk)
+        fixes.extend(text_key(f"{s.commit}\n{s.function_name}") if s.commit else 0 for s in chunk)
+    return Columns(
+        name,
+        samples,
+        digest_N=keys.code_N,
+        target_N=keys.target_N,
+        group_N={field: keys.group_N(field) for field in GROUP_FIELDS},
+        fix_N=np.frombuffer(fixes, np.uint64),
+        id_N=np.frombuffer(ids, np.uint64),
+        cwes={
+            cwe: (keys.cwes[cwe, 0] + keys.cwes[cwe, 1], keys.cwes[cwe, 1])
+            for cwe in dict.fromkeys(cwe for cwe, _ in keys.cwes)
+        },
+    )
 
 
 def text_key(text: str) -> int:
-    """A digest of 64 bits, never 0."""
-    return int.from_bytes(text_digest(text), "little") or 1
+    """A digest of 64 bits."""
+    return int.from_bytes(text_digest(text), "little")
 
 
 def chosen(columns: Columns, limit: int, seed: int) -> npt.NDArray[np.int64]:

@@ -1,10 +1,10 @@
 """The verdicts: what was found, what it means, what to do, the gravest first."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from data.audit.facts import (
     SEVERITIES,
+    AuditFacts,
     Finding,
     NearFacts,
     Shared,
@@ -20,34 +20,24 @@ _RARE = 0.05
 _NAMED = 6  # words quoted in a verdict
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """All that the verdicts rest on."""
+def verdicts(facts: AuditFacts, leak_groups: Sequence[str]) -> list[Finding]:
+    """All findings, leaks before warnings before notes.
 
-    splits: Sequence[SplitPopulation]
-    exact: Sequence[Shared]
-    near: NearFacts
-    contradictions: Sequence[Shared]
-    ids: Sequence[Shared]
-    groups: dict[str, list[Shared]]
-    words: WordFacts
-    collapse: CollapseFacts | None
-    leak_groups: Sequence[str]
-
-
-def verdicts(evidence: Evidence) -> list[Finding]:
-    """All findings, leaks before warnings before notes."""
+    Args:
+        facts: Everything else that was found.
+        leak_groups: Fields that must not be shared by two splits.
+    """
     found = [
-        *_exact(evidence.exact),
-        *_groups(evidence.groups, evidence.leak_groups, evidence.splits),
-        *_near(evidence.near),
-        *_contradictory(evidence.contradictions),
-        *_repeated_ids(evidence.ids),
-        *_words(evidence.words),
-        *_classes(evidence.splits),
-        *_lengths(evidence.splits),
-        *_collapse(evidence.collapse),
-        *_samples(evidence.near),
+        *_exact(facts.exact),
+        *_groups(facts.groups, leak_groups, facts.splits),
+        *_near(facts.near),
+        *_contradictory(facts.contradictions),
+        *_repeated_ids(facts.ids),
+        *_words(facts.words),
+        *_classes(facts.splits),
+        *_lengths(facts.splits),
+        *_collapse(facts.collapse),
+        *_samples(facts.near),
     ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 

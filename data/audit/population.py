@@ -61,27 +61,18 @@ def _fix_pairs(split: Columns) -> int:
 def _summary(lengths_N: IntArray | None) -> dict[str, float]:
     if lengths_N is None or not len(lengths_N):
         return {}
-    p90, p99 = np.percentile(lengths_N, [90, 99])
-    return {
-        "min": float(lengths_N.min()),
-        "median": float(np.median(lengths_N)),
-        "mean": float(lengths_N.mean()),
-        "p90": float(p90),
-        "p99": float(p99),
-        "max": float(lengths_N.max()),
-    }
+    low, median, p90, p99, high = np.percentile(lengths_N, [0, 50, 90, 99, 100]).tolist()
+    mean = float(lengths_N.mean())
+    return {"min": low, "median": median, "mean": mean, "p90": p90, "p99": p99, "max": high}
 
 
 def _length_auc(lengths_N: IntArray | None, target_N: npt.NDArray[np.int8]) -> float | None:
-    """Chance that a vulnerable function is longer than a safe one, ties halved (Mann-Whitney)."""
-    num_positive = int(target_N.sum())
-    num_negative = len(target_N) - num_positive
-    if lengths_N is None or not num_positive or not num_negative:
+    """Chance that a vulnerable function is longer than a safe one, ties halved."""
+    if lengths_N is None or len(np.unique(target_N)) < 2:
         return None
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
-    rank_sum = float(rankdata(lengths_N)[target_N == 1].sum())
-    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+    return float(roc_auc_score(target_N, lengths_N))
 
 
 def _histogram(

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.audit.columns import read_columns
 from data.audit.facts import AuditFacts, IntArray
 from data.audit.figure import lengths_png
-from data.audit.findings import Evidence, verdicts
+from data.audit.findings import verdicts
 from data.audit.markdown import headline, render
 from data.audit.near import near_duplicates
 from data.audit.population import cwe_table, length_edges, population
@@ -50,7 +51,8 @@ def audit_splits(
     collapse = None
     if normalize_whitespace == "collapse":
         collapse = collapse_damage(columns[0].samples, max_functions)
-    evidence = Evidence(
+    facts = AuditFacts(
+        findings=[],
         splits=[population(split, lengths.get(split.name), edges) for split in columns],
         exact=exact_duplicates(columns),
         near=near_duplicates(columns, max_functions, seed, show_progress),
@@ -58,23 +60,12 @@ def audit_splits(
         ids=duplicate_ids(columns),
         groups=shared_groups(columns),
         words=telling_words(columns[0], max_functions, seed, show_progress),
-        collapse=collapse,
-        leak_groups=leak_groups,
-    )
-    return AuditFacts(
-        findings=verdicts(evidence),
-        splits=list(evidence.splits),
-        exact=list(evidence.exact),
-        near=evidence.near,
-        contradictions=list(evidence.contradictions),
-        ids=list(evidence.ids),
-        groups=evidence.groups,
-        words=evidence.words,
         cwes=cwe_table(columns),
         length_edges=edges,
         seq_length=seq_length,
         collapse=collapse,
     )
+    return replace(facts, findings=verdicts(facts, leak_groups))
 
 
 def write_audit(folder: Path, facts: AuditFacts) -> list[Path]:

@@ -11,120 +11,109 @@ from data.audit.facts import HashArray, Shared
 
 _LISTED = 100
 
+Places = list[npt.NDArray[np.int64]]  # of one thing in each part, ascending
+
 
 def exact_duplicates(splits: Sequence[Columns]) -> list[Shared]:
-    """Codes that stand several times in a split, and codes that stand in two; whitespace aside."""
-    found = []
-    for split in splits:
-        values, counts = np.unique(split.digest_N, return_counts=True)
-        found.append(_shared([split], values[counts > 1], _digests, _origins))
-    for one, other in combinations(splits, 2):
-        both = np.intersect1d(one.digest_N, other.digest_N)
-        found.append(_shared([one, other], both, _digests, _origins))
-    return found
+    """Codes that repeat within a split, and codes that are in two; whitespace aside."""
+    within = [_shared([s], [s.digest_N], _repeated(s.digest_N), _origins) for s in splits]
+    across = [
+        _shared(pair, [s.digest_N for s in pair], _both(*(s.digest_N for s in pair)), _origins)
+        for pair in combinations(splits, 2)
+    ]
+    return within + across
 
 
 def duplicate_ids(splits: Sequence[Columns]) -> list[Shared]:
-    """Ids that stand several times in a split."""
-    found = []
-    for split in splits:
-        values, counts = np.unique(split.id_N, return_counts=True)
-        found.append(_shared([split], values[counts > 1], _ids, _origins))
-    return found
+    """Ids that repeat within a split."""
+    return [_shared([s], [s.id_N], _repeated(s.id_N), _origins) for s in splits]
 
 
 def contradictions(splits: Sequence[Columns]) -> list[Shared]:
     """Codes with both labels in a split, and codes whose labels differ between two splits."""
     found = []
-    for split in splits:
-        both = np.intersect1d(_labelled(split, 0), _labelled(split, 1))
-        found.append(_shared([split], both, _digests, _labelled_origins))
-    for one, other in combinations(splits, 2):
-        differ = np.union1d(
-            np.intersect1d(_labelled(one, 0), _labelled(other, 1)),
-            np.intersect1d(_labelled(one, 1), _labelled(other, 0)),
+    for parts in [*([split] for split in splits), *combinations(splits, 2)]:
+        one, other = parts[0], parts[-1]
+        (safe, vulnerable), (other_safe, other_vulnerable) = (
+            [split.digest_N[split.target_N == target] for target in (0, 1)]
+            for split in (one, other)
         )
-        found.append(_shared([one, other], differ, _digests, _labelled_origins))
+        differ = np.union1d(_both(safe, other_vulnerable), _both(vulnerable, other_safe))
+        found.append(_shared(parts, [s.digest_N for s in parts], differ, _labelled_origins))
     return found
 
 
 def shared_groups(splits: Sequence[Columns]) -> dict[str, list[Shared]]:
-    """By field: groups on both sides of each pair of splits; fields nobody names are left out."""
-    found = {}
+    """By field: groups on both sides of each pair of splits; unused fields are left out."""
+    found: dict[str, list[Shared]] = {}
     for field in GROUP_FIELDS:
         if not any(split.group_N[field].any() for split in splits):
             continue
 
-        def keys(split: Columns, field: str = field) -> HashArray:
-            return split.group_N[field]
-
-        def values(
-            parts: list[Columns], places: list[npt.NDArray[np.int64]], field: str = field
-        ) -> str:
+        def value(parts: Sequence[Columns], places: Places, field: str = field) -> str:
             return str(getattr(parts[0].samples[int(places[0][0])], field))
 
-        found[field] = [
-            _shared([one, other], _known(keys(one), keys(other)), keys, values)
-            for one, other in combinations(splits, 2)
-        ]
+        found[field] = []
+        for pair in combinations(splits, 2):
+            keys = [split.group_N[field] for split in pair]
+            both = _both(*keys)
+            found[field].append(_shared(pair, keys, both[both != 0], value))
     return found
 
 
 def _shared(
-    parts: list[Columns],
+    parts: Sequence[Columns],
+    keys: Sequence[HashArray],
     things: HashArray,
-    keys: Callable[[Columns], HashArray],
-    describe: Callable[[list[Columns], list[npt.NDArray[np.int64]]], str],
+    describe: Callable[[Sequence[Columns], Places], str],
 ) -> Shared:
-    examples = []
-    for thing in things[:_LISTED]:
-        places = [np.flatnonzero(keys(part) == thing) for part in parts]
-        examples.append(describe(parts, places))
+    """What is known of the things that are in all parts.
+
+    Args:
+        parts: One split or two.
+        keys: Of each part, by function.
+        things: The keys that are shared.
+        describe: One thing by its places in the parts.
+    """
     return Shared(
         where="/".join(part.name for part in parts),
         num_things=len(things),
-        num_functions={part.name: int(np.isin(keys(part), things).sum()) for part in parts},
-        examples=examples,
+        num_functions={
+            part.name: int(np.isin(keys_N, things).sum())
+            for part, keys_N in zip(parts, keys, strict=True)
+        },
+        examples=[
+            describe(parts, [np.flatnonzero(keys_N == thing) for keys_N in keys])
+            for thing in things[:_LISTED]
+        ],
     )
 
 
-def _digests(split: Columns) -> HashArray:
-    return split.digest_N
+def _repeated(keys_N: HashArray) -> HashArray:
+    values, counts = np.unique(keys_N, return_counts=True)
+    repeated: HashArray = values[counts > 1]
+    return repeated
 
 
-def _ids(split: Columns) -> HashArray:
-    return split.id_N
+def _both(one_N: HashArray, other_N: HashArray) -> HashArray:
+    both: HashArray = np.intersect1d(one_N, other_N)
+    return both
 
 
-def _labelled(split: Columns, target: int) -> HashArray:
-    labelled: HashArray = split.digest_N[split.target_N == target]
-    return labelled
-
-
-def _known(one: HashArray, other: HashArray) -> HashArray:
-    both = np.intersect1d(one, other)
-    known: HashArray = both[both != 0]
-    return known
-
-
-def _origins(parts: list[Columns], places: list[npt.NDArray[np.int64]]) -> str:
+def _origins(parts: Sequence[Columns], places: Places) -> str:
     """ "train.jsonl:3 = test.jsonl:9": two of a split, or one of each."""
-    return " = ".join(part.samples[place].origin for part, place in _two(parts, places))
+    second = 1 if len(parts) == 1 else 0
+    pair = [(parts[0], places[0][0]), (parts[-1], places[-1][second])]
+    return " = ".join(part.samples[int(place)].origin for part, place in pair)
 
 
-def _labelled_origins(parts: list[Columns], places: list[npt.NDArray[np.int64]]) -> str:
+def _labelled_origins(parts: Sequence[Columns], places: Places) -> str:
     """Two places whose labels differ, with their labels."""
     first, last = parts[0], parts[-1]
-    zero = places[0][first.target_N[places[0]] == 0]
-    one = places[-1][last.target_N[places[-1]] == 1]
-    if not (len(zero) and len(one)):  # across splits the labels may stand the other way round
-        zero = places[0][first.target_N[places[0]] == 1]
-        one = places[-1][last.target_N[places[-1]] == 0]
-    pair = [(first, int(zero[0])), (last, int(one[0]))]
+    for target in (0, 1):  # across splits either side can have either label
+        one = places[0][first.target_N[places[0]] == target]
+        other = places[-1][last.target_N[places[-1]] == 1 - target]
+        if len(one) and len(other):
+            break
+    pair = [(first, int(one[0])), (last, int(other[0]))]
     return " = ".join(f"{p.samples[i].origin} ({p.target_N[i]})" for p, i in pair)
-
-
-def _two(parts: list[Columns], places: list[npt.NDArray[np.int64]]) -> list[tuple[Columns, int]]:
-    if len(parts) == 1:
-        return [(parts[0], int(places[0][0])), (parts[0], int(places[0][1]))]
-    return [(part, int(place[0])) for part, place in zip(parts, places, strict=True)]

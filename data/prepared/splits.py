@@ -87,9 +87,13 @@ class SplitKeys:
         """Of every function; empty for language records."""
         return np.frombuffer(self._targets, np.int8)
 
+    def group_N(self, field: str) -> Digests:
+        """Value of a group field of every function; 0 where it has none."""
+        return np.frombuffer(self._groups[field], np.uint64)
+
     def groups(self, field: str) -> Digests:
         """Values of a group field that are there, each once."""
-        keys: Digests = np.unique(np.frombuffer(self._groups[field], np.uint64))
+        keys: Digests = np.unique(self.group_N(field))
         return keys[1:] if len(keys) and not keys[0] else keys  # 0 stands for no value
 
     def cwe_table(self) -> dict[str, list[int]]:
@@ -101,11 +105,6 @@ class SplitKeys:
             cwe: [self.cwes["" if cwe == "unknown" else cwe, target] for target in (0, 1)]
             for cwe, _ in total.most_common(_MOST_CWES)
         }
-
-
-def code_digest(code: str) -> str:
-    """Digest of the code with every run of whitespace made one space."""
-    return _code_key(code).hex()
 
 
 def compare_splits(
