@@ -33,12 +33,13 @@ def compiled() -> Loss:
 
 
 def ours(backend: str) -> Loss:
-    """linear_focal_loss of a back end; ignored tokens are dropped by index, as a collator would."""
+    """linear_focal_loss of a back end; ignored tokens are dropped by index, as in training."""
 
     def loss(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, gamma: float) -> Tensor:
-        result = linear_focal_loss(
-            hidden_TD, weight_VD, target_T, gamma, backend=backend, valid_index=_INDEX.get("valid")
-        )
+        if "valid" in _INDEX:
+            hidden_TD = hidden_TD.index_select(0, _INDEX["valid"])
+            target_T = target_T[_INDEX["valid"]]
+        result = linear_focal_loss(hidden_TD, weight_VD, target_T, gamma, backend=backend)
         return result.sum / result.count
 
     return loss

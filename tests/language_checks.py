@@ -71,7 +71,8 @@ class WithLoss(nn.Module):
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         backbone = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         hidden = backbone.transformer(input_ids).last_hidden_state.flatten(0, 1)
-        return self.token_loss(hidden, targets, valid_index=(targets != -100).nonzero()[:, 0])
+        read = (targets != -100).nonzero()[:, 0]
+        return self.token_loss(hidden[read], targets[read])
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:

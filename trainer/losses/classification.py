@@ -15,7 +15,7 @@ class Classification:
 
     Args:
         loss: gamma, class and group weights.
-        device: Of the model.
+        device: Device of the model.
     """
 
     def __init__(self, loss: LossSection, device: torch.device) -> None:

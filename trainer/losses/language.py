@@ -1,4 +1,4 @@
-"""The next token: instruction tuning learns those of answers, causal_lm those of whole texts."""
+"""Next-token loss: of the answers for instruction tuning, of whole texts for causal_lm."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from trainer.losses.loss import LossSum
 
 
 class Language:
-    """The loss of a batch of supervised tokens, which the model computes with its output layer."""
+    """The loss of a batch of supervised tokens; the model computes it in its output layer."""
 
     def __init__(self, loss: LossSection, device: torch.device) -> None:
-        """Nothing to keep: the model holds the loss."""
+        """Keeps nothing: the model holds the loss."""
 
     def loss_sum(self, forward: Callable[[Batch], tuple[Tensor, Tensor]], batch: Batch) -> LossSum:
         """Loss sum and number of targets of a batch.

@@ -1,6 +1,6 @@
-"""The reference of each loss, and the choice of what computes it.
+"""The losses, and the choice of their back end.
 
-Every loss returns a sum and a count, divided once for the step.
+Every loss returns a sum and a count; the step divides once.
 
 S rows to score, C classes; T tokens, D hidden, V vocabulary.
 """
@@ -23,7 +23,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss before its division.
+    """A loss before division by its count.
 
     Attributes:
         sum: Scalar, fp32 (float64 for float64 logits), in nats.
@@ -77,26 +77,19 @@ def linear_focal_loss(
     gamma: float,
     *,
     bias_V: Tensor | None = None,
-    alpha_V: Tensor | None = None,
-    weights: Tensor | None = None,
-    function_T: Tensor | None = None,
-    valid_index: Tensor | None = None,
+    weights_T: Tensor | None = None,
     detach_modulator: bool = False,
     backend: str = "torch",
 ) -> LossSum:
-    """`focal_loss` of the logits hidden_TD @ weight_VD.T + bias_V, which never stand in memory.
+    """`focal_loss` of the logits hidden_TD @ weight_VD.T + bias_V, without all logits in memory.
 
     Args:
         hidden_TD: Hidden states, each at the token before the one it predicts.
-        weight_VD: Of the output layer, in the dtype of hidden_TD; frozen or trained.
-        targets_T: Token ids; IGNORE_INDEX tokens add neither loss nor count.
+        weight_VD: Weight of the output layer, in the dtype of hidden_TD; frozen or trained.
+        targets_T: Token ids; IGNORE_INDEX tokens add neither loss nor count, but cost a projection.
         gamma: >= 0; 0 is plain cross-entropy.
-        bias_V: Of the output layer.
-        alpha_V: Weight of each token of the vocabulary; None is 1.
-        weights: Of each token, or of each function where function_T is given; on the loss only.
-        function_T: The function each token belongs to.
-        valid_index: Where targets_T is not IGNORE_INDEX, as the collator knows it: the other
-            tokens are dropped before the projection, and no device is asked for them.
+        bias_V: Bias of the output layer.
+        weights_T: Weight of each token; multiplies its loss, not its count.
         detach_modulator: As in `focal_loss`.
         backend: torch, triton or reference; see `choose_backend`.
 
@@ -108,34 +101,28 @@ def linear_focal_loss(
         raise ValueError(
             f"hidden states are {hidden_TD.dtype}, the output layer {weight_VD.dtype}; convert one"
         )
-    weights_T = weights if weights is None or function_T is None else weights[function_T]
-    if valid_index is not None:
-        hidden_TD = hidden_TD.index_select(0, valid_index)
-        targets_T = targets_T[valid_index]
-        weights_T = None if weights_T is None else weights_T[valid_index]
     labelled_T = targets_T != IGNORE_INDEX
     if backend == "reference":
         hidden_TD = torch.where(labelled_T[:, None], hidden_TD, 0)  # it may hold NaN
         logits_TV = _all_logits(hidden_TD, weight_VD, bias_V)
         return focal_loss(
-            logits_TV, targets_T, gamma,
-            alpha_C=alpha_V, weights_S=weights_T, detach_modulator=detach_modulator,
-        )  # fmt: skip
-    target_T, weight_T, count = _row_weights(labelled_T, targets_T, alpha_V, weights_T, hidden_TD)
+            logits_TV, targets_T, gamma, weights_S=weights_T, detach_modulator=detach_modulator
+        )
+    target_T, weight_T, count = _row_weights(labelled_T, targets_T, None, weights_T, hidden_TD)
     loss = LinearFocal(gamma, detach_modulator, backend)
     return LossSum(loss.loss_sum(hidden_TD, weight_VD, bias_V, target_T, weight_T), count)
 
 
 def choose_backend(wanted: str, task: str, device: torch.device) -> tuple[str, str]:
-    """What computes the loss, and the reason for it.
+    """The loss back end, and why it was chosen.
 
     Args:
         wanted: loss.backend of the recipe.
         task: task.name of the recipe.
-        device: Of the model.
+        device: Device of the model.
 
     Raises:
-        ConfigError: What is asked for cannot be had for this task or on this machine.
+        ConfigError: The recipe's back end does not serve this task or this machine.
     """
     if task == "classification":
         if wanted not in ("auto", "reference"):
@@ -145,19 +132,19 @@ def choose_backend(wanted: str, task: str, device: torch.device) -> tuple[str, s
             )
         return "reference", "classification: functions x 2 logits, nothing to fuse"
     if wanted == "reference":
-        return wanted, "asked for; tokens x vocabulary stand in memory"
+        return wanted, "set by the recipe; tokens x vocabulary logits are in memory"
     missing = _triton_is_missing(device)
     if wanted == "triton" and missing:
         raise ConfigError(f"loss.backend triton: {missing}; take auto or torch")
     if wanted != "auto":
-        return wanted, "asked for"
+        return wanted, "set by the recipe"
     return ("torch", missing) if missing else ("triton", "fused kernel on the GPU")
 
 
 def _triton_is_missing(device: torch.device) -> str:
-    """Why the Triton kernel does not run on a device; empty where it does."""
+    """Why the Triton kernel does not run on a device; "" where it does."""
     if device.type != "cuda":
-        return f"{device.type} has no Triton kernels, which need a GPU"
+        return f"Triton kernels need a GPU, the device is {device.type}"
     if find_spec("triton") is None:
         return "the triton package is not installed"
     if torch.cuda.get_device_capability(device) < (7, 0):
@@ -177,7 +164,7 @@ def _row_weights(
     weights_S: Tensor | None,
     like: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A target in range for every row, its weight (0 where ignored), and how many are labelled."""
+    """For every row a valid target and its weight (0 where ignored), and the labelled count."""
     target_S = torch.where(labelled_S, targets_S, 0)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     weight_S = labelled_S.to(dtype)
@@ -198,7 +185,7 @@ def _all_logits(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> 
 
 
 class _NegativeLogLikelihood(torch.autograd.Function):
-    """The nll of whole rows of logits, which are kept; see trainer/kernels/rows.py."""
+    """The nll of whole rows of logits; see trainer/kernels/rows.py."""
 
     @staticmethod
     def forward(ctx: Any, logits_SC: Tensor, target_S: Tensor) -> Tensor:

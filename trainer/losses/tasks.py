@@ -1,4 +1,4 @@
-"""Tasks: TASKS[name] knows the loss of a batch."""
+"""TASKS[name] computes the loss of a batch."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from trainer.losses.loss import LossSum
 
 
 class Task(Protocol):
-    """The loss of a batch, whatever is learned."""
+    """Computes the loss of a batch."""
 
     def loss_sum(self, forward: Callable[[Batch], Any], batch: Batch) -> LossSum:
         """Sum and count of a batch, through the model in training mode."""

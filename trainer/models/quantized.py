@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def quantization_config(
     tuning: TuningSection, dtype: torch.dtype, head: str
 ) -> "BitsAndBytesConfig":
-    """What transformers is told: the head, and modules trained whole, stay as they are.
+    """The settings for transformers; the head and modules trained whole are not quantised.
 
     Args:
         tuning: base_quant_type, double_quant, modules_to_save.
-        dtype: Of the products: weights are decoded to it, layer by layer, when they are used.
+        dtype: Dtype of the products: a layer decodes its weight to it when it is used.
         head: Name of the classification head or of the output layer.
     """
     from transformers import BitsAndBytesConfig
@@ -43,8 +43,8 @@ def quantization_config(
 def prepare_layers(model: nn.Module) -> None:
     """Keep 4-bit layers trainable on CPUs with AVX512-BF16.
 
-    There a forward pass in evaluation mode repacks the weights for inference, and every gradient
-    after it is wrong (88% off, with only a warning).
+    On these a forward pass in evaluation mode repacks the weights for inference, and every later
+    gradient is wrong (88% off, with only a warning).
     """
     import bitsandbytes
 
@@ -62,21 +62,15 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def decoded_weight(layer: nn.Linear) -> Tensor:
-    """The weight a quantised layer multiplies by, (out, in), in fp32."""
-    from bitsandbytes import functional
+    """The weight by which a quantised layer multiplies, (out, in), in fp32."""
+    from peft.utils.integrations import dequantize_bnb_weight
 
-    weight: Any = layer.weight
-    if hasattr(weight, "quant_state"):
-        decoded: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
-        return decoded.float()
-    state: Any = layer.state  # takes the scales from the weight in the first forward pass
-    scale_of_row: Tensor = weight.SCB if weight.SCB is not None else state.SCB
-    codes: Tensor = weight.data.float()
-    return codes * scale_of_row.float().view(-1, 1) / 127
+    decoded: Tensor = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
+    return decoded.float()
 
 
 def quantization_line(model: nn.Module, tuning: TuningSection, dtype: torch.dtype) -> str:
-    """The line of the banner: which layers are quantised, how, and what stayed as it was."""
+    """The line of the banner: which layers are quantised, how, and which are not."""
     layers = quantized_layers(model)
     names = sorted({name.replace(".base_layer", "").rpartition(".")[2] for name in layers})
     kind = tuning.base_quant_type
@@ -95,13 +89,13 @@ def quantized_folder(
     settings: "BitsAndBytesConfig",
     quantize: Callable[[], "PreTrainedModel"],
 ) -> Path:
-    """The quantised base on disk, made by the first process that asks.
+    """The quantised base on disk; the first process that needs it makes it.
 
     Args:
         root: model.quantize_cache.
-        base_sha256: Of the unquantised base.
-        settings: How it is quantised.
-        quantize: Loads and quantises it.
+        base_sha256: Digest of the unquantised base.
+        settings: How the base is quantised.
+        quantize: Loads and quantises the base.
     """
     parts = (
         base_sha256, settings.to_json_string(), version("bitsandbytes"), version("transformers"),

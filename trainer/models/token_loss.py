@@ -1,6 +1,6 @@
-"""The output layer of a language model and its token loss in one, for any ZeRO stage.
+"""Output layer and token loss of a language model in one, for any ZeRO stage.
 
-T tokens, S of them read, C of a chunk, D hidden, V vocabulary.
+T tokens, S tokens before targets, C tokens of a chunk, D hidden, V vocabulary.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class TokenLoss(nn.Module):
-    """Loss sum and count of hidden states, in place of the output layer's logits.
+    """Loss sum and count of hidden states, without the output layer's logits.
 
-    It belongs inside the module given to DeepSpeed. Under ZeRO-3 the weight is read within this
-    forward, so DeepSpeed gathers it for this module alone, in the forward and the backward pass,
-    and not while the backbone runs.
+    Keep it inside the module given to DeepSpeed. Under ZeRO-3 this forward reads the weight, so
+    DeepSpeed gathers it for this module only, in the forward and the backward pass, and not while
+    the backbone runs.
 
     Args:
-        model: Its output layer is used where it stands, tied or not, and not registered again.
+        model: Owns the output layer, tied or not; it is not registered a second time.
         loss: gamma and detach_modulator.
         backend: From `choose_backend`.
 
@@ -45,16 +45,11 @@ class TokenLoss(nn.Module):
         self.backend = backend
 
     def forward(
-        self,
-        hidden_TD: Tensor,
-        targets_T: Tensor,
-        weights: Tensor | None = None,
-        function_T: Tensor | None = None,
-        valid_index: Tensor | None = None,
+        self, hidden_TD: Tensor, targets_T: Tensor, weights_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Sum and count; arguments as of `linear_focal_loss`.
+        """Sum and count; arguments as in `linear_focal_loss`.
 
-        A tuple, not a LossSum: DeepSpeed finds the tensors of tuples only.
+        A tuple, not a LossSum: DeepSpeed finds tensors in tuples only.
         """
         head = self._head[0]
         loss = linear_focal_loss(
@@ -63,9 +58,7 @@ class TokenLoss(nn.Module):
             targets_T,
             self.loss.gamma,
             bias_V=head.bias,
-            weights=weights,
-            function_T=function_T,
-            valid_index=valid_index,
+            weights_T=weights_T,
             detach_modulator=self.loss.detach_modulator,
             backend=self.backend,
         )
@@ -73,13 +66,13 @@ class TokenLoss(nn.Module):
 
 
 class TokenScores(nn.Module):
-    """What a language model says of tokens it did not choose, and what it would choose.
+    """Scores given tokens, and finds the tokens that the model would choose.
 
-    A chunk of logits stands in memory at a time. Belongs inside the module given to DeepSpeed, as
-    TokenLoss does.
+    Only a chunk of logits is in memory at a time. Keep it inside the module given to DeepSpeed,
+    like TokenLoss.
 
     Args:
-        model: Its output layer is used where it stands.
+        model: Owns the output layer.
 
     Raises:
         ModelError: The output layer is not one plain linear layer.
@@ -92,11 +85,11 @@ class TokenScores(nn.Module):
     def forward(self, hidden_SD: Tensor, labels_S: Tensor) -> Tensor:
         """Three columns in fp32 (S, 3).
 
-        The negative log-likelihood of each label in nats; its logit less the highest of the others,
-        positive where it is the choice; the id of the highest, exact up to 2^24.
+        The negative log-likelihood of each label in nats; its logit minus the highest other logit,
+        positive where the label is the choice; the id of the choice, exact up to 2^24.
         """
-        # Read once: a call of the layer for every chunk is, under ZeRO-3, a collective for every
-        # chunk, and ranks have different numbers of them.
+        # Read once: under ZeRO-3 each call of the layer is a collective, and ranks have different
+        # numbers of chunks.
         weight, bias = self._head[0].weight, self._head[0].bias
         hidden_SD = hidden_SD.to(weight.dtype)
         size = device_chunk(
@@ -121,11 +114,10 @@ def _scores(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
 
 
 def output_layer(model: "PreTrainedModel | PeftModel | PlainModel") -> nn.Linear:
-    """The layer that projects to the vocabulary; the trained copy where PEFT trains it whole.
+    """The layer that projects to the vocabulary; its trained copy where PEFT trains it whole.
 
     Raises:
-        ModelError: There is none, or it carries adapters or is quantised: its weight alone is then
-            not the projection.
+        ModelError: It is missing, adapted or quantised: its weight alone is not the projection.
     """
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole

@@ -1,11 +1,17 @@
 """IA3 (Liu et al. 2022) through PEFT: a trained scale for every feature of a few layers."""
 
-import warnings
 from typing import TYPE_CHECKING
 
 from trainer.architectures.targets import is_feed_forward
 from trainer.config.sections import TuningSection
-from trainer.tuning.layers import check_modules, choose_targets, is_conv1d, target_paths, task_type
+from trainer.tuning.layers import (
+    check_modules,
+    choose_targets,
+    is_conv1d,
+    target_paths,
+    task_type,
+    with_peft,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -13,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
-    """Freeze the base, scale what attention gives and what the feed-forward's last layer reads.
+    """Freeze the base, scale attention's outputs and the inputs of the feed-forward's last layer.
 
     Args:
         base: A sequence-classification or causal language model.
@@ -22,7 +28,7 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     Raises:
         ModelError: A name matches no layer.
     """
-    from peft import IA3Config, get_peft_model
+    from peft import IA3Config
 
     check_modules(base, tuning.modules_to_save)
     layers = target_paths(base, choose_targets(base, tuning))
@@ -33,7 +39,4 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         modules_to_save=list(tuning.modules_to_save) or None,
         fan_in_fan_out=any(is_conv1d(layer) for layer in layers.values()),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        model: PeftModel = get_peft_model(base, settings)
-    return model
+    return with_peft(base, settings)

@@ -1,5 +1,6 @@
-"""What of a model is adapted, trained whole or left alone; faults are named before it trains."""
+"""Which layers of a model are adapted, trained whole or frozen; faults are raised at the start."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,15 +11,25 @@ from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 
 if TYPE_CHECKING:
-    from peft import TaskType
+    from peft import PeftConfig, PeftModel, TaskType
     from transformers import PreTrainedModel
 
 
 def task_type(base: "PreTrainedModel") -> "TaskType":
-    """PEFT's word for what the model is for: it trains and saves the head of a classifier."""
+    """PEFT's task type, by which it trains and saves the head of a classifier."""
     from peft import TaskType
 
     return TaskType.SEQ_CLS if has_head(base) else TaskType.CAUSAL_LM
+
+
+def with_peft(base: "PreTrainedModel", settings: "PeftConfig") -> "PeftModel":
+    """Freeze the base and add the adapters that the settings describe."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        model: PeftModel = get_peft_model(base, settings)
+    return model
 
 
 def has_head(base: nn.Module) -> bool:
@@ -27,7 +38,7 @@ def has_head(base: nn.Module) -> bool:
 
 
 def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
-    """The backbone's linear layers by their path within a block, the smallest of each path."""
+    """Path within a block -> linear layer of the backbone, the smallest with that path."""
     layers: dict[str, nn.Module] = {}
     for name, module in base.base_model.named_modules():
         if isinstance(module, nn.Linear) or is_conv1d(module):
@@ -38,10 +49,10 @@ def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
 
 
 def choose_targets(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
-    """Names of the layers to adapt, of a base without adapters; the head is for LoRA alone.
+    """Names of the layers to adapt in a base without adapters; only LoRA may adapt the head.
 
     Raises:
-        ModelError: A name matches nothing, or auto is not known for the architecture.
+        ModelError: A name matches no layer, or auto is unknown for the architecture.
     """
     layers, method = linear_layers(base), tuning.method
     kind = base.config.model_type
@@ -63,16 +74,16 @@ def choose_targets(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
 
 
 def targets_reason(tuning: TuningSection, model_type: str) -> str:
-    """Why `choose_targets` took what it took."""
+    """Why `choose_targets` chose its layers."""
     if tuning.target_modules != "auto":
-        return "asked for"
+        return "set by the recipe"
     if tuning.method in ("lora", "qlora"):
         return "auto: every linear layer"
     return f"auto: {tuning.method} on {model_type}"
 
 
 def target_paths(base: "PreTrainedModel", targets: list[str]) -> dict[str, nn.Module]:
-    """`linear_layers` that are meant by targets: "c_proj" can be attention's and the MLP's."""
+    """The `linear_layers` that targets name: "c_proj" can be attention's and the MLP's."""
     return {
         path: layer
         for path, layer in linear_layers(base).items()
@@ -81,7 +92,7 @@ def target_paths(base: "PreTrainedModel", targets: list[str]) -> dict[str, nn.Mo
 
 
 def adapted(base: "PreTrainedModel", targets: list[str]) -> dict[str, nn.Module]:
-    """Every layer that the names mean, by its name in the whole model."""
+    """Every layer that targets name, by its name in the whole model."""
     return {
         name: module
         for name, module in base.named_modules()
@@ -91,10 +102,10 @@ def adapted(base: "PreTrainedModel", targets: list[str]) -> dict[str, nn.Module]
 
 
 def check_modules(base: "PreTrainedModel", names: list[str]) -> None:
-    """Refuse modules_to_save that are not there.
+    """Refuse modules_to_save that the model lacks.
 
     Raises:
-        ModelError: With what the model has.
+        ModelError: It lists the modules of the model.
     """
     present = {name.rpartition(".")[2] for name, _ in base.named_modules()} - {""}
     for name in names:
@@ -106,7 +117,7 @@ def check_modules(base: "PreTrainedModel", names: list[str]) -> None:
 
 
 def is_conv1d(layer: nn.Module) -> bool:
-    """Whether a layer is GPT-2's transposed one, without importing transformers."""
+    """Whether a layer is GPT-2's transposed linear layer, without importing transformers."""
     return type(layer).__name__ == "Conv1D"
 
 
@@ -132,7 +143,7 @@ def _check_target(target: str, layers: dict[str, nn.Module]) -> None:
 
 
 def _within_block(name: str) -> str:
-    """A path in its block, "mlp.c_proj" of "h.3.mlp.c_proj"; a name outside of blocks stays."""
+    """The path in its block: "h.3.mlp.c_proj" -> "mlp.c_proj"; a name outside blocks stays."""
     parts = name.split(".")
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[numbers[0] + 1 :]) if numbers else name

@@ -1,6 +1,5 @@
 """LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024) through PEFT."""
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from trainer.tuning.layers import (
     linear_layers,
     smallest_side,
     task_type,
+    with_peft,
 )
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
     Args:
         base: A sequence-classification or causal language model.
-        tuning: Rank, scale, dropout, the names of the layers and of modules trained whole. "score"
-            among the layers gives the head an adapter instead of training it whole.
+        tuning: Rank, scale, dropout, names of the layers and of modules trained whole. With "score"
+            among the layers the head gets an adapter and is not trained whole.
 
     Raises:
         ModelError: A name matches no layer, or the rank is above a layer's size.
-        ConfigError: The fused layer is asked for and does not fit.
+        ConfigError: The recipe wants the fused layer, which does not fit.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     targets = choose_targets(base, tuning)
     _check_rank(linear_layers(base), targets, tuning.lora_r)
@@ -62,9 +62,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
         # PEFT's own way to give its layers another class.
         settings._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        model: PeftModel = get_peft_model(base, settings)
+    model = with_peft(base, settings)
     if HEAD in targets:
         weight = base.get_submodule(HEAD).base_layer.weight
         model.register_buffer("frozen_head", weight.detach().clone(), persistent=False)
@@ -72,11 +70,11 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
 
 def add_frozen_head(model: "PeftModel", folder: Path) -> None:
-    """Save the head under its adapter too: it was drawn from run.seed, and no base has it.
+    """Save the head below its adapter too: run.seed drew it, and no base holds it.
 
     Args:
-        model: Of `add_lora`; keeps the head whole, whatever ZeRO does to the parameter.
-        folder: Of its saved adapter.
+        model: From `add_lora`; its buffer keeps the whole head when ZeRO shards the parameter.
+        folder: The saved adapter.
     """
     from safetensors.torch import load_file, save_file
 
@@ -90,15 +88,15 @@ def add_frozen_head(model: "PeftModel", folder: Path) -> None:
 def choose_lora_backend(
     wanted: str, settings: "LoraConfig", layers: Iterable[nn.Module]
 ) -> tuple[str, str]:
-    """What computes the adapted layers, and the reason for it.
+    """The back end of the adapted layers, and why it was chosen.
 
     Args:
         wanted: tuning.lora_backend of the recipe.
-        settings: What PEFT is told.
-        layers: The layers under the adapters.
+        settings: PEFT's settings.
+        layers: The layers below the adapters.
 
     Raises:
-        ConfigError: The fused layer is asked for and does not fit.
+        ConfigError: The recipe wants the fused layer, which does not fit.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -108,14 +106,14 @@ def choose_lora_backend(
     odd += [name for name in ("use_dora", "lora_bias") if getattr(settings, name)]
     odd += ["trained biases"] if settings.bias != "none" else []
     if wanted == "peft":
-        return wanted, "asked for"
+        return wanted, "set by the recipe"
     if not odd:
-        return "fused", "plain linear layers: no copy of the activations, no fp32 of them"
+        return "fused", "plain linear layers: no fp32 copy of the activations"
     if wanted == "fused":
         raise ConfigError(
-            f"tuning.lora_backend fused does not know {', '.join(odd)}; take auto or peft"
+            f"tuning.lora_backend fused does not support {', '.join(odd)}; take auto or peft"
         )
-    return "peft", f"the fused layer does not know {', '.join(odd)}"
+    return "peft", f"the fused layer does not support {', '.join(odd)}"
 
 
 def lora_backend(model: "PeftModel", wanted: str) -> tuple[str, str]:

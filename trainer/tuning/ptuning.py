@@ -1,7 +1,7 @@
 """P-Tuning (Liu et al. 2021) through PEFT: trained embeddings before every function.
 
-An embedding and an MLP make the virtual tokens in training; PEFT's layout keeps what they give,
-which is all that scoring needs. The MLP is saved beside it, for tuning.init_from.
+In training an embedding and an MLP make the virtual tokens. PEFT's layout keeps the tokens, which
+is enough for scoring; the embedding and the MLP are saved beside it, for tuning.init_from.
 
 B rows, P virtual tokens, D hidden
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.config.methods import adapter_size
 from trainer.config.sections import TuningSection
-from trainer.tuning.layers import check_modules, task_type
+from trainer.tuning.layers import check_modules, task_type, with_peft
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,7 +37,7 @@ def add_prompt(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     Raises:
         ModelError: A name of modules_to_save matches nothing.
     """
-    from peft import PromptEncoderConfig, get_peft_model
+    from peft import PromptEncoderConfig
 
     check_modules(base, tuning.modules_to_save)
     embeddings: Any = base.get_input_embeddings()
@@ -47,8 +47,7 @@ def add_prompt(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         encoder_hidden_size=embeddings.weight.shape[1],
         modules_to_save=list(tuning.modules_to_save) or None,
     )
-    model: PeftModel = get_peft_model(base, settings)
-    return model
+    return with_peft(base, settings)
 
 
 def virtual_tokens(model: nn.Module) -> Tensor | None:
@@ -69,12 +68,12 @@ def is_prompted(model: nn.Module) -> bool:
 def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write PEFT's layout and the encoder beside it.
 
-    PEFT itself would ask the live model for its virtual tokens, which ZeRO-3 has in pieces.
+    PEFT itself would read the virtual tokens from the live model, which ZeRO-3 has sharded.
 
     Args:
-        model: Gives the settings; its weights are not read.
-        folder: New.
-        state: The trained weights by the names of the model.
+        model: Its settings are read, its weights are not.
+        folder: A new folder.
+        state: The trained weights by their names in the model.
     """
     from safetensors.torch import save_file
 
@@ -102,7 +101,7 @@ def take_encoder(model: "PeftModel", weights: Mapping[str, Tensor]) -> None:
 
 
 def _encoded(encoder: Mapping[str, Tensor]) -> Tensor:
-    """What the encoder gives for its tokens (P, D): three linear layers, ReLU between them."""
+    """The encoder's virtual tokens (P, D): three linear layers with ReLU between them."""
     hidden_PD = encoder["embedding.weight"]
     for layer in (0, 2, 4):
         hidden_PD = nn.functional.linear(

@@ -84,23 +84,19 @@ def test_gamma_0_is_cross_entropy_in_value_and_gradient(backend):
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
-@pytest.mark.parametrize("is_compact", [False, True], ids=["whole", "compact"])
-def test_ignored_tokens_add_nothing_whatever_they_hold(backend, is_compact):
+def test_ignored_tokens_add_nothing_whatever_they_hold(backend):
     hidden, weight, target = problem(12, 8, 50)
     keep = torch.tensor([0, 1, 4, 7, 11], device=DEVICE)
     ignored = torch.ones(12, dtype=torch.bool, device=DEVICE).index_fill(0, keep, False)
-    alpha = torch.linspace(0.5, 1.5, 50, device=DEVICE)
+    row_weight = torch.linspace(0.5, 1.5, 12, device=DEVICE)
     loss, exact_hidden, exact_weight = exact_gradients(
-        hidden[keep], weight, target[keep], 2.0, row_weight=alpha[target[keep]]
+        hidden[keep], weight, target[keep], 2.0, row_weight=row_weight[keep]
     )
     target = target.masked_fill(ignored, IGNORE_INDEX)
     hidden[ignored] = float("nan")
     hidden.requires_grad_()
     weight.requires_grad_()
-    ours = linear_focal_loss(
-        hidden, weight, target, 2.0,
-        alpha_V=alpha, valid_index=keep if is_compact else None, backend=backend,
-    )  # fmt: skip
+    ours = linear_focal_loss(hidden, weight, target, 2.0, weights_T=row_weight, backend=backend)
     ours.sum.backward()
     assert ours.count.item() == 5
     assert ours.sum.item() == pytest.approx(loss.item(), rel=2e-6)
@@ -110,16 +106,13 @@ def test_ignored_tokens_add_nothing_whatever_they_hold(backend, is_compact):
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
-@pytest.mark.parametrize("is_compact", [False, True], ids=["whole", "compact"])
-def test_all_ignored_gives_zero_and_a_connected_graph(backend, is_compact):
-    hidden, weight, target = problem(4, 8, 11)
+@pytest.mark.parametrize("num_tokens", [4, 0], ids=["all ignored", "no tokens"])
+def test_without_labels_the_loss_is_zero_and_the_graph_connected(backend, num_tokens):
+    hidden, weight, target = problem(num_tokens, 8, 11)
     hidden.requires_grad_()
     weight.requires_grad_()
-    nothing = torch.zeros(0, dtype=torch.long, device=DEVICE)
-    loss = linear_focal_loss(
-        hidden, weight, torch.full_like(target, IGNORE_INDEX), 2.0,
-        valid_index=nothing if is_compact else None, backend=backend,
-    )  # fmt: skip
+    ignored = torch.full_like(target, IGNORE_INDEX)
+    loss = linear_focal_loss(hidden, weight, ignored, 2.0, backend=backend)
     loss.sum.backward()
     assert (loss.sum.item(), loss.count.item()) == (0.0, 0.0)
     # A parameter without a gradient on one rank would leave ZeRO's reduction waiting on the others.
@@ -143,17 +136,12 @@ def test_the_chunk_does_not_change_the_result(backend):
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
-def test_weights_of_functions_reach_their_tokens(backend):
+def test_weights_reach_their_tokens(backend):
     hidden, weight, target = problem(6, 8, 20)
-    function = torch.tensor([0, 0, 1, 2, 2, 2], device=DEVICE)
-    weights = torch.tensor([0.5, 0.0, 3.0], device=DEVICE)
-    loss, exact_hidden, _ = exact_gradients(
-        hidden, weight, target, 1.5, row_weight=weights[function]
-    )
+    weights = torch.tensor([0.5, 0.5, 0.0, 3.0, 3.0, 3.0], device=DEVICE)
+    loss, exact_hidden, _ = exact_gradients(hidden, weight, target, 1.5, row_weight=weights)
     hidden.requires_grad_()
-    ours = linear_focal_loss(
-        hidden, weight, target, 1.5, weights=weights, function_T=function, backend=backend
-    )
+    ours = linear_focal_loss(hidden, weight, target, 1.5, weights_T=weights, backend=backend)
     ours.sum.backward()
     assert ours.sum.item() == pytest.approx(loss.item(), rel=2e-6)
     assert ours.count.item() == 6  # weights multiply the loss, not the count
@@ -240,7 +228,7 @@ def test_fp16_gradients_survive_the_scale_of_a_whole_step(backend, weight_scale)
     _, exact_hidden, exact_weight = exact_gradients(hidden, weight, target, 2.0)
     hidden.requires_grad_()
     weight.requires_grad_()
-    loss = linear_focal_loss(hidden, weight, target, 2.0, weights=row_weight, backend=backend)
+    loss = linear_focal_loss(hidden, weight, target, 2.0, weights_T=row_weight, backend=backend)
     scale = 65536 / 8192
     (loss.sum * (scale / weight_scale)).backward()
     assert relative_error(hidden.grad, exact_hidden * scale) < 1e-3

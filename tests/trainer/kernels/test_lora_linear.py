@@ -168,7 +168,7 @@ def test_a_model_takes_either_and_names_its_weights_alike():
     configs = [model.peft_config["default"].to_dict() for model in models.values()]
     assert configs[0] == configs[1]
     assert lora_backend(models["auto"], "auto")[0] == "fused"
-    assert lora_backend(models["peft"], "peft") == ("peft", "asked for")
+    assert lora_backend(models["peft"], "peft") == ("peft", "set by the recipe")
 
 
 class Quantised(nn.Linear):
