@@ -9,7 +9,7 @@ import yaml
 from cluster.virtual_hosts import VirtualHosts, missing
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two_hosts(tmp_path_factory) -> Iterator[VirtualHosts]:
     if reason := missing():
         pytest.skip(reason)
@@ -17,7 +17,7 @@ def two_hosts(tmp_path_factory) -> Iterator[VirtualHosts]:
         yield hosts
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_recipe(two_hosts, tiny_data, tiny_model, tiny_recipe) -> Path:
     """The tiny recipe, its data and its model, where both hosts see them."""
     folder = two_hosts.shared

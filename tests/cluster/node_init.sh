@@ -34,6 +34,7 @@ chmod 700 "$root/root" "$root/root/.ssh"
 cp "$state/user" "$root/root/.ssh/id_ed25519"
 cp "$state/user.pub" "$root/root/.ssh/authorized_keys"
 cp "$state/known_hosts" "$root/root/.ssh/known_hosts"
+echo OMP_NUM_THREADS=1 > "$root/root/.deepspeed_env" # equal sums, however many cores there are
 cp "$state/host" "$root/etc/ssh/virtual_host_key"
 chmod 600 "$root/root/.ssh/"* "$root/etc/ssh/virtual_host_key"
 cat > "$root/etc/ssh/virtual_sshd_config" <<C

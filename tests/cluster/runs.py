@@ -13,7 +13,7 @@ from launched import wait_until
 
 from trainer.run_folder.metrics import read_log
 
-BOTH = ("node0 slots=2", "node1 slots=2")
+BOTH = ("node0 slots=1", "node1 slots=1")
 STEPS = 30
 SETTINGS = (
     f"optim.max_steps={STEPS}", "eval.interval=never", "save.interval=4", "log.tensorboard=false",

@@ -51,23 +51,22 @@ def torchrun(hosts: VirtualHosts, train: list[str]) -> list[tuple[str, list[str]
     ]
 
 
-def srun(hosts: VirtualHosts, train: list[str], slots: int = 2) -> list[tuple[str, list[str]]]:
-    """What `srun --nodes=2 --ntasks-per-node=2 python launcher/train.py` starts on the nodes."""
+def srun(hosts: VirtualHosts, train: list[str]) -> list[tuple[str, list[str]]]:
+    """What `srun --nodes=2 --ntasks-per-node=1 python launcher/train.py` starts on the nodes."""
     commands = []
-    for rank in range(2 * slots):
-        node, local = divmod(rank, slots)
+    for rank in range(2):
         variables = {
-            "SLURM_JOB_ID": 4711, "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2 * slots,
-            "SLURM_PROCID": rank, "SLURM_LOCALID": local, "SLURM_NODEID": node,
-            "SLURM_STEP_TASKS_PER_NODE": f"{slots}(x2)", "SLURM_STEP_NODELIST": "node[0-1]",
+            "SLURM_JOB_ID": 4711, "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2,
+            "SLURM_PROCID": rank, "SLURM_LOCALID": 0, "SLURM_NODEID": rank,
+            "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "node[0-1]",
         }  # fmt: skip
         words = [f"{name}={value}" for name, value in variables.items()]
-        commands.append((f"node{node}", ["env", *words, sys.executable, *train]))
+        commands.append((f"node{rank}", ["env", *words, sys.executable, *train]))
     return commands
 
 
 WAYS = {
-    "pdsh": (pdsh, 4), "openmpi": (openmpi, 4), "srun": (srun, 4),
+    "pdsh": (pdsh, 4), "openmpi": (openmpi, 4), "srun": (srun, 2),
     "no_ssh": (no_ssh, 2), "torchrun": (torchrun, 2),
 }  # fmt: skip
 """And the ranks each starts."""
@@ -114,7 +113,7 @@ def test_two_nodes_train(way, tiny_recipe, two_hosts, losses, tmp_path):
 def test_109_a_run_folder_that_is_not_shared_ends_all_ranks_with_5(
     tiny_recipe, two_hosts, tmp_path
 ):
-    own = srun(two_hosts, arguments(two_hosts, tiny_recipe, "/root/run"), slots=1)
+    own = srun(two_hosts, arguments(two_hosts, tiny_recipe, "/root/run"))
     codes = run_everywhere(two_hosts, own, tmp_path / "printed")
     printed = (tmp_path / "printed").read_text()
     assert codes == [5, 5], printed[-3000:]
