@@ -14,7 +14,7 @@ from rank_pool import run_ranks
 
 from trainer.run_folder.metrics import read_log
 
-CHAIN = [(8, 3), (1, 0), (8, 2), (3, 1), (4, 0), (8, 1), (2, 3), (8, 0), (3, 3), (4, 2), (1, 1)]
+CHAIN = [(8, 3), (1, 0), (4, 2), (3, 1), (2, 0), (3, 3), (8, 1), (1, 2)]
 STEPS = 2 * len(CHAIN)
 ROUNDING = 5e-6  # fp32: sums over ranks in another order
 # Without dropout, whose numbers follow the ranks; unpacked, so that eight ranks all have rows.
@@ -72,7 +72,7 @@ def test_any_ranks_and_stages_continue_any_others(tiny_recipe, tmp_path):
     assert losses(chain) == pytest.approx(losses(alone), rel=ROUNDING)
 
 
-@pytest.mark.parametrize(("world_size", "stage"), [(3, 3), (8, 2)])
+@pytest.mark.parametrize(("world_size", "stage"), [(3, 3), (4, 2)])
 def test_the_same_ranks_continue_to_the_last_bit(world_size, stage, tiny_recipe, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny_recipe, whole, world_size, stage, 8)

@@ -26,7 +26,6 @@ FULL_BATCH = ["optim.global_batch_size=1000", "optim.max_steps=6"]  # a step is 
 CASES = {
     "two ranks": (2, []),
     "ZeRO 2 on two ranks": (2, ["engine.preset=cpu_zero2"]),
-    "ZeRO 3 on two ranks": (2, ["engine.preset=cpu_zero3"]),
     "micro-batches of 3": (1, ["optim.micro_batch_size=3"]),
     "one example a row": (1, ["data.packing=false"]),
     "one example a row on three ranks": (3, ["data.packing=false", "optim.micro_batch_size=4"]),
@@ -200,7 +199,10 @@ def test_ranks_with_different_numbers_of_chunks_score_together_under_zero_3(
         [*command, "data.packing=false"], 2, printed, entry=rank_checks.train_in_small_chunks
     )
     assert codes == [0, 0], printed.read_text()[-3000:]
-    assert losses(folder) == pytest.approx([row["loss"] for row in full_batch], rel=ROUNDING)
+    rows = read_log(folder / "log.jsonl")
+    for key in ("loss", "grad_norm"):
+        expected = [row[key] for row in full_batch]
+        assert [row[key] for row in rows] == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_a_prompt_that_cannot_be_asked_is_refused_before_the_model_loads(recipe, tmp_path):

@@ -26,6 +26,8 @@ FAMILY = {
     "ptuning": "gpt_bigcode", "adapter_h": "llama", "adapter_p": "gpt2", "parallel": "gpt_bigcode",
 }  # fmt: skip
 NEW = [name for name in METHODS if name != "lora"]  # which test_resume.py and others take through
+# One for each kind of trained parts: all, PEFT's matrices, its vectors, its prompt, our layers.
+LAYOUTS = ["full", "dora", "ia3", "ptuning", "parallel"]
 
 
 def run(arguments, folder, preset, world_size, *more, code=0):
@@ -96,7 +98,7 @@ def test_a_continued_run_repeats_to_the_last_bit(name, arguments_of, finished, t
     assert report == (finished / name / "report" / "predictions.jsonl").read_text()
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_zero_3_continues_what_zero_2_began(name, arguments_of, finished, tmp_path):
     folder = cut_back(finished, name, tmp_path / "run")
     continued = run(arguments_of(name), folder, "cpu_zero3", 2)
