@@ -1,5 +1,7 @@
 # make quickstart   install, train the embedded default, evaluate
+# make quick        the tests that start no ranks, launchers or hosts: three minutes
 # make test         everything that needs no GPU
+# make mutants      whether a test notices one change at a time, where a wrong result is silent
 # make lint         format, style, types
 # make bench        the loss and the LoRA layer against their peers, on this CPU
 # make bench-gpu    the same, the settings and tests/gpu on a GPU; GPU_PYTHON names another Python,
@@ -12,7 +14,7 @@ QUICKSTART := runs/quickstart
 GPU_PYTHON ?= $(BIN)/python
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart test lint format golden samples bench bench-gpu clean
+.PHONY: quickstart quick test mutants lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -32,13 +34,19 @@ quickstart: $(VENV)/.run
 	@echo "adapter      $(QUICKSTART)/adapter"
 	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(QUICKSTART)/tensorboard"
 
-# Files side by side, but for those that bound times or hold a GPU.
+# Files side by side, in the order of tests/conftest.py; but for those that bound times or hold a GPU.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 ALONE := tests/cluster tests/gpu
 
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore=%) -m "not slow"
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
-		$(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest $(ALONE)
+
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

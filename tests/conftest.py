@@ -11,6 +11,33 @@ from pathlib import Path
 import pytest
 import yaml
 
+# Files that start ranks, launchers or hosts, the longest first. `make quick` leaves them out;
+# `make test` begins with them, so that its workers end together.
+SLOW = (
+    "trainer/run/test_resume.py",
+    "trainer/tuning/test_runs.py",
+    "trainer/run/test_any_world_size.py",
+    "trainer/run/test_language_run.py",
+    "trainer/run/test_bounded.py",
+    "launcher/test_deepspeed_signals.py",
+    "trainer/run/test_qlora.py",
+    "trainer/run/test_same_loss.py",
+    "test_recipes.py",
+    "launcher/test_sweep.py",
+    "trainer/run/test_plain_loop.py",
+    "trainer/run_folder/test_adapter.py",
+    "launcher/test_deepspeed.py",
+    "trainer/run/test_run_output.py",
+    "trainer/engine/test_engine.py",
+    "test_golden.py",
+    "test_docs.py",
+    "launcher/test_prepare.py",
+    "trainer/engine/test_fp16.py",
+    "trainer/evaluation/test_population.py",
+    "trainer/losses/test_token_loss.py",
+    "cluster",
+    "gpu",
+)
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = REPOSITORY / "data" / "samples"
 
@@ -18,6 +45,21 @@ CACHE = tempfile.mkdtemp(prefix="focaltune-tests-")  # of prepared data: never t
 os.environ.update(
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", XDG_CACHE_HOME=CACHE
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow and put it first."""
+    tests = REPOSITORY / "tests"
+
+    def place(item: pytest.Item) -> int:
+        name = str(item.path.relative_to(tests))
+        return next((n for n, slow in enumerate(SLOW) if name.startswith(slow)), len(SLOW))
+
+    items.sort(key=place)
+    for item in items:
+        if place(item) < len(SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

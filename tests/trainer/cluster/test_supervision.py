@@ -215,6 +215,7 @@ def test_a_launcher_that_says_0_is_not_believed_and_given_up_and_leaves_nothing(
     assert not marked(job.mark)
 
 
+@pytest.mark.slow
 def test_the_completion_marker_ends_it_whatever_the_launcher_says(
     job, signals, tmp_path, monkeypatch
 ):

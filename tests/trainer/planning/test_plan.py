@@ -353,6 +353,7 @@ def test_the_command_imports_neither_torch_nor_transformers(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_plan_are_those_of_the_run_and_the_start_shows_both(tiny_recipe, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     overrides = [f"run.output_dir={folder}", "optim.epochs=2", "optim.max_steps=null"]
@@ -377,6 +378,7 @@ def test_the_steps_of_the_plan_are_those_of_the_run_and_the_start_shows_both(tin
     assert measured > 0.003
 
 
+@pytest.mark.slow
 def test_116_out_of_memory_names_the_row_the_checkpoint_and_the_best_change(tiny_recipe, tmp_path):
     printed = tmp_path / "printed"
     command = [

@@ -132,6 +132,7 @@ def test_an_explicit_preset_is_taken_whatever_the_machine(starcoder):
     assert choose_preset(config, read_shape(config), Machine(None, 1)) == ("t4_zero2", "asked for")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_offloaded_optimizer_trains_to_the_same_losses_and_continues(
     stage, tiny_recipe, tmp_path

@@ -147,6 +147,7 @@ def test_two_machines_with_one_name_are_two():
     assert roll_faults(same_name) == []
 
 
+@pytest.mark.slow
 def test_ranks_with_different_code_all_end_with_5_before_the_model(tiny_recipe, tmp_path):
     printed = tmp_path / "printed"
     command = [str(tiny_recipe), f"run.output_dir={tmp_path / 'run'}"]
@@ -157,6 +158,7 @@ def test_ranks_with_different_code_all_end_with_5_before_the_model(tiny_recipe, 
     assert not (tmp_path / "run").exists()  # nothing was touched
 
 
+@pytest.mark.slow
 def test_every_rank_gets_every_ranks_values(tmp_path):
     printed = tmp_path / "printed"
     assert run_ranks([], 3, printed, entry=rank_checks.gather_values) == [0, 0, 0]
