@@ -1,6 +1,5 @@
-"""Bytes of a jsonl, json or csv file -> rows (place, {column: value}), streamed."""
+"""Bytes of a jsonl, json or csv file -> rows (place, {column: value}); all but json streamed."""
 
-import codecs
 import csv
 import io
 import json
@@ -18,6 +17,7 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 BLOCK_BYTES = 1 << 20
 # A function of 50 MB is 100 MB when every character of it is escaped; a longer line is no function.
 MAX_LINE_BYTES = 256 << 20
+MAX_ARRAY_BYTES = 1 << 30  # of a file that is one JSON array, which is read whole
 MAX_FIELD_CHARACTERS = 64 << 20  # of CSV, whose reader holds four bytes for each
 _UNCLOSED = ("unexpected end of data", "field larger than field limit")
 _BLANKS = " \t\r\n"  # JSON's own
@@ -220,84 +220,61 @@ def _is_unfinished(line: str) -> bool:
 
 
 class _ArrayText:
-    """The text of an array, or of one object, of which only the element being parsed is held."""
+    """The text of an array or of one object, and the place of the next element in it."""
 
     def __init__(self, stream: io.BufferedReader, reading: Reading) -> None:
-        self._stream = stream
-        self._reading = reading
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(reading.config.encoding_errors)
+        self._name = reading.name
         self._decode = _decoder().raw_decode
-        self._text = ""
-        self._place = 0  # within the text held
-        self._line = 1  # of the text's first character
-        self._ended = False
-        self._add(_after_bom(stream))
+        self._text = _bounded_text(stream, reading)
+        self._place = 0
 
     def next_character(self, skip: int = 0) -> str:
         """The next one that is not blank, left where it is; "" at the end."""
-        self._place += skip
-        while (found := _NOT_BLANK.search(self._text, self._place)) is None:
-            self._place = len(self._text)
-            if not self._read(BLOCK_BYTES):
-                return ""
-        self._place = found.start()
-        return found.group()
+        found = _NOT_BLANK.search(self._text, self._place + skip)
+        self._place = found.start() if found else len(self._text)
+        return found.group() if found else ""
 
     def element(self, number: int = 0) -> Any:
         """Parse the element that begins here, or the one object there is."""
-        while True:
-            try:
-                row, self._place = self._decode(self._text, self._place)
-            except json.JSONDecodeError as error:
-                # Cut off by the end of the text held? Then the fault stands there, or in the
-                # string that has no end; the 16 are an escape or a word such as -Infinity.
-                cut = error.pos >= len(self._text) - 16 or error.msg.startswith("Unterminated")
-                size = len(self._text) - self._place
-                if size > MAX_LINE_BYTES:
-                    raise self.fault(f"longer than {MAX_LINE_BYTES} characters", number) from error
-                if not cut or not self._read(max(BLOCK_BYTES, size)):  # doubling: linear in all
-                    self._place = min(error.pos, len(self._text))
-                    raise self.fault(error.msg, number) from error
-            except (ValueError, RecursionError) as error:
-                raise self.fault(str(error), number) from error
-            else:
-                return row
+        try:
+            row, self._place = self._decode(self._text, self._place)
+        except json.JSONDecodeError as error:
+            self._place = min(error.pos, len(self._text))
+            raise self.fault(error.msg, number) from error
+        except (ValueError, RecursionError) as error:
+            raise self.fault(str(error), number) from error
+        return row
 
     def fault(
         self, message: str, number: int = 0, remedy: str = "the JSON is damaged or cut off"
     ) -> DataError:
         """What is wrong here, with the element and the line."""
-        line = self._line + self._text.count("\n", 0, self._place)
+        line = 1 + self._text.count("\n", 0, self._place)
         found = self._text[self._place : self._place + 20]
-        where = f"{self._reading.name}:element {number}" if number else self._reading.name
+        where = f"{self._name}:element {number}" if number else self._name
         return DataError(f"{where}: line {line}: {message}, found {found!r}; {remedy}")
 
-    def _read(self, size: int) -> bool:
-        """Add text, drop what is parsed; False at the end."""
-        if self._ended:
-            return False
-        raw = self._stream.read1(size)
-        self._ended = not raw
-        self._line += self._text.count("\n", 0, self._place)
-        self._text, self._place = self._text[self._place :], 0
-        self._add(raw)
-        return True
 
-    def _add(self, raw: bytes) -> None:
-        try:
-            new = self._utf8.decode(raw, final=self._ended)
-        except UnicodeDecodeError as error:
-            text = self._text + error.object[: error.start].decode()
-            line = self._line + text.count("\n")
-            raise DataError(
-                f"{self._reading.name}: line {line}: not UTF-8"
-                f" ({error.object[error.start : error.start + 4]!r}); convert the file to UTF-8, or"
-                " set data.encoding_errors=replace"
-            ) from error
-        if "\ufffd" in new:
-            written = raw.count("\ufffd".encode())
-            self._reading.facts.num_replaced += max(new.count("\ufffd") - written, 0)
-        self._text += new
+def _bounded_text(stream: io.BufferedReader, reading: Reading) -> str:
+    """A whole file as text; each sequence of bytes that is not UTF-8 is counted."""
+    raw = stream.read(MAX_ARRAY_BYTES + 1)
+    if len(raw) > MAX_ARRAY_BYTES:
+        raise DataError(
+            f"{reading.name}: a JSON array above {MAX_ARRAY_BYTES} bytes is read whole and refused;"
+            f" {_JSONL_ADVICE}, which is read piece by piece"
+        )
+    raw = raw.removeprefix(BOM)
+    try:
+        text = raw.decode("utf-8", reading.config.encoding_errors)
+    except UnicodeDecodeError as error:
+        line = 1 + raw.count(b"\n", 0, error.start)
+        raise DataError(
+            f"{reading.name}: line {line}: not UTF-8 ({raw[error.start : error.start + 4]!r});"
+            " convert the file to UTF-8, or set data.encoding_errors=replace"
+        ) from error
+    written = raw.count("\ufffd".encode())
+    reading.facts.num_replaced += text.count("\ufffd") - written
+    return text
 
 
 def _csv_lines(

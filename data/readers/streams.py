@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from data.errors import DataError
 from data.readers.reading import Reading
@@ -155,20 +155,8 @@ class _Counted:
         pass
 
 
-class _Codec(Protocol):
-    """What lzma's and bz2's decompressors have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
-
-
 class _Gunzip:
-    """zlib's decompressor, which keeps no input, in the shape of the other two."""
+    """zlib's decompressor, which keeps no input, with the interface of the other two."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(wbits=31)  # 31: a gzip header and trailer, CRC verified
@@ -189,7 +177,9 @@ class _Gunzip:
         return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
 
 
-_CODECS: dict[str, Callable[[], _Codec]] = {
+# Not the standard library's files: gzip's hands out bytes before it has checked them, lzma's and
+# bz2's take garbage behind a stream for its end, and lzma's has no memory limit.
+_CODECS: dict[str, Callable[[], _Gunzip | lzma.LZMADecompressor | bz2.BZ2Decompressor]] = {
     "gz": _Gunzip,
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY_BYTES),
     "bz2": bz2.BZ2Decompressor,
@@ -197,8 +187,7 @@ _CODECS: dict[str, Callable[[], _Codec]] = {
 
 
 class _Inflater:
-    """One or several compressed streams in a row; unlike the standard library's files for xz and
-    bz2 it does not take trailing garbage for the end."""
+    """One or several compressed streams in a row, and nothing else behind them."""
 
     def __init__(self, source: _Counted, name: str) -> None:
         self._source = source
@@ -211,10 +200,9 @@ class _Inflater:
         while True:
             if self._codec.eof and not self._next_stream():
                 return b""
-            data = self._pending
+            data, self._pending = self._pending, b""
             if not data and self._codec.needs_input:
                 data = self._source.read(_CHUNK_BYTES)
-            self._pending = b""
             out = self._codec.decompress(data, size)
             if out:
                 return out
@@ -223,13 +211,11 @@ class _Inflater:
 
     def _next_stream(self) -> bool:
         rest = self._codec.unused_data.lstrip(b"\0")  # padding is allowed between streams
-        while not rest:
-            more = self._source.read(_CHUNK_BYTES)
-            if not more:
-                return False
-            rest = more.lstrip(b"\0")
-        while len(rest) < 10 and (more := self._source.read(_CHUNK_BYTES)):  # 10: the longest magic
-            rest += more
+        # 10: the longest magic
+        while len(rest) < 10 and (more := self._source.read(_CHUNK_BYTES)):
+            rest = (rest + more).lstrip(b"\0")
+        if not rest:
+            return False
         if compression(rest) != self._name:
             raise OSError(f"{len(rest)} or more bytes of something else follow the compressed data")
         self._codec, self._pending = _CODECS[self._name](), rest

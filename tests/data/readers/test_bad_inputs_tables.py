@@ -145,22 +145,12 @@ def test_a_bad_table_is_refused_with_its_place_the_finding_and_the_remedy(
     refused(path, parts)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64])
-@pytest.mark.parametrize("name", [name for name in REFUSED_JSON if "without-end" not in name])
-def test_the_fault_of_an_array_is_the_same_wherever_blocks_end(tmp_path, monkeypatch, name, block):
-    content, *parts = REFUSED_JSON[name]
-    monkeypatch.setattr(formats, "BLOCK_BYTES", block)
+def test_24_an_array_above_its_bound_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "train.json"
-    path.write_bytes(content)
-    refused(path, parts)
-
-
-def test_24_a_fault_early_in_an_array_is_told_before_the_rest_is_read(tmp_path, monkeypatch):
-    path = tmp_path / "train.json"
-    path.write_bytes(b"[" + ROW + b",\n{oops},\n" + b",\n".join([ROW] * 50_000) + b"]")
-    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 1000)  # reached only by reading on
-    monkeypatch.setattr(formats, "BLOCK_BYTES", 100)
-    refused(path, ["train.json:element 2: line 2: Expecting property name"])
+    path.write_bytes(b"[" + b",\n".join([ROW] * 100) + b"]")
+    assert len(read(path)) == 100
+    monkeypatch.setattr(formats, "MAX_ARRAY_BYTES", path.stat().st_size - 1)
+    refused(path, ["train.json: a JSON array above", "write one object per line"])
 
 
 @pytest.mark.parametrize(
