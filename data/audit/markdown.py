@@ -16,18 +16,24 @@ def render(facts: AuditFacts, figure: str | None) -> str:
         facts: Of audit_splits.
         figure: Name of the picture of lengths beside the page.
     """
+    return fill(
+        _PAGE,
+        facts=facts,
+        headline=headline(facts),
+        contradictory={shared.where: shared.num_things for shared in facts.contradictions},
+        figure=figure,
+    )
+
+
+def fill(template: Path, **values: Any) -> str:
+    """A Markdown page from its template; `cell` writes every value that is not marked as safe."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=cell
     )
     environment.filters["shown"] = format
-    page = environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
-        facts=facts,
-        headline=headline(facts),
-        contradictory={shared.where: shared.num_things for shared in facts.contradictions},
-        figure=figure,
-    )
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(values)
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
 

@@ -1,7 +1,7 @@
 """What may be said from a sweep, in words, and what may not."""
 
 from collections.abc import Sequence
-from math import comb
+from math import comb, isclose
 
 from trainer.sweep.findings import FEWEST, Comparison, Order, models_of
 from trainer.sweep.results import Result
@@ -50,7 +50,7 @@ def verdict(order: Order) -> str:
             " chance."
         )
     if low > 0:
-        exact = order.tau == 1
+        exact = isclose(order.tau or 0, 1)
         return "Yes, here it does." if exact else "Largely, here it does, but not in every pair."
     return "No: here it predicts the reverse."
 
@@ -71,7 +71,7 @@ def limit_lines(comparison: Comparison) -> list[str]:
         "Time is of this machine and of whatever else ran on it. On a CPU, measured memory is that"
         " of the whole process, most of it libraries: there the planned memory is compared.",
     ]
-    if comparison.metric == "token accuracy":
+    if "token_accuracy" in comparison.measures:
         lines.append(
             "Token accuracy comes from the same forward passes as the loss, so their correlation"
             " says little about generated answers or code that runs."

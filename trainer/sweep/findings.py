@@ -3,18 +3,19 @@
 M methods, S seeds, N points.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.sweep.results import Result, metric_name
+from trainer.evaluation.measures import Measure, swept_measures
+from trainer.sweep.results import Result
 from trainer.sweep.statistics import (
     FloatArray,
     grouped_interval,
     kendall,
+    kendall_p,
     pareto_front,
-    permutation_p,
     seed_interval,
     separated_pairs,
     spearman,
@@ -32,7 +33,7 @@ class Comparison:
         groups: By model, smallest first, and method.
         orders: Every model against the largest, smallest first.
         relations: Of loss and metric, over all cells and within each model.
-        metric: Name of the task's metric.
+        measures: What the task is measured by, by name.
         loss_name: What methods are compared by.
         memory_name: What their memory is.
     """
@@ -41,9 +42,14 @@ class Comparison:
     groups: tuple["Group", ...]
     orders: tuple["Order", ...]
     relations: tuple["Relation", ...]
-    metric: str
+    measures: Mapping[str, Measure]
     loss_name: str
     memory_name: str
+
+    @property
+    def metric(self) -> str:
+        """The first measure, which pictures and correlations use, for people."""
+        return next(iter(self.measures.values())).title
 
     @property
     def methods(self) -> list[str]:
@@ -138,7 +144,7 @@ def compare(results: Sequence[Result], task: str) -> Comparison:
         groups=tuple(grouped(results)),
         orders=tuple(orders(results)),
         relations=tuple(relations(results)),
-        metric=metric_name(task),
+        measures=swept_measures(task),
         loss_name="test loss" if has_test else "train loss",
         memory_name="planned peak memory" if is_planned else "peak memory",
     )
@@ -201,7 +207,7 @@ def order_between(results: Sequence[Result], model: str, other: str) -> Order | 
         tau_interval=seed_interval(x_MS, y_MS, kendall),
         rho=spearman(x_M, y_M),
         rho_interval=seed_interval(x_MS, y_MS, spearman),
-        p=permutation_p(x_M, y_M, kendall),
+        p=kendall_p(x_M, y_M),
         num_pairs=num_pairs,
         num_apart=num_apart,
         num_kept=num_kept,

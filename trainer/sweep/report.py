@@ -5,8 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.evaluation.functions.report import replace_file
-from trainer.evaluation.markdown import table
+from trainer.evaluation.page import table, write_files
 from trainer.sweep import pictures
 from trainer.sweep.answer import answer_lines, limit_lines
 from trainer.sweep.findings import Comparison, Order, front_of
@@ -44,23 +43,22 @@ def write_report(
         missing: Names of all cells that are not finished, and why.
     """
     drawn = pictures.draw(comparison)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in drawn.items():
-        replace_file(folder / name, picture)
-    replace_file(folder / "report.csv", csv_text(comparison.results).encode())
-    replace_file(folder / "report.md", render(comparison, failures, missing).encode())
+    page = render(comparison, failures, missing)
+    write_files(folder, {**drawn, "report.csv": csv_text(comparison.results), "report.md": page})
     return folder / "report.md"
 
 
 def csv_text(results: Sequence[Result]) -> str:
     """A line for each cell, every digit kept."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", extrasaction="ignore")
+    others = list(results[0].measures)[1:]  # the first is the metric
+    writer = csv.DictWriter(text, [*_COLUMNS, *others], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for result in results:
         low, high = result.test_interval or (None, None)
-        ends = {"test_loss_low": low, "test_loss_high": high}
-        writer.writerow(vars(result) | ends | {"trained_share": result.trained_share})
+        more = {"test_loss_low": low, "test_loss_high": high, "metric": result.metric}
+        more |= {"trained_share": result.trained_share}
+        writer.writerow(vars(result) | dict(result.measures) | more)
     return text.getvalue()
 
 
@@ -121,11 +119,12 @@ def _order_table(found: Sequence[Order]) -> str:
 
 def _methods_table(model: str, comparison: Comparison) -> str:
     members = [group for group in comparison.groups if group.model == model]
-    metric = comparison.metric[0].upper() + comparison.metric[1:]
+    measures = comparison.measures
     size = pictures.parameters(members[0].cells[0].num_base)
     header = [
-        "Method", "Trained", "Share", "Train loss", "Test loss", metric, "Seconds",
-        "Peak GiB (planned)",
+        "Method", "Trained", "Share", "Train loss", "Test loss",
+        *(measure.heading for measure in measures.values()),
+        "Seconds", "Peak GiB (planned)",
     ]  # fmt: skip
     rows = [
         [
@@ -134,7 +133,7 @@ def _methods_table(model: str, comparison: Comparison) -> str:
             f"{group.cells[0].trained_share:.2%}",
             _over_seeds([cell.train_loss for cell in group.cells], 3),
             _over_seeds([cell.test_loss for cell in group.cells], 3),
-            _over_seeds([cell.metric for cell in group.cells], 4),
+            *(_over_seeds([cell.measures[name] for cell in group.cells], 4) for name in measures),
             _over_seeds([cell.train_seconds for cell in group.cells], 1),
             f"{group.mean(lambda cell: cell.memory_gib):.3f}"
             f" ({group.mean(lambda cell: cell.planned_gib):.3f})",

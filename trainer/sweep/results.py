@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.evaluation.measures import swept_measures
 from trainer.planning.plan import read_shape
 from trainer.run_folder.folder import LOG, REPORT
 from trainer.run_folder.metrics import read_log
@@ -35,7 +36,7 @@ class Result:
         test_loss: Of the best step, on the whole test split; None where the task has none.
         test_interval: Its interval over records.
         loss_before: On test, before the first step.
-        metric: Of the task, on test: token accuracy, or ROC AUC.
+        measures: On test, every measure that sweeps compare, by name.
         train_seconds: Of the steps, over all starts, without validation and test.
         memory_gib: Highest logged: of a GPU's tensors, or of the whole process on a CPU.
         planned_gib: Of tensors at the peak of a step, by the planner.
@@ -56,13 +57,18 @@ class Result:
     test_loss: float | None
     test_interval: tuple[float, float] | None
     loss_before: float | None
-    metric: float | None
+    measures: Mapping[str, float | None]
     train_seconds: float
     memory_gib: float
     planned_gib: float
     is_on_cpu: bool
     curve: tuple[tuple[int, float], ...]
     data: str
+
+    @property
+    def metric(self) -> float | None:
+        """The first of the measures, which pictures and correlations use."""
+        return next(iter(self.measures.values()))
 
     @property
     def trained_share(self) -> float:
@@ -93,7 +99,11 @@ def read_result(cell: Cell) -> Result:
         seed=cell.seed,
         num_base=read_shape(cell.config).num_parameters,
         is_base_random=cell.config.model.path is None,
-        **take(folder / REPORT / "test.json", read_json, _of_report),
+        **take(
+            folder / REPORT / "test.json",
+            read_json,
+            lambda report: _of_report(report, cell.config.task.name),
+        ),
         **take(folder / "plan.json", read_json, _of_plan),
         **take(folder / LOG, read_log, _of_log),
     )
@@ -119,18 +129,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def metric_name(task: str) -> str:
-    """What `Result.metric` is of a task."""
-    return "ROC AUC" if task == "classification" else "token accuracy"
-
-
 def final_loss(losses: Sequence[float]) -> float:
     """Mean of the last tenth, at least of one: a single step's loss is that of its rows."""
     tail = losses[-max(1, round(_TAIL * len(losses))) :]
     return sum(tail) / len(tail)
 
 
-def _of_report(report: Mapping[str, Any]) -> dict[str, Any]:
+def _of_report(report: Mapping[str, Any], task: str) -> dict[str, Any]:
     model, facts = report["predictors"]["model"], report["facts"]
     interval = model.get("interval")
     return {
@@ -138,7 +143,7 @@ def _of_report(report: Mapping[str, Any]) -> dict[str, Any]:
         "test_loss": model.get("loss"),
         "test_interval": None if interval is None else (interval[0], interval[1]),
         "loss_before": report["predictors"].get("before training", {}).get("loss"),
-        "metric": _metric(model),
+        "measures": {name: model.get("metrics", model)[name] for name in swept_measures(task)},
         "data": " ".join(facts[f"sha256_{split}"] for split in ("train", "valid", "test")),
     }
 
@@ -161,8 +166,3 @@ def _of_log(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "memory_gib": max(row["memory_gib"] for row in rows),
         "curve": tuple((row["step"], row["loss"]) for row in rows),
     }
-
-
-def _metric(model: Mapping[str, Any]) -> float | None:
-    value = model["metrics"]["roc_auc"] if "metrics" in model else model["token_accuracy"]
-    return None if value is None else float(value)

@@ -172,6 +172,6 @@ def test_words_alone_tell_some_flaws_and_not_all(splits):
     train, test = splits["train"], splits["test"]
     scorer = tfidf_logistic([r["code"] for r in train], [r["target"] for r in train])
     scores = scorer([record["code"] for record in test])
-    auc = classification_metrics(scores, [record["target"] for record in test], 0.5).roc_auc
+    auc = classification_metrics(scores, [record["target"] for record in test], 0.5)["roc_auc"]
     assert auc is not None
     assert 0.6 < auc < 0.85

@@ -19,16 +19,16 @@ SCORES = [0.1, 0.6, 0.4, 0.6, 0.9]
 
 def test_small_example_has_the_values_worked_out_by_hand():
     m = classification_metrics(SCORES, LABELS, 0.5)
-    assert (m.tn, m.fp, m.fn, m.tp) == (1, 1, 1, 2)
+    assert (m["tn"], m["fp"], m["fn"], m["tp"]) == (1, 1, 1, 2)
     # 6 pairs: 0.1 loses to all three; 0.6 ties with 0.6, beats 0.4, loses to 0.9: 4 + 0.5 of 6.
-    assert m.roc_auc == pytest.approx(4.5 / 6)
+    assert m["roc_auc"] == pytest.approx(4.5 / 6)
     # Thresholds 0.9, 0.6, 0.4: precision 1, 2/3, 3/4, each adding a recall of 1/3.
-    assert m.pr_auc == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
-    assert m.precision == m.recall == m.f1 == pytest.approx(2 / 3)
-    assert m.mcc == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
-    assert m.accuracy == pytest.approx(3 / 5)
-    assert m.brier == pytest.approx((0.01 + 0.36 + 0.36 + 0.16 + 0.01) / 5)
-    assert m.to_json()["num_positive"] == 3
+    assert m["pr_auc"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert m["precision"] == m["recall"] == m["f1"] == pytest.approx(2 / 3)
+    assert m["mcc"] == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
+    assert m["accuracy"] == pytest.approx(3 / 5)
+    assert m["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.16 + 0.01) / 5)
+    assert m["num_positive"] == 3
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -38,47 +38,47 @@ def test_metrics_equal_scikit_learn_with_ties(seed):
     scores = generator.integers(0, 11, len(labels)) / 10  # 11 values for 62 functions: ties
     m = classification_metrics(scores, labels, 0.5)
     answers = scores >= 0.5
-    assert m.roc_auc == sk.roc_auc_score(labels, scores)
-    assert m.pr_auc == sk.average_precision_score(labels, scores)
-    assert m.mcc == sk.matthews_corrcoef(labels, answers)
-    assert m.brier == pytest.approx(sk.brier_score_loss(labels, scores), abs=1e-15)
-    assert m.f1 == sk.f1_score(labels, answers)
+    assert m["roc_auc"] == sk.roc_auc_score(labels, scores)
+    assert m["pr_auc"] == sk.average_precision_score(labels, scores)
+    assert m["mcc"] == sk.matthews_corrcoef(labels, answers)
+    assert m["brier"] == pytest.approx(sk.brier_score_loss(labels, scores), abs=1e-15)
+    assert m["f1"] == sk.f1_score(labels, answers)
 
 
 def test_a_score_equal_to_the_threshold_is_positive():
-    assert classification_metrics([0.5, 0.4999], [1, 0], 0.5).tp == 1
-    assert classification_metrics([0.5, 0.4999], [1, 0], 0.5).tn == 1
+    assert classification_metrics([0.5, 0.4999], [1, 0], 0.5)["tp"] == 1
+    assert classification_metrics([0.5, 0.4999], [1, 0], 0.5)["tn"] == 1
 
 
 def test_perfect_scores_reach_one_and_reversed_scores_reach_the_floor():
     perfect = classification_metrics([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0.5)
-    assert (perfect.roc_auc, perfect.pr_auc, perfect.f1, perfect.mcc) == (1, 1, 1, 1)
+    assert (perfect["roc_auc"], perfect["pr_auc"], perfect["f1"], perfect["mcc"]) == (1, 1, 1, 1)
     worst = classification_metrics([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1], 0.5)
-    assert (worst.roc_auc, worst.f1, worst.mcc) == (0, 0, -1)
-    assert worst.pr_auc == pytest.approx((1 / 3 + 2 / 4) / 2)  # positives at ranks 3 and 4
+    assert (worst["roc_auc"], worst["f1"], worst["mcc"]) == (0, 0, -1)
+    assert worst["pr_auc"] == pytest.approx((1 / 3 + 2 / 4) / 2)  # positives at ranks 3 and 4
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_leaves_the_ranking_metrics_undefined(label):
     m = classification_metrics([0.2, 0.7, 0.9], [label] * 3, 0.5)
-    assert m.roc_auc is None
-    assert m.pr_auc is None
-    assert (m.mcc, m.recall) == (0.0, 2 / 3 * label)
-    assert m.f1 == pytest.approx(0.8 * label)  # precision 1, recall 2/3
-    assert all(math.isfinite(v) for v in m.to_json().values() if v is not None)
+    assert m["roc_auc"] is None
+    assert m["pr_auc"] is None
+    assert (m["mcc"], m["recall"]) == (0.0, 2 / 3 * label)
+    assert m["f1"] == pytest.approx(0.8 * label)  # precision 1, recall 2/3
+    assert all(math.isfinite(v) for v in m.values() if v is not None)
     assert best_threshold([0.2, 0.7, 0.9], [label] * 3) == 0.5
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_one_answer_has_correlation_zero_without_a_warning(score):
     m = classification_metrics([score] * 4, [0, 1, 1, 0], 0.5)
-    assert (m.mcc, m.roc_auc, m.pr_auc) == (0.0, 0.5, 0.5)
+    assert (m["mcc"], m["roc_auc"], m["pr_auc"]) == (0.0, 0.5, 0.5)
 
 
 def test_always_positive_on_the_252_function_test_set_scores_0_656():
     m = classification_metrics([1.0] * 252, [1] * 123 + [0] * 129, 0.5)
-    assert m.f1 == pytest.approx(2 * 123 / (123 + 252))
-    assert round(m.f1, 3) == 0.656
+    assert m["f1"] == pytest.approx(2 * 123 / (123 + 252))
+    assert round(m["f1"], 3) == 0.656
 
 
 def test_bad_input_is_named():
@@ -143,14 +143,16 @@ def test_equal_f1_and_correlation_go_to_the_threshold_nearest_one_half(scores, e
 def test_everything_is_positive_when_that_is_best():
     threshold = best_threshold([0.9, 0.8, 0.2], [0, 1, 1])
     assert threshold == 0.0
-    assert classification_metrics([0.0], [1], threshold).tp == 1  # below all validation scores too
+    assert (
+        classification_metrics([0.0], [1], threshold)["tp"] == 1
+    )  # below all validation scores too
 
 
 def test_a_cut_between_adjacent_floats_keeps_the_lower_one_negative():
     low = 0.7
     high = float(np.nextafter(low, 1))
     threshold = best_threshold([low, low, high], [0, 0, 1])
-    assert classification_metrics([low, low, high], [0, 0, 1], threshold).f1 == 1.0
+    assert classification_metrics([low, low, high], [0, 0, 1], threshold)["f1"] == 1.0
 
 
 def test_a_hundred_thousand_functions_take_well_under_a_second():

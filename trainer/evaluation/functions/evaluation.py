@@ -1,4 +1,4 @@
-"""Classification: ROC AUC on validation picks the step, its threshold goes with the test report."""
+"""Classification: validation chooses the best step and the threshold; the test report uses both."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from trainer.evaluation.functions.metrics import best_threshold, classification_
 from trainer.evaluation.functions.report import print_table
 from trainer.evaluation.functions.split_report import write_split_report
 from trainer.evaluation.functions.validation import Validation, population, score_functions
+from trainer.evaluation.measures import deciding_score, shown_measures
 from trainer.processes.distributed import Ranks
 from trainer.run_folder.folder import REPORT
 from trainer.run_folder.metrics import RunLog
@@ -46,17 +47,17 @@ class FunctionEvaluation:
         """Nothing: the baselines are learned at the end."""
 
     def validate(self, step: int) -> Validation:
-        """Score the whole validation split; its ROC AUC and the threshold of the highest F1."""
+        """Score the validation split; the deciding score and the threshold of the highest F1."""
         valid = self.prepared.splits["valid"]
         scores = score_functions(self.model, valid.examples, self.prior, self.config, self.ranks)
         scored = population(valid.examples, self.config.eval.compat_population)
         scores, targets = scores[scored], np.array(valid.targets)[scored]
         threshold = best_threshold(scores, targets)
-        metrics = classification_metrics(scores, targets, threshold)
+        values = classification_metrics(scores, targets, threshold)
         if self.log is not None:
-            values = {k: getattr(metrics, k) for k in ("roc_auc", "pr_auc", "f1", "mcc")}
-            self.log.validation({"step": step, **values, "threshold": threshold})
-        return Validation(metrics.roc_auc, threshold)
+            shown = {name: values[name] for name in shown_measures("functions")}
+            self.log.validation({"step": step, **shown, "threshold": threshold})
+        return Validation(deciding_score("functions", values), threshold)
 
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
@@ -70,8 +71,7 @@ class FunctionEvaluation:
             split,
             scores,
             threshold,
-            splits["train"],
-            splits["valid"],
+            splits,
             facts,
             compat_population=config.eval.compat_population,
         )

@@ -4,7 +4,6 @@ Shapes: N functions, in the order of the predictions.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from trainer.evaluation import markdown
+from data.audit.markdown import fill
 from trainer.evaluation.functions import figures
 from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline
 from trainer.evaluation.functions.metrics import (
@@ -22,6 +21,8 @@ from trainer.evaluation.functions.metrics import (
     classification_metrics,
     paired_auc_difference,
 )
+from trainer.evaluation.measures import shown_measures
+from trainer.evaluation.page import facts_table, json_text, print_report, table, write_files
 from trainer.evaluation.resampling import FloatArray, IntArray, cluster_ids
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 MODEL = "model"
 DROPPED = "dropped: scored by the prior"
-_FILE_WIDTH = 132  # characters
+_PAGE = Path(__file__).with_name("report.md.jinja")
 SEED, LEVEL = 0, 0.95
 
 
@@ -110,23 +111,36 @@ def write_report(
 
 
 def print_table(report: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print the predictors of a report, one row each, with their intervals."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the predictors of a report, one row each, and how the model compares with words."""
+    print_report(report, _header(), _rows(report), console)
 
-    console = console or Console()
-    if not console.is_terminal:  # a file or a pipe has no width: a row then stays on one line
-        console.width = max(console.width, _FILE_WIDTH)
-    table = Table(title=f"Evaluation on {report['split']}")
-    table.add_column("Predictor")
-    for name in markdown.COLUMNS.values():
-        table.add_column(name, justify="right")
-    for row in markdown.predictor_rows(report):
-        # An interval in brackets would be read as markup.
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console.print(table)
-    if report["comparison"] is not None:
-        console.print(f"The model is {report['comparison']['verdict']}.")
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report as one Markdown page; nothing is computed."""
+    return fill(
+        _PAGE,
+        r=report,
+        predictors=table(_header(), _rows(report)),
+        facts=facts_table(report["facts"]),
+    )
+
+
+def _header() -> list[str]:
+    return ["Predictor", *(measure.heading for measure in shown_measures("functions").values())]
+
+
+def _rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """One row per predictor: its name, then "value [low, high]" for each measure."""
+    return [
+        [
+            name,
+            *(
+                measure.text(p["metrics"][key], p["intervals"].get(key))
+                for key, measure in shown_measures("functions").items()
+            ),
+        ]
+        for name, p in report["predictors"].items()
+    ]
 
 
 def _measure(
@@ -146,7 +160,7 @@ def _measure(
         # predictor.
         counts = {"num_clusters": drawn.num_clusters, "num_redrawn": drawn.num_redrawn}
         intervals = {metric: list(ends) for metric, ends in drawn.intervals.items()}
-        measured[name] = {"metrics": metrics.to_json(), "intervals": intervals}
+        measured[name] = {"metrics": metrics, "intervals": intervals}
     return {
         "population": {
             "num": len(predictions),
@@ -245,16 +259,15 @@ def _write_files(
     predictors: Mapping[str, Baseline],
     labels_N: IntArray,
 ) -> None:
-    files, contents = report["files"], {}
+    files = report["files"]
     lines = [json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) for p in predictions]
-    contents[files["predictions"]] = "".join(f"{line}\n" for line in lines).encode()
-    contents.update(_figures(report, predictors, labels_N))
-    contents[files["markdown"]] = markdown.render(report).encode()
-    page = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    contents[files["json"]] = f"{page}\n".encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        replace_file(folder / name, content)
+    contents: dict[str, bytes | str] = {
+        files["predictions"]: "".join(f"{line}\n" for line in lines),
+        **_figures(report, predictors, labels_N),
+        files["markdown"]: render(report),
+        files["json"]: json_text(report),
+    }
+    write_files(folder, contents)
 
 
 def _figures(
@@ -275,13 +288,3 @@ def _figures(
         files["roc"]: figures.roc_png(f"ROC on {split}", labels_N, roc_curves, roc_point),
         files["pr"]: figures.pr_png(f"Precision-recall on {split}", labels_N, pr_curves, pr_point),
     }
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -60,8 +60,7 @@ def write_split_report(
     split: Split,
     scores_N: npt.NDArray[np.float64],
     threshold: float,
-    train: Split,
-    valid: Split,
+    splits: Mapping[str, Split],
     facts: Mapping[str, Any],
     *,
     compat_population: bool = False,
@@ -74,14 +73,14 @@ def write_split_report(
         split: What was scored.
         scores_N: P(vulnerable) of every function.
         threshold: Of the model.
-        train: What the baselines learn from.
-        valid: What their thresholds come from.
+        splits: The baselines learn from "train"; their thresholds come from "valid".
         facts: What the numbers rest on.
         compat_population: Leave dropped functions out.
 
     Returns:
         The content of <name>.json.
     """
+    train, valid = splits["train"], splits["valid"]
     learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples), seed=0)
     scorer = tfidf_logistic(
         _codes(train, learned_F), [train.targets[place] for place in learned_F.tolist()]

@@ -17,7 +17,8 @@ from trainer.evaluation.language.report import (
     sample_page,
     write_language_report,
 )
-from trainer.evaluation.language.tokens import TokenSums, perplexity, score_tokens, unigram_loss
+from trainer.evaluation.language.tokens import TokenSums, score_tokens, unigram_loss
+from trainer.evaluation.measures import deciding_score, shown_measures
 from trainer.generation.decoding import Prompt, greedy
 from trainer.generation.prompts import run_prompts
 from trainer.processes.distributed import Ranks, agreed
@@ -72,7 +73,7 @@ class LanguageEvaluation:
         self._log_validation(step, sums)
         if self.log is not None:
             self.log.samples(samples, [sample_page(sample) for sample in samples], step)
-        return Validation(-sums.loss)
+        return Validation(deciding_score("tokens", sums.measured()))
 
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
@@ -122,13 +123,9 @@ class LanguageEvaluation:
     def _log_validation(self, step: int, sums: TokenSums) -> None:
         if self.log is None:
             return
-        values = {
-            "step": step,
-            "loss": sums.loss,
-            "perplexity": perplexity(sums.loss),
-            "token_accuracy": sums.accuracy,
-        }
-        self.log.validation(values)
+        values = sums.measured()
+        shown = {name: values[name] for name in shown_measures("tokens")}
+        self.log.validation({"step": step, **shown})
         files = self.prepared.splits["valid"].files
         if len(files) > 1:
             self.log.files("valid_file", sums.by_file(files), step)

@@ -3,7 +3,6 @@
 N records of the split, R resamples.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.audit.markdown import fill
 from trainer.evaluation.functions import figures
-from trainer.evaluation.functions.report import LEVEL, SEED, replace_file
+from trainer.evaluation.functions.report import LEVEL, SEED
 from trainer.evaluation.language.tokens import FloatArray, TokenSums, perplexity
-from trainer.evaluation.markdown import facts_table, table
+from trainer.evaluation.measures import shown_measures
+from trainer.evaluation.page import facts_table, json_text, print_report, table, write_files
 from trainer.evaluation.resampling import percentile_interval, resamples
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 MODEL, BEFORE, UNIGRAM = "model", "before training", "unigram of train"
 FEWEST_RECORDS = 20
-_COLUMNS = ("Predictor", "Loss (nats a token)", "Perplexity", "Token accuracy")
+_PAGE = Path(__file__).with_name("report.md.jinja")
 
 
 @dataclass(frozen=True)
@@ -84,49 +85,32 @@ def write_language_report(
         "files": files,
     }
     picture = figures.loss_png("Loss over steps", scores.curves, {UNIGRAM: scores.unigram})
-    page = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / files["loss"], picture)
-    replace_file(folder / files["markdown"], render(report).encode("utf-8", "replace"))
-    replace_file(folder / files["json"], f"{page}\n".encode("utf-8", "replace"))
+    contents: dict[str, bytes | str] = {
+        files["loss"]: picture,
+        files["markdown"]: render(report),
+        files["json"]: json_text(report),
+    }
+    write_files(folder, contents)
     return report
 
 
 def print_language_table(report: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print the predictors of a report, one row each."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = console or Console()
-    shown = Table(title=f"Evaluation on {report['split']}")
-    for place, column in enumerate(_COLUMNS):
-        shown.add_column(column, justify="right" if place else "left")
-    for row in _rows(report):
-        shown.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console.print(shown)
-    if report["comparison"] is not None:
-        console.print(f"The model is {report['comparison']['verdict']}.")
+    """Print the predictors of a report, one row each, and how the model compares."""
+    print_report(report, _header(), _rows(report), console)
 
 
 def render(report: Mapping[str, Any]) -> str:
     """The report as one Markdown page."""
-    population = report["population"]
-    parts = [
-        f"# Evaluation on {report['split']}",
-        f"{population['num_targets']:,} targets of {population['num_scored']:,} of"
-        f" {population['num_records']:,} records. Brackets hold the"
-        f" {report['bootstrap']['level']:.0%} percentile interval of"
-        f" {report['bootstrap']['num_resamples']:,} resamples of records.",
-        table(_COLUMNS, _rows(report)),
-        _comparison(report),
-        f"![Loss over steps]({report['files']['loss']})",
-        *_file_parts(report["by_file"]),
-        "## Samples" if report["samples"] else "",
-        *(sample_page(sample) for sample in report["samples"]),
-        "## Facts",
-        facts_table(report["facts"]),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    from markupsafe import Markup
+
+    return fill(
+        _PAGE,
+        r=report,
+        predictors=table(_header(), _rows(report)),
+        fewest=FEWEST_RECORDS,
+        samples=[Markup(sample_page(sample)) for sample in report["samples"]],
+        facts=facts_table(report["facts"]),
+    )
 
 
 def sample_page(sample: Mapping[str, Any]) -> str:
@@ -143,12 +127,8 @@ def sample_page(sample: Mapping[str, Any]) -> str:
 
 
 def _measured(sums: TokenSums, interval: tuple[float, float] | None) -> dict[str, Any]:
-    return {
-        "loss": sums.loss,
-        "interval": None if interval is None else list(interval),
-        "perplexity": perplexity(sums.loss),
-        "token_accuracy": sums.accuracy,
-    }
+    ends = None if interval is None else list(interval)
+    return {"loss": sums.loss, "interval": ends} | sums.measured()
 
 
 def _bootstrap(
@@ -195,41 +175,21 @@ def _by_file(scores: LanguageScores) -> list[dict[str, Any]]:
     ]
 
 
+def _header() -> list[str]:
+    return ["Predictor", *(measure.heading for measure in shown_measures("tokens").values())]
+
+
 def _rows(report: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    for name, values in report["predictors"].items():
-        interval = values.get("interval")
-        shown = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
-        loss = f"{values['loss']:.4f}{shown}"
-        accuracy = values.get("token_accuracy")
-        rows.append([name, loss, f"{values['perplexity']:.2f}", _number(accuracy)])
-    return rows
-
-
-def _comparison(report: Mapping[str, Any]) -> str:
-    comparison = report["comparison"]
-    if BEFORE not in report["predictors"]:
-        return "What the model was before training is not known for this file."
-    if comparison is None:
-        return f"Fewer than {FEWEST_RECORDS} records tell no difference from chance: no intervals."
-    low, high = comparison["interval"]
-    return (
-        f"**The model is {comparison['verdict']}.** Loss, model - before:"
-        f" {comparison['loss_difference']:+.4f} [{low:+.4f}, {high:+.4f}], both on the same"
-        " resamples."
-    )
-
-
-def _file_parts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table where a split is of several files."""
-    if len(rows) < 2:
-        return []
-    cells = [
-        [row["file"], f"{row['num_targets']:,}", _number(row["loss"]), _number(row["before"])]
-        for row in rows
+    """One row per predictor: its name and every measure it has."""
+    return [
+        [
+            predictor,
+            *(
+                measure.text(values[name], values.get("interval") if name == "loss" else None)
+                if name in values
+                else "-"
+                for name, measure in shown_measures("tokens").items()
+            ),
+        ]
+        for predictor, values in report["predictors"].items()
     ]
-    return ["## By file", table(["File", "Targets", "Loss", "Loss before"], cells)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

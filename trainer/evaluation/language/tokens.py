@@ -16,6 +16,7 @@ from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import DivergedError
 from trainer.evaluation.functions.validation import split_batches
+from trainer.evaluation.measures import measures_of
 from trainer.processes.distributed import Ranks, all_reduce_sum
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,9 +42,18 @@ class TokenSums:
         return float(self.nll_N.sum() / self.count_N.sum())
 
     @property
+    def perplexity(self) -> float:
+        """exp of the loss."""
+        return perplexity(self.loss)
+
+    @property
     def accuracy(self) -> float:
         """Share of targets that are the first choice."""
         return float(self.correct_N.sum() / self.count_N.sum())
+
+    def measured(self) -> dict[str, float | None]:
+        """Every measure of tokens by name."""
+        return {name: measure.function(self) for name, measure in measures_of("tokens").items()}
 
     def by_file(self, files: Mapping[str, int]) -> dict[str, float]:
         """Loss of each file that has targets.
@@ -88,7 +98,7 @@ def score_tokens(
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), the largest float where that is above it."""
+    """exp(loss), at most the largest float."""
     return math.exp(min(loss, 709.0))
 
 

@@ -1,0 +1,191 @@
+"""MEASURES[name] is one number of a predictor, used wherever models are measured or compared.
+
+Evaluation, validation, the choice of the best step, reports and sweeps take names, headings,
+directions and intervals from here.
+
+Shapes: N functions, R resamples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.evaluation.resampling import (
+    FloatArray,
+    IntArray,
+    f1_from_counts,
+    mcc_from_counts,
+    weighted_average_precision,
+    weighted_roc_auc,
+)
+
+Measured = Literal["functions", "tokens"]
+TASK_MEASURES: dict[str, Measured] = {
+    "classification": "functions",
+    "instruction": "tokens",
+    "causal_lm": "tokens",
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of N functions beside their labels; positive at a score >= threshold."""
+
+    scores_N: FloatArray
+    labels_N: IntArray
+    threshold: float
+
+    @cached_property
+    def predicted_N(self) -> IntArray:
+        """0 or 1 for each function."""
+        return (self.scores_N >= self.threshold).astype(np.int64)
+
+    @property
+    def has_both(self) -> bool:
+        """Whether both classes are present."""
+        return bool(0 < self.labels_N.sum() < len(self.labels_N))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a predictor.
+
+    Attributes:
+        of: What it is measured on: "functions" gives `Scored`, "tokens" gives `TokenSums`.
+        title: Heading in tables and logs; "" keeps the number to the JSON.
+        higher_is_better: Its direction.
+        function: The number; None where it is undefined.
+        resampled: The same for R resamples of functions, from multiplicities (R, N); gives the
+            interval.
+        decides: Whether it chooses the best step; one measure of each kind does.
+        swept: Whether a sweep compares it; the first one is drawn.
+        digits: After the point, in tables.
+    """
+
+    of: Measured
+    title: str
+    higher_is_better: bool
+    function: Callable[[Any], float | None]
+    resampled: Callable[[Scored, FloatArray], FloatArray] | None = None
+    decides: bool = False
+    swept: bool = False
+    digits: int = 3
+
+    @property
+    def heading(self) -> str:
+        """The title at the head of a column."""
+        return self.title[:1].upper() + self.title[1:]
+
+    def text(self, value: float | None, interval: tuple[float, float] | None = None) -> str:
+        """A value for people, e.g. 0.712 [0.640, 0.781]."""
+        if value is None:
+            return "undefined"
+        ends = "" if interval is None else " [{:.{d}f}, {:.{d}f}]".format(*interval, d=self.digits)
+        return f"{value:.{self.digits}f}{ends}"
+
+
+def measures_of(of: Measured) -> dict[str, Measure]:
+    """The measures of functions, or those of tokens, by name."""
+    return {name: measure for name, measure in MEASURES.items() if measure.of == of}
+
+
+def shown_measures(of: Measured) -> dict[str, Measure]:
+    """Those of them that tables and logs show."""
+    return {name: measure for name, measure in measures_of(of).items() if measure.title}
+
+
+def swept_measures(task: str) -> dict[str, Measure]:
+    """The measures by which sweeps of a task compare, the main one first."""
+    of = TASK_MEASURES[task]
+    return {name: measure for name, measure in measures_of(of).items() if measure.swept}
+
+
+def deciding_score(of: Measured, values: dict[str, Any]) -> float | None:
+    """The value that chooses the best step, turned so that higher is better."""
+    [(name, measure)] = [(n, m) for n, m in measures_of(of).items() if m.decides]
+    value: float | None = values[name]
+    return value if value is None or measure.higher_is_better else -value
+
+
+def _ranking(scorer: str) -> Callable[[Scored], float | None]:
+    """A metric of scikit-learn on scores, undefined with one class."""
+
+    def measure(s: Scored) -> float | None:
+        from sklearn import metrics
+
+        return float(getattr(metrics, scorer)(s.labels_N, s.scores_N)) if s.has_both else None
+
+    return measure
+
+
+def _answers(scorer: str, **options: float) -> Callable[[Scored], float]:
+    """A metric of scikit-learn on predicted classes."""
+
+    def measure(s: Scored) -> float:
+        from sklearn import metrics
+
+        return float(getattr(metrics, scorer)(s.labels_N, s.predicted_N, **options))
+
+    return measure
+
+
+def _mcc(s: Scored) -> float:
+    # With one class or one answer MCC is 0/0. scikit-learn warns in some of these cases and
+    # returns 0 in all.
+    varies = s.has_both and 0 < s.predicted_N.sum() < len(s.predicted_N)
+    return _answers("matthews_corrcoef")(s) if varies else 0.0
+
+
+def _brier(s: Scored) -> float:
+    return float(np.mean((s.labels_N - s.scores_N) ** 2))
+
+
+def _resampled_f1(s: Scored, weights_RN: FloatArray) -> FloatArray:
+    return f1_from_counts(*_counts(s, weights_RN))
+
+
+def _resampled_mcc(s: Scored, weights_RN: FloatArray) -> FloatArray:
+    return mcc_from_counts(*_counts(s, weights_RN), weights_RN.sum(axis=1))
+
+
+def _counts(s: Scored, weights_RN: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """True positives, predicted positives and positives of each resample."""
+    marks_N3 = np.stack([s.predicted_N * s.labels_N, s.predicted_N, s.labels_N], axis=1)
+    tp_R, predicted_R, positives_R = (weights_RN @ marks_N3.astype(np.float64)).T
+    return tp_R, predicted_R, positives_R
+
+
+MEASURES: dict[str, Measure] = {
+    "roc_auc": Measure(
+        "functions",
+        "ROC AUC",
+        True,
+        _ranking("roc_auc_score"),
+        lambda s, weights_RN: weighted_roc_auc(s.scores_N, s.labels_N, weights_RN),
+        decides=True,
+        swept=True,
+    ),
+    "pr_auc": Measure(
+        "functions",
+        "PR AUC",
+        True,
+        _ranking("average_precision_score"),
+        lambda s, weights_RN: weighted_average_precision(s.scores_N, s.labels_N, weights_RN),
+    ),
+    "f1": Measure("functions", "F1", True, _answers("f1_score", zero_division=0.0), _resampled_f1),
+    "mcc": Measure("functions", "MCC", True, _mcc, _resampled_mcc),
+    "precision": Measure("functions", "", True, _answers("precision_score", zero_division=0.0)),
+    "recall": Measure("functions", "", True, _answers("recall_score", zero_division=0.0)),
+    "accuracy": Measure("functions", "", True, _answers("accuracy_score")),
+    "brier": Measure("functions", "", False, _brier),
+    "loss": Measure(
+        "tokens", "loss (nats a token)", False, lambda sums: sums.loss, decides=True, digits=4
+    ),
+    "perplexity": Measure("tokens", "perplexity", False, lambda sums: sums.perplexity, digits=2),
+    "token_accuracy": Measure(
+        "tokens", "token accuracy", True, lambda sums: sums.accuracy, swept=True, digits=4
+    ),
+}
