@@ -26,13 +26,16 @@ def main(arguments: list[str]) -> int:
 
 def _prepare(given: Namespace) -> None:
     from trainer.config.recipe import load_run_config
-    from trainer.run.data_report import print_lines, print_prepared
-    from trainer.run.preparation import audit_run, prepare_run
+    from trainer.run.preparation import audit_run, prepare_run, print_lines
 
     config = load_run_config(given.recipe, given.overrides)
     if given.audit:  # first: it also shows what training refuses
         print_lines(audit_run(config))
-    print_prepared(config, prepare_run(config), given.show)
+    prepared = prepare_run(config)
+
+    from trainer.run.data_report import print_prepared  # imports torch
+
+    print_prepared(config, prepared, given.show)
 
 
 if __name__ == "__main__":

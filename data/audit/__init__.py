@@ -1,4 +1,4 @@
-"""What is wrong with a dataset before a model learns it: leaks, duplicates, words that tell.
+"""What is wrong with a dataset before a model learns it: leaks, duplicates, telling words.
 
 Imports batches/ and the rooms above.
 """

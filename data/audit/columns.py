@@ -1,4 +1,4 @@
-"""A split as arrays: one pass over its records, 49 bytes a function in memory.
+"""A split as arrays: one pass over its records, 49 bytes of memory for each function.
 
 Texts are kept as 64-bit digests; among 5 million functions the chance of one collision is below
 1e-6. Where a person wants to see a record, it is read again by its index.
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Columns:
-    """What the audit compares of one split.
+    """The values of one split that the audit compares.
 
     Attributes:
         name: Of the split.

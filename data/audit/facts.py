@@ -27,11 +27,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitPopulation:
-    """Who is in a split; lengths are in tokens and empty where none were given.
+    """Who is in a split; lengths are in tokens, and empty where none were given.
 
     Attributes:
         num_distinct: Functions that differ after whitespace.
-        num_fix_pairs: Functions (a commit and a name) that stand with both labels.
+        num_fix_pairs: Functions (a commit and a name) with both labels.
         groups: "commit", "project", "cve": distinct values, 0 where the dataset names none.
         lengths: min, median, mean, p90, p99, max.
         length_auc: ROC AUC of the length alone as a score; None with one class or no lengths.
@@ -56,7 +56,7 @@ class Shared:
     Attributes:
         where: One split, or two with a slash.
         num_things: Codes or groups found there.
-        num_functions: By split: functions they are or hold.
+        num_functions: By split: functions that are one or belong to one.
         examples: For a person to look up.
     """
 
@@ -94,7 +94,7 @@ class NearFacts:
         num_fix_pairs: By split: pairs above the threshold that share a commit and differ in the
             label, which a fix makes by nature.
         clusters: Connected exact and near duplicates: their number, the functions in them, the
-            largest, and those that reach over splits.
+            largest, and those with functions of several splits.
         functions_per_second: Of the whole search.
     """
 
@@ -111,14 +111,14 @@ class TellingWord:
     """A word whose presence goes with the label.
 
     Attributes:
-        words: Those that stand in the very same functions: known ones first, then short ones.
+        words: Words of exactly the same functions: known ones first, then short ones.
         place: "comment", "string", "name" (the function's own), "code" or "file".
         num_positive: Vulnerable functions that hold it; num_negative likewise.
         bits: Mutual information of presence and label.
         balanced_accuracy: Of the better rule "with it: one class; without it: the other".
         p_value: Fisher's exact test, two-sided, before correction.
         is_known: One of the words that datasets are known to leak by.
-        carries_label: Alone it tells the label to an extent no real weakness does.
+        carries_label: Alone it tells more of the label than any real weakness does.
     """
 
     words: list[str]

@@ -1,4 +1,4 @@
-"""The verdicts: what was found, what it means, what to do, the gravest first."""
+"""The verdicts: what was found, what it means, what to do; the gravest first."""
 
 from collections.abc import Iterator, Sequence
 
@@ -51,7 +51,7 @@ def _exact(exact: Sequence[Shared]) -> Iterator[Finding]:
             yield Finding(
                 "leak",
                 f"{_functions(shared.num_functions[second[0]])} of {second[0]}"
-                f" {_stand(shared.num_functions[second[0]])} in {first} too, whitespace aside"
+                f" {_are(shared.num_functions[second[0]])} in {first} too, whitespace aside"
                 f" ({shared.examples[0]})",
                 "scores reward memory",
                 "remove them from one of the two, or set data.allow_leaks=true",
@@ -61,7 +61,7 @@ def _exact(exact: Sequence[Shared]) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 f"{first}: {_functions(extra)} repeat another of the split, whitespace aside",
-                "what is repeated weighs more, and intervals come out too narrow",
+                "repeated functions weigh more, and intervals get too narrow",
                 "keep one of each",
             )
 
@@ -90,7 +90,7 @@ def _groups(
         yield Finding(
             "note",
             "no function names its commit, project or CVE",
-            "groups that reach over splits, and the pairs of a fix, cannot be seen",
+            "groups in several splits, and functions with their fix, cannot be seen",
             "map the fields with data.fields where the dataset has them",
         )
 
@@ -117,7 +117,7 @@ def _near(near: NearFacts) -> Iterator[Finding]:
                 "note",
                 f"{first}: {_functions(pairs.num_functions[first])} have near twins in the split"
                 f" ({_count(pairs.num_pairs, 'pair')}{opposite})",
-                "there is less variety than the count of functions says",
+                "the functions vary less than their number suggests",
                 "keep one of each cluster, or give a cluster one commit so that it stays together",
             )
 
@@ -144,7 +144,7 @@ def _repeated_ids(ids: Sequence[Shared]) -> Iterator[Finding]:
                 f"{shared.where}: {_count(shared.num_things, 'id')} given to"
                 f" {_functions(shared.num_functions[shared.where])} ({shared.examples[0]})",
                 "a prediction cannot be traced back by its id",
-                "number them anew, or leave the id out: each then gets its place in the file",
+                "number them anew, or leave the id out: the place in the file is then used",
             )
 
 
@@ -194,7 +194,7 @@ def _classes(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"{split.name}: every function is {only}",
-                "nothing to tell apart; ROC AUC is undefined",
+                "there is nothing to distinguish; ROC AUC is undefined",
                 "add functions of the other class, or check data.labels",
             )
         elif share < _RARE:
@@ -227,7 +227,7 @@ def _lengths(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
                 f"{split.name}: vulnerable functions are {kind}: length alone ranks them with"
                 f" ROC AUC {max(auc, 1 - auc):.2f}",
                 "a model may learn the length and look skilled",
-                "set the score of a length-only baseline beside the model's",
+                "compare the model with a baseline that sees only the length",
             )
 
 
@@ -271,5 +271,5 @@ def _count(num: int, thing: str) -> str:
     return f"{num:,} {thing}" if num == 1 else f"{num:,} {thing}s"
 
 
-def _stand(num: int) -> str:
-    return "stands" if num == 1 else "stand"
+def _are(num: int) -> str:
+    return "is" if num == 1 else "are"

@@ -4,7 +4,7 @@ A function is the set of all runs of five tokens of its code, comments left out,
 another comment or layout is the same and a renamed variable changes the five runs around it.
 Locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3)
 with 18 bands of 7 rows proposes a pair of similarity s with probability 1 - (1 - s^7)^18: 0.986 at
-0.8, 0.9999 at 0.9. Proposed pairs are verified, so none is reported that is not one.
+0.8, 0.9999 at 0.9. Proposed pairs are verified, so every reported pair is a true one.
 
 Shapes: E functions examined, of all splits; P verified pairs, in signatures permutations.
 """
@@ -29,11 +29,11 @@ THRESHOLD = 0.8
 SHINGLE = 5
 NUM_PERM = 128
 _BANDS, _ROWS = 18, 7
-# Signatures this far apart are not worth the exact comparison: three standard deviations of the
+# Below this estimate the exact comparison is not worth its time: three standard deviations of the
 # estimate, sqrt(0.8 * 0.2 / 128) each.
 _ESTIMATE_FLOOR = THRESHOLD - 3 * 0.0354
-# A function with so many twins of its own split and label is not indexed: those twins stand for it
-# from then on, so that a thousand copies cost a thousand times this, not a thousand squared.
+# A function with this many twins of its own split and label is not indexed: those twins represent
+# it, so that a thousand copies cost a thousand times this, not a thousand squared.
 _CROWD = 16
 _LISTED = 1000  # pairs named in audit.json
 METHOD = (

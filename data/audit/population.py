@@ -3,12 +3,13 @@
 Shapes: N functions of a split.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from data.audit.columns import GROUP_FIELDS, Columns
+from data.audit.columns import Columns
 from data.audit.facts import IntArray, SplitPopulation
 
 _BINS = 36
@@ -28,14 +29,15 @@ def length_edges(lengths: Mapping[str, IntArray]) -> list[float]:
 
 def population(split: Columns, lengths_N: IntArray | None, edges: list[float]) -> SplitPopulation:
     """The facts of one split."""
-    groups = {field: len(np.unique(keys_N[keys_N != 0])) for field, keys_N in split.group_N.items()}
     return SplitPopulation(
         name=split.name,
         num_functions=len(split.target_N),
         num_positive=int(split.target_N.sum()),
         num_distinct=len(np.unique(split.digest_N)),
         num_fix_pairs=_fix_pairs(split),
-        groups={field: groups[field] for field in GROUP_FIELDS},
+        groups={
+            field: len(np.unique(keys_N[keys_N != 0])) for field, keys_N in split.group_N.items()
+        },
         lengths=_summary(lengths_N),
         length_auc=_length_auc(lengths_N, split.target_N),
         histogram=_histogram(lengths_N, split.target_N, edges),
@@ -44,16 +46,15 @@ def population(split: Columns, lengths_N: IntArray | None, edges: list[float]) -
 
 def cwe_table(splits: Sequence[Columns]) -> dict[str, dict[str, tuple[int, int]]]:
     """CWE: split: (functions, positives), the most frequent first."""
-    totals: dict[str, int] = {}
+    totals = Counter[str]()
     for split in splits:
-        for cwe, (num, _) in split.cwes.items():
-            totals[cwe] = totals.get(cwe, 0) + num
+        totals.update({cwe: num for cwe, (num, _) in split.cwes.items()})
     ordered = sorted(totals, key=lambda cwe: (-totals[cwe], cwe))
     return {cwe: {split.name: split.cwes.get(cwe, (0, 0)) for split in splits} for cwe in ordered}
 
 
 def _fix_pairs(split: Columns) -> int:
-    """Functions (a commit and a name) that stand with both labels."""
+    """Functions (a commit and a name) with both labels."""
     both = np.intersect1d(split.fix_N[split.target_N == 0], split.fix_N[split.target_N == 1])
     return int((both != 0).sum())
 

@@ -3,8 +3,8 @@
 Every word of the train split is a yes/no feature of a function. Its mutual information with the
 label says how many bits of the label it gives away. With V words some look telling by chance, so a
 word counts only if Fisher's exact test, corrected for V tests (Bonferroni), finds it at 1%: in a
-dataset with labels drawn by lot none is reported 98 times of 100. Words that datasets are known to
-leak by are tested apart, among themselves, which lets rarer ones through.
+dataset with random labels none is reported in 98 of 100 cases. Words by which datasets are known to
+leak are tested apart, among themselves, so rarer ones are found too.
 
 Shapes: N distinct functions, V words.
 """
@@ -212,6 +212,6 @@ def _fisher(positive_held: Any, num_held: Any, num_positive: int, num: int) -> A
 
 
 def _widespread(commits: HashArray) -> bool:
-    """Not the mark of a few commits: functions of one commit share their words anyway."""
+    """Whether enough commits hold the word: functions of one commit share their words anyway."""
     known = commits[commits != 0]
     return len(np.unique(known)) + len(commits) - len(known) >= MIN_FUNCTIONS

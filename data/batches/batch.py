@@ -143,7 +143,7 @@ def _taken(
     """Values laid out in rows, 0 in their padding."""
     if not len(values) or padding_B.sum() == len(sources):
         return np.zeros(shape, values.dtype)
-    # clip, as what stands for the padding can lie behind the last token: it is overwritten
+    # clip: places of the padding can lie behind the last token; they are overwritten
     laid_out = np.asarray(values).take(sources, mode="clip").reshape(shape)
     for row, padding in enumerate(padding_B.tolist()):
         laid_out[row, shape[1] - padding :] = 0

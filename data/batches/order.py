@@ -1,4 +1,4 @@
-"""Which rows a rank computes in a step: arithmetic on (seed, epoch, step, rank, world size).
+"""The rows that a rank computes in a step: arithmetic on (seed, epoch, step, rank, world size).
 
 Nothing here has state, so a resumed run, or one with another number of ranks, sees the same rows in
 the same steps.

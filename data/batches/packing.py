@@ -47,7 +47,7 @@ def pack(
     """Put every example into exactly one row, each row at most `capacity` tokens.
 
     Best-fit decreasing (Johnson 1974): longest first, each into the fullest row that still takes
-    it. With an rng, every epoch has new partners and its rows stand in random order: examples of
+    it. With an rng, every epoch has new partners and its rows are in random order: examples of
     equal length change places, which costs no row. Where few are equal that would change little:
     there a large set is packed in random windows, for at most 0.1% more rows, and a small one by
     lengths blurred a little, for at most 0.8%.

@@ -1,4 +1,4 @@
-"""Which examples an epoch holds, or a look at a dataset takes, when that is not simply all."""
+"""The examples of an epoch, or of a look at a dataset, where these are not simply all."""
 
 import numpy as np
 import numpy.typing as npt

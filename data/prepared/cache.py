@@ -1,8 +1,8 @@
-"""Prepared data on disk: whole or not there, built once, memory-mapped by every rank.
+"""Prepared data on disk: complete or absent, built once, memory-mapped by every rank.
 
-<root>/<key>/facts.json         what is in it; written last
+<root>/<key>/facts.json         counts and digests; written last
 <root>/<key>/<split>/records.arrow, tokens.bin, starts.npy, record.npy, length.npy
-                                supervised.bin, empty where whole functions are labelled
+                                supervised.bin, empty for functions
 """
 
 import fcntl
@@ -28,12 +28,12 @@ RECORDS, _TOKENS, _SUPERVISED = "records.arrow", "tokens.bin", "supervised.bin"
 
 
 def default_root() -> Path:
-    """Where prepared data is kept when the recipe does not say."""
+    """Where prepared data is kept if the recipe does not say."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "focaltune"
 
 
 def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> Path:
-    """The folder of an entry, built by the first process that asks and waited for by the others.
+    """The folder of an entry: the first process builds it while the others wait.
 
     Args:
         root: Made readable by its owner alone: it holds copies of the user's code.
@@ -41,7 +41,7 @@ def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> 
         build: Fills a new folder and returns its facts.
 
     Returns:
-        A folder that is complete: a build that was interrupted leaves none.
+        A complete folder: an interrupted build leaves none.
     """
     entry = root / key
     if _is_whole(entry):  # also where nothing may be written
@@ -74,7 +74,7 @@ def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> 
 
 
 def read_facts(entry: Path) -> dict[str, Any]:
-    """What an entry says of itself."""
+    """The facts of an entry."""
     facts: dict[str, Any] = json.loads((entry / FACTS).read_text(encoding="utf-8"))
     return facts
 
@@ -101,7 +101,7 @@ class SplitWriter(AbstractContextManager["SplitWriter[R]"], Generic[R]):
             self._stack = stack.pop_all()
 
     def append(self, samples: Sequence[R], pieces: Pieces) -> None:
-        """Add functions and what they became."""
+        """Add records and their tokens."""
         self._table.append(samples)
         self._tokens.write(pieces.tokens.astype(self._dtype).tobytes())
         if pieces.supervised is not None:
@@ -176,7 +176,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(root: Path, own_key: str) -> None:
-    """Take away builds whose builder is gone: nobody holds the lock of their key."""
+    """Remove builds whose process is gone: nobody holds the lock of their key."""
     for building in root.glob(".*-*"):
         key = building.name[1:].partition("-")[0]
         with (root / f"{key}.lock").open("w") as lock:
@@ -195,10 +195,8 @@ def _is_whole(entry: Path) -> bool:
         sizes: dict[str, int] = read_facts(entry)["bytes"]
     except (ValueError, KeyError, TypeError):
         return False
-    present = {name: (entry / name).is_file() for name in sizes}
-    return all(
-        present[name] and (entry / name).stat().st_size == size for name, size in sizes.items()
-    )
+    files = {entry / name: size for name, size in sizes.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -92,16 +92,6 @@ class Kind:
     facts: Callable[[Building], dict[str, Any]]
 
 
-def _encode_samples(
-    samples: Sequence[CodeSample], tokenizer: CodeTokenizer, config: DataConfig
-) -> Pieces:
-    return encode_functions([sample.code for sample in samples], tokenizer, config)
-
-
-def _add_samples(building: Building, samples: Sequence[CodeSample], pieces: Pieces) -> None:
-    building.keys.append_groups(samples)
-
-
 def _function_facts(building: Building) -> dict[str, Any]:
     """Counts of a split of functions.
 
@@ -132,10 +122,6 @@ def _no_function(name: str, rows: ReadFacts, tokens: TokenFacts) -> str:
             " truncate or window"
         )
     return f"{name}: no function left of {rows.num_rows} rows: {reasons}"
-
-
-def _source_of(record: Conversation | Document) -> RecordSource:
-    return RecordSource(record.id, record.origin, record.source)
 
 
 def _add_language(
@@ -226,8 +212,10 @@ FUNCTIONS: Final = Kind(
     read=read_records,
     text=lambda sample: str(sample.code),
     stored_as=lambda sample: sample,
-    encode=_encode_samples,
-    add=_add_samples,
+    encode=lambda samples, tokenizer, config: encode_functions(
+        [sample.code for sample in samples], tokenizer, config
+    ),
+    add=lambda building, samples, _: building.keys.append_groups(samples),
     facts=_function_facts,
 )
 LANGUAGE: Final = Kind(
@@ -235,7 +223,7 @@ LANGUAGE: Final = Kind(
     paths=language_paths,
     read=read_language,
     text=record_text,
-    stored_as=_source_of,
+    stored_as=lambda record: RecordSource(record.id, record.origin, record.source),
     encode=encode_language,
     add=_add_language,
     facts=_language_facts,

@@ -85,7 +85,7 @@ class Prepared:
 
     @property
     def leaks(self) -> dict[str, dict[str, int]]:
-        """What stands in two splits and must not, by kind and pair of splits."""
+        """What is in two splits and must not be, by kind and pair of splits."""
         return self.sharing.leaks(self.facts["leak_groups"])
 
     @property

@@ -1,4 +1,4 @@
-"""Functions and groups that stand in several splits, or twice with different labels.
+"""Functions and groups in several splits, or with different labels in one.
 
 Functions are compared by 8 bytes of a digest, so that millions fit in memory: among 5 million, two
 different ones are taken for the same with a chance of 1 in 1.5 million.
@@ -27,13 +27,13 @@ Digests = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What splits share, by pair of splits such as "train/test", and what repeats within one.
+    """What splits share, by pair such as "train/test", and what repeats within one.
 
     Attributes:
         shared_functions: Functions of both, equal after whitespace.
-        shared_groups: By field: values that stand in both.
+        shared_groups: By field: values in both.
         duplicates: By split: functions that repeat an earlier one.
-        contradictory: By split: functions that stand there with both labels.
+        contradictory: By split: functions with both labels there.
         examples: "train.jsonl:3 = test.jsonl:9".
     """
 
@@ -44,7 +44,7 @@ class SplitFacts:
     examples: list[str]
 
     def leaks(self, groups: Sequence[str]) -> dict[str, dict[str, int]]:
-        """What stands in two splits and must not, by kind and pair of splits."""
+        """What is in two splits and must not be, by kind and pair of splits."""
         found = {"functions": self.shared_functions} | {
             f"{group}s": self.shared_groups[group] for group in groups
         }
@@ -92,9 +92,9 @@ class SplitKeys:
         return np.frombuffer(self._groups[field], np.uint64)
 
     def groups(self, field: str) -> Digests:
-        """Values of a group field that are there, each once."""
+        """Distinct values of a group field."""
         keys: Digests = np.unique(self.group_N(field))
-        return keys[1:] if len(keys) and not keys[0] else keys  # 0 stands for no value
+        return keys[1:] if len(keys) and not keys[0] else keys  # 0 is no value
 
     def cwe_table(self) -> dict[str, list[int]]:
         """Functions of each weakness: [not vulnerable, vulnerable], the most frequent first."""
@@ -148,7 +148,7 @@ def refuse_leaks(facts: SplitFacts, groups: Sequence[str], allow: bool) -> None:
         allow: Let it pass.
 
     Raises:
-        DataError: Something stands in two splits and the recipe does not allow it.
+        DataError: Something is in two splits and the recipe does not allow it.
     """
     leaks = facts.leaks(groups)
     if leaks and not allow:
@@ -184,5 +184,5 @@ def _code_key(code: str) -> bytes:
 
 
 def text_digest(text: str) -> bytes:
-    """8 bytes that stand for a text."""
+    """A digest of 8 bytes."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -43,10 +43,10 @@ class RecordWriter(AbstractContextManager["RecordWriter[R]"], Generic[R]):
 
 
 class RecordTable(Sequence[R]):
-    """The records of a split, each read from disk when it is asked for.
+    """The records of a split, each read from disk when it is used.
 
     Args:
-        path: What a RecordWriter wrote.
+        path: A file of RecordWriter.
         kind: Class of the records.
     """
 

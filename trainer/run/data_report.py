@@ -1,6 +1,5 @@
-"""What prepared data came to: rows, their fill and the steps they make."""
+"""Prepared data in numbers: records, tokens, rows, their fill and the steps they make."""
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +16,7 @@ from data.text.escaping import escaped
 from data.text.language import LanguageFacts, show_example
 from data.text.tokenization import TokenFacts
 from trainer.config.sections import RunConfig
-from trainer.run.preparation import training_loader
+from trainer.run.preparation import print_lines, training_loader
 
 _PASSED_OVER = {
     "num_bad": "bad rows passed over (data.max_bad_rows)",
@@ -26,13 +25,6 @@ _PASSED_OVER = {
     "num_replaced": "texts were not UTF-8 and were repaired",
     "num_nul": "records hold a NUL character, which is kept",
 }
-
-
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are, one each, however wide the terminal is."""
-    console = Console()
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_prepared(config: RunConfig, prepared: Prepared, num_shown: int) -> None:
@@ -48,7 +40,7 @@ def print_prepared(config: RunConfig, prepared: Prepared, num_shown: int) -> Non
 
 
 def split_table(config: RunConfig, prepared: Prepared) -> Table:
-    """One column a split: records, classes or targets, tokens, what long ones lost, rows."""
+    """One column for each split: records, classes or targets, tokens, long records, rows."""
     columns = {name: _split_facts(config, prepared, name) for name in prepared.splits}
     table = Table(title="Prepared data")
     table.add_column("")
@@ -80,7 +72,7 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
 
 
 def order_lines(loader: TrainLoader) -> list[str]:
-    """Where rows that never mix files are at least twice as many as they could be: the numbers."""
+    """The number of rows, where rows that never mix files are at least twice as many as needed."""
     if loader.files is None or not loader.batching.packing:
         return []
     lengths, num_rows = loader.examples.lengths, loader.plan.num_rows
@@ -102,7 +94,7 @@ def remark_lines(prepared: Prepared) -> list[str]:
     lines = []
     held_out = prepared.facts.get("held_out", {})
     for name, facts in prepared.facts["splits"].items():
-        if name in held_out:  # read from train's files, of which train tells
+        if name in held_out:  # read from train's files, which are described there
             continue
         counts = {words: facts[key] for key, words in _PASSED_OVER.items() if facts[key]}
         lines += [f"{name}: {count:,} {words}" for words, count in counts.items()]
@@ -115,18 +107,18 @@ def remark_lines(prepared: Prepared) -> list[str]:
         lines.append(f"the tokenizer puts {begin!r} before every text")
     if held_out:
         shares = ", ".join(f"{share:.0%} {name}" for name, share in held_out.items())
-        lines.append(f"{shares}: held out of data.train by a digest of what each record asks")
+        lines.append(f"{shares}: held out of data.train by a hash of each record's question")
     for name in prepared.splits:
         if sharing.contradictory[name]:
             lines.append(
-                f"{name}: {sharing.contradictory[name]:,} functions stand there with both labels"
+                f"{name}: {sharing.contradictory[name]:,} functions have both labels there"
             )
         if sharing.duplicates[name]:
             lines.append(f"{name}: {sharing.duplicates[name]:,} records repeat an earlier one")
     for field, pairs in sharing.shared_groups.items():
         lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
     if prepared.leaks:
-        lines.append(f"LEAKS: {prepared.leaks} stand in two splits (data.allow_leaks)")
+        lines.append(f"LEAKS: {prepared.leaks} are in two splits (data.allow_leaks)")
     return [escaped(line) for line in lines]
 
 

@@ -1,24 +1,27 @@
-"""A recipe's data, prepared with a line that moves."""
+"""A recipe's data: prepared, audited, and dealt to ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data.batches.loader import Batching, TrainLoader
 from data.prepared.prepare import Prepared, open_splits, prepare
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 from trainer.models.files import hidden_size
 
+if TYPE_CHECKING:
+    from data.batches.loader import TrainLoader
+
 
 def prepare_run(config: RunConfig) -> Prepared:
-    """The data of a recipe, from the cache where it is there.
+    """The data of a recipe, from the cache if it holds them.
 
     Raises:
-        DataError: It cannot be used.
+        DataError: They cannot be used.
     """
     with _shown_progress() as progress:
         return prepare(
@@ -33,8 +36,10 @@ def prepare_run(config: RunConfig) -> Prepared:
 
 def training_loader(
     config: RunConfig, prepared: Prepared, rank: int = 0, world_size: int = 1, *, packing: bool
-) -> TrainLoader:
+) -> "TrainLoader":
     """The steps of the training split for a rank."""
+    from data.batches.loader import Batching, TrainLoader  # imports torch
+
     data, optim, train = config.data, config.optim, prepared.splits["train"]
     batching = Batching(
         seq_length=data.seq_length,
@@ -56,7 +61,7 @@ def audit_run(config: RunConfig) -> list[str]:
     """Audit the splits of a recipe, leaking ones too, into <output_dir>.audit.
 
     Returns:
-        What was found, in short, and where the rest is.
+        The findings in short, and the files that hold the rest.
 
     Raises:
         ConfigError: The task is not classification.
@@ -83,9 +88,16 @@ def audit_run(config: RunConfig) -> list[str]:
     return [*summary_lines(facts), f"audit: {', '.join(map(str, written))}"]
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are, one each, however wide the terminal is."""
+    console = Console()
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 @contextmanager
 def _shown_progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A line a split on a terminal; nothing where nobody looks, or nothing has to be built."""
+    """One line for each split on a terminal, while something is built; nothing elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None

@@ -123,7 +123,7 @@ def plant_unknown_groups(splits):
 
 
 PLANTED = {
-    plant_exact: ("leak", r"1 function of test stands in train too.*train.jsonl:5 = test.jsonl:3"),
+    plant_exact: ("leak", r"1 function of test is in train too.*train.jsonl:5 = test.jsonl:3"),
     plant_commit: ("leak", r"train and test share 1 commit: 1 function of train, 1 of test \(tr"),
     plant_cve: ("leak", r"train and valid share 1 cve: .*CVE-train-5"),
     plant_project: ("note", r"train and test share 1 project: 300 functions of train, 1 of test"),
@@ -165,7 +165,7 @@ def test_leaks_come_before_warnings_and_notes(clean):
     assert facts.num_leaks == 1
     lines = summary_lines(facts)
     assert lines[0] == f"audit: 1 leak, {kinds.count('warning')} warnings, 2 notes"
-    assert lines[1].startswith("  leak: 1 function of test stands in train too")
+    assert lines[1].startswith("  leak: 1 function of test is in train too")
     assert len(lines) == 2 + kinds.count("warning")  # notes are in the page alone
 
 
@@ -296,7 +296,7 @@ def test_the_real_dataset_has_one_leak_and_118_pairs_in_its_test_split():
     }
     facts = audit_splits(splits, {}, normalize_whitespace="collapse")
     assert [finding.severity for finding in facts.findings].count("leak") == 1
-    assert facts.findings[0].found.startswith("1 function of test stands in train too")
+    assert facts.findings[0].found.startswith("1 function of test is in train too")
     assert {s.name: s.num_fix_pairs for s in facts.splits}["test"] == 118
     assert [(s.num_functions, s.num_positive) for s in facts.splits] == [
         (810, 403), (272, 139), (252, 123)
