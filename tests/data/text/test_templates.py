@@ -260,6 +260,16 @@ def test_an_answer_that_quotes_the_prompt_or_the_marker_keeps_its_span():
 
 def test_an_instruction_and_its_input_are_one_turn_of_a_chat_template():
     assert chat(INPUT, CHATML)[0].text.startswith("<|im_start|>user\nAdd.\n1, 2<|im_end|>")
+    later = chat([*ONE, *INPUT], CHATML)[2].text
+    assert later == "\n<|im_start|>user\nAdd.\n1, 2<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_what_a_chat_template_writes_between_its_prompt_and_the_answer_is_learned():
+    thinks = "{{ '<think></think>' if m.role == 'assistant' else '' }}{{ m.content }}"
+    assert chat(ONE, CHATML.replace("{{ m.content }}", thinks))[1:] == [
+        Segment("<think></think>1 + {y}<|im_end|>", True),
+        Segment("\n", False),
+    ]
 
 
 @pytest.mark.parametrize(
