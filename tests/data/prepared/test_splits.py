@@ -104,6 +104,15 @@ def test_a_function_with_both_labels_in_a_split_is_counted_once():
     assert facts.duplicates == {"train": 1, "test": 1}  # "a;" and "a ;" differ
 
 
+def test_the_weaknesses_of_a_split_are_counted_by_class_the_most_frequent_first():
+    keys = SplitKeys()
+    keys.append_groups(split("t", "a", "b") + split("t", "c", target=1))
+    keys.append_groups(split("t", "d", target=1, cwe="CWE-89") + split("t", "e", cwe="CWE-78"))
+    keys.append_groups(split("t", "f", target=1, cwe="CWE-78"))
+    found = keys.cwe_table()
+    assert list(found.items()) == [("unknown", [2, 1]), ("CWE-78", [1, 1]), ("CWE-89", [0, 1])]
+
+
 def test_one_class_is_refused_with_the_class():
     with pytest.raises(DataError, match=r"train: all 3 functions have target 1; need both"):
         refuse_one_class([1, 1, 1], "train")
