@@ -24,7 +24,7 @@ class MemoryExceededError(MachineError):
 
 
 class NoProgressError(ValueError):
-    """The run cannot get any further by itself."""
+    """The run cannot make progress."""
 
     exit_code = 6
 
@@ -34,7 +34,7 @@ class DivergedError(NoProgressError):
 
 
 class LostRankError(MachineError):
-    """Another rank, its node or the link to it is gone."""
+    """The connection to another rank or its node is lost."""
 
 
 class HungError(NoProgressError):
@@ -48,7 +48,7 @@ class StoppedError(ValueError):
 
 
 class AbandonedError(StoppedError):
-    """The launcher is gone, which nobody asked for; everything is saved."""
+    """The launcher has ended without a signal to the run; everything is saved."""
 
 
 class CellsFailedError(ValueError):

@@ -168,7 +168,7 @@ def test_without_mpi_links_are_measured_over_sockets(two_hosts):
     [
         ("node0 slots=2\nnode1 slots=0\n", "slots=0 of node1"),
         ("node0 slots=2\n-oProxyCommand=touch${IFS}/tmp/owned slots=2\n", "an option"),
-        ("node0 slots=2\n10.77.0.10 slots=2\n", "10.77.0.10 is the machine node0 is"),
+        ("node0 slots=2\n10.77.0.10 slots=2\n", "10.77.0.10 is the same machine as node0"),
     ],
     ids=["102", "107", "101"],
 )

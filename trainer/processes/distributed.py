@@ -1,7 +1,7 @@
 """Ranks and the few collectives of the project.
 
-Heavy imports happen inside functions, so that the launcher can import this module and still answer
-a wrong recipe at once.
+Heavy imports happen inside functions, so the launcher can import this module and still report a
+wrong recipe at once.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Ranks:
         local_rank: Among the processes of this node: the GPU's index.
         world_size: All processes.
         device: Where this rank computes.
-        hosts: Name of every rank's machine, once they are told.
+        hosts: Name of every rank's machine, once the ranks have exchanged them.
     """
 
     rank: int
@@ -50,7 +50,7 @@ def start(timeout_seconds: int) -> Ranks:
     """Join the process group through DeepSpeed, alone or as one rank of many.
 
     Args:
-        timeout_seconds: Of every collective, ZeRO's own groups included.
+        timeout_seconds: Timeout of every collective, ZeRO's own groups included.
 
     Raises:
         MachineError: More ranks on this node than GPUs.
@@ -84,7 +84,7 @@ def stop() -> None:
 
 def is_member() -> bool:
     """True while this process is one rank of a group."""
-    if "torch" not in sys.modules:  # a wrong recipe is told without it
+    if "torch" not in sys.modules:  # a wrong recipe is reported without torch
         return False
     import torch.distributed as dist
 
@@ -92,9 +92,9 @@ def is_member() -> bool:
 
 
 def end_now(exit_code: int) -> None:
-    """End this process, waiting for no other rank.
+    """End this process without waiting for other ranks.
 
-    Leaving a group in good order, as Python does at exit, waits for ranks that may be gone.
+    Python's normal exit leaves the group in order, which waits for ranks that may have ended.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -109,7 +109,7 @@ def barrier() -> None:
 
 
 def all_reduce_sum(tensor: "Tensor") -> "Tensor":
-    """The tensor with the values of all ranks added, in place; alone, the tensor as it is."""
+    """Sum a tensor over all ranks, in place; a single process returns it as it is."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -118,7 +118,7 @@ def all_reduce_sum(tensor: "Tensor") -> "Tensor":
 
 
 def of_main(tensor: "Tensor") -> "Tensor":
-    """Rank 0's tensor on every rank, in place; alone, the tensor as it is."""
+    """Copy rank 0's tensor to every rank, in place; a single process returns it as it is."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -138,7 +138,7 @@ def is_equal_everywhere(text: str, ranks: Ranks) -> bool:
 
 
 def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
-    """Run an action that can fail on one rank, and fail on all ranks when it does.
+    """Run an action; when it fails on one rank, all ranks fail.
 
     Raises:
         ValueError: The action's own error; on the other ranks one with the same exit code.
@@ -152,20 +152,20 @@ def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
     except ValueError as error:
         failure = error
     except OSError as error:
-        failure = MachineError(f"{error}; make room or mend the path, the same command continues")
+        failure = MachineError(f"{error}; make room or correct the path, then repeat the command")
     code = torch.tensor(getattr(failure, "exit_code", 1) if failure else 0, device=ranks.device)
     dist.all_reduce(code, op=dist.ReduceOp.MAX)
     if failure is not None:
         raise failure
     if code.item():
-        elsewhere = MachineError("another rank failed; its message stands above")
+        elsewhere = MachineError("another rank failed; see its message above")
         elsewhere.exit_code = int(code.item())
         raise elsewhere
     return result  # type: ignore[return-value]
 
 
 def _single_process_defaults() -> None:
-    """What a launcher sets, for a process started without one."""
+    """Set a launcher's variables in a process that was started without one."""
     if "RANK" in os.environ:
         return
     with socket.socket() as probe:

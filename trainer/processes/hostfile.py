@@ -1,8 +1,8 @@
 """Hostfiles, read more strictly than DeepSpeed reads them.
 
-DeepSpeed takes slots=0, slots=4abc, a byte-order mark as part of a name, and `$(id)` as a host,
-which a shell then runs; a hostfile that is not there silently trains on one machine. Here each is
-refused, all faults of a file at once, before anything is started.
+DeepSpeed accepts slots=0, slots=4abc, a byte-order mark as part of a name, and `$(id)` as a host,
+which a shell then runs; without the hostfile it silently trains on one machine. Here each is an
+error, and all faults of a file are reported before anything starts.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ from pathlib import Path
 from trainer.errors import ConfigError
 
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_MOST_SLOTS = 1024  # of one node; more is a slip of the finger
+_MOST_SLOTS = 1024  # of one node; more is a typing error
 _SLOTS = re.compile(r"slots=(\S*)")
 _FORMAT = "NAME slots=GPUS"
 
@@ -26,8 +26,8 @@ class Node:
 
     Attributes:
         host: As written, safe to pass on: letters, digits and ._- after a letter or digit.
-        slots: Ranks on it, at least 1.
-        line: Of the file, from 1.
+        slots: Number of ranks on it, at least 1.
+        line: Number of its line, from 1.
     """
 
     host: str
@@ -41,7 +41,7 @@ def read_hostfile(path: Path) -> list[Node]:
     Comments (# to the end of a line), empty lines, CRLF and a last line without an end are fine.
 
     Raises:
-        ConfigError: With every fault found, one a line, each with the number of its line.
+        ConfigError: It lists every fault with the number of its line.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -72,10 +72,10 @@ def read_hostfile(path: Path) -> list[Node]:
 
 
 def addresses(host: str) -> frozenset[str]:
-    """The addresses a name stands for on this machine; every loopback address is one.
+    """The addresses of a name on this machine; all loopback addresses count as one.
 
     Raises:
-        OSError: The name is not known.
+        OSError: The name is unknown.
     """
     found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     return frozenset(
@@ -85,7 +85,7 @@ def addresses(host: str) -> frozenset[str]:
 
 
 def alias_faults(nodes: Sequence[Node]) -> list[str]:
-    """Names that stand for one machine; unknown names are left to whoever starts them."""
+    """Faults where two names mean one machine; unknown names are reported elsewhere."""
     faults: list[str] = []
     first_by_address: dict[str, Node] = {}
     for node in nodes:
@@ -95,7 +95,7 @@ def alias_faults(nodes: Sequence[Node]) -> list[str]:
             continue
         others = {first_by_address[item].host for item in found if item in first_by_address}
         faults += [
-            f"line {node.line}: {node.host} is the machine {other} is, at"
+            f"line {node.line}: {node.host} is the same machine as {other}, at"
             f" {', '.join(sorted(found))}; name a machine once, with all its slots"
             for other in sorted(others)
         ]
@@ -108,7 +108,7 @@ def refuse_aliases(path: Path, nodes: Sequence[Node]) -> None:
     """Refuse a hostfile that names one machine twice.
 
     Raises:
-        ConfigError: With every alias found.
+        ConfigError: It lists every alias.
     """
     if faults := alias_faults(nodes):
         raise ConfigError("\n".join(f"hostfile {path}: {fault}" for fault in faults))
@@ -152,7 +152,7 @@ def _duplicates(nodes: Sequence[Node]) -> list[str]:
         name = node.host.lower()
         if name in first:
             faults.append(
-                f"line {node.line}: {node.host} stands on line {first[name].line} already; name a"
+                f"line {node.line}: {node.host} is already on line {first[name].line}; name a"
                 " machine once, with all its slots"
             )
         first.setdefault(name, node)

@@ -1,7 +1,7 @@
-"""The hostfile the launcher was given, and whether it started what the file asks for.
+"""Checks that the launcher started the ranks of its hostfile.
 
-DeepSpeed trains on this machine alone where the hostfile is missing, with a warning among many
-lines. Its command line is read from the processes above this one; under pdsh a node has none.
+Without its hostfile DeepSpeed trains on this machine only, with one warning among many lines. The
+launcher's command line is read from the processes above this one; under pdsh a node has none.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ _FILTERS = ("--include", "-i", "--exclude", "-e", "--num_nodes", "--num_gpus")
 
 
 def check_launch(world_size: int) -> None:
-    """Refuse to train where the launcher's hostfile is wrong or asks for other ranks.
+    """Refuse to train where the launcher's hostfile is wrong or has another number of ranks.
 
     Args:
-        world_size: Ranks that were started.
+        world_size: Number of ranks that were started.
 
     Raises:
         ConfigError: The hostfile's faults, or both counts.
@@ -40,7 +40,7 @@ def check_launch(world_size: int) -> None:
 
 
 def hostfile_of(words: Sequence[str]) -> str | None:
-    """The hostfile on the command line of `deepspeed`; None of any other command."""
+    """The hostfile on the command line of `deepspeed`; None for any other command."""
     end = next((at for at, word in enumerate(words) if word.endswith("train.py")), len(words))
     own = words[:end]
     if not any("deepspeed" in Path(word).name for word in own[:5]):
@@ -53,5 +53,5 @@ def hostfile_of(words: Sequence[str]) -> str | None:
 
 
 def is_filtered(words: Sequence[str]) -> bool:
-    """Whether fewer ranks than slots were asked for."""
+    """Whether the command line selects a part of the slots."""
     return any(word.partition("=")[0] in _FILTERS for word in words)

@@ -1,6 +1,6 @@
-"""How each rank ended, told in a file: the exit codes of launchers do not say.
+"""Writes how each rank ended to a file, because exit codes of launchers are not reliable.
 
-A supervisor names a folder in the environment of its ranks; without one nothing is written.
+A supervisor names the folder in the environment of its ranks; without it nothing is written.
 """
 
 import json
@@ -18,7 +18,7 @@ class Outcome:
     """The end of a rank.
 
     Attributes:
-        rank: Of the run.
+        rank: Number of the rank.
         host: Its machine.
         exit_code: 0 on rank 0 is the completion marker: everything is written.
         error: Class of the error; "" at success.
@@ -33,7 +33,7 @@ class Outcome:
 
 
 def write_outcome(exit_code: int, error: str = "", message: str = "") -> None:
-    """Leave this rank's outcome, whole or not at all; a lost folder is no reason to fail."""
+    """Write this rank's outcome, whole or not at all; a missing folder is only reported."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return
@@ -49,7 +49,7 @@ def write_outcome(exit_code: int, error: str = "", message: str = "") -> None:
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:
-    """The outcomes of the ranks that left one, by rank."""
+    """The outcomes that ranks have written, in order of rank."""
     files = sorted(folder.glob("rank-*.json"))
     found = [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
     return sorted(found, key=lambda outcome: outcome.rank)

@@ -1,4 +1,4 @@
-"""What to say when other ranks no longer answer: which host it is, as far as this one can see."""
+"""Errors for ranks that no longer answer; they name the host, as far as this one can see."""
 
 import faulthandler
 import socket
@@ -20,9 +20,9 @@ _LATE = ("Timed out waiting", "timed out", "Timeout", "timeout")
 
 
 def connection_error(error: RuntimeError, ranks: Ranks) -> LostRankError | HungError | None:
-    """What a collective's failure means; None where the error is no such thing.
+    """The error behind a collective's failure; None where no collective failed.
 
-    gloo reports in a plain RuntimeError that names its source file, NCCL in a class of torch's.
+    gloo raises a plain RuntimeError that names its source file, NCCL an error class of torch.
     """
     text = str(error)
     if not (isinstance(error, torch.distributed.DistError) or "/gloo/" in text):
@@ -30,12 +30,12 @@ def connection_error(error: RuntimeError, ranks: Ranks) -> LostRankError | HungE
     where = f"{describe(ranks)}; {_suspects(ranks)}"
     if any(words in text for words in _LATE) and not any(words in text for words in _LOST):
         return HungError(
-            f"other ranks did not answer within engine.timeout_seconds: {where}. Their own"
-            f" messages stand above; the same command continues. torch says: {_first_line(text)}"
+            f"other ranks did not answer within engine.timeout_seconds: {where}. See their"
+            f" own messages above; the same command continues. torch says: {_first_line(text)}"
         )
     return LostRankError(
-        f"the connection to another rank broke: {where}. Its own message, if it could write one,"
-        f" stands above; the same command continues. torch says: {_first_line(text)}"
+        f"the connection to another rank broke: {where}. See its own message above, if it could"
+        f" write one; the same command continues. torch says: {_first_line(text)}"
     )
 
 
@@ -56,7 +56,7 @@ def describe(ranks: Ranks) -> str:
 
 
 def silent_hosts(names: Iterable[str], seconds: float = _PROBE_SECONDS) -> list[str]:
-    """The hosts that answer nothing at all, asked side by side."""
+    """The hosts that do not answer at all; all are probed at once."""
     asked = sorted(set(names))
     if not asked:
         return []
@@ -85,5 +85,5 @@ def _suspects(ranks: Ranks) -> str:
 
 
 def _first_line(text: str) -> str:
-    """Without gloo's guess at the reason, which we know better."""
+    """The first line, without gloo's guess at the reason."""
     return text.strip().partition("\n")[0].partition(". This is typically")[0][:300]

@@ -1,6 +1,6 @@
-"""RANK and its kin from whatever started this process: Open MPI, Slurm, MPICH.
+"""Sets RANK and related variables from the launcher's own: Open MPI, Slurm, MPICH.
 
-`deepspeed` and torchrun set them themselves. Without this every rank that mpirun or srun starts
+`deepspeed` and torchrun set them themselves. Without this, every rank that mpirun or srun starts
 would train alone, as rank 0 of 1.
 """
 
@@ -17,10 +17,10 @@ _FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below the range kernels hand out
 def adopt_launcher(environment: MutableMapping[str, str]) -> None:
     """Set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    Leaves an environment alone that has RANK, or that no launcher made.
+    An environment with RANK, or without a launcher's variables, stays as it is.
 
     Raises:
-        MachineError: A launcher whose ranks cannot find each other.
+        MachineError: The launcher does not say how ranks find each other.
     """
     if "RANK" in environment:
         return
@@ -35,7 +35,7 @@ def adopt_launcher(environment: MutableMapping[str, str]) -> None:
 
 
 def first_host(node_list: str) -> str:
-    """The first name of Slurm's list, e.g. gpu003 of "gpu[003-010,12],login1"."""
+    """The first name in Slurm's list: "gpu[003-010,12],login1" -> gpu003."""
     entry = re.match(r"(?:[^,\[]|\[\w[^\]]*\])+", node_list)  # commas in brackets are its own
     if entry is None:
         raise MachineError(f"SLURM_STEP_NODELIST {node_list!r} names no node; set MASTER_ADDR")
@@ -43,10 +43,10 @@ def first_host(node_list: str) -> str:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Of a process srun started; a batch script's own process has no step."""
+    """The variables of a process that srun started; a batch script's own process has no step."""
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return None
-    # TASKS_PER_NODE reads "8(x2)" or "8,4": of this node only the count of its ranks is missing.
+    # TASKS_PER_NODE reads "8(x2)" or "8,4"; no other variable holds this node's number of ranks.
     nodes = _counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     node = int(environment.get("SLURM_NODEID", "0"))
     job = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
@@ -95,9 +95,9 @@ def _of_mpich(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _master_over_mpi(size: int) -> tuple[str, str]:
-    """Address and a free port of rank 0, told to all.
+    """Broadcast the address and a free port of rank 0.
 
-    MPI ends here: a rank that fails later must not wait in MPI_Finalize for the others. mpirun
+    MPI ends here: a rank that fails later must not wait for the others in MPI_Finalize. mpirun
     still ends the job when a process ends with a code above 0.
     """
     from mpi4py import MPI
@@ -106,23 +106,23 @@ def _master_over_mpi(size: int) -> tuple[str, str]:
     if world.size != size:
         library = MPI.Get_library_version().split(",")[0]
         raise MachineError(
-            f"mpirun started {size} ranks, mpi4py's {library} counts {world.size}: they are of"
-            " different MPIs; take the mpirun of this Python's folder"
+            f"mpirun started {size} ranks, mpi4py's {library} counts {world.size}: they belong"
+            " to different MPIs; use the mpirun in this Python's folder"
         )
-    told = bytearray(64)
+    answer = bytearray(64)
     if world.rank == 0:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        told[:] = f"{own_address()} {port}".encode().ljust(64)
-    world.Bcast([told, MPI.BYTE], root=0)
+        answer[:] = f"{own_address()} {port}".encode().ljust(64)
+    world.Bcast([answer, MPI.BYTE], root=0)
     MPI.Finalize()
-    address, port = told.decode().split()
+    address, port = answer.decode().split()
     return address, port
 
 
 def own_address() -> str:
-    """An address other nodes reach this one at: the first of `hostname -I`, as DeepSpeed takes."""
+    """An address at which other nodes reach this one: the first of `hostname -I`, as DeepSpeed."""
     try:
         listed = subprocess.run(
             ["hostname", "-I"], capture_output=True, text=True, check=False, timeout=5
@@ -134,7 +134,7 @@ def own_address() -> str:
 
 
 def _counts(text: str) -> list[int]:
-    """Ranks of each node out of "8(x2),4"."""
+    """Ranks of each node: "8(x2),4" -> 8, 8, 4."""
     counts: list[int] = []
     for part in text.split(","):
         count, _, times = part.partition("(x")

@@ -1,7 +1,7 @@
 """Ends a process that makes no progress, with the stack of every thread and exit code 6.
 
-A rank that hangs holds all others, and a collective waits for engine.timeout_seconds, half an hour
-unless the recipe says otherwise. How long a step may take is learned from the run itself.
+A rank that hangs holds up all others: a collective waits for engine.timeout_seconds, by default
+half an hour. The watchdog learns from the run itself how long a step may take.
 """
 
 import threading
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 PATIENCE = 5.0  # times the longest of the last steps
-SHORTEST = 60.0  # seconds; a file server or a neighbour can hold any step up for a while
+SHORTEST = 60.0  # seconds; a file server or another job can delay any step for a while
 WARM_UP = 3  # of each kind; kernels compile and memory grows in the first
 _REMEMBERED = 50
 _TICK = 0.5  # seconds
@@ -24,10 +24,10 @@ class Watchdog:
     """Watches this process from a thread of its own.
 
     Args:
-        longest: Seconds that anything may take, also while nothing is known.
-        warm_up: Steps before their times are believed: a step that logs waits for those before it.
-        expired: Called on the watching thread with a sentence; has to end the process.
-        shortest: Seconds that anything is given.
+        longest: Seconds that any action may take, also while no times are known.
+        warm_up: Steps before times are used: a step that logs waits for the steps before it.
+        expired: Called on the watching thread with a sentence; must end the process.
+        shortest: Seconds that every action may take at least.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, kind: str, number: int) -> Iterator[None]:
-        """Expect what happens inside to end in the time its kind has taken so far."""
+        """Expect the body to end within the time that its kind has taken so far."""
         started = self._now()
         self._watched = f"{kind} {number}", started, self.allowed(kind)
         try:
@@ -58,7 +58,7 @@ class Watchdog:
         self._seconds[kind].append(self._now() - started)
 
     def allowed(self, kind: str) -> float:
-        """Seconds the next of a kind may take."""
+        """Seconds that the next action of a kind may take."""
         known = self._seconds[kind]
         is_step = kind == "step"
         if len(known) < (self._warm_up if is_step else 1):
@@ -71,7 +71,7 @@ class Watchdog:
         self._thread.join()
 
     def _now(self) -> float:
-        """Seconds in which this process could run: Ctrl-Z and a scheduler's pause do not count."""
+        """Seconds in which this process could run, without Ctrl-Z and a scheduler's pause."""
         return time.monotonic() - self._suspended
 
     def _watch(self) -> None:

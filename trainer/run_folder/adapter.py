@@ -1,7 +1,7 @@
-"""What was trained, in each method's open layout, head included, for any user of that layout.
+"""Saves the trained weights, head included, in the open layout of each method.
 
-LoRA, IA3 and P-Tuning: PEFT's own. Bottleneck adapters: that of trainer/tuning/bottleneck.py. Full
-fine-tuning: a plain transformers folder. Each with focaltune.json beside it.
+LoRA, IA3 and P-Tuning: PEFT's layout. Bottleneck adapters: see trainer/tuning/bottleneck.py. Full
+fine-tuning: a plain transformers folder. Each holds focaltune.json too.
 """
 
 import os
@@ -38,10 +38,10 @@ def save_adapter(
     """Write the method's files and focaltune.json, whole or not at all.
 
     Args:
-        model: Gives the layout and the dtype; its own values are not read, so it may be sharded.
+        model: Decides layout and dtype; its values are not read, so they may be sharded.
         weights: fp32, by the engine's parameter names, from gather_state or a checkpoint.
-        folder: Replaced.
-        facts: How inputs were made and which threshold goes with the scores.
+        folder: An existing one is replaced.
+        facts: How inputs were made, and the threshold of the scores.
     """
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
@@ -55,40 +55,38 @@ def save_adapter(
         add_frozen_head(model, building)
         (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
     write_json(building / FACTS, facts)
+    old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
     if folder.exists():
-        old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
         os.rename(folder, old)
-        os.rename(building, folder)
-        shutil.rmtree(old)
-    else:
-        os.rename(building, folder)
+    os.rename(building, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> dict[str, Any]:
-    """What a user of the adapter must do to get the same scores: focaltune.json.
+    """The content of focaltune.json: what a user of the adapter needs for the same scores.
 
     Args:
         config: The recipe.
         prepared: Its data.
-        state: Of the best validation.
+        state: The state at the best validation.
     """
     tuning, data = config.tuning, config.data
     quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}
-    of_task: dict[str, Any] = {
+    task_facts: dict[str, Any] = {
         "classes": ["not vulnerable", "vulnerable"],
         "normalize_whitespace": data.normalize_whitespace,
         "threshold": state.threshold,
         "valid_roc_auc": state.best_score,
     }
     if config.is_language:
-        of_task = {
+        task_facts = {
             "template": data.template,
             "kinds": prepared.facts["splits"]["train"]["kinds"],
             "valid_loss": None if state.best_score is None else -state.best_score,
         }
     return {
         "task": config.task.name,
-        **of_task,
+        **task_facts,
         "begin_token": prepared.tokenizer.begin_token,
         "end_token": prepared.tokenizer.end_token,
         "seq_length": data.seq_length,

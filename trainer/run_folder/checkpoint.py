@@ -5,9 +5,9 @@
         trainer.json        counters, best validation, the whole recipe
         MANIFEST.json       written last: format, step, size and sha256 of every file, identity
 
-A checkpoint is built in `.tmp-<step>-<uuid>`, every file and folder synced, and renamed to a name
-that never existed. There is no file that says which one is the newest: the newest folder that
-verifies is. Deleting renames to `.trash-...` first, so a half-deleted one is never found.
+A checkpoint is built in `.tmp-<step>-<uuid>`; every file and folder is synced, then the folder gets
+its final name. No file names the newest checkpoint: it is the newest folder that verifies. Deleting
+first renames to `.trash-...`, so no search finds a half-deleted checkpoint.
 """
 
 import hashlib
@@ -64,12 +64,12 @@ def write_checkpoint(
     Args:
         root: Folder of all checkpoints of the run.
         step: Optimizer steps done.
-        tensors: On the CPU.
+        tensors: The state, on the CPU.
         trainer: Counters and recipe, as plain values.
-        identity: What must be equal to continue: digests of base, tokenizer, data.
+        identity: Digests of base, tokenizer and data, which must be equal to continue.
 
     Returns:
-        The folder; the existing one where it verifies and holds the same.
+        The folder; the existing one where it verifies and holds the same content.
 
     Raises:
         OSError: The disk is full or not writable; nothing published, nothing removed.
@@ -96,7 +96,7 @@ def write_checkpoint(
         for name, content in (*contents.items(), (MANIFEST, _json_bytes(manifest))):
             _write_synced(temporary / name, content)
         _sync_folder(temporary)
-        if final.exists():  # damaged, or of a recipe that has changed since
+        if final.exists():  # damaged, or the recipe has changed since
             discard(final)
         os.rename(temporary, final)
     except OSError:
@@ -110,7 +110,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Verify a checkpoint and read its small files.
 
     Raises:
-        ModelError: Naming the file and what is wrong with it.
+        ModelError: It names the file and the fault.
     """
     fault = _fault(path)
     if fault:
@@ -121,7 +121,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and why newer ones were passed over."""
+    """The newest checkpoint that verifies, and why newer ones were skipped."""
     passed_over: list[str] = []
     for path in sorted(_published(root), reverse=True):
         fault = _fault(path)
@@ -139,14 +139,14 @@ def rotate(root: Path, keep: int, best_step: int | None) -> None:
 
 
 def discard(path: Path) -> None:
-    """Take a checkpoint out of sight, then delete it."""
+    """Rename a checkpoint so that no search finds it, then delete it."""
     trash = path.parent / f"{_TRASH}{path.name}-{uuid.uuid4().hex}"
     os.rename(path, trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def remove_leftovers(root: Path) -> None:
-    """Delete what interrupted saves and deletions left; the caller holds the run's lock."""
+    """Delete the remains of interrupted saves and deletions; the caller holds the run's lock."""
     for pattern in (f"{_TEMPORARY}*", f"{_TRASH}*"):
         for path in root.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
@@ -162,7 +162,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _fault(path: Path) -> str:
-    """What is wrong with a checkpoint; "" when every byte matches its manifest."""
+    """The fault of a checkpoint; "" when every byte matches its manifest."""
     try:
         manifest = _manifest(path)
         if manifest["format"] != FORMAT:

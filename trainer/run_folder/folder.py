@@ -1,4 +1,4 @@
-"""The run folder: who may write to it, and small files written whole or not at all."""
+"""The run folder: its lock, and small files written whole or not at all."""
 
 import fcntl
 import json
@@ -21,12 +21,12 @@ LOG, RECIPE, LOCK = "log.jsonl", "config.yaml", ".lock"
 
 
 class RunLock:
-    """Holds the run folder for one live run; the kernel lets go when the process ends.
+    """Reserves the run folder for one live run; the kernel releases it when the process ends.
 
     Args:
         folder: The run folder, which exists.
-        name: Of the file in it that is locked; it names the holder.
-        user: What holds such a folder, for people.
+        name: The file that is locked; its content names the holder.
+        user: What writes to the folder, for the error message.
 
     Raises:
         MachineError: Another live run holds it.
@@ -54,11 +54,10 @@ class RunLock:
 
 
 def open_run_folder(config: RunConfig) -> RunLock:
-    """Make or take over the run folder, on rank 0.
+    """Create or reopen the run folder, on rank 0.
 
     Raises:
-        ConfigError: The folder holds something that is not a run of ours, or run.resume=never and
-            there is a run.
+        ConfigError: The folder holds files but no run, or a run although run.resume=never.
         MachineError: Not writable, or in use.
     """
     folder = config.output_dir
@@ -87,17 +86,17 @@ def open_run_folder(config: RunConfig) -> RunLock:
 
 
 def write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
-    """config.yaml: the resolved recipe, which starts the same run again."""
+    """Write config.yaml: the resolved recipe, which starts the same run again."""
     write_whole(folder / RECIPE, yaml.safe_dump(dict(values), sort_keys=False))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """A JSON file for people and programs."""
+    """Write a JSON file for people and programs."""
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """A file of numpy arrays, without pickle, that is never seen half written."""
+    """Write numpy arrays without pickle; readers never see half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -105,7 +104,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that is never seen half written."""
+    """Write a file; readers never see half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")

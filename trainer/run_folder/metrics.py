@@ -1,4 +1,4 @@
-"""What a run shows and keeps: the live bar, log.jsonl and TensorBoard, on rank 0."""
+"""Progress bar, log.jsonl and TensorBoard of a run, on rank 0."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,24 +22,24 @@ _MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for 
 
 
 class _LastingConsole(Console):
-    """A console whose reader may leave: the run then goes on, or saves and stops, in silence."""
+    """A console that survives the end of its reader; the run continues, or saves and stops."""
 
     def on_broken_pipe(self) -> None:
-        """Say no more; rich would end the process."""
+        """Print nothing more; rich would end the process."""
         self.quiet = True
 
 
 class RunLog:
-    """Writes what happened once, in order, up to the step a run continues from.
+    """Writes each event once and in order, also when a run continues.
 
     Args:
         folder: The run folder.
-        first_step: Steps already done: later lines are of a run that was cut off, whose steps are
-            computed again, so they are taken out of the log and of TensorBoard.
-        total_steps: For the bar.
+        first_step: Steps already done. Later lines come from an interrupted run that computes these
+            steps again, so they are removed from the log and from TensorBoard.
+        total_steps: The end of the bar.
         is_scored: The validation after first_step is done.
         tensorboard: Write scalars.
-        progress: Show the bar; off where the terminal is none.
+        progress: Show the bar, where there is a terminal.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RunLog:
         progress: bool,
     ) -> None:
         self.console = _LastingConsole(stderr=True)
-        # What comes before step 1 is measured again.
+        # A run that starts again at step 0 validates again before step 1.
         keep_lines(folder / LOG, first_step or -1, is_scored=is_scored)
         self._file = (folder / LOG).open("a", encoding="utf-8")
         self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
@@ -97,19 +97,19 @@ class RunLog:
     def samples(
         self, samples: Sequence[Mapping[str, Any]], pages: Sequence[str], step: int
     ) -> None:
-        """Answers of a language model: into the log, and as text into TensorBoard."""
+        """Write answers of a language model to the log, and as text to TensorBoard."""
         for place, (sample, page) in enumerate(zip(samples, pages, strict=True), 1):
             self._line({"kind": "sample", "step": step, **sample})
             if self._writer is not None:
                 self._writer.add_text(f"samples/{place}", page, step)
 
     def files(self, kind: str, losses: Mapping[str, float], step: int) -> None:
-        """Losses by file: all into the log, those of the first files into TensorBoard.
+        """Write losses by file: all to the log, those of the first files to TensorBoard.
 
         Args:
             kind: "train_file" or "valid_file".
             losses: File -> loss.
-            step: Of the run.
+            step: Step of the run.
         """
         self._line({"kind": kind, "step": step, "losses": dict(losses)})
         if self._writer is not None:
@@ -153,9 +153,9 @@ class RunLog:
 
 
 def keep_lines(path: Path, last_step: int, *, is_scored: bool = True) -> None:
-    """Take the lines after `last_step`, and a line cut off by a kill, out of a log.
+    """Remove from a log the lines after `last_step` and a line that a kill cut off.
 
-    Without `is_scored` those of the validation after it, too.
+    Without `is_scored`, remove the validation after `last_step` too.
     """
     if not path.exists():
         return
@@ -174,7 +174,7 @@ def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log but one that a kill cut off; none where there is no log."""
+    """The lines of a log without one that a kill cut off; none where there is no log."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with suppress(json.JSONDecodeError):
             yield json.loads(line)

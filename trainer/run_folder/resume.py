@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from, and whether it may."""
+"""Finds the checkpoint from which a run continues, and checks that it fits the run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,24 +17,24 @@ from trainer.run_folder.checkpoint import (
 )
 from trainer.run_folder.folder import CHECKPOINTS
 
-# Sections whose change makes another run of it; the others say where and how, not what.
+# A change in these sections makes it another run; the others say where and how to compute.
 DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
 _FREE = {
-    # Paths may move: the digests of what they hold are compared instead.
+    # Paths may move: the digests of their content are compared instead.
     "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
     "data.cache_dir",
     "model.path", "model.config",
-    # How a step is computed, not what: what one changes after running out of memory.
+    # How a step is computed, which users change after running out of memory.
     "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing", "loss.backend",
     "tuning.lora_backend",
 }  # fmt: skip
 
 
 def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint run.resume asks for, and lines about what was passed over.
+    """The checkpoint that run.resume names, and lines about skipped ones.
 
     Raises:
-        ModelError: An explicit path does not verify, or no checkpoint of a run does.
+        ModelError: An explicit path does not verify, or no checkpoint of the run does.
         ConfigError: An explicit path would overwrite newer checkpoints of its run.
     """
     if config.run.resume == "never":
@@ -62,8 +62,8 @@ def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
 def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainState:
     """The counters a run starts with.
 
-    The best validation is forgotten where its checkpoint is not in this run's folder or does not
-    verify: another run's, or lost.
+    It has no best validation where the checkpoint of that step is missing in this run's folder or
+    does not verify.
     """
     if checkpoint is None:
         return TrainState()
@@ -77,7 +77,7 @@ def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainStat
 
 
 def run_identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
-    """What must be equal to continue: base, tokenizer with its end token, the three files."""
+    """Digests that must be equal to continue: base, tokenizer with its end token, three files."""
     end_token = prepared.tokenizer.end_token
     return {"base": base_digest(config), "end_token": end_token, **prepared.digests}
 
@@ -96,14 +96,14 @@ def moved_lines(checkpoint: Checkpoint, world_size: int) -> list[str]:
 def refuse_other_run(
     checkpoint: Checkpoint, config: RunConfig, identity: Mapping[str, Any]
 ) -> list[str]:
-    """Compare a checkpoint with the run that wants to continue it.
+    """Compare a checkpoint with the run that continues it.
 
     Returns:
         Lines about accepted changes.
 
     Raises:
         ModelError: Another base, tokenizer or dataset.
-        ConfigError: The recipe differs where it decides the result, and that was not accepted.
+        ConfigError: A decisive key of the recipe differs, without run.accept_changes.
     """
     changes = config_changes(checkpoint.trainer["recipe"], config.to_json())
     if changes and not config.run.accept_changes:

@@ -19,8 +19,11 @@ def hostfile(folder: Path, content: bytes) -> Path:
 
 
 REFUSED = {
-    "100-duplicate-host": (b"a slots=2\nb slots=2\na slots=2\n", "line 3: a stands on line 1 "),
-    "100-duplicate-in-capitals": (b"node slots=2\nNODE slots=2\n", "line 2: NODE stands on line 1"),
+    "100-duplicate-host": (b"a slots=2\nb slots=2\na slots=2\n", "line 3: a is already on line 1"),
+    "100-duplicate-in-capitals": (
+        b"node slots=2\nNODE slots=2\n",
+        "line 2: NODE is already on line",
+    ),
     "102-slots-0": (b"a slots=0\n", "line 1: slots=0 of a must be a whole number from 1"),
     "102-slots-negative": (b"a slots=-2\n", "line 1: slots=-2 of a must be"),
     "102-slots-with-letters": (b"a slots=4abc\n", "line 1: slots=4abc of a must be"),
@@ -79,7 +82,7 @@ def test_harmless_differences_are_accepted(content, tmp_path):
 )
 def test_two_names_of_one_machine_are_refused(first, second, tmp_path):
     nodes = [Node("10.77.1.1", 2, 1), Node(first, 2, 2), Node(second, 4, 3)]
-    with pytest.raises(ConfigError, match=f"line 3: {second} is the machine {first} is") as caught:
+    with pytest.raises(ConfigError, match=f"line 3: {second} .* as {first}, at") as caught:
         refuse_aliases(tmp_path, nodes)
     assert caught.value.exit_code == 2
     refuse_aliases(tmp_path, nodes[:2])
