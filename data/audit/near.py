@@ -60,21 +60,6 @@ class _Examined:
     commit_E: HashArray
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Verified pairs.
-
-    Attributes:
-        function_2P: Numbers of both functions, the earlier one first.
-        similarity_P: Jaccard similarity of their shingles.
-        is_fix_P: A function and its fix: one split and commit, opposite labels.
-    """
-
-    function_2P: npt.NDArray[np.int64]
-    similarity_P: npt.NDArray[np.float64]
-    is_fix_P: npt.NDArray[np.bool_]
-
-
 def near_duplicates(
     splits: Sequence[Columns], limit: int, seed: int, show_progress: bool
 ) -> NearFacts:
@@ -97,15 +82,18 @@ def near_duplicates(
         np.concatenate([split.group_N["commit"][p] for split, p in parts]),
     )
     num = len(examined.split_E)
-    codes = (sample.code for split, p in parts for sample in records_at(split, p))
-    pairs = _search(tracked(codes, "near duplicates", num, show_progress), examined)
-    fixes = examined.split_E[pairs.function_2P[0, pairs.is_fix_P]]
+    codes: Iterable[str] = (sample.code for split, p in parts for sample in records_at(split, p))
+    codes = tracked(codes, "near duplicates", num, show_progress)
+    function_2P, similarity_P = _search(codes, examined)
+    is_fix_P = _is_fix(function_2P, examined)
+    fixes = examined.split_E[function_2P[0, is_fix_P]]
+    function_2P, similarity_P = function_2P[:, ~is_fix_P], similarity_P[~is_fix_P]
     return NearFacts(
         method=METHOD,
         examined={split.name: (len(p), len(split.digest_N)) for split, p in parts},
-        pairs=_pair_facts(splits, examined, pairs),
+        pairs=_pair_facts(splits, examined, function_2P, similarity_P),
         num_fix_pairs={split.name: int((fixes == i).sum()) for i, split in enumerate(splits)},
-        clusters=_clusters(pairs.function_2P[:, ~pairs.is_fix_P], examined.split_E),
+        clusters=_clusters(function_2P, examined.split_E),
         functions_per_second=round(num / max(time.perf_counter() - begin, 1e-9), 1),
     )
 
@@ -137,8 +125,10 @@ def jaccard(one: ShingleArray, other: ShingleArray) -> float:
     return both / (len(one) + len(other) - both)
 
 
-def _search(codes: Iterable[str], examined: _Examined) -> _Pairs:
-    """All pairs at or above the threshold, as far as they are proposed."""
+def _search(
+    codes: Iterable[str], examined: _Examined
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Both functions, the earlier one first, and the similarity of every verified pair."""
     from datasketch import MinHash, MinHashLSH
 
     lsh = MinHashLSH(num_perm=NUM_PERM, params=(_BANDS, _ROWS))
@@ -165,7 +155,7 @@ def _search(codes: Iterable[str], examined: _Examined) -> _Pairs:
         if is_same_E.sum() < _CROWD:
             lsh.insert(e, minhash, check_duplication=False)
     one_P, other_P, similarity_P = np.array(found, dtype=np.float64).reshape(-1, 3).T
-    return _pairs(np.stack([one_P, other_P]).astype(np.int64), similarity_P, examined)
+    return np.stack([one_P, other_P]).astype(np.int64), similarity_P
 
 
 def _twins(
@@ -180,24 +170,25 @@ def _twins(
             yield other, similarity
 
 
-def _pairs(
+def _is_fix(function_2P: npt.NDArray[np.int64], examined: _Examined) -> npt.NDArray[np.bool_]:
+    """Which pairs are a function and its fix: one split and commit, opposite labels."""
+    split_2P, target_2P = examined.split_E[function_2P], examined.target_E[function_2P]
+    commit_2P = examined.commit_E[function_2P]
+    is_one_commit_P = (commit_2P[0] == commit_2P[1]) & (commit_2P[0] != 0)
+    is_opposite_P = target_2P[0] != target_2P[1]
+    is_fix_P: npt.NDArray[np.bool_] = is_one_commit_P & is_opposite_P & (split_2P[0] == split_2P[1])
+    return is_fix_P
+
+
+def _pair_facts(
+    splits: Sequence[Columns],
+    examined: _Examined,
     function_2P: npt.NDArray[np.int64],
     similarity_P: npt.NDArray[np.float64],
-    examined: _Examined,
-) -> _Pairs:
-    (split_P, split2_P), (target_P, target2_P), (commit_P, commit2_P) = (
-        values_E[function_2P]
-        for values_E in (examined.split_E, examined.target_E, examined.commit_E)
-    )
-    is_one_commit_P = (commit_P == commit2_P) & (commit_P != 0)
-    is_fix_P = (split_P == split2_P) & (target_P != target2_P) & is_one_commit_P
-    return _Pairs(function_2P, similarity_P, is_fix_P)
-
-
-def _pair_facts(splits: Sequence[Columns], examined: _Examined, pairs: _Pairs) -> list[NearPairs]:
-    """Pairs within each split, then between each two; exact duplicates and fixes left out."""
-    one_P, other_P = pairs.function_2P
-    is_near_P = (examined.digest_E[one_P] != examined.digest_E[other_P]) & ~pairs.is_fix_P
+) -> list[NearPairs]:
+    """Pairs within each split, then between each two; exact duplicates left out."""
+    one_P, other_P = function_2P
+    is_near_P = examined.digest_E[one_P] != examined.digest_E[other_P]
     is_opposite_P = examined.target_E[one_P] != examined.target_E[other_P]
 
     def origin(e: int) -> str:
@@ -209,8 +200,8 @@ def _pair_facts(splits: Sequence[Columns], examined: _Examined, pairs: _Pairs) -
         is_here_P = (examined.split_E[one_P] == i) & (examined.split_E[other_P] == j)
         here = np.flatnonzero(is_near_P & is_here_P)
         # The most alike first.
-        listed = here[np.lexsort((other_P[here], one_P[here], -pairs.similarity_P[here]))][:_LISTED]
-        member_splits = examined.split_E[np.unique(pairs.function_2P[:, here])]
+        listed = here[np.lexsort((other_P[here], one_P[here], -similarity_P[here]))][:_LISTED]
+        member_splits = examined.split_E[np.unique(function_2P[:, here])]
         facts.append(
             NearPairs(
                 "/".join(splits[k].name for k in dict.fromkeys((i, j))),
@@ -218,7 +209,7 @@ def _pair_facts(splits: Sequence[Columns], examined: _Examined, pairs: _Pairs) -
                 int(is_opposite_P[here].sum()),
                 {splits[k].name: int((member_splits == k).sum()) for k in (i, j)},
                 [
-                    f"{origin(one_P[p])} ~ {origin(other_P[p])} ({pairs.similarity_P[p]:.2f})"
+                    f"{origin(one_P[p])} ~ {origin(other_P[p])} ({similarity_P[p]:.2f})"
                     for p in listed
                 ],
             )
