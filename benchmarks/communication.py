@@ -75,20 +75,20 @@ def measure_rank(
     from trainer.engine.engine import build_engine, deepspeed_config
     from trainer.losses.tasks import TASKS
     from trainer.processes.distributed import start
-    from trainer.run.build import build_model, choose, write_random_base
+    from trainer.run.build import build_model, resolve_here, write_random_base
     from trainer.run.loop import Run, optimizer_step
     from trainer.run.preparation import prepare_run
     from trainer.run.training import build_loader
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
     prepared, ranks = prepare_run(config), start(1800)
-    choices = choose(config, ranks.device, world_size)
+    config = resolve_here(config, ranks.device, world_size).config
     if ranks.is_main:
-        write_random_base(config, choices)
+        write_random_base(config)
     torch.distributed.barrier()
-    model = build_model(config, choices)
+    model = build_model(config)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(config, choices.preset, choices.precision, num_trained)
+    settings = deepspeed_config(config, num_trained)
     settings["comms_logger"] = {"enabled": True, "prof_all": True, "verbose": False}
     settings["zero_optimization"] |= zero
     if dtype is not None:
@@ -150,16 +150,19 @@ def planned(
     measured: dict[str, Any],
 ) -> float:
     """The plan's bytes for the accumulation that was measured."""
+    from trainer.config.machines import Machine
+    from trainer.config.preset import Preset
     from trainer.config.recipe import load_run_config
-    from trainer.planning.data_facts import data_facts
-    from trainer.planning.job import Machine, job_of
     from trainer.planning.plan import communication_bytes, read_shape
+    from trainer.planning.resolve import resolve
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
-    job = job_of(config, read_shape(config), Machine(None, world_size), data_facts(config))
-    live = zero.get("stage3_max_live_parameters", job.live_parameters)
-    job = replace(job, communication_dtype=dtype, live_parameters=live)
-    return communication_bytes(job, measured["accumulation"])
+    recipe = resolve(config, read_shape(config), Machine(None, world_size))
+    settings: dict[str, Any] = {"zero_optimization": {**recipe.preset.zero, **zero}}
+    if dtype is not None:
+        settings["communication_data_type"] = dtype
+    recipe = replace(recipe, preset=Preset(recipe.preset.name, settings))
+    return communication_bytes(recipe, measured["accumulation"])
 
 
 def measure(

@@ -19,7 +19,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ def measure_rank(rank: int, world_size: int, port: int, overrides: list[str], ou
     from trainer.engine.engine import build_engine, deepspeed_config
     from trainer.losses.tasks import TASKS
     from trainer.processes.distributed import start
-    from trainer.run.build import build_model, choose, write_random_base
+    from trainer.run.build import build_model, resolve_here, write_random_base
     from trainer.run.loop import Run, optimizer_step
     from trainer.run.preparation import prepare_run
     from trainer.run.training import build_loader
@@ -146,13 +145,13 @@ def measure_rank(rank: int, world_size: int, port: int, overrides: list[str], ou
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
     prepared, ranks = prepare_run(config), start(1800)
     before_all = live_bytes()
-    choices = choose(config, ranks.device)
+    config = resolve_here(config, ranks.device).config
     if ranks.is_main:
-        write_random_base(config, choices)
+        write_random_base(config)
     torch.distributed.barrier()
-    model = build_model(config, choices)
+    model = build_model(config)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(config, choices.preset, choices.precision, num_trained)
+    settings = deepspeed_config(config, num_trained)
     engine = build_engine(model, config, settings)
     loader = build_loader(config, prepared, ranks)
     task = TASKS[config.task.name](config.loss, ranks.device)
@@ -220,21 +219,18 @@ def on_forked_ranks(
 
 def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int]) -> float:
     """The planner's peak for the rows that were measured."""
+    from trainer.config.machines import Machine
     from trainer.config.recipe import load_run_config
-    from trainer.planning.data_facts import data_facts
-    from trainer.planning.job import Machine, job_of
     from trainer.planning.memory import memory_of
     from trainer.planning.plan import read_shape
+    from trainer.planning.resolve import resolve
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
-    job = job_of(config, read_shape(config), Machine(None, world_size), data_facts(config))
-    job = replace(
-        job,
-        micro_batch_size=measured["rows"],
-        seq_length=measured["tokens"],
-        accumulates=measured["accumulation"] > 1,
+    recipe = resolve(
+        config, read_shape(config), Machine(None, world_size), measured["accumulation"]
     )
-    return memory_of(job).total
+    recipe = recipe.changed("optim", micro_batch_size=measured["rows"])
+    return memory_of(recipe.changed("data", seq_length=measured["tokens"])).total
 
 
 def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def start_seconds(folder: Path) -> dict[str, float]:
     import torch
 
     from trainer.config.recipe import load_run_config
-    from trainer.run.build import build_model, choose, write_random_base
+    from trainer.run.build import build_model, resolve_here, write_random_base
 
     base = write_model(folder / "started", STARTED)
     keys = [
@@ -118,9 +118,9 @@ def start_seconds(folder: Path) -> dict[str, float]:
     ]  # fmt: skip
     recipe, cache = REPOSITORY / "recipes" / "quickstart.yaml", folder / "quantized"
     config = load_run_config(recipe, keys)
-    choices = choose(config, torch.device("cpu"))
+    device = torch.device("cpu")
     (folder / "start").mkdir()
-    write_random_base(config, choices)
+    write_random_base(resolve_here(config, device).config)
     seconds = {}
     for name, more in (
         ("warm-up", []),
@@ -128,9 +128,9 @@ def start_seconds(folder: Path) -> dict[str, float]:
         ("first start, filling the cache", [f"model.quantize_cache={cache}"]),
         ("second start, from the cache", [f"model.quantize_cache={cache}"]),
     ):
-        config = load_run_config(recipe, [*keys, *more])
+        config = resolve_here(load_run_config(recipe, [*keys, *more]), device).config
         started = time.perf_counter()
-        build_model(config, choices)
+        build_model(config)
         seconds[name] = time.perf_counter() - started
     return {name: value for name, value in seconds.items() if name != "warm-up"}
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,12 +55,12 @@ def lines_of(
     values: dict[str, object], stage: str, device_name: str, network_bytes: float, folder: Path
 ) -> list[Line]:
     """1, 2, 4 ... 64 GPUs."""
+    from trainer.config.machines import DEVICES, Machine
     from trainer.config.recipe import load_run_config
     from trainer.planning.data_facts import DataFacts
-    from trainer.planning.devices import DEVICES
-    from trainer.planning.job import Machine, job_of, preset_family
     from trainer.planning.memory import memory_of
     from trainer.planning.plan import MFU, communication_bytes, flops_of_step, read_shape
+    from trainer.planning.resolve import preset_family, resolve
 
     (folder / "config.json").write_text(json.dumps(values))
     device = DEVICES[device_name]
@@ -76,13 +76,13 @@ def lines_of(
              "optim.micro_batch_size=1", f"engine.preset={preset_family(machine)}_{stage}"],
         )  # fmt: skip
         data = DataFacts(100 * ROWS, TOKENS - 1.0, "full rows", is_assumed=True)
-        job = replace(job_of(config, read_shape(config), machine, data), accumulates=gpus < ROWS)
-        sent = communication_bytes(job, ROWS // gpus)
-        memory = memory_of(job).total
+        recipe = resolve(config, read_shape(config), machine, ROWS // gpus)
+        sent = communication_bytes(recipe, ROWS // gpus)
+        memory = memory_of(recipe).total
         assert device.peak_tflops is not None
-        work = flops_of_step(config, job, data) / (device.peak_tflops * 1e12 * gpus * sum(MFU) / 2)
+        work = flops_of_step(recipe, data) / (device.peak_tflops * 1e12 * gpus * sum(MFU) / 2)
         link = NVLINK_BYTES[device_name] if machine.num_nodes == 1 else network_bytes
-        host = 4 * job.num_trained / gpus / PCIE_BYTES if job.is_offloaded else 0.0
+        host = 4 * recipe.num_trained / gpus / PCIE_BYTES if recipe.preset.is_offloaded else 0.0
         fits = memory <= device.memory_gib * 2**30
         lines.append(Line(gpus, memory, fits, sent, work + sent / link + host))
     return lines

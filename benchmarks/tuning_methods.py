@@ -20,7 +20,7 @@ if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the re
 import yaml
 
 from launcher.sweep import main as sweep
-from trainer.config.recipe import ROOT
+from trainer.config.preset import ROOT
 
 CODE_ALPACA = "codealpaca/new_codealpaca.json.gz"
 OASST = "oasst_octopack/oasstcommitpackftmanual.jsonl.gz"

@@ -1,7 +1,6 @@
 """Recipe file and command line -> RunConfig; every mistake is named with what is allowed."""
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trainer.config.capabilities import STACK_LIMITS, Setup, refusals
+from trainer.config.capabilities import STACK_LIMITS, refusals
 from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
+from trainer.config.preset import ROOT, load_preset
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
-PRESET_FOLDER = ROOT / "ds_configs"
-PRESET_KEYS = frozenset(
-    {"zero_optimization", "zero_force_ds_cpu_optimizer", "communication_data_type"}
-)
 _CAUSAL_LM = {"long_functions": "window", "supervise": "all"}  # defaults: text is learned whole
 _VARIANTS = {  # tuning.variant: the methods it belongs to
     "plain": ("full", "lora", "qlora", "ia3", "ptuning", *BOTTLENECKS),
@@ -96,45 +91,9 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError("\n".join(_explain(error))) from error
     if config.task.name == "causal_lm":
         unset = {k: v for k, v in _CAUSAL_LM.items() if k not in config.data.model_fields_set}
-        config = config.model_copy(update={"data": config.data.model_copy(update=unset)})
+        config = config.changed("data", **unset)
     cross_check(config)
     return config
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """A DeepSpeed preset of ds_configs/, which holds ZeRO, offload and communication keys only.
-
-    Raises:
-        ConfigError: Unknown name, key of the run, or a stage that does not exist.
-    """
-    path = PRESET_FOLDER / f"{name}.json"
-    if not path.is_file():
-        names = sorted(file.stem for file in PRESET_FOLDER.glob("*.json"))
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        machines = sorted({name.partition("_zero")[0] for name in names})
-        raise ConfigError(
-            f"engine.preset: no preset {name!r}{hint} Machines: {', '.join(machines)}; each with"
-            " _zero0 to _zero3, GPUs also with _offload behind 1 to 3 (ds_configs/README.md)"
-        )
-    try:
-        preset = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"ds_configs/{name}.json is not JSON: {error}") from error
-    if not isinstance(preset, dict) or not isinstance(preset.get("zero_optimization"), dict):
-        raise ConfigError(f"ds_configs/{name}.json must hold an object zero_optimization")
-    foreign = sorted(preset.keys() - PRESET_KEYS)
-    if foreign:
-        raise ConfigError(
-            f"ds_configs/{name}.json sets {foreign}, which the run owns; remove it there and use"
-            " the optim and engine sections of the recipe"
-        )
-    stage = preset["zero_optimization"].get("stage")
-    if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise ConfigError(
-            f"ds_configs/{name}.json: zero_optimization.stage must be 0, 1, 2 or 3, found {stage!r}"
-        )
-    return preset
 
 
 def cross_check(config: RunConfig) -> None:
@@ -153,22 +112,6 @@ def cross_check(config: RunConfig) -> None:
     ]
     if faults:
         raise ConfigError("\n".join(faults))
-
-
-def recipe_setup(config: RunConfig, preset: str, precision: str) -> Setup:
-    """What the table of capabilities is asked about, on a machine that is not known yet."""
-    zero = load_preset(preset)["zero_optimization"]
-    return Setup(
-        preset=preset,
-        zero_stage=zero["stage"],
-        is_offloaded="offload_optimizer" in zero,
-        precision=precision,
-        method=config.tuning.method,
-        quant_type=config.tuning.base_quant_type or "",
-        optimizer=config.optim.optimizer,
-        packing=config.data.packing,
-        variant=config.tuning.variant,
-    )
 
 
 def describe_keys() -> str:
@@ -312,7 +255,7 @@ def _optim_faults(config: RunConfig) -> list[str]:
 def _precision_faults(config: RunConfig) -> list[str]:
     precision, dtype, faults = config.engine.precision, config.model.dtype, []
     preset = "cpu_zero1" if config.engine.preset == "auto" else config.engine.preset  # auto's stage
-    faults += refusals(recipe_setup(config, preset, precision), STACK_LIMITS)
+    faults += refusals(STACK_LIMITS, config, load_preset(preset))
     frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
     if frozen_in_16_bit and config.tuning.modules_to_save:
         faults.append(

@@ -226,6 +226,16 @@ class RunConfig(Section):
         return self.task.name != "classification"
 
     @property
+    def base_dtype(self) -> str:
+        """Of the base's weights, and of the products of a quantised one."""
+        return self.engine.precision if self.model.dtype == "auto" else self.model.dtype
+
+    def changed(self, section: str, **values: Any) -> "RunConfig":
+        """The recipe with keys of one section changed."""
+        block = getattr(self, section).model_copy(update=values)
+        return self.model_copy(update={section: block})
+
+    @property
     def model_folder(self) -> Path:
         """Folder of the base model's config.json."""
         source = self.model.path or self.model.config

@@ -3,17 +3,17 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from trainer.config.recipe import load_preset
+from trainer.config.machines import Device, Machine
+from trainer.config.preset import load_preset
 from trainer.config.sections import RunConfig
 from trainer.engine.optim import build_optimizer
 from trainer.errors import ConfigError
-from trainer.planning.devices import Device
-from trainer.planning.job import Machine
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -24,37 +24,41 @@ _NEVER = 10**9  # steps between DeepSpeed's own prints: the run prints its own
 
 
 def this_machine(device: torch.device, world_size: int) -> Machine:
-    """The machine of the run, as the planner takes it; its peak speed is not known.
+    """The machine of the run, as a recipe is resolved for it; its peak speed is not known.
 
     Nodes are taken to hold as many ranks as this one.
     """
+    from deepspeed.accelerator import get_accelerator
+
     local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
     num_nodes = max(1, world_size // max(1, int(local)))
+    has_fp16 = bool(get_accelerator().is_fp16_supported())
     if device.type != "cuda":
-        return Machine(None, world_size, num_nodes)
+        return Machine(None, world_size, num_nodes, has_fp16=has_fp16)
     found = torch.cuda.get_device_properties(device)
-    gpu = Device(
-        found.name, found.total_memory / _GIB, None, torch.cuda.get_device_capability(device)
+    capability = torch.cuda.get_device_capability(device)
+    return Machine(
+        Device(found.name, found.total_memory / _GIB, None, capability),
+        world_size,
+        num_nodes,
+        has_flash=find_spec("flash_attn") is not None and capability >= (8, 0),
+        has_triton=find_spec("triton") is not None,
+        has_fp16=has_fp16,
     )
-    return Machine(gpu, world_size, num_nodes)
 
 
-def deepspeed_config(
-    config: RunConfig, preset_name: str, precision: str, num_trained: int | None = None
-) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, num_trained: int | None = None) -> dict[str, Any]:
     """The whole DeepSpeed configuration: the preset's ZeRO keys and the run's numbers.
 
-    The loop owns accumulation and the division of the loss, so DeepSpeed is told of one micro-batch
-    a step and to leave the boundary to the caller.
+    The loop owns accumulation and the division of the loss, so DeepSpeed gets one micro-batch a
+    step and leaves the boundary to the caller.
 
     Args:
-        config: The run.
-        preset_name: Resolved.
-        precision: Resolved.
+        config: The run, its preset and precision settled.
         num_trained: Caps ZeRO 1's and 2's buckets, which a preset sizes for full fine-tuning: 200 M
             elements in bf16 are 400 MB beside the 30 MB of an adapter.
     """
-    numbers: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.optim.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
@@ -62,16 +66,15 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "steps_per_print": _NEVER,
     }
-    if precision == "bf16":
-        numbers["bf16"] = {"enabled": True}
-    if precision == "fp16":
-        numbers["fp16"] = {"enabled": True, "initial_scale_power": 16}
-    preset = load_preset(preset_name)
-    zero = preset["zero_optimization"]
-    if num_trained is not None and zero["stage"] in (1, 2):
-        caps = {key: min(zero[key], num_trained) for key in _BUCKETS if key in zero}
-        preset |= {"zero_optimization": zero | caps}
-    return preset | numbers
+    if config.engine.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+    if config.engine.precision == "fp16":
+        settings["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    preset = load_preset(config.engine.preset)
+    zero = dict(preset.zero)
+    if num_trained is not None and preset.stage in (1, 2):
+        zero |= {key: min(zero[key], num_trained) for key in _BUCKETS if key in zero}
+    return {**preset.settings, "zero_optimization": zero, **settings}
 
 
 def build_engine(

@@ -1,4 +1,4 @@
-"""The losses, and the choice of their back end.
+"""The losses, as reference and fused.
 
 Every loss returns a sum and a count; the step divides once.
 
@@ -6,14 +6,12 @@ S rows to score, C classes; T tokens, D hidden, V vocabulary.
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.errors import ConfigError
 from trainer.kernels.focal import focal_from_nll
 from trainer.kernels.linear_focal import LinearFocal
 from trainer.kernels.rows import nll_and_gradient
@@ -91,7 +89,7 @@ def linear_focal_loss(
         bias_V: Bias of the output layer.
         weights_T: Weight of each token; multiplies its loss, not its count.
         detach_modulator: As in `focal_loss`.
-        backend: torch, triton or reference; see `choose_backend`.
+        backend: torch, triton or reference; as settled.
 
     Raises:
         ValueError: gamma is negative or not finite, or the dtypes differ.
@@ -111,45 +109,6 @@ def linear_focal_loss(
     target_T, weight_T, count = _row_weights(labelled_T, targets_T, None, weights_T, hidden_TD)
     loss = LinearFocal(gamma, detach_modulator, backend)
     return LossSum(loss.loss_sum(hidden_TD, weight_VD, bias_V, target_T, weight_T), count)
-
-
-def choose_backend(wanted: str, task: str, device: torch.device) -> tuple[str, str]:
-    """The loss back end, and why it was chosen.
-
-    Args:
-        wanted: loss.backend of the recipe.
-        task: task.name of the recipe.
-        device: Device of the model.
-
-    Raises:
-        ConfigError: The recipe's back end does not serve this task or this machine.
-    """
-    if task == "classification":
-        if wanted not in ("auto", "reference"):
-            raise ConfigError(
-                f"loss.backend {wanted} fuses the output layer of a language model into its loss;"
-                " task.name classification scores functions x 2 logits: take auto or reference"
-            )
-        return "reference", "classification: functions x 2 logits, nothing to fuse"
-    if wanted == "reference":
-        return wanted, "set by the recipe; tokens x vocabulary logits are in memory"
-    missing = _triton_is_missing(device)
-    if wanted == "triton" and missing:
-        raise ConfigError(f"loss.backend triton: {missing}; take auto or torch")
-    if wanted != "auto":
-        return wanted, "set by the recipe"
-    return ("torch", missing) if missing else ("triton", "fused kernel on the GPU")
-
-
-def _triton_is_missing(device: torch.device) -> str:
-    """Why the Triton kernel does not run on a device; "" where it does."""
-    if device.type != "cuda":
-        return f"Triton kernels need a GPU, the device is {device.type}"
-    if find_spec("triton") is None:
-        return "the triton package is not installed"
-    if torch.cuda.get_device_capability(device) < (7, 0):
-        return "Triton needs a GPU of sm70 or newer"
-    return ""
 
 
 def _check_gamma(gamma: float) -> None:

@@ -58,7 +58,7 @@ class PackedLanguageModel(nn.Module):
         model: A causal language model of transformers under its tuning method.
         attention: Resolved back end.
         loss: gamma and detach_modulator.
-        loss_backend: From `choose_backend`.
+        loss_backend: Settled back end.
 
     Raises:
         ModelError: The output layer is not one plain linear layer.

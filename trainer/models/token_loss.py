@@ -30,7 +30,7 @@ class TokenLoss(nn.Module):
     Args:
         model: Owns the output layer, tied or not; it is not registered a second time.
         loss: gamma and detach_modulator.
-        backend: From `choose_backend`.
+        backend: Settled back end.
 
     Raises:
         ModelError: The output layer is not one plain linear layer.

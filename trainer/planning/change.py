@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.architectures.shapes import ModelShape
+from trainer.config.machines import Machine
 from trainer.config.recipe import cross_check
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 from trainer.planning.data_facts import DataFacts
-from trainer.planning.job import Machine
-from trainer.planning.plan import Plan, make_plan
+from trainer.planning.plan import RunPlan, make_plan
+from trainer.planning.resolve import resolve
 
 _SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
     "optim.optimizer=adamw_8bit": 1.0,
@@ -28,7 +29,7 @@ class Change:
     """One key of the recipe changed, the plan it leads to, and whether that is enough."""
 
     override: str
-    plan: Plan
+    plan: RunPlan
     is_enough: bool
 
 
@@ -52,9 +53,9 @@ def best_change(
         limit_bytes: To stay below; None is the device's memory.
     """
     if limit_bytes is None:
-        limit_bytes = machine.device.memory_gib * 2**30 if machine.device else float("inf")
+        limit_bytes = machine.memory_bytes or float("inf")
     plans = {
-        override: make_plan(changed, shape, machine, data)
+        override: make_plan(resolve(changed, shape, machine), data)
         for override, changed in _candidates(config)
     }
     changes = [
@@ -99,7 +100,7 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
         block = getattr(config, section)
         if getattr(block, key) == value or not _proposes(config, key, value):
             continue
-        changed = config.model_copy(update={section: block.model_copy(update={key: value})})
+        changed = config.changed(section, **{key: value})
         try:
             cross_check(changed)
         except ConfigError:

@@ -5,21 +5,20 @@ Needs neither torch nor weights nor a GPU.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trainer.architectures.shapes import ModelShape, model_shape
 from trainer.architectures.targets import num_adapter_parameters
-from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
-from trainer.config.recipe import recipe_setup
+from trainer.config.machines import Device, Machine
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
 from trainer.planning.data_facts import DataFacts
-from trainer.planning.devices import Device
-from trainer.planning.job import Machine, choose_preset, job_of
-from trainer.planning.memory import BYTES, FLASH, SEGMENT_SDPA, Job, Memory, memory_of
+from trainer.planning.memory import Memory, memory_of
+from trainer.planning.resolve import resolve
+from trainer.planning.resolved import BYTES, FLASH, SEGMENT_SDPA, Resolved
 
 MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
 """Share of the device's peak that training reaches, lowest and highest assumed.
@@ -35,7 +34,7 @@ It stays gathered below stage3_max_live_parameters; recomputation gathers part o
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a recipe needs on a machine; bytes are of one rank.
 
     Attributes:
@@ -103,48 +102,48 @@ def read_shape(config: RunConfig) -> ModelShape:
     return model_shape(values, is_language=config.is_language)
 
 
-def make_plan(config: RunConfig, shape: ModelShape, machine: Machine, data: DataFacts) -> Plan:
-    """The whole plan of a recipe on a machine."""
-    job = job_of(config, shape, machine, data)
-    limit = machine.device.memory_gib * 2**30 if machine.device else None
+def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
+    """The whole plan of a resolved recipe."""
+    config, machine = recipe.config, recipe.machine
+    accumulation = data.accumulation(config, machine.num_ranks)
+    recipe = replace(recipe, accumulation=accumulation)
+    limit = machine.memory_bytes
     num_steps = data.num_steps(config)
-    flops = flops_of_step(config, job, data) * num_steps
-    mfu = QUANTISED_MFU if job.quant_type else MFU
-    return Plan(
+    flops = flops_of_step(recipe, data) * num_steps
+    mfu = QUANTISED_MFU if config.tuning.base_quant_type else MFU
+    return RunPlan(
         machine=machine.name,
         method=config.tuning.method,
-        memory=memory_of(job),
+        memory=memory_of(recipe),
         limit_bytes=limit,
-        faults=tuple(_faults(config, job, machine)),
-        largest_micro_batch_size=None if limit is None else largest_micro_batch(job, limit),
+        faults=tuple(line for fault in recipe.faults for line in str(fault).splitlines()),
+        largest_micro_batch_size=None if limit is None else largest_micro_batch(recipe, limit),
         num_steps=num_steps,
-        accumulation=data.accumulation(config, machine.num_ranks),
+        accumulation=accumulation,
         flops=flops,
         seconds=_seconds(flops, mfu, machine),
         mfu=mfu,
-        step_communication_bytes=communication_bytes(
-            job, data.accumulation(config, machine.num_ranks)
-        ),
-        checkpoint_bytes=checkpoint_bytes(job),
-        num_trained=job.num_trained,
-        num_parameters=shape.num_parameters + _num_added(job),
+        step_communication_bytes=communication_bytes(recipe, accumulation),
+        checkpoint_bytes=checkpoint_bytes(recipe),
+        num_trained=recipe.num_trained,
+        num_parameters=recipe.shape.num_parameters + _num_added(recipe),
         data=data,
     )
 
 
-def largest_micro_batch(job: Job, limit_bytes: float) -> int:
+def largest_micro_batch(recipe: Resolved, limit_bytes: float) -> int:
     """The most rows of a micro-batch that fit, by bisection; 0 where one row does not."""
     lowest, highest = 0, _MOST_ROWS
     while lowest < highest:
         middle = (lowest + highest + 1) // 2
-        if memory_of(replace(job, micro_batch_size=middle)).total <= limit_bytes:
+        if memory_of(recipe.changed("optim", micro_batch_size=middle)).total <= limit_bytes:
             lowest = middle
         else:
             highest = middle - 1
     return lowest
 
 
-def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
+def flops_of_step(recipe: Resolved, data: DataFacts) -> float:
     """Floating-point operations of an optimizer step over all ranks.
 
     A token costs 2 operations a weight forward, 2 backward through a frozen base, whose weights
@@ -152,13 +151,13 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
     adds 4 x D x keys a token and layer, forward. P-Tuning's encoder runs once a row: next to
     nothing.
     """
-    shape = job.shape
-    passes = 3 if job.checkpointing else 2
-    trains_base = passes + 1 if job.method == "full" else passes
-    adapters = 0 if job.method == "ptuning" else _num_added(job)
-    looks_at = job.seq_length
-    if job.attention in (SEGMENT_SDPA, FLASH):
-        looks_at = min(looks_at, math.ceil(data.tokens_of_function(config)))
+    shape = recipe.shape
+    passes = 3 if recipe.config.model.gradient_checkpointing else 2
+    trains_base = passes + 1 if recipe.tuning.method == "full" else passes
+    adapters = 0 if recipe.tuning.method == "ptuning" else _num_added(recipe)
+    looks_at = recipe.config.data.seq_length
+    if recipe.config.model.attention in (SEGMENT_SDPA, FLASH):
+        looks_at = min(looks_at, math.ceil(data.tokens_of_function(recipe.config)))
     attention = 4 * shape.hidden * looks_at * shape.num_layers
     of_token = (
         trains_base * 2 * shape.num_linear_weights
@@ -166,12 +165,12 @@ def flops_of_step(config: RunConfig, job: Job, data: DataFacts) -> float:
         + (passes + 1) * attention
     )
     if shape.head != "classes":  # logits and the gradient of their states, once for every token
-        products = 3 if job.trains_vocabulary else 2
+        products = 3 if recipe.trains_vocabulary else 2
         of_token += 2 * products * shape.vocabulary * shape.hidden
-    return of_token * data.tokens_of_step(config)
+    return of_token * data.tokens_of_step(recipe.config)
 
 
-def communication_bytes(job: Job, accumulation: int) -> float:
+def communication_bytes(recipe: Resolved, accumulation: int) -> float:
     """Bytes a rank sends in a step, rings all of them: (n - 1) / n of what n ranks gather.
 
     Gradients are all-reduced (twice that share) once a step, by ZeRO 2 at every micro-batch;
@@ -179,38 +178,37 @@ def communication_bytes(job: Job, accumulation: int) -> float:
     micro-batch: embeddings once, the layers' weights as often as `_GATHERS` says.
     benchmarks/communication.py compares with what DeepSpeed sends.
     """
-    share = (job.world_size - 1) / job.world_size
-    gradients = BYTES[job.communication_dtype or job.precision] * job.num_trained * share
-    weights = BYTES[job.precision] * job.num_trained * share
-    if job.zero_stage < 3:
-        times = accumulation if job.zero_stage == 2 else 1
-        return 2 * gradients * times + (weights if job.zero_stage else 0.0)
-    is_kept = job.shape.num_parameters <= job.live_parameters
-    layers = job.shape.num_linear_weights
-    once = job.shape.num_parameters - layers
+    share = (recipe.machine.num_ranks - 1) / recipe.machine.num_ranks
+    gradients = (
+        BYTES[recipe.preset.communication_dtype or recipe.config.engine.precision]
+        * recipe.num_trained
+        * share
+    )
+    weights = recipe.train_bytes * recipe.num_trained * share
+    if recipe.preset.stage < 3:
+        times = accumulation if recipe.preset.stage == 2 else 1
+        return 2 * gradients * times + (weights if recipe.preset.stage else 0.0)
+    is_kept = recipe.shape.num_parameters <= recipe.preset.live_parameters
+    layers = recipe.shape.num_linear_weights
+    once = recipe.shape.num_parameters - layers
     gathered = (
-        BYTES[job.base_dtype] * share * (once + _GATHERS[is_kept, job.checkpointing] * layers)
+        recipe.base_bytes
+        * share
+        * (once + _GATHERS[is_kept, recipe.config.model.gradient_checkpointing] * layers)
     )
     return (gradients + weights + gathered) * accumulation
 
 
-def checkpoint_bytes(job: Job) -> float:
+def checkpoint_bytes(recipe: Resolved) -> float:
     """fp32 weight and two moments of all that is trained; 8-bit moments carry their scales."""
-    return (20 if "8bit" in job.optimizer else 12) * job.num_trained
+    return (20 if "8bit" in recipe.config.optim.optimizer else 12) * recipe.num_trained
 
 
-def _num_added(job: Job) -> int:
+def _num_added(recipe: Resolved) -> int:
     """Parameters that the method adds to the model."""
-    return 0 if job.method == "full" else num_adapter_parameters(job.shape, job.tuning)
-
-
-def _faults(config: RunConfig, job: Job, machine: Machine) -> Sequence[str]:
-    setup = replace(
-        recipe_setup(config, choose_preset(config, job.shape, machine)[0], job.precision),
-        device="cuda" if machine.device else "cpu",
-        compute_capability=machine.device.compute_capability if machine.device else None,
+    return (
+        0 if recipe.tuning.method == "full" else num_adapter_parameters(recipe.shape, recipe.tuning)
     )
-    return [*refusals(setup, STACK_LIMITS), *refusals(setup, MACHINE_LIMITS)]
 
 
 def _seconds(
@@ -229,8 +227,9 @@ def plans_on(
     devices: Mapping[str, Device],
     num_ranks: int,
     data: DataFacts,
-) -> list[Plan]:
+) -> list[RunPlan]:
     """The plan on each device of a table."""
     return [
-        make_plan(config, shape, Machine(device, num_ranks), data) for device in devices.values()
+        make_plan(resolve(config, shape, Machine(device, num_ranks)), data)
+        for device in devices.values()
     ]

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.machines import DEVICES, Machine, device_named, other_device
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 from trainer.planning.change import Change, best_change
 from trainer.planning.data_facts import data_facts
-from trainer.planning.devices import DEVICES, device_named, other_device
-from trainer.planning.job import Machine
-from trainer.planning.plan import Plan, make_plan, plans_on, read_shape
+from trainer.planning.plan import RunPlan, make_plan, plans_on, read_shape
+from trainer.planning.resolve import resolve
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Planned:
         change: The best single change, if the plan does not fit.
     """
 
-    plan: Plan
-    others: list[Plan]
+    plan: RunPlan
+    others: list[RunPlan]
     change: Change | None
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def plan_recipe(
         gpu = other_device(memory_gib)
     shape, data = read_shape(config), data_facts(config)
     machine = Machine(gpu, num_ranks)
-    plan = make_plan(config, shape, machine, data)
+    plan = make_plan(resolve(config, shape, machine), data)
     return Planned(
         plan,
         [] if is_named else plans_on(config, shape, DEVICES, num_ranks, data),

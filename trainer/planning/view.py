@@ -7,7 +7,7 @@ from rich.table import Table
 
 from trainer.planning.change import Change
 from trainer.planning.memory import Memory
-from trainer.planning.plan import Plan
+from trainer.planning.plan import RunPlan
 
 _GIB, _MIB = 2**30, 2**20
 _WIDTH = 40  # characters of the longest bar
@@ -39,7 +39,7 @@ def bar_lines(memory: Memory, limit_bytes: float | None) -> list[str]:
     return [*lines, f"{'peak of a rank':>20}  {_bytes(memory.total):>10}{limit}"]
 
 
-def print_plan(plan: Plan, others: Sequence[Plan], change: Change | None) -> None:
+def print_plan(plan: RunPlan, others: Sequence[RunPlan], change: Change | None) -> None:
     """The plan of the machine asked for, or of the table alone."""
     console = Console()
     if not console.is_terminal:
@@ -50,7 +50,7 @@ def print_plan(plan: Plan, others: Sequence[Plan], change: Change | None) -> Non
         console.print(_table(others))
 
 
-def plan_lines(plan: Plan, change: Change | None) -> list[str]:
+def plan_lines(plan: RunPlan, change: Change | None) -> list[str]:
     """Everything about one machine."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     if plan.faults:
@@ -71,14 +71,14 @@ def plan_lines(plan: Plan, change: Change | None) -> list[str]:
     return lines + ([change_line(plan, change)] if change is not None else [])
 
 
-def change_line(plan: Plan, change: Change) -> str:
+def change_line(plan: RunPlan, change: Change) -> str:
     """The best single change and what it brings."""
     before, after = plan.memory.total, change.plan.memory.total
     effect = "is enough" if change.is_enough else "is not enough alone"
     return f"best single change: {change.override} {effect} ({_bytes(before)} -> {_bytes(after)})"
 
 
-def _table(plans: Sequence[Plan]) -> Table:
+def _table(plans: Sequence[RunPlan]) -> Table:
     table = Table(title="Peak of a rank on other devices")
     for name in ("device", "peak", "of", "", "largest micro-batch", "hours"):
         table.add_column(name, justify="left" if name in ("device", "") else "right")
@@ -98,7 +98,7 @@ def _table(plans: Sequence[Plan]) -> Table:
     return table
 
 
-def _time(plan: Plan) -> str:
+def _time(plan: RunPlan) -> str:
     if plan.seconds is None:
         return "no time: the device's peak is not known"
     lowest, highest = plan.mfu

@@ -9,10 +9,10 @@ from data.text.language import LanguageFacts
 from trainer.config.methods import adapter_size
 from trainer.config.sections import RunConfig
 from trainer.models.heads import PackedModel
-from trainer.models.load import base_dtype
+from trainer.models.load import DTYPES
 from trainer.models.quantized import quantization_line, quantized_layers
+from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks
-from trainer.run.build import Choices
 from trainer.run.data_report import order_lines, remark_lines
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import targets_reason
@@ -22,15 +22,15 @@ _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that ar
 
 
 def banner_lines(
-    config: RunConfig,
+    recipe: Resolved,
     ranks: Ranks,
-    choices: Choices,
     model: PackedModel,
     prepared: Prepared,
     loader: TrainLoader,
     total_steps: int,
 ) -> list[str]:
     """Device, choices with their reasons, model, data and steps."""
+    config = recipe.config
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     packed = quantized_layers(model)  # whose numel is that of the packed weight
     total = sum(p.numel() for p in model.parameters()) + sum(
@@ -39,11 +39,11 @@ def banner_lines(
     return [
         f"focaltune: {config.output_dir}",
         f"  device     {ranks.device.type} x {ranks.world_size}",
-        f"  precision  {choices.precision} ({choices.precision_reason})",
-        f"  preset     {choices.preset} ({choices.preset_reason})",
-        f"  attention  {choices.attention} ({choices.attention_reason})",
-        *_base_lines(config, choices, model),
-        f"  loss       {choices.loss_backend} ({choices.loss_reason})",
+        f"  precision  {recipe.choice('engine.precision')}",
+        f"  preset     {recipe.choice('engine.preset')}",
+        f"  attention  {recipe.choice('model.attention')}",
+        *_base_lines(config, model),
+        f"  loss       {recipe.choice('loss.backend')}",
         *_method_lines(config, model),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
         f" {_method_name(config)})",
@@ -97,11 +97,10 @@ def _method_name(config: RunConfig) -> str:
     return f"{tuning.method}{size}{variant}"
 
 
-def _base_lines(config: RunConfig, choices: Choices, model: PackedModel) -> Sequence[str]:
+def _base_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
     if config.tuning.base_quant_type is None:
         return []
-    dtype = base_dtype(config, choices.precision)
-    return [f"  quantised  {quantization_line(model, config.tuning, dtype)}"]
+    return [f"  quantised  {quantization_line(model, config.tuning, DTYPES[config.base_dtype])}"]
 
 
 def _data_lines(prepared: Prepared) -> Sequence[str]:

@@ -11,7 +11,6 @@ S packed functions, C classes.
 import os
 import shutil
 import uuid
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from trainer.evaluation.functions.validation import split_batches
 from trainer.models.heads import PackedModel
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
-from trainer.run.build import choose
+from trainer.run.build import resolve_here
 from trainer.run.saved_run import best_checkpoint, trained_model
 from trainer.run_folder.adapter import FACTS, adapter_facts
 from trainer.run_folder.folder import BASE, write_json
@@ -65,8 +64,8 @@ def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str
     if target.exists():
         raise ConfigError(f"{target} exists; give --output another folder")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    best, choices = best_checkpoint(config, prepared), choose(config, device)
-    trained = trained_model(config, choices, best).to(device)
+    best, settled = best_checkpoint(config, prepared), resolve_here(config, device).config
+    trained = trained_model(settled, best).to(device)
     valid = prepared.splits["valid"].examples
     before_SC = _logits(trained, config, valid, device)
     decoded = {
@@ -74,8 +73,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str
         for name, layer in quantized_layers(trained).items()
     }
     del trained
-    plain = _plain(config)
-    merged = trained_model(plain, replace(choices, zero_stage=1), best)
+    merged = trained_model(_plain(settled), best)
     if onto == "dequantized":
         _take_weights(merged, decoded)
     merged.model.merge_adapter()
@@ -96,10 +94,9 @@ def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str
 def _plain(config: RunConfig) -> RunConfig:
     """The recipe on the unquantised base: the model's files, or those that were drawn."""
     folder = config.model.path or str(config.output_dir / BASE)
-    model = config.model.model_copy(update={"path": folder, "config": None, "quantize_cache": None})
     method = "lora" if config.tuning.method == "qlora" else config.tuning.method
-    tuning = config.tuning.model_copy(update={"method": method, "quant_type": "auto"})
-    return config.model_copy(update={"model": model, "tuning": tuning})
+    plain = config.changed("model", path=folder, config=None, quantize_cache=None)
+    return plain.changed("tuning", method=method, quant_type="auto")
 
 
 def _logits(

@@ -3,15 +3,11 @@
 import torch
 from torch import nn
 
-from trainer.config.sections import RunConfig
-from trainer.engine.engine import this_machine
-from trainer.errors import MachineError, ModelError
+from trainer.errors import MachineError
 from trainer.planning.change import best_change
 from trainer.planning.data_facts import facts_of
-from trainer.planning.job import Machine
-from trainer.planning.plan import Plan, make_plan, read_shape
+from trainer.planning.plan import RunPlan, make_plan
 from trainer.planning.view import bar_lines, change_line
-from trainer.run.build import Choices
 from trainer.run.data_report import plan_facts
 from trainer.run.session import Session
 from trainer.run_folder.checkpoint import newest_checkpoint
@@ -26,11 +22,7 @@ def write_plan(session: Session) -> list[str]:
     """Write plan.json; lines about the plan and what the rank holds before its first step."""
     path = session.run.config.output_dir / PLAN
     steps = {"steps": plan_facts(session.run.loader, session.run.total_steps)}
-    try:
-        plan = _plan(session)
-    except ModelError as error:
-        write_json(path, steps)
-        return [f"  memory     no plan: {error}"]
+    plan = _plan(session)
     write_json(path, plan.to_json() | steps)
     memory = plan.memory
     planned = (
@@ -50,10 +42,7 @@ def peak_line(session: Session) -> str | None:
     """The measured peak of the steps beside the planned one; a GPU alone can tell."""
     if session.run.ranks.device.type != "cuda":
         return None
-    try:
-        plan = _plan(session)
-    except ModelError:
-        return None
+    plan = _plan(session)
     measured = torch.cuda.max_memory_allocated(session.run.ranks.device) / _GIB
     tensors = plan.memory.total - plan.memory.context - plan.memory.fragmentation
     return f"peak memory: planned {tensors / _GIB:.2f} GiB of tensors, measured {measured:.2f} GiB"
@@ -61,21 +50,13 @@ def peak_line(session: Session) -> str | None:
 
 def explained(error: MachineError, session: Session) -> MachineError:
     """What was short, what takes the memory, what is safe and the best single change."""
-    config = session.run.config
     newest, _ = newest_checkpoint(session.checkpoints)
     safe = f"the checkpoint of step {newest.step} is intact" if newest else "nothing was saved yet"
-    lines = [f"{error}; {safe}"]
-    try:
-        plan = _plan(session)
-    except ModelError as unknown:
-        return MachineError(
-            f"{lines[0]}\nno breakdown: {unknown}; lower optim.micro_batch_size or data.seq_length"
-        )
-    lines += bar_lines(plan.memory, plan.limit_bytes)
-    resolved = _resolved(config, session.choices)
+    plan, recipe = _plan(session), session.recipe
+    lines = [f"{error}; {safe}", *bar_lines(plan.memory, plan.limit_bytes)]
     # The plan said that it fits, so what is needed is a real saving against the plan itself.
     needed = (1 - _SAVING) * min(plan.memory.total, plan.limit_bytes or float("inf"))
-    change = best_change(resolved, read_shape(config), _machine(session), plan.data, needed)
+    change = best_change(recipe.config, recipe.shape, recipe.machine, plan.data, needed)
     if change is not None:
         lines.append(change_line(plan, change))
     return MachineError("\n".join(lines))
@@ -95,24 +76,7 @@ def held_bytes(session: Session) -> int:
     return sum(storages.values())
 
 
-def _plan(session: Session) -> Plan:
-    config = _resolved(session.run.config, session.choices)
-    data = facts_of(config, session.prepared.facts, "this run")
+def _plan(session: Session) -> RunPlan:
+    data = facts_of(session.recipe.config, session.prepared.facts, "this run")
     assert data is not None  # the run's own facts are of its own settings
-    return make_plan(config, read_shape(config), _machine(session), data)
-
-
-def _machine(session: Session) -> Machine:
-    return this_machine(session.run.ranks.device, session.run.ranks.world_size)
-
-
-def _resolved(config: RunConfig, choices: Choices) -> RunConfig:
-    """The recipe with every auto as it was chosen."""
-    return config.model_copy(
-        update={
-            "engine": config.engine.model_copy(
-                update={"preset": choices.preset, "precision": choices.precision}
-            ),
-            "model": config.model.model_copy(update={"attention": choices.attention}),
-        }
-    )
+    return make_plan(session.recipe, data)

@@ -13,7 +13,7 @@ from trainer.evaluation.evaluation import EVALUATIONS
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.processes.distributed import Ranks
-from trainer.run.build import Choices, build_model, choose
+from trainer.run.build import build_model, resolve_here
 from trainer.run_folder.checkpoint import (
     Checkpoint,
     checkpoint_name,
@@ -44,14 +44,14 @@ def evaluate_files(
     ranks = Ranks(rank=0, local_rank=0, world_size=1, device=device)
     best = best_checkpoint(config, prepared)
     state = best.trainer["state"]
-    choices = choose(config, device)
-    model = trained_model(config, choices, best).to(device)
+    settled = resolve_here(config, device).config
+    model = trained_model(settled, best).to(device)
     split, found = prepared.splits["test"], {"sha256": prepared.digests["test"]}
     if name != "test":  # which is the run's own
         split, found = read_split(
             paths, name, config.data, prepared.tokenizer, language=config.is_language
         )
-    facts = {"best_step": state["best_step"], "precision": choices.precision, "file": title}
+    facts = {"best_step": state["best_step"], "precision": settled.engine.precision, "file": title}
     facts |= {"task": config.task.name, f"sha256_{name}": found["sha256"]}
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, model, None)
     report = evaluation.test(split, name, state["threshold"], facts)()
@@ -73,11 +73,11 @@ def best_checkpoint(config: RunConfig, prepared: Prepared) -> Checkpoint:
     return load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(step))
 
 
-def trained_model(config: RunConfig, choices: Choices, checkpoint: Checkpoint) -> PackedModel:
-    """The model of a recipe with a checkpoint's weights, as the engine has it."""
-    model = build_model(config, choices)
+def trained_model(config: RunConfig, checkpoint: Checkpoint) -> PackedModel:
+    """The model of a settled recipe with a checkpoint's weights, as the engine has it."""
+    model = build_model(config)
     model.load_state_dict(checkpoint.tensors(), strict=False)
     for parameter in model.parameters():  # the frozen base keeps its own dtype
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(DTYPES[choices.precision])
+            parameter.data = parameter.data.to(DTYPES[config.engine.precision])
     return model

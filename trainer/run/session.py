@@ -16,8 +16,8 @@ from trainer.engine.state import (
 from trainer.errors import MachineError
 from trainer.evaluation.evaluation import Evaluation
 from trainer.models.heads import PackedModel
+from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import agreed
-from trainer.run.build import Choices
 from trainer.run.loop import Run
 from trainer.run_folder.adapter import adapter_facts, save_adapter
 from trainer.run_folder.checkpoint import (
@@ -39,7 +39,7 @@ class Session:
     run: Run
     prepared: Prepared
     model: PackedModel
-    choices: Choices
+    recipe: Resolved
     identity: dict[str, Any]
     state: TrainState
     evaluation: Evaluation
@@ -69,7 +69,7 @@ class Session:
             "counters": optimizer_counters(self.run.engine),
             "recipe": self.run.config.to_json(),
             "world_size": self.run.ranks.world_size,
-            "zero_stage": self.choices.zero_stage,
+            "zero_stage": self.recipe.preset.stage,
             "files": self._files(),
         }
 
@@ -148,7 +148,7 @@ class Session:
             "task": config.task.name,
             "best_step": self.state.best_step,
             "steps": self.run.total_steps,
-            "precision": self.choices.precision,
+            "precision": self.recipe.config.engine.precision,
             "gamma": loss.gamma,
             **of_task,
             "long_functions": data.long_functions,

@@ -27,7 +27,7 @@ from trainer.processes.peers import connection_error, end_hung
 from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, time_line
-from trainer.run.build import build_model, choose, write_random_base
+from trainer.run.build import build_model, resolve_here, write_random_base
 from trainer.run.loop import Run, memory_errors_named, train
 from trainer.run.planned_run import explained, peak_line, write_plan
 from trainer.run.preparation import training_loader
@@ -156,20 +156,21 @@ def _build(
 ) -> Session:
     """Everything up to the first step, with the banner and the packing self-check."""
     state = initial_state(config, checkpoint)
-    choices = agreed(ranks, lambda: choose(config, ranks.device, ranks.world_size))
-    if not is_equal_everywhere(str(choices), ranks):
+    recipe = agreed(ranks, lambda: resolve_here(config, ranks.device, ranks.world_size))
+    if not is_equal_everywhere(str([recipe.choice(key) for key in recipe.reasons]), ranks):
+        engine = recipe.config.engine
         raise MachineError(
-            f"ranks would choose differently, this one {choices.preset} and {choices.precision}:"
+            f"ranks would choose differently, this one {engine.preset} and {engine.precision}:"
             " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
         )
     loader = build_loader(config, prepared, ranks)
     total_steps = _total_steps(config, loader)
-    agreed(ranks, lambda: write_random_base(config, choices) if ranks.is_main else None)
-    model = agreed(ranks, lambda: build_model(config, choices))
+    agreed(ranks, lambda: write_random_base(recipe.config) if ranks.is_main else None)
+    model = agreed(ranks, lambda: build_model(recipe.config))
     if initial is not None:
         agreed(ranks, lambda: take_adapter(model.model, initial))
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(config, choices.preset, choices.precision, num_trained)
+    settings = deepspeed_config(recipe.config, num_trained)
 
     def open_log() -> RunLog | None:
         if not ranks.is_main:
@@ -186,7 +187,7 @@ def _build(
 
     log = agreed(ranks, open_log)
     if log is not None:
-        for line in banner_lines(config, ranks, choices, model, prepared, loader, total_steps):
+        for line in banner_lines(recipe, ranks, model, prepared, loader, total_steps):
             log.say(line)
     engine = build_engine(model, config, settings)
     run = Run(
@@ -194,7 +195,7 @@ def _build(
         total_steps, log,
     )  # fmt: skip
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
-    session = Session(run, prepared, model, choices, identity, state, evaluation)
+    session = Session(run, prepared, model, recipe, identity, state, evaluation)
     if log is not None:
         for line in write_plan(session):
             log.say(line)
@@ -251,7 +252,12 @@ def _check_packing(session: Session) -> None:
     run = session.run
     run.engine.eval()
     if run.config.is_language:
-        check_own_loss(run.engine, run.loader.examples, run.ranks.device, session.choices.precision)
+        check_own_loss(
+            run.engine,
+            run.loader.examples,
+            run.ranks.device,
+            session.recipe.config.engine.precision,
+        )
     if not (run.config.data.packing and run.config.data.isolate):
         return
     check = check_isolation(
@@ -260,7 +266,7 @@ def _check_packing(session: Session) -> None:
         run.config.data.seq_length,
         run.ranks.device,
     )
-    refuse_leaking(check, session.choices.precision)
+    refuse_leaking(check, session.recipe.config.engine.precision)
     if run.log is not None:
         run.log.say(f"  {check}")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainer.config.recipe import ROOT
+from trainer.config.preset import ROOT
 from trainer.errors import StoppedError
 from trainer.sweep.finished import unfinished
 from trainer.sweep.grid import Cell

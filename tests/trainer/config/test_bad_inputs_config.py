@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import recipe as recipe_module
-from trainer.config.recipe import load_preset, load_run_config
+from trainer.config import preset as preset_module
+from trainer.config.preset import load_preset
+from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError
 
 
@@ -76,7 +77,7 @@ REFUSED = {
     [pytest.param(case[0], case[1:], id=name) for name, case in REFUSED.items()],
 )
 def test_a_bad_value_is_refused_with_its_key_the_finding_and_what_is_allowed(base, override, parts):
-    override = override.replace("{data}", str(recipe_module.ROOT / "data" / "samples"))
+    override = override.replace("{data}", str(preset_module.ROOT / "data" / "samples"))
     message = refusal(base, override)
     assert [part for part in parts if part not in message] == [], message
 
@@ -236,7 +237,7 @@ def test_an_output_folder_that_is_an_input_is_refused(base, tmp_path, key, other
 
 
 def load_written_preset(folder: Path, monkeypatch: pytest.MonkeyPatch, preset: object) -> str:
-    monkeypatch.setattr(recipe_module, "PRESET_FOLDER", folder)
+    monkeypatch.setattr(preset_module, "PRESET_FOLDER", folder)
     text = preset if isinstance(preset, str) else json.dumps(preset)
     (folder / "mine.json").write_text(text)
     with pytest.raises(ConfigError) as caught:

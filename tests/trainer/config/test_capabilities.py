@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, Setup, refusals
+from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
+from trainer.config.machines import Device
+from trainer.config.preset import Preset
 from trainer.config.recipe import load_run_config
 from trainer.errors import MachineError
-from trainer.run.build import choose
+from trainer.run.build import resolve_here
 
 METHODS = (("lora", ""), ("ia3", "int8"), ("qlora", "nf4"), ("qlora", "fp4"), ("qlora", "int8"))
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
@@ -25,17 +27,19 @@ MACHINES = (
 )
 
 
-def test_every_combination_runs_or_is_refused_as_the_rules_say():
-    num_refused = 0
+def test_every_combination_runs_or_is_refused_as_the_rules_say(base: Path):
+    recipe, num_refused = load_run_config(base, ["data.packing=false"]), 0
     everything = itertools.product(
         range(4), ("fp32", "bf16", "fp16"), METHODS, OPTIMIZERS, MACHINES, (False, True)
     )
     for stage, precision, how, optimizer, machine, is_offloaded in everything:
         (method, quant_type), (name, capability, precisions, quantised) = how, machine
-        setup = Setup(
-            f"gpu_zero{stage}", stage, precision, method, quant_type, optimizer,
-            "cpu" if capability is None else "cuda", capability, is_offloaded=is_offloaded,
-        )  # fmt: skip
+        config = recipe.changed("engine", precision=precision)
+        config = config.changed("optim", optimizer=optimizer)
+        config = config.changed("tuning", method=method, quant_type=quant_type or "auto")
+        zero = {"stage": stage} | ({"offload_optimizer": {}} if is_offloaded else {})
+        preset = Preset(f"gpu_zero{stage}", {"zero_optimization": zero})
+        gpu = None if capability is None else Device(name, 16, None, capability)
         stack = [
             stage == 0 and precision != "fp32",
             stage == 3 and method != "lora",
@@ -47,10 +51,10 @@ def test_every_combination_runs_or_is_refused_as_the_rules_say():
             method != "lora" and quant_type not in quantised,
             name == "cpu" and optimizer in ("paged_adamw", "paged_adamw_8bit"),
         ]
-        assert len(refusals(setup, STACK_LIMITS)) == sum(stack), setup
-        assert len(refusals(setup, MACHINE_LIMITS)) == sum(hardware), setup
+        found = [refusals(limits, config, preset, gpu) for limits in (STACK_LIMITS, MACHINE_LIMITS)]
+        assert [len(messages) for messages in found] == [sum(stack), sum(hardware)], found
         num_refused += any(stack + hardware)
-        for message in refusals(setup, STACK_LIMITS + MACHINE_LIMITS):
+        for message in found[0] + found[1]:
             assert "; take " in message
             assert "{" not in message
     assert 0 < num_refused < 2 * 4 * 3 * 5 * 4 * 6
@@ -77,7 +81,7 @@ def test_a_gpu_that_cannot_is_a_machine_error(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     config = load_run_config(base, [*overrides, "model.attention=sdpa"])
     with pytest.raises(MachineError) as caught:
-        choose(config, torch.device("cuda"))
+        resolve_here(config, torch.device("cuda"))
     assert caught.value.exit_code == 5
     assert [part for part in parts if part not in str(caught.value)] == []
 
@@ -85,4 +89,4 @@ def test_a_gpu_that_cannot_is_a_machine_error(
 def test_a_paged_optimizer_needs_a_gpu(base: Path):
     config = load_run_config(base, ["optim.optimizer=paged_adamw_8bit"])
     with pytest.raises(MachineError, match="there is no GPU; take"):
-        choose(config, torch.device("cpu"))
+        resolve_here(config, torch.device("cpu"))

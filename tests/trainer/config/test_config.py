@@ -8,8 +8,9 @@ import yaml
 from conftest import MINIMAL, REPOSITORY
 from pydantic import ValidationError
 
-from trainer.config import recipe as recipe_module
-from trainer.config.recipe import describe_keys, load_preset, load_run_config
+from trainer.config import preset as preset_module
+from trainer.config.preset import load_preset
+from trainer.config.recipe import describe_keys, load_run_config
 from trainer.config.sections import RunConfig
 
 NUM_KEYS = 79
@@ -177,7 +178,7 @@ PRESETS = sorted(path.stem for path in (REPOSITORY / "ds_configs").glob("*.json"
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_loads_and_holds_the_stage_of_its_name(name):
-    stage = load_preset(name)["zero_optimization"]["stage"]
+    stage = load_preset(name).stage
     assert f"zero{stage}" in name
 
 
@@ -187,10 +188,10 @@ def test_there_are_presets_for_processor_and_gpu_at_every_stage():
 
 
 def test_a_preset_is_given_out_as_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe_module, "PRESET_FOLDER", tmp_path)
+    monkeypatch.setattr(preset_module, "PRESET_FOLDER", tmp_path)
     preset = {"zero_optimization": {"stage": 2}, "communication_data_type": "fp32"}
     (tmp_path / "mine.json").write_text(json.dumps(preset))
-    assert load_preset("mine") == preset
+    assert load_preset("mine").settings == preset
 
 
 def test_zero_stage_0_runs_in_fp32(base):

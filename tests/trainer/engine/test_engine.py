@@ -4,7 +4,8 @@ import pytest
 import rank_checks
 from rank_pool import run_ranks
 
-from trainer.config.recipe import load_preset, load_run_config
+from trainer.config.preset import load_preset
+from trainer.config.recipe import load_run_config
 from trainer.engine.engine import deepspeed_config
 
 
@@ -39,9 +40,10 @@ def test_the_timeout_reaches_every_group(tmp_path):
 
 def test_the_run_owns_every_number_of_the_engine(tiny_recipe):
     config = load_run_config(tiny_recipe, ["optim.micro_batch_size=3", "optim.max_grad_norm=0.5"])
-    settings = deepspeed_config(config, "cpu_zero2", "bf16")
+    config = config.changed("engine", preset="cpu_zero2", precision="bf16")
+    settings = deepspeed_config(config)
     assert settings["train_micro_batch_size_per_gpu"] == 3
     assert settings["gradient_clipping"] == 0.5
     assert settings["bf16"] == {"enabled": True}
-    assert settings["zero_optimization"] == load_preset("cpu_zero2")["zero_optimization"]
+    assert settings["zero_optimization"] == load_preset("cpu_zero2").zero
     assert "fp16" not in settings

@@ -1,4 +1,4 @@
-"""What computes the loss: chosen once, said with its reason; and what classification never does."""
+"""What a classification step never does."""
 
 import pytest
 import torch
@@ -8,57 +8,13 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 
 from data.batches.batch import collate
 from trainer.config.sections import LossSection, TuningSection
-from trainer.errors import ConfigError
 from trainer.losses.classification import Classification
-from trainer.losses.loss import choose_backend
 from trainer.models.heads import PackedClassifier
 from trainer.tuning.lora import add_lora
 
 CPU = torch.device("cpu")
-GPU = torch.device("cuda", 0)
 # Operations that wait until the device has computed.
 SYNCS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}
-
-
-@pytest.mark.parametrize("wanted", ["auto", "reference"])
-def test_classification_needs_no_kernel(wanted):
-    assert choose_backend(wanted, "classification", CPU)[0] == "reference"
-
-
-@pytest.mark.parametrize("wanted", ["torch", "triton"])
-def test_a_fused_loss_is_refused_for_classification(wanted):
-    with pytest.raises(ConfigError, match="take auto or reference"):
-        choose_backend(wanted, "classification", CPU)
-
-
-def test_without_a_gpu_a_language_task_takes_torch_and_says_why():
-    assert choose_backend("auto", "instruction", CPU) == (
-        "torch", "Triton kernels need a GPU, the device is cpu"
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"loss\.backend triton: .* take auto or torch"):
-        choose_backend("triton", "instruction", CPU)
-    for wanted in ("torch", "reference"):
-        assert choose_backend(wanted, "instruction", CPU)[0] == wanted
-
-
-@pytest.mark.parametrize(
-    ("capability", "package", "backend", "reason"),
-    [
-        ((8, 0), object(), "triton", "fused kernel on the GPU"),
-        ((7, 0), object(), "triton", "fused kernel on the GPU"),
-        ((6, 1), object(), "torch", "sm70 or newer"),
-        ((8, 0), None, "torch", "not installed"),
-    ],
-)
-def test_a_gpu_takes_triton_where_it_runs(monkeypatch, capability, package, backend, reason):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr("trainer.losses.loss.find_spec", lambda name: package)
-    chosen, why = choose_backend("auto", "causal_lm", GPU)
-    assert chosen == backend
-    assert reason in why
-    if backend == "torch":
-        with pytest.raises(ConfigError, match=reason):
-            choose_backend("triton", "causal_lm", GPU)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "segment_sdpa"])

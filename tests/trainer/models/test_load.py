@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPTBigCodeConfig
 from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import base_digest, check_model_files
-from trainer.models.load import choose_attention, load_base
+from trainer.models.load import load_base
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,12 @@ def base(saved_base, tmp_path):
 
 
 def config_of(recipe, folder):
-    return load_run_config(recipe, ["model.config=null", f"model.path={folder}"])
+    settled = ["engine.precision=fp32", "model.attention=segment_sdpa"]
+    return load_run_config(recipe, ["model.config=null", f"model.path={folder}", *settled])
 
 
 def test_the_backbone_has_the_weights_of_the_files(tiny_recipe, base):
-    model = load_base(config_of(tiny_recipe, base), "segment_sdpa", "fp32")
+    model = load_base(config_of(tiny_recipe, base))
     saved = load_file(base / "model.safetensors")
     for name, weight in model.base_model.named_parameters():
         assert torch.equal(weight, saved[f"transformer.{name}"]), name
@@ -46,7 +47,7 @@ def test_the_backbone_has_the_weights_of_the_files(tiny_recipe, base):
 
 def test_the_head_is_drawn_from_the_seed(tiny_recipe, base):
     config = config_of(tiny_recipe, base)
-    first, again = (load_base(config, "segment_sdpa", "fp32").score.weight for _ in range(2))
+    first, again = (load_base(config).score.weight for _ in range(2))
     assert torch.equal(first, again)
 
 
@@ -55,14 +56,14 @@ def test_74_missing_weights_are_refused_not_drawn_at_random(tiny_recipe, base):
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"h\.1\.mlp\.c_fc\.weight"):
-        load_base(config_of(tiny_recipe, base), "segment_sdpa", "fp32")
+        load_base(config_of(tiny_recipe, base))
 
 
 def test_75_a_cut_off_shard_is_refused(tiny_recipe, base):
     path = base / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match="does not load"):
-        load_base(config_of(tiny_recipe, base), "segment_sdpa", "fp32")
+        load_base(config_of(tiny_recipe, base))
 
 
 def test_76_pickled_weights_are_refused(tiny_recipe, base):
@@ -97,9 +98,3 @@ def test_92_the_digest_tells_fine_tunes_of_one_base_apart(tiny_recipe, base):
     weights["transformer.h.1.mlp.c_fc.weight"] += 1e-3
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     assert base_digest(config) != before
-
-
-def test_flash_attention_is_refused_where_it_cannot_run():
-    with pytest.raises(ModelError, match="flash_attn"):
-        choose_attention("flash_attention_2", "fp32", torch.device("cpu"))
-    assert choose_attention("auto", "fp32", torch.device("cpu"))[0] == "segment_sdpa"

@@ -16,14 +16,14 @@ from rank_pool import run_ranks
 from launcher.plan import main as plan_main
 from trainer.architectures.shapes import model_shape
 from trainer.architectures.targets import num_adapter_parameters
+from trainer.config.machines import DEVICES, Machine, device_named
+from trainer.config.preset import Preset
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import TuningSection
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import check_model_files
 from trainer.planning.change import best_change
 from trainer.planning.data_facts import DataFacts, data_facts
-from trainer.planning.devices import DEVICES, device_named
-from trainer.planning.job import Machine, job_of
 from trainer.planning.memory import memory_of, quantised_bytes
 from trainer.planning.plan import (
     communication_bytes,
@@ -31,6 +31,7 @@ from trainer.planning.plan import (
     make_plan,
     read_shape,
 )
+from trainer.planning.resolve import resolve
 
 STARCODER = {
     "model_type": "gpt_bigcode", "activation_function": "gelu_pytorch_tanh", "attn_pdrop": 0.1,
@@ -102,23 +103,29 @@ def starcoder(base, tmp_path):
     )  # fmt: skip
 
 
-def changed(config, section, **values):
-    block = getattr(config, section).model_copy(update=values)
-    return config.model_copy(update={section: block})
+def resolved(config, machine):
+    """Resolved for a machine, with the accumulation of the assumed data."""
+    accumulation = ASSUMED.accumulation(config, machine.num_ranks)
+    return resolve(config, read_shape(config), machine, accumulation)
+
+
+def under(recipe, stage, **more):
+    """The recipe under a preset of its own."""
+    zero = {"stage": stage, **{k: v for k, v in more.items() if k.startswith("stage3")}}
+    rest = {key: value for key, value in more.items() if key not in zero}
+    return replace(recipe, preset=Preset("own", {"zero_optimization": zero, **rest}))
 
 
 def test_4_bit_weights_cost_what_the_paper_says(starcoder):
     """Dettmers et al. 2023, section 3: scales cost 0.5 bits a weight, doubly quantised 0.127."""
-    job = job_of(starcoder, read_shape(starcoder), Machine(DEVICES["H100"], 1), ASSUMED)
-    assert 8 * quantised_bytes(replace(job, double_quant=False)) == pytest.approx(4.5)
+    job = resolved(starcoder, Machine(DEVICES["H100"], 1))
+    assert 8 * quantised_bytes(job.changed("tuning", double_quant=False)) == pytest.approx(4.5)
     assert 8 * quantised_bytes(job) == pytest.approx(4.127, abs=5e-4)
 
 
 def test_the_components_of_lora_on_starcoder_by_hand(starcoder):
     """15.5 B bf16 weights; 27.6 M trained: 2 + 4 + 8 bytes each, masters and moments halved."""
-    memory = memory_of(
-        job_of(starcoder, read_shape(starcoder), Machine(DEVICES["A100-80"], 2), ASSUMED)
-    )
+    memory = memory_of(resolved(starcoder, Machine(DEVICES["A100-80"], 2)))
     base = 15_517_456_384  # the model on the meta device, without the head
     adapters = 40 * 8 * ((6144 + 6400) + (6144 + 6144) + 2 * (6144 + 24576))
     trained = adapters + 2 * 6144
@@ -132,6 +139,10 @@ def test_the_components_of_lora_on_starcoder_by_hand(starcoder):
     block = 2 * (2 * d + 8) + 2 * (2 * d + f + 32) + 2 * (2 * d + 256) + 4 * 48 + 2 * f + 2 * d
     outside = 2 * d + 2 * t
     assert memory.activations == pytest.approx(t * (40 * 2 * d + block + outside), rel=1e-3)
+    # Without recomputation: 40 blocks whole, but for the first norm, before which nothing learns.
+    kept = starcoder.changed("model", gradient_checkpointing=False)
+    memory = memory_of(resolved(kept, Machine(DEVICES["A100-80"], 2)))
+    assert memory.activations == t * (40 * block - (2 * d + 8) + outside)
 
 
 LLAMA = CONFIGS["llama-13b"] | {"tie_word_embeddings": False}
@@ -150,7 +161,7 @@ def llama(base, tmp_path):
 
 
 def language_job(config, num_ranks=8):
-    return job_of(config, read_shape(config), Machine(DEVICES["A100-80"], num_ranks), ASSUMED)
+    return resolved(config, Machine(DEVICES["A100-80"], num_ranks))
 
 
 def test_full_tuning_of_a_language_model_under_zero_3_by_hand(llama):
@@ -172,14 +183,15 @@ def test_a_trained_output_layer_sums_its_gradient_in_fp32_beside_the_chunk(
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"tie_word_embeddings": is_tied}))
     tokens = 4 * 512  # more rows, and what the widest layer has in flight would be more
     expected = 2 * 2 * 5120 * tokens + (4 + 2) * 32000 * 5120 + (640 << 20)
-    job = replace(language_job(llama), micro_batch_size=4, checkpointing=False)
+    job = language_job(llama).changed("optim", micro_batch_size=4)
+    job = job.changed("model", gradient_checkpointing=False)
     memory = memory_of(job)
     assert memory.activations > 0  # the peak is at the loss, not at the update
     assert memory.working == expected
-    frozen = changed(llama, "tuning", method="lora")
-    frozen_job = replace(language_job(frozen), micro_batch_size=4, zero_stage=1)
+    frozen = llama.changed("tuning", method="lora")
+    frozen_job = under(language_job(frozen), 1).changed("optim", micro_batch_size=4)
     assert memory_of(frozen_job).working == expected - 6 * 32000 * 5120
-    whole = changed(frozen, "tuning", modules_to_save=["lm_head"])
+    whole = frozen.changed("tuning", modules_to_save=["lm_head"])
     whole_job = language_job(whole)
     assert whole_job.num_trained - frozen_job.num_trained == 32000 * 5120
 
@@ -187,12 +199,12 @@ def test_a_trained_output_layer_sums_its_gradient_in_fp32_beside_the_chunk(
 def test_full_fine_tuning_of_starcoder_by_hand(starcoder):
     """2 + 2 bytes a parameter for weight and gradient, 4 + 8 + 4 shared by 8 ranks; ZeRO 3 shares
     all of it, and holds a billion parameters gathered."""
-    config = changed(starcoder, "tuning", method="full")
+    config = starcoder.changed("tuning", method="full")
     machine = Machine(DEVICES["A100-80"], 8)
     trained = 15_517_456_384 + 2 * 6144
     for preset, of_weight in (("gpu_zero1", trained), ("gpu_zero3", trained / 8 + 1e9)):
-        on = changed(config, "engine", preset=preset)
-        job = job_of(on, read_shape(on), machine, ASSUMED)
+        on = config.changed("engine", preset=preset)
+        job = resolved(on, machine)
         memory = memory_of(job)
         assert job.num_trained == trained
         assert memory.trained_weights == 2 * of_weight
@@ -200,28 +212,28 @@ def test_full_fine_tuning_of_starcoder_by_hand(starcoder):
         assert memory.moments == 8 * trained / 8
         held = trained / 8 if preset == "gpu_zero3" else trained
         assert memory.gradients == pytest.approx(2 * held + 4 * trained / 8)
-    alone = changed(config, "engine", preset="gpu_zero1")
-    assert not make_plan(alone, read_shape(alone), Machine(DEVICES["A100-80"], 1), ASSUMED).fits
+    alone = config.changed("engine", preset="gpu_zero1")
+    assert not make_plan(resolved(alone, Machine(DEVICES["A100-80"], 1)), ASSUMED).fits
 
 
 def test_virtual_tokens_take_positions_and_memory(starcoder):
-    prompted = changed(changed(starcoder, "tuning", method="ptuning"), "data", packing=False)
-    plain = changed(starcoder, "data", packing=False)
-    shape, machine = read_shape(prompted), Machine(DEVICES["A100-80"], 1)
-    jobs = [job_of(config, shape, machine, ASSUMED) for config in (plain, prompted)]
+    prompted = starcoder.changed("tuning", method="ptuning").changed("data", packing=False)
+    plain = starcoder.changed("data", packing=False)
+    machine = Machine(DEVICES["A100-80"], 1)
+    jobs = [resolved(config, machine) for config in (plain, prompted)]
     assert [job.num_tokens for job in jobs] == [2048, 2078]
-    check_model_files(changed(prompted, "data", seq_length=8162), 100)
+    check_model_files(prompted.changed("data", seq_length=8162), 100)
     with pytest.raises(ConfigError, match=r"30 virtual tokens .* lower it to 8162"):
-        check_model_files(changed(prompted, "data", seq_length=8163), 100)
+        check_model_files(prompted.changed("data", seq_length=8163), 100)
 
 
 def test_the_largest_micro_batch_fits_and_one_row_more_does_not(starcoder):
     limit = DEVICES["A100-40"].memory_gib * 2**30
-    job = job_of(starcoder, read_shape(starcoder), Machine(DEVICES["A100-40"], 1), ASSUMED)
+    job = resolved(starcoder, Machine(DEVICES["A100-40"], 1))
     largest = largest_micro_batch(job, limit)
     assert largest > 1
-    assert memory_of(replace(job, micro_batch_size=largest)).total <= limit
-    assert memory_of(replace(job, micro_batch_size=largest + 1)).total > limit
+    assert memory_of(job.changed("optim", micro_batch_size=largest)).total <= limit
+    assert memory_of(job.changed("optim", micro_batch_size=largest + 1)).total > limit
 
 
 @pytest.mark.parametrize(
@@ -247,9 +259,9 @@ def test_the_best_single_change_fits_and_the_recipe_without_it_does_not(
 ):
     config = starcoder
     for section, values in config_change.items():
-        config = changed(config, section, **values)
+        config = config.changed(section, **values)
     shape, machine = read_shape(config), Machine(DEVICES[device], 1)
-    assert not make_plan(config, shape, machine, ASSUMED).fits
+    assert not make_plan(resolved(config, machine), ASSUMED).fits
     change = best_change(config, shape, machine, ASSUMED)
     assert change.override == expected
     assert change.plan.fits
@@ -257,16 +269,16 @@ def test_the_best_single_change_fits_and_the_recipe_without_it_does_not(
 
 def test_a_model_that_no_single_change_saves_still_gets_the_one_that_helps_most(starcoder):
     shape, machine = read_shape(starcoder), Machine(DEVICES["RTX3060"], 1)
-    config = changed(starcoder, "model", gradient_checkpointing=False)
+    config = starcoder.changed("model", gradient_checkpointing=False)
     change = best_change(config, shape, machine, ASSUMED)
     assert change.override == "tuning.method=qlora"
     assert not change.plan.fits
 
 
 def test_what_a_device_cannot_run_is_a_fault_whatever_its_memory(starcoder):
-    config = changed(starcoder, "engine", precision="bf16")
-    config = changed(config, "tuning", method="qlora", quant_type="int8")
-    plan = make_plan(config, read_shape(config), Machine(DEVICES["V100-32"], 1), ASSUMED)
+    config = starcoder.changed("engine", precision="bf16")
+    config = config.changed("tuning", method="qlora", quant_type="int8")
+    plan = make_plan(resolved(config, Machine(DEVICES["V100-32"], 1)), ASSUMED)
     assert not plan.fits
     assert any("bf16 needs" in fault for fault in plan.faults)
     assert any("int8 needs a GPU of sm75" in fault for fault in plan.faults)
@@ -276,8 +288,7 @@ def test_communication_is_that_of_rings(starcoder):
     """2 (n - 1) / n of the gradients, (n - 1) / n of the weights, in bf16; alone nothing."""
     shape = read_shape(starcoder)
     sent = [
-        communication_bytes(job_of(starcoder, shape, Machine(DEVICES["H100"], n), ASSUMED), 1)
-        for n in (1, 2, 4)
+        communication_bytes(resolved(starcoder, Machine(DEVICES["H100"], n)), 1) for n in (1, 2, 4)
     ]
     trained = num_adapter_parameters(shape, TuningSection()) + shape.num_head_parameters
     assert sent == [0, 3 * trained * 2 * 0.5, 3 * trained * 2 * 0.75]
@@ -286,21 +297,21 @@ def test_communication_is_that_of_rings(starcoder):
 def test_what_a_step_sends_by_stage_accumulation_and_dtype(starcoder):
     """As DeepSpeed's logger counts them (benchmarks/communication.py): 3 micro-batches, 2 ranks."""
     shape = read_shape(starcoder)
-    config = changed(starcoder, "model", gradient_checkpointing=False)
-    job = job_of(config, shape, Machine(DEVICES["H100"], 2), ASSUMED)
+    config = starcoder.changed("model", gradient_checkpointing=False)
+    job = resolved(config, Machine(DEVICES["H100"], 2))
     n, whole, layers = job.num_trained, shape.num_parameters, shape.num_linear_weights
-    assert job.precision == "bf16"
+    assert job.config.engine.precision == "bf16"
     share = 0.5
     # (gradients, there and back), (weights), in bf16
-    assert communication_bytes(replace(job, zero_stage=1), 3) == share * 2 * (2 * n + n)
-    assert communication_bytes(replace(job, zero_stage=2), 3) == share * 2 * (3 * 2 * n + n)
-    in_fp32 = replace(job, zero_stage=1, communication_dtype="fp32")
+    assert communication_bytes(under(job, 1), 3) == share * 2 * (2 * n + n)
+    assert communication_bytes(under(job, 2), 3) == share * 2 * (3 * 2 * n + n)
+    in_fp32 = under(job, 1, communication_data_type="fp32")
     assert communication_bytes(in_fp32, 3) == share * (2 * 4 * n + 2 * n)
     # above 10^9 parameters every layer is gathered for the forward and the backward pass
     large = share * 2 * 3 * (2 * n + (whole - layers) + 2 * layers)
-    assert communication_bytes(replace(job, zero_stage=3), 3) == pytest.approx(large)
+    assert communication_bytes(under(job, 3), 3) == pytest.approx(large)
     small = share * 2 * 3 * (2 * n + whole)
-    kept = replace(job, zero_stage=3, live_parameters=10**11)
+    kept = under(job, 3, stage3_max_live_parameters=10**11)
     assert communication_bytes(kept, 3) == pytest.approx(small)
 
 
@@ -362,7 +373,7 @@ def test_the_steps_of_the_plan_are_those_of_the_run_and_the_start_shows_both(tin
     ).is_assumed
     assert run_ranks([str(tiny_recipe), *overrides], 1, printed) == [0]
     config = load_run_config(tiny_recipe, overrides)
-    for facts in (data_facts(config), data_facts(changed(config, "run", output_dir="/none"))):
+    for facts in (data_facts(config), data_facts(config.changed("run", output_dir="/none"))):
         assert not facts.is_assumed
         assert facts.num_functions == 40
         assert f"steps      {facts.num_steps(config)} (" in printed.read_text()

@@ -7,19 +7,18 @@ import pytest
 from rank_pool import run_ranks
 
 from benchmarks.scaling import table
-from trainer.config.recipe import PRESET_FOLDER, load_preset, load_run_config
-from trainer.planning.data_facts import DataFacts
-from trainer.planning.devices import DEVICES, Device
-from trainer.planning.job import Machine, choose_preset, job_of, preset_family
+from trainer.config.machines import DEVICES, Device, Machine
+from trainer.config.preset import PRESET_FOLDER, load_preset
+from trainer.config.recipe import load_run_config
 from trainer.planning.memory import memory_of
 from trainer.planning.plan import read_shape
+from trainer.planning.resolve import choose_preset, preset_family, resolve
 from trainer.run_folder.metrics import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FAMILIES = ("gpu", "t4", "rtx4080", "v100x8", "a100x2", "h100", "2x_v100x8")
 STAGES = ("zero0", "zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload")
 GPU_PRESETS = [f"{family}_{stage}" for family in FAMILIES for stage in STAGES]
-ASSUMED = DataFacts(1000, 400.0, "by hand", is_assumed=True)
 STARCODER = REPOSITORY / "recipes" / "starcoder_15b.json"
 
 
@@ -31,9 +30,9 @@ def test_every_machine_has_every_stage_with_and_without_offload():
 @pytest.mark.parametrize("name", GPU_PRESETS)
 def test_a_preset_offloads_as_its_name_says_and_keeps_our_optimizer(name):
     preset = load_preset(name)
-    assert ("offload_optimizer" in preset["zero_optimization"]) is name.endswith("_offload")
+    assert ("offload_optimizer" in preset.zero) is name.endswith("_offload")
     # DeepSpeed would else demand its own CPU Adam, which it compiles for a minute
-    assert preset.get("zero_force_ds_cpu_optimizer", True) is not name.endswith("_offload")
+    assert preset.settings.get("zero_force_ds_cpu_optimizer", True) is not name.endswith("_offload")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,8 +96,7 @@ def test_auto_takes_the_first_stage_that_fits_and_says_why(machine, preset, reas
 
 def test_auto_shards_the_weights_where_all_of_them_are_trained(starcoder):
     """31 GB each of weights and gradients, and 12 bytes of masters and moments a parameter."""
-    whole = {"tuning": starcoder.tuning.model_copy(update={"method": "full"})}
-    config = starcoder.model_copy(update=whole)
+    config = starcoder.changed("tuning", method="full")
     name, why = choose_preset(config, read_shape(config), Machine(DEVICES["V100-32"], 16, 2))
     assert name == "2x_v100x8_zero3", why
     assert "shards the base too" in why
@@ -106,9 +104,7 @@ def test_auto_shards_the_weights_where_all_of_them_are_trained(starcoder):
 
 def test_auto_offloads_where_the_optimizer_is_what_does_not_fit(starcoder):
     """Embeddings and r 512 trained whole: 1.8 G parameters, 22 GB of masters and moments."""
-    config = starcoder.model_copy(
-        update={"tuning": starcoder.tuning.model_copy(update={"lora_r": 512})}
-    )
+    config = starcoder.changed("tuning", lora_r=512)
     shape = read_shape(config)
     name, why = choose_preset(config, shape, Machine(DEVICES["A100-40"], 2))
     assert name == "a100x2_zero1_offload", why
@@ -116,20 +112,23 @@ def test_auto_offloads_where_the_optimizer_is_what_does_not_fit(starcoder):
 
 
 def test_offload_takes_masters_and_moments_off_the_gpu_and_leaves_them_on_a_cpu(starcoder):
-    shape, data = read_shape(starcoder), ASSUMED
+    shape = read_shape(starcoder)
     resident, offloaded = (
-        job_of(with_preset(starcoder, name), shape, Machine(DEVICES["H100"], 2), data)
+        resolve(with_preset(starcoder, name), shape, Machine(DEVICES["H100"], 2))
         for name in ("h100_zero1", "h100_zero1_offload")
     )
     assert memory_of(resident).moments == 8 * resident.num_trained / 2
     assert memory_of(offloaded).moments == memory_of(offloaded).master_weights == 0
-    on_cpu = job_of(with_preset(starcoder, "h100_zero1_offload"), shape, Machine(None, 2), data)
+    on_cpu = resolve(with_preset(starcoder, "h100_zero1_offload"), shape, Machine(None, 2))
     assert memory_of(on_cpu).moments == 8 * resident.num_trained / 2
 
 
 def test_an_explicit_preset_is_taken_whatever_the_machine(starcoder):
     config = with_preset(starcoder, "t4_zero2")
-    assert choose_preset(config, read_shape(config), Machine(None, 1)) == ("t4_zero2", "asked for")
+    assert choose_preset(config, read_shape(config), Machine(None, 1)) == (
+        "t4_zero2",
+        "set by the recipe",
+    )
 
 
 @pytest.mark.slow
@@ -163,7 +162,7 @@ def losses(recipe: Path, folder: Path, preset: str, steps: int) -> list[float]:
 
 
 def with_preset(config, name):
-    return config.model_copy(update={"engine": config.engine.model_copy(update={"preset": name})})
+    return config.changed("engine", preset=name)
 
 
 def test_the_scaling_page_is_what_the_formulas_say():

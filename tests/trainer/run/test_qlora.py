@@ -15,7 +15,7 @@ from launcher.export import main as export_main
 from trainer.config.recipe import load_run_config
 from trainer.errors import ModelError
 from trainer.models.quantized import decoded_weight, quantized_layers
-from trainer.run.build import build_model, choose, write_random_base
+from trainer.run.build import build_model, resolve_here, write_random_base
 from trainer.run_folder.metrics import read_log
 from trainer.tuning.continued import adapter_folder
 
@@ -90,12 +90,10 @@ def test_gradients_equal_those_of_the_decoded_weights_after_an_evaluation(tiny_r
     """Where a CPU repacks 4-bit weights for inference, they were 88% off without our repair."""
     config = load_run_config(tiny_recipe, [f"run.output_dir={tmp_path}", *QLORA[:2]])
     device = torch.device("cpu")
-    choices = choose(config, device)
-    write_random_base(config, choices)
-    quantised = build_model(config, choices)
-    plain = build_model(
-        load_run_config(tiny_recipe, [f"run.output_dir={tmp_path}", "tuning.lora_r=16"]), choices
-    )
+    settled = resolve_here(config, device).config
+    write_random_base(settled)
+    quantised = build_model(settled)
+    plain = build_model(settled.changed("tuning", method="lora", lora_r=16))
     plain.load_state_dict(
         {n: p.detach().clone() for n, p in quantised.named_parameters() if p.requires_grad},
         strict=False,

@@ -1,4 +1,4 @@
-"""GPUs the planner knows."""
+"""GPUs the planner knows, and the machine that a recipe runs on."""
 
 import difflib
 from collections.abc import Mapping
@@ -30,6 +30,38 @@ class Device:
     def precision(self) -> str:
         """What engine.precision=auto becomes."""
         return "bf16" if self.compute_capability >= _AMPERE else "fp16"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a recipe is resolved for.
+
+    Attributes:
+        device: A GPU; None is this machine's CPU.
+        num_ranks: Over all nodes.
+        num_nodes: The ranks are spread evenly over them.
+        has_flash: flash_attn can be used; None on a machine that is only planned for.
+        has_triton: The package is installed.
+        has_fp16: DeepSpeed computes in fp16 here.
+    """
+
+    device: Device | None
+    num_ranks: int
+    num_nodes: int = 1
+    has_flash: bool | None = None
+    has_triton: bool = True
+    has_fp16: bool = True
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        nodes = f" on {self.num_nodes} nodes" if self.num_nodes > 1 else ""
+        return f"{self.num_ranks} x {self.device.name if self.device else 'CPU'}{nodes}"
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """What its device has; None for a CPU."""
+        return self.device.memory_gib * 2**30 if self.device else None
 
 
 DEVICES: Mapping[str, Device] = {

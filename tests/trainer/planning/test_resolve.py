@@ -1,0 +1,119 @@
+"""Every `auto` is settled once, with its reason; what cannot be had is a fault of the recipe."""
+
+import pytest
+from conftest import REPOSITORY
+
+from trainer.config.machines import DEVICES, Device, Machine
+from trainer.config.recipe import load_run_config
+from trainer.errors import ConfigError, MachineError, ModelError
+from trainer.planning.plan import read_shape
+from trainer.planning.resolve import resolve
+
+CPU = Machine(None, 1)
+QUICKSTART = REPOSITORY / "recipes" / "quickstart.yaml"
+
+
+def resolved(machine, *overrides):
+    config = load_run_config(QUICKSTART, overrides)
+    return resolve(config, read_shape(config), machine)
+
+
+def gpu(capability, **more):
+    return Machine(Device("a GPU", 16, None, capability), 1, **more)
+
+
+def test_no_auto_is_left_and_the_recipe_is_kept_as_written():
+    recipe = resolved(Machine(DEVICES["T4"], 1), "task.name=instruction")
+    for key in recipe.reasons:
+        section, name = key.split(".")
+        assert getattr(getattr(recipe.written, section), name) == "auto"
+        assert getattr(getattr(recipe.config, section), name) != "auto"
+    assert len(recipe.reasons) == 4
+    assert (
+        recipe.choice("engine.precision") == "fp16 (GPU older than sm80 has no bf16 tensor cores)"
+    )
+    assert recipe.preset.name == recipe.config.engine.preset == "t4_zero1"
+    assert recipe.faults == ()
+
+
+@pytest.mark.parametrize("wanted", ["auto", "reference"])
+def test_classification_needs_no_kernel(wanted):
+    recipe = resolved(CPU, f"loss.backend={wanted}")
+    assert recipe.config.loss.backend == "reference"
+    assert recipe.faults == ()
+
+
+@pytest.mark.parametrize("wanted", ["torch", "triton"])
+def test_a_fused_loss_is_refused_for_classification(wanted):
+    (fault,) = resolved(CPU, f"loss.backend={wanted}").faults
+    assert isinstance(fault, ConfigError)
+    assert "take auto or reference" in str(fault)
+
+
+def test_without_a_gpu_a_language_task_takes_torch_and_says_why():
+    language = "task.name=instruction"
+    assert resolved(CPU, language).choice("loss.backend") == (
+        "torch (Triton kernels need a GPU, the device is cpu)"
+    )
+    (fault,) = resolved(CPU, language, "loss.backend=triton").faults
+    assert isinstance(fault, ConfigError)
+    assert "take auto or torch" in str(fault)
+    for wanted in ("torch", "reference"):
+        recipe = resolved(CPU, language, f"loss.backend={wanted}")
+        assert (recipe.config.loss.backend, recipe.faults) == (wanted, ())
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "backend", "reason"),
+    [
+        ((8, 0), True, "triton", "fused kernel on the GPU"),
+        ((7, 0), True, "triton", "fused kernel on the GPU"),
+        ((6, 1), True, "torch", "sm70 or newer"),
+        ((8, 0), False, "torch", "not installed"),
+    ],
+)
+def test_a_gpu_takes_triton_where_it_runs(capability, has_triton, backend, reason):
+    machine, task = gpu(capability, has_triton=has_triton), "task.name=causal_lm"
+    recipe = resolved(machine, task)
+    assert recipe.config.loss.backend == backend
+    assert reason in recipe.reasons["loss.backend"]
+    faults = resolved(machine, task, "loss.backend=triton").faults
+    assert [reason in str(fault) for fault in faults] == ([True] if backend == "torch" else [])
+
+
+@pytest.mark.parametrize(
+    ("machine", "precision", "attention"),
+    [
+        (CPU, "auto", "segment_sdpa"),
+        (gpu((8, 0), has_flash=True), "auto", "flash_attention_2"),
+        (gpu((8, 0), has_flash=True), "fp32", "sdpa"),
+        (gpu((8, 0), has_flash=False), "auto", "sdpa"),
+        (gpu((8, 0)), "auto", "sdpa"),  # planned for: it may not be installed
+    ],
+)
+def test_attention_follows_machine_and_precision(machine, precision, attention):
+    recipe = resolved(machine, f"engine.precision={precision}")
+    assert recipe.config.model.attention == attention
+
+
+@pytest.mark.parametrize(
+    ("machine", "precision", "is_refused"),
+    [
+        (CPU, "auto", True),
+        (gpu((8, 0), has_flash=False), "auto", True),
+        (gpu((8, 0), has_flash=True), "fp32", True),
+        (gpu((8, 0), has_flash=True), "auto", False),
+        (gpu((8, 0)), "auto", False),
+    ],
+)
+def test_flash_attention_is_refused_where_it_cannot_run(machine, precision, is_refused):
+    wanted = "model.attention=flash_attention_2"
+    faults = resolved(machine, wanted, f"engine.precision={precision}").faults
+    assert [isinstance(fault, ModelError) for fault in faults] == [True] * is_refused
+
+
+def test_fp16_is_refused_where_the_machine_does_not_compute_in_it():
+    faults = resolved(Machine(None, 1, has_fp16=False), "engine.precision=fp16").faults
+    assert isinstance(faults[0], MachineError)
+    assert "take engine.precision auto" in str(faults[0])
+    assert resolved(CPU, "engine.precision=fp16").faults == ()

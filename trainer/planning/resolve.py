@@ -1,0 +1,189 @@
+"""Every `auto` of a recipe, settled for a machine with its reason."""
+
+import re
+
+from trainer.architectures.shapes import ModelShape
+from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
+from trainer.config.machines import Machine
+from trainer.config.preset import Preset, load_preset
+from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError, MachineError, ModelError
+from trainer.planning.memory import memory_of
+from trainer.planning.resolved import FLASH, SEGMENT_SDPA, Resolved
+
+_GIB = 2**30
+_FAMILIES = (  # of ds_configs/, by the name the driver gives a GPU
+    (r"\bT4\b", "t4"),
+    (r"RTX ?4080", "rtx4080"),
+    (r"V100", "v100x8"),
+    (r"A100", "a100x2"),
+    (r"\bH[12]00\b", "h100"),
+)
+_STAGES = {  # in the order they are tried: each costs more time a step than the one before
+    "zero1": "shards the optimizer and keeps one all-reduce a step",
+    "zero1_offload": "keeps the optimizer on the host, as {peak} of zero1 do not fit {limit}",
+    "zero3": "shards the base too, as {peak} of zero1 do not fit {limit}",
+    "zero3_offload": "shards the base and keeps the optimizer on the host, as {peak} of zero1 do"
+    " not fit {limit}",
+}
+
+
+def resolve(
+    config: RunConfig, shape: ModelShape, machine: Machine, accumulation: int | None = None
+) -> Resolved:
+    """Settle every `auto` of a recipe; what cannot run is among the faults of the answer.
+
+    Args:
+        config: The recipe.
+        shape: Sizes of its model.
+        machine: Where it runs.
+        accumulation: Micro-batches of a rank in a step, where the data is known.
+    """
+    name, why_preset = choose_preset(config, shape, machine)
+    preset = load_preset(name)
+    precision, why_precision = choose_precision(config, machine, preset)
+    attention, why_attention = choose_attention(config, machine, precision)
+    backend, why_backend = choose_loss_backend(config, machine)
+    settled = config.changed("engine", preset=name, precision=precision)
+    settled = settled.changed("model", attention=attention).changed("loss", backend=backend)
+    reasons = {
+        "engine.precision": why_precision,
+        "engine.preset": why_preset,
+        "model.attention": why_attention,
+        "loss.backend": why_backend,
+    }
+    faults = _faults(config, settled, preset, machine)
+    return Resolved(config, settled, reasons, preset, shape, machine, faults, accumulation)
+
+
+def preset_family(machine: Machine) -> str:
+    """The machine part of a preset's name."""
+    if machine.device is None:
+        return "cpu"
+    for pattern, family in _FAMILIES:
+        if re.search(pattern, machine.device.name):
+            several = family == "v100x8" and machine.num_nodes > 1
+            return "2x_v100x8" if several else family
+    return "gpu"
+
+
+def choose_preset(config: RunConfig, shape: ModelShape, machine: Machine) -> tuple[str, str]:
+    """Name of the preset and the reason for it.
+
+    The machine gives the family. Of its stages the first whose planned peak fits is taken; a step's
+    accumulation is assumed, so that neither the data nor the rank decides.
+    """
+    if config.engine.preset != "auto":
+        return config.engine.preset, "set by the recipe"
+    family = preset_family(machine)
+    where = "" if family == "cpu" else f"for {machine.name}; "
+    first = f"{family}_zero1"
+    if machine.device is None:
+        return first, f"{where}{_STAGES['zero1']}"
+    limit = machine.device.memory_gib * _GIB
+    peak_of_first = 0.0
+    for stage, reason in _STAGES.items():
+        name = f"{family}_{stage}"
+        preset = load_preset(name)
+        if preset.stage == 3 and machine.num_ranks == 1:
+            continue
+        tried = resolve(config.changed("engine", preset=name), shape, machine)
+        if refusals(STACK_LIMITS, tried.config, preset):
+            continue
+        peak = memory_of(tried).total
+        peak_of_first = peak_of_first or peak
+        if peak <= limit:
+            shown = {"peak": f"{peak_of_first / _GIB:.1f} GiB", "limit": f"{limit / _GIB:.1f}"}
+            fits = f" (planned {peak / _GIB:.1f} of {limit / _GIB:.1f} GiB)"
+            return name, where + reason.format(**shown) + fits
+    return first, (
+        f"{where}planned {peak_of_first / _GIB:.1f} GiB, and no stage fits {limit / _GIB:.1f}:"
+        " launcher/plan.py says what to change"
+    )
+
+
+def choose_precision(config: RunConfig, machine: Machine, preset: Preset) -> tuple[str, str]:
+    """The precision of training and the reason for it."""
+    if config.engine.precision != "auto":
+        return config.engine.precision, "set by the recipe"
+    if preset.stage == 0:
+        return "fp32", "ZeRO 0 is exact in fp32 only"
+    if machine.device is None:
+        return "fp32", "CPU"
+    if machine.device.precision == "bf16":
+        return "bf16", "GPU of sm80 or newer"
+    return "fp16", "GPU older than sm80 has no bf16 tensor cores"
+
+
+def choose_attention(config: RunConfig, machine: Machine, precision: str) -> tuple[str, str]:
+    """The attention back end and the reason for it; FlashAttention computes in 16 bit only."""
+    if config.model.attention != "auto":
+        return config.model.attention, "set by the recipe"
+    if machine.device is None:
+        return SEGMENT_SDPA, "CPU: cost follows the functions, not the row"
+    if machine.has_flash and precision != "fp32":
+        return FLASH, "flash_attn is installed and the GPU is sm80 or newer"
+    return "sdpa", "GPU without usable flash_attn"
+
+
+def choose_loss_backend(config: RunConfig, machine: Machine) -> tuple[str, str]:
+    """What computes the loss, and the reason for it."""
+    wanted = config.loss.backend
+    if not config.is_language and wanted in ("auto", "reference"):
+        return "reference", "classification: functions x 2 logits, nothing to fuse"
+    if wanted == "reference":
+        return wanted, "set by the recipe; tokens x vocabulary logits are in memory"
+    if wanted != "auto":
+        return wanted, "set by the recipe"
+    missing = _triton_is_missing(machine)
+    return ("torch", missing) if missing else ("triton", "fused kernel on the GPU")
+
+
+def _triton_is_missing(machine: Machine) -> str:
+    """Why the Triton kernel does not run on a machine; empty where it does."""
+    if machine.device is None:
+        return "Triton kernels need a GPU, the device is cpu"
+    if not machine.has_triton:
+        return "the triton package is not installed"
+    if machine.device.compute_capability < (7, 0):
+        return "Triton needs a GPU of sm70 or newer"
+    return ""
+
+
+def _faults(
+    written: RunConfig, settled: RunConfig, preset: Preset, machine: Machine
+) -> tuple[ValueError, ...]:
+    """Every reason why a resolved recipe cannot run."""
+    faults: list[ValueError] = []
+    if settled.engine.precision == "fp16" and not machine.has_fp16:
+        faults.append(
+            MachineError("this machine does not compute in fp16; take engine.precision auto")
+        )
+    if stack := refusals(STACK_LIMITS, settled, preset):
+        faults.append(ConfigError("\n".join(stack)))
+    if hardware := refusals(MACHINE_LIMITS, settled, preset, machine.device):
+        faults.append(MachineError("\n".join(hardware)))
+    can_flash = machine.device is not None and machine.has_flash is not False
+    if settled.model.attention == FLASH and not (can_flash and settled.engine.precision != "fp32"):
+        faults.append(
+            ModelError(
+                "model.attention flash_attention_2 needs the flash_attn package, a GPU of sm80 or"
+                " newer and bf16 or fp16; take auto or sdpa"
+            )
+        )
+    return (*faults, *_loss_faults(written, machine))
+
+
+def _loss_faults(config: RunConfig, machine: Machine) -> list[ValueError]:
+    wanted = config.loss.backend
+    if not config.is_language and wanted not in ("auto", "reference"):
+        return [
+            ConfigError(
+                f"loss.backend {wanted} fuses the output layer of a language model into its loss;"
+                " task.name classification scores functions x 2 logits: take auto or reference"
+            )
+        ]
+    missing = _triton_is_missing(machine)
+    if wanted == "triton" and missing:
+        return [ConfigError(f"loss.backend triton: {missing}; take auto or torch")]
+    return []

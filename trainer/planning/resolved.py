@@ -1,0 +1,123 @@
+"""A recipe on a machine with every `auto` settled: what planner, run and banner read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainer.architectures.shapes import ModelShape
+from trainer.architectures.targets import num_adapter_parameters, num_head_parameters
+from trainer.config.machines import Machine
+from trainer.config.methods import num_virtual_tokens
+from trainer.config.preset import Preset
+from trainer.config.sections import RunConfig, TuningSection
+
+SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_TABLES = ("wte", "embed_tokens", "lm_head")  # modules_to_save that the planner can size
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe on a machine, resolved once by `resolve`.
+
+    Attributes:
+        written: The recipe as its author wrote it: what a run folder keeps, and a resume compares.
+        config: The recipe with preset, precision, attention and loss back end settled.
+        reasons: Why, by key, in the order of the banner.
+        preset: What engine.preset names.
+        shape: Sizes of the model.
+        machine: Where it runs.
+        faults: Why it cannot run there, with exit codes, in the order they are found.
+        accumulation: Micro-batches of a rank in a step; None, taken as several, before the data is
+            known.
+    """
+
+    written: RunConfig
+    config: RunConfig
+    reasons: Mapping[str, str]
+    preset: Preset
+    shape: ModelShape
+    machine: Machine
+    faults: tuple[ValueError, ...] = ()
+    accumulation: int | None = None
+
+    def choice(self, key: str) -> str:
+        """A settled key and its reason, e.g. "bf16 (GPU of sm80 or newer)"."""
+        section, name = key.split(".")
+        return f"{getattr(getattr(self.config, section), name)} ({self.reasons[key]})"
+
+    def changed(self, section: str, **values: Any) -> "Resolved":
+        """The same choices with keys of one section changed."""
+        return replace(self, config=self.config.changed(section, **values))
+
+    @property
+    def tuning(self) -> TuningSection:
+        """The tuning section."""
+        return self.config.tuning
+
+    @property
+    def base_bytes(self) -> int:
+        """Of an element of the frozen weights that are not quantised, and of activations."""
+        return BYTES[self.config.base_dtype]
+
+    @property
+    def train_bytes(self) -> int:
+        """Of an element of what is trained."""
+        return BYTES[self.config.engine.precision]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the machine has one."""
+        return self.machine.device is not None
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step has several micro-batches, so that gradients wait."""
+        return self.accumulation is None or self.accumulation > 1
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether LoRA's layers are ours, as `choose_lora_backend` says once they are there."""
+        tuning = self.tuning
+        is_plain = tuning.method == "lora" and tuning.base_quant_type is None
+        return is_plain and tuning.lora_backend != "peft" and tuning.variant != "dora"
+
+    @property
+    def num_saved_modules_parameters(self) -> int:
+        """Trained whole beside the adapters."""
+        tables = [name for name in self.tuning.modules_to_save if name in _TABLES]
+        return len(tables) * self.shape.vocabulary * self.shape.hidden
+
+    @property
+    def num_trained(self) -> int:
+        """Adapters, head and modules trained whole."""
+        return (
+            num_adapter_parameters(self.shape, self.tuning)
+            + num_head_parameters(self.shape, self.tuning)
+            + self.num_saved_modules_parameters
+        )
+
+    @property
+    def trains_vocabulary(self) -> bool:
+        """Whether the output layer of a language model has a gradient."""
+        return self.shape.head != "classes" and (
+            self.tuning.method == "full" or "lm_head" in self.tuning.modules_to_save
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Of a micro-batch, virtual ones included; its rows are taken as full."""
+        of_row = self.config.data.seq_length + num_virtual_tokens(self.tuning)
+        return of_row * self.config.optim.micro_batch_size
+
+    @property
+    def gradient_shards(self) -> int:
+        """Ranks that share the gradients; of adapters, which are small, each holds all."""
+        is_cut = self.tuning.method == "full" and self.preset.stage >= 2
+        return self.machine.num_ranks if is_cut else 1
+
+    @property
+    def reduce_bucket_size(self) -> int:
+        """Elements of a bucket; the engine caps those of ZeRO 1 and 2 at what is trained."""
+        size = int(self.preset.zero.get("reduce_bucket_size", 0))
+        return size if self.preset.stage == 3 else min(size, self.num_trained)
