@@ -247,7 +247,7 @@ def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:
 
 def write_up_lines() -> list[str]:
     """The formulas every introduction gives, beside ours, on StarCoder (15.5 B)."""
-    from trainer.architectures.shapes import model_shape
+    from trainer.architectures.families import model_shape
     from trainer.architectures.targets import num_adapter_parameters
     from trainer.config.sections import TuningSection
 

@@ -22,7 +22,7 @@ from recipe_cases import (
 )
 
 from launcher.plan import main as plan_main
-from trainer.architectures.shapes import model_shape
+from trainer.architectures.families import model_shape
 from trainer.config.recipe import load_run_config
 from trainer.run_folder.metrics import read_log
 from trainer.tuning import METHODS

@@ -1,28 +1,16 @@
 """Which linear layers a tuning method adapts, and how many parameters that trains.
 
-Arithmetic on the sizes of a block, shared by the planner and the methods. Sources: Astraios (Zhuo
-et al. 2024) for GPTBigCode; for other families LLM-Adapters (Hu et al. 2023) and, for IA3, PEFT.
+Arithmetic on the sizes of a block, shared by the planner and the methods.
 """
 
 from collections.abc import Iterable
 from typing import Literal
 
-from trainer.architectures.shapes import FAMILIES, NUM_CLASSES, Linear, ModelShape
+from trainer.architectures.shapes import NUM_CLASSES, Linear, ModelShape
 from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
 from trainer.config.sections import TuningSection
 
 Place = Literal["input", "output", "beside"]
-
-AUTO_TARGETS = {
-    "ia3": {"gpt": ["c_attn", "mlp.c_proj"], "llama": ["k_proj", "v_proj", "down_proj"]},
-    "adapter_h": {
-        "gpt": ["c_fc", "mlp.c_proj"],
-        "llama": ["gate_proj", "up_proj", "down_proj"],
-    },
-    "adapter_p": {"gpt": ["mlp.c_proj"], "llama": ["down_proj"]},
-    "parallel": {"gpt": ["c_attn"], "llama": ["q_proj", "k_proj", "v_proj"]},
-}
-"""Of target_modules auto; LoRA adapts every linear layer, and the other methods none."""
 
 _FEED_FORWARD = ("mlp.c_proj", "down_proj")  # IA3 scales what these read, not what they give
 
@@ -30,11 +18,6 @@ _FEED_FORWARD = ("mlp.c_proj", "down_proj")  # IA3 scales what these read, not w
 def is_named(path: str, target: str) -> bool:
     """Whether a target names a layer: the end of its path, by whole parts."""
     return path == target or path.endswith(f".{target}")
-
-
-def auto_targets(method: str, model_type: str) -> list[str] | None:
-    """The layers of target_modules auto; None where they are not known, or all are meant."""
-    return AUTO_TARGETS.get(method, {}).get(FAMILIES.get(model_type, ""))
 
 
 def is_feed_forward(path: str) -> bool:
@@ -67,7 +50,7 @@ def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
     if tuning.method in ("full", "ptuning"):
         return []
     if targets == "auto":
-        targets = AUTO_TARGETS.get(tuning.method, {}).get(shape.family)
+        targets = shape.auto_targets.get(tuning.method)
     if targets is None:
         return list(shape.linears)
     names = list(targets)

@@ -174,7 +174,7 @@ def _buckets(recipe: Resolved) -> float:
 
 def _norm_bytes(recipe: Resolved) -> float:
     """The input of one norm and its statistics."""
-    if recipe.shape.family == "llama":
+    if recipe.shape.has_fp32_norms:
         return 4 * recipe.shape.hidden + 4
     width = recipe.base_bytes
     return width * recipe.shape.hidden + 2 * (4 if recipe.on_gpu else width)
@@ -241,7 +241,7 @@ def _attention_bytes(recipe: Resolved) -> float:
     shape, width = recipe.shape, recipe.base_bytes
     queries = shape.num_heads * shape.head_size
     keys = shape.kv_size
-    has_copied_keys = shape.family == "llama" and recipe.config.model.attention not in (
+    has_copied_keys = shape.repeats_keys and recipe.config.model.attention not in (
         SEGMENT_SDPA,
         FLASH,
     )
@@ -259,7 +259,7 @@ def _once_bytes_per_token(recipe: Resolved) -> float:
     width = recipe.base_bytes
     has_mask = recipe.config.model.attention not in (SEGMENT_SDPA, FLASH)
     mask = width * recipe.config.data.seq_length if has_mask else 0.0
-    rotary = 2 * width * recipe.shape.head_size if recipe.shape.family == "llama" else 0.0
+    rotary = 2 * width * recipe.shape.head_size if not recipe.shape.positions else 0.0
     return mask + rotary
 
 

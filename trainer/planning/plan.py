@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.architectures.shapes import ModelShape, model_shape
+from trainer.architectures.families import model_shape
+from trainer.architectures.shapes import ModelShape
 from trainer.architectures.targets import num_adapter_parameters
 from trainer.config.machines import Device, Machine
 from trainer.config.sections import RunConfig

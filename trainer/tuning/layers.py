@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from trainer.architectures.targets import auto_targets, is_named
+from trainer.architectures.families import FAMILIES
+from trainer.architectures.targets import is_named
 from trainer.config.methods import HEAD
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
@@ -64,7 +65,8 @@ def choose_targets(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
         return list(tuning.target_modules)
     if method in ("lora", "qlora"):
         return sorted({path.rpartition(".")[2] for path in layers})
-    targets = auto_targets(method, kind)
+    entry = FAMILIES.get(kind)
+    targets = entry(base.config.to_dict()).auto_targets.get(method) if entry else None
     if targets is None:
         raise ModelError(
             f"tuning.target_modules auto is not known for {method} on {kind}; name the layers: the"

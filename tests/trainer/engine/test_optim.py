@@ -3,12 +3,14 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from trainer.config.sections import OptimSection
 from trainer.engine.optim import build_optimizer, learning_rate
+from trainer.engine.state import seed_step
 
 
 def rates(total: int, **optim: object) -> list[float]:
@@ -71,3 +73,30 @@ def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
 def test_an_adapter_without_vectors_has_one_group():
     optimizer = build_optimizer(nn.Linear(3, 2, bias=False).parameters(), OptimSection())
     assert len(optimizer.param_groups) == 1
+
+
+def test_two_updates_are_those_of_adamw_by_hand():
+    """Gradients 1e-8 and 3e-8, so small that the epsilon counts; moments decay by 0.9 and 0.999."""
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = build_optimizer([weight], OptimSection(lr=0.1))
+    first, second, expected = 0.0, 0.0, 0.0
+    for step, gradient in enumerate((1e-8, 3e-8), start=1):
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        mean, deviation = first / (1 - 0.9**step), math.sqrt(second / (1 - 0.999**step))
+        expected -= 0.1 * mean / (deviation + 1e-8)
+        assert weight.item() == pytest.approx(expected, rel=1e-12)
+    assert -0.12 < expected < -0.11  # -0.1 and about -0.09 more without the epsilon
+
+
+def test_dropout_differs_by_run_step_and_rank_and_repeats():
+    def drawn(seed: int, step: int, rank: int) -> float:
+        seed_step(seed, step, rank)
+        return float(torch.rand(()))
+
+    cases = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 0), (0, 0, 2)]
+    first = [drawn(*case) for case in cases]
+    assert len(set(first)) == len(cases)
+    assert [drawn(*case) for case in cases] == first

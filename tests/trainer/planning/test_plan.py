@@ -14,7 +14,8 @@ from conftest import REPOSITORY
 from rank_pool import run_ranks
 
 from launcher.plan import main as plan_main
-from trainer.architectures.shapes import model_shape
+from trainer.architectures.families import FAMILIES, model_shape
+from trainer.architectures.shapes import Linear
 from trainer.architectures.targets import num_adapter_parameters
 from trainer.config.machines import DEVICES, Machine, device_named
 from trainer.config.preset import Preset
@@ -87,9 +88,55 @@ def test_the_shape_counts_what_the_model_on_the_meta_device_has(name):
     assert shape.mask_bytes == sum(mask.nbytes for mask in masks)
 
 
-def test_an_unknown_family_is_named():
-    with pytest.raises(ModelError, match="does not know model_type 'bert'"):
-        model_shape({"model_type": "bert"})
+UNLISTED = {
+    "starcoder2": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": 300,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    },
+    "phi": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 300,
+        "num_attention_heads": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_language", [True, False])
+@pytest.mark.parametrize("name", UNLISTED)
+def test_a_type_without_an_entry_is_counted_from_its_model(name, is_language):
+    assert name not in FAMILIES
+    config = transformers.AutoConfig.for_model(name, **UNLISTED[name], num_labels=2)
+    kind = (
+        transformers.AutoModelForCausalLM
+        if is_language
+        else transformers.AutoModelForSequenceClassification
+    )
+    with torch.device("meta"):
+        model = kind.from_config(config)
+    shape = model_shape({"model_type": name, **UNLISTED[name]}, is_language=is_language)
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+    layers = [m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert shape.num_linear_weights == sum(m.weight.numel() for m in layers) > 0
+    section = TuningSection(lora_r=4)
+    adapters = sum(4 * (m.in_features + m.out_features) for m in layers)
+    assert num_adapter_parameters(shape, section) == adapters
+
+
+def test_a_type_is_added_with_one_entry(monkeypatch):
+    """Falcon's names on the shape of another: the planner and the methods then know its layers."""
+    entry = replace(
+        model_shape(CONFIGS["gpt2"]),
+        linears=(Linear("self_attention.dense", 64, 64, True, "attention"),),
+        auto_targets={"ia3": ("dense",)},
+    )
+    monkeypatch.setitem(FAMILIES, "one_of_mine", lambda config: entry)
+    shape = model_shape({"model_type": "one_of_mine"}, is_language=True)
+    assert shape.head == "tied"
+    assert num_adapter_parameters(shape, TuningSection(method="ia3")) == 3 * 64
+
+
+def test_a_type_that_transformers_does_not_know_is_named():
+    with pytest.raises(ModelError, match="model_type 'mine': transformers builds no such model"):
+        model_shape({"model_type": "mine"})
 
 
 @pytest.fixture

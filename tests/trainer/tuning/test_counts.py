@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from trainer.architectures.shapes import model_shape
+from trainer.architectures.families import model_shape
 from trainer.architectures.targets import num_adapter_parameters, num_head_parameters
 from trainer.config.sections import TuningSection
 from trainer.tuning import METHODS
