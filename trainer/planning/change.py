@@ -111,7 +111,7 @@ def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
 
 
 def _proposes(config: RunConfig, key: str, value: Any) -> bool:
-    """Whether a change is near enough to what was asked for: the next leaner method, or base."""
+    """Whether a change stays near the recipe: the next leaner method, or the next leaner base."""
     tuning = config.tuning
     if key == "method":
         return tuning.variant == "plain" and _LEANER.get(tuning.method) == value

@@ -40,7 +40,7 @@ def bar_lines(memory: Memory, limit_bytes: float | None) -> list[str]:
 
 
 def print_plan(plan: RunPlan, others: Sequence[RunPlan], change: Change | None) -> None:
-    """The plan of the machine asked for, or of the table alone."""
+    """Print the plan of one machine, and the table of others where there is one."""
     console = Console()
     if not console.is_terminal:
         console.width = _PRINTED_WIDTH
