@@ -16,11 +16,11 @@ NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is asked.
+    """A prompt.
 
     Attributes:
         ids: Tokens before the answer.
-        text: The same for people.
+        text: The same as text.
         reference: The answer of the data; "" where there is none.
     """
 
@@ -63,7 +63,7 @@ def greedy(
             ]
             if not asked:
                 break
-            examples = _asking([[*prompts[n], *answers[n]] for n in asked])
+            examples = _asked([[*prompts[n], *answers[n]] for n in asked])
             rows = [np.array([row]) for row in range(len(asked))]
             # Of one rank: where two tokens are nearly as likely, others could choose otherwise.
             chosen = of_main(model(collate(examples, rows).to(device))[:, 2].long())
@@ -73,8 +73,8 @@ def greedy(
     return answers
 
 
-def _asking(texts: Sequence[Sequence[int]]) -> ExampleSet:
-    """Examples of which only a token behind the last is a target."""
+def _asked(texts: Sequence[Sequence[int]]) -> ExampleSet:
+    """Examples whose only target is the token after the last."""
     tokens = [token for text in texts for token in [*text, 0]]
     starts = np.cumsum([0, *(len(text) + 1 for text in texts)], dtype=np.int64)
     supervised = np.zeros(len(tokens), np.bool_)

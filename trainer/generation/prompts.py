@@ -1,4 +1,4 @@
-"""What a language model is asked at every validation."""
+"""Prompts that a language model answers at every validation."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What may be said from a sweep, in words, and what may not."""
+"""What a sweep shows and what it does not, in words."""
 
 from collections.abc import Sequence
 from math import comb, isclose
@@ -56,7 +56,7 @@ def verdict(order: Order) -> str:
 
 
 def limit_lines(comparison: Comparison) -> list[str]:
-    """What a reader could take from the numbers and should not."""
+    """Conclusions that the numbers do not support."""
     results, num_seeds = comparison.results, len(comparison.seeds)
     sizes = list(comparison.models.values())
     lines = [

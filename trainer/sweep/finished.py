@@ -1,4 +1,4 @@
-"""Whether a cell is finished: what its run folder says, and whether that is of this very run."""
+"""Whether a cell is finished: its run folder has a report, and the report is of this very run."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -18,9 +18,9 @@ from trainer.sweep.results import Result, UnfinishedError, read_json, read_resul
 
 
 def finished_result(cell: Cell) -> Result:
-    """What a cell came to whose report is that of a whole run with what it has now.
+    """Result of a cell whose report matches its current settings, base and data.
 
-    Settings are compared by config.yaml, base and data by their digests, so that paths may move.
+    config.yaml gives the settings, digests identify base and data, so paths may move.
 
     Raises:
         UnfinishedError: There is no such report, or a file cannot be read.
@@ -54,7 +54,7 @@ def unfinished(cell: Cell) -> str | None:
 
 
 def _other_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> list[str]:
-    """What of base, tokenizer and splits is not what the cell has now."""
+    """Which of base, tokenizer and splits differ from those of the run."""
     config = cell.config
     try:
         is_other_base = base_digest(config) != base_sha256

@@ -17,7 +17,7 @@ _OWNED = ("tuning.method", "model.path", "model.config", "run.seed", "run.output
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for.
+    """The options of the command line.
 
     Attributes:
         recipe: Of every cell.
@@ -42,8 +42,8 @@ class Cell:
 
     Attributes:
         method, model, seed: Its place; `model` is a name.
-        overrides: What launcher/train.py is given behind the recipe.
-        config: What they come to.
+        overrides: Arguments of launcher/train.py after the recipe.
+        config: The recipe with these overrides.
     """
 
     method: str
@@ -133,7 +133,7 @@ def _model_overrides(request: Request) -> dict[str, tuple[str, ...]]:
 
 
 def _refuse_overrides(option: str, texts: Sequence[str]) -> None:
-    """An option takes all that stands behind it, overrides of the recipe too."""
+    """An option takes every argument after it, also overrides of the recipe."""
     for text in texts:
         key, equals, _ = text.partition("=")
         section, dot, _ = key.partition(".")
@@ -142,7 +142,7 @@ def _refuse_overrides(option: str, texts: Sequence[str]) -> None:
 
 
 def _checked_name(name: str) -> str:
-    """A name that can be a folder's."""
+    """A name that is also safe as the name of a folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a model's folder; write --models NAME=FOLDER")
     return name

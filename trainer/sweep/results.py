@@ -1,4 +1,4 @@
-"""What a finished cell came to, read from its run folder."""
+"""The result of a finished cell, read from its run folder."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -21,7 +21,7 @@ from trainer.run_folder.metrics import RunLog
 
 @dataclass
 class FunctionEvaluation:
-    """Evaluation of a run that tells vulnerable functions from others.
+    """Evaluation of a run that detects vulnerable functions.
 
     Attributes:
         config: The recipe.
@@ -62,7 +62,7 @@ class FunctionEvaluation:
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
-        """Score a split; the report sets the model beside the baselines."""
+        """Score a split; the report compares the model with the baselines."""
         config, splits = self.config, self.prepared.splits
         scores = score_functions(self.model, split.examples, self.prior, config, self.ranks)
         return lambda: write_split_report(

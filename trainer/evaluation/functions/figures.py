@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Okabe and Ito 2008: told apart under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 120
+_REFERENCE: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1}
 SIZE_INCHES = (6.0, 5.0)
 
 
@@ -41,14 +42,12 @@ def roc_png(
     from sklearn.metrics import roc_curve
 
     figure, axes = _axes(title, "false positive rate", "true positive rate (recall)")
-    if not 0 < labels_N.sum() < len(labels_N):
-        return _without_curves(figure, axes)
-    axes.plot([0, 1], [0, 1], color="0.55", linestyle="--", linewidth=1, label="chance (AUC 0.500)")
-    for colour, (name, scores_N) in zip(COLOURS, curves.items(), strict=False):
-        x, y, _ = roc_curve(labels_N, scores_N)
-        axes.plot(x, y, color=colour, linewidth=1.8, label=name)
-    _finish(figure, axes, point)
-    return png(figure)
+    if 0 < labels_N.sum() < len(labels_N):
+        axes.plot([0, 1], [0, 1], **_REFERENCE, label="chance (AUC 0.500)")
+        for colour, (name, scores_N) in zip(COLOURS, curves.items(), strict=False):
+            x, y, _ = roc_curve(labels_N, scores_N)
+            axes.plot(x, y, color=colour, linewidth=1.8, label=name)
+    return _finished(figure, axes, point)
 
 
 def pr_png(
@@ -71,19 +70,14 @@ def pr_png(
     from sklearn.metrics import precision_recall_curve
 
     figure, axes = _axes(title, "recall", "precision")
-    if not 0 < labels_N.sum() < len(labels_N):
-        return _without_curves(figure, axes)
-    share = float(labels_N.mean())
-    axes.axhline(share, color="0.55", linestyle="--", linewidth=1, label=f"prior (AP {share:.3f})")
-    for colour, (name, scores_N) in zip(COLOURS, curves.items(), strict=False):
-        precision, recall, _ = precision_recall_curve(labels_N, scores_N)
-        # Recall falls along the arrays; "steps-post" holds each precision back to the recall it was
-        # reached at.
-        axes.plot(
-            recall, precision, color=colour, linewidth=1.8, drawstyle="steps-post", label=name
-        )
-    _finish(figure, axes, point)
-    return png(figure)
+    if 0 < labels_N.sum() < len(labels_N):
+        share = float(labels_N.mean())
+        axes.axhline(share, **_REFERENCE, label=f"prior (AP {share:.3f})")
+        for colour, (name, scores_N) in zip(COLOURS, curves.items(), strict=False):
+            y, x, _ = precision_recall_curve(labels_N, scores_N)
+            # Recall falls along the arrays: "steps-post" draws each precision back to its recall.
+            axes.plot(x, y, color=colour, linewidth=1.8, drawstyle="steps-post", label=name)
+    return _finished(figure, axes, point)
 
 
 def loss_png(
@@ -103,8 +97,7 @@ def loss_png(
     """
     figure, axes = _axes(title, "optimizer step", "loss (nats a token)", shares=False)
     for name, level in lines.items():
-        label = f"{name} ({level:.3f})"
-        axes.axhline(level, color="0.55", linestyle="--", linewidth=1, label=label)
+        axes.axhline(level, **_REFERENCE, label=f"{name} ({level:.3f})")
     for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
         steps, losses = zip(*points, strict=True) if points else ((), ())
         axes.plot(steps, losses, color=colour, linewidth=1.4, marker=".", label=name)
@@ -113,8 +106,7 @@ def loss_png(
 
 
 def varies(scores_N: FloatArray) -> bool:
-    """Tell whether a predictor ranks at all; a constant one has no curve beyond the reference
-    line."""
+    """Whether a predictor ranks at all; a constant one only repeats the reference line."""
     return bool(np.ptp(scores_N) > 0)
 
 
@@ -134,7 +126,11 @@ def _axes(
     return figure, axes
 
 
-def _finish(figure: "Figure", axes: "Axes", point: tuple[float, float]) -> None:
+def _finished(figure: "Figure", axes: "Axes", point: tuple[float, float]) -> bytes:
+    """Mark the model's point and add the legend; without curves, say why there are none."""
+    if not axes.lines:
+        axes.text(0.5, 0.5, "undefined: one class only", ha="center", va="center", fontsize=12)
+        return png(figure)
     axes.plot(
         *point,
         "o",
@@ -145,10 +141,6 @@ def _finish(figure: "Figure", axes: "Axes", point: tuple[float, float]) -> None:
     )
     # Below the axes, where no curve can lie under it.
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-
-
-def _without_curves(figure: "Figure", axes: "Axes") -> bytes:
-    axes.text(0.5, 0.5, "undefined: one class only", ha="center", va="center", fontsize=12)
     return png(figure)
 
 

@@ -48,7 +48,7 @@ class LanguageEvaluation:
 
     @cached_property
     def prompts(self) -> list[Prompt]:
-        """What is asked at every validation."""
+        """Prompts that the model answers at every validation."""
         return run_prompts(self.config, self.prepared)
 
     def begin(self) -> None:
@@ -78,7 +78,7 @@ class LanguageEvaluation:
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
-        """Score a split; the report sets the model beside what it was."""
+        """Score a split; the report compares the model with itself before training."""
         model, samples = self._score(split), self.answers()
         return lambda: write_language_report(
             self.config.output_dir / REPORT,
