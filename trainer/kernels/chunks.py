@@ -1,4 +1,4 @@
-"""How many rows of logits stand in memory at once.
+"""How many rows of logits are in memory at once.
 
 T tokens, D hidden, V vocabulary.
 """
@@ -22,10 +22,10 @@ def plan_chunk(
     budget_bytes: int,
     num_sms: int = 0,
 ) -> int:
-    """Rows of a chunk, the same for all but the last.
+    """Rows of a chunk; only the last chunk is shorter.
 
-    The budget is kept down to one tile of rows. Within it, a chunk is a whole number of waves: the
-    rows whose T x D gradient has a tile for every multiprocessor.
+    A chunk keeps the budget, but has at least one tile of rows. Above one wave it is a whole number
+    of waves: a wave is the rows whose T x D gradient has a tile for every multiprocessor.
 
     Args:
         num_tokens: T.

@@ -1,4 +1,4 @@
-"""Output layer and focal loss in one: tokens x vocabulary never stands in memory.
+"""Output layer and focal loss in one: the logits of all tokens are never in memory.
 
 The loss is sum over t of w_t FL(l_t), l the nll of the logits Z = X W' + b. With c_t = w_t dFL/dl
 (kernels/focal.py) and U = dl/dZ = P - Y (kernels/rows.py),
@@ -10,8 +10,8 @@ what is saved is U W (T x D), c (T) and dW (V x D, fp32). The backward pass mult
 upstream gradient. A frozen head so costs two GEMMs and is not needed in the backward pass.
 
 c is applied after the GEMM, to the rows of U W and of X, never to the 16-bit U: in fp16, small
-probabilities times 1 / (number of tokens) would be zeros. In dW, c X stands in 16 bit with the
-largest w taken out, so that neither large nor small weights leave fp16.
+probabilities times 1 / (number of tokens) would be zeros. In dW, c X is divided by the largest w
+before it is rounded to 16 bit, so neither large nor small weights leave fp16's range.
 
 T tokens, M tokens of a chunk, D hidden, V vocabulary.
 """

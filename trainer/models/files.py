@@ -1,4 +1,4 @@
-"""What a model folder must hold, read from its config.json before anything heavy is imported."""
+"""Checks a model folder by its config.json before heavy imports."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ _LONGEST_HEADER = 100 << 20  # the format's own limit
 
 
 def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
-    """Read config.json and refuse what could only fail later.
+    """Read config.json and refuse a model that would fail later.
 
     Args:
-        config: The run.
-        vocab_size: Of the tokenizer, added tokens included.
+        config: The recipe.
+        vocab_size: Size of the tokenizer, with added tokens.
 
     Returns:
         The model's config.json.
@@ -32,7 +32,9 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
     source = Path(config.model.path or config.model.config or "")
     path, values = _read_config(source)
     if "auto_map" in values:
-        raise ModelError(f"{path} needs code of its own (auto_map); such models are never run")
+        raise ModelError(
+            f"{path} needs its own code (auto_map), which never runs here; take another base"
+        )
     if config.model.path and not list(source.glob("*.safetensors")):
         raise ModelError(
             f"{source} holds no .safetensors file; convert its weights with"
@@ -59,7 +61,7 @@ def hidden_size(config: RunConfig) -> int:
     """Width of the base model, for the cost of a row.
 
     Raises:
-        ModelError: No config.json.
+        ModelError: config.json is missing.
     """
     _, values = _read_config(Path(config.model.path or config.model.config or ""))
     return int(next((values[key] for key in _WIDTH_KEYS if key in values), _USUAL_WIDTH))
@@ -77,10 +79,10 @@ def _read_config(source: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def base_digest(config: RunConfig) -> str:
-    """sha256 that tells one base from another: config.json and a sample of every tensor.
+    """sha256 of config.json, the headers and a sample of every tensor; it identifies a base.
 
-    Reading all of a 30 GB base at every start would take minutes. Names, shapes and places stand in
-    the headers; the sample tells apart fine-tunes of one base.
+    Reading all of a 30 GB base at every start would take minutes. Headers hold names, shapes and
+    places; the samples differ between fine-tunes of one base.
     """
     source = Path(config.model.path or config.model.config or "")
     digest = hashlib.sha256((source / "config.json" if source.is_dir() else source).read_bytes())

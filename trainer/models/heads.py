@@ -1,6 +1,6 @@
-"""What stands on a backbone over packed rows: class logits, or the loss of the next token.
+"""Heads over packed rows: class logits, or the loss of the next token.
 
-B rows, T tokens per row, D hidden, S places that are read, C classes.
+B rows, T tokens per row, D hidden, S positions that are read, C classes.
 """
 
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class PackedClassifier(nn.Module):
     """Logits of every function of a packed batch.
 
-    The hidden state at each recorded last token is gathered first and projected after, so the head
-    sees S states, not B x T, and no token id is searched for.
+    The hidden state at each recorded last token is gathered before the projection, so the head
+    sees S states, not B x T, and never searches for a token id.
 
     Args:
-        model: A sequence-classification model of transformers under its tuning method; its own
-            forward, which looks for the last token by id, is never called.
+        model: A sequence-classification model of transformers under its tuning method. Its own
+            forward, which searches the last token by id, is never called.
         attention: Resolved back end.
     """
 
@@ -43,7 +43,7 @@ class PackedClassifier(nn.Module):
         return logits_SC
 
     def _head_dtype(self) -> torch.dtype:
-        """Of the trained head: fp32 over a 16-bit base where the run trains in fp32."""
+        """Dtype of the trained head: fp32 over a 16-bit base where the run trains in fp32."""
         dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.requires_grad)
         return dtype
 
@@ -51,8 +51,8 @@ class PackedClassifier(nn.Module):
 class PackedLanguageModel(nn.Module):
     """Loss, or scores, of the supervised tokens of a packed batch.
 
-    The states before targets are gathered first, so tokens that are not learned never meet the
-    output layer, and B x T x vocabulary logits never exist.
+    The states before targets are gathered first, so other tokens never reach the output layer,
+    and B x T x vocabulary logits never exist.
 
     Args:
         model: A causal language model of transformers under its tuning method.
@@ -91,6 +91,6 @@ PackedModel: TypeAlias = PackedClassifier | PackedLanguageModel
 
 
 def _read_states(model: "PeftModel | PlainModel", batch: Batch, attention: str) -> Tensor:
-    """Last hidden states (S, D) at the places that are read."""
+    """Last hidden states (S, D) at the positions that are read."""
     hidden_BTD = hidden_states(model, batch, attention)
     return hidden_BTD[batch.row_S, batch.read_S]

@@ -12,11 +12,11 @@ from data.batches.batch import Batch, collate
 from data.text.tokenization import ExampleSet
 from trainer.errors import ModelError
 
-# Packed and alone run in kernels of other shapes, so they agree to rounding: of fp32 with the depth
-# of a network, of 16 bit to a few units in the last place of the hidden states.
+# Packed and alone run in kernels of other shapes, so they agree up to rounding: in fp32 it grows
+# with depth, in 16 bit it is a few units in the last place of the hidden states.
 _TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
-# Changed neighbours leave shapes and kernels alone: the difference is 0 but where a kernel mixes
-# rows on purpose.
+# Changed neighbours keep shapes and kernels, so the difference is 0 unless a kernel mixes rows on
+# purpose.
 _NEIGHBOUR_TOLERANCE = 1e-5
 _MOST_FUNCTIONS = 8
 
@@ -28,9 +28,9 @@ class IsolationCheck:
     """Largest logit differences seen on one row, relative to max(1, largest logit).
 
     Attributes:
-        packed_difference: Packed against each function alone.
-        neighbour_difference: Last function when all functions before it change.
-        own_difference: Last function when its own tokens are reversed: what a leak looks like.
+        packed_difference: Packed functions against each function alone.
+        neighbour_difference: Last function, when all functions before it change.
+        own_difference: Last function, when its own tokens are reversed: the size of a leak.
         num_functions: Functions in the row.
     """
 
@@ -54,14 +54,11 @@ def check_isolation(
     """Compare one packed row with its functions alone, and with other neighbours.
 
     Args:
-        forward: Batch on the device -> logits (S, C); in evaluation mode. Under ZeRO-3 every rank
-            calls this together, on the same row.
-        examples: Where the row's functions are taken from.
+        forward: Batch on the device -> logits (S, C); in evaluation mode. Under ZeRO-3 all ranks
+            call this together, on the same row.
+        examples: Source of the row's functions.
         seq_length: Tokens of the row.
-        device: Of the model.
-
-    Returns:
-        The differences found.
+        device: Device of the model.
     """
     examples = examples.subset(_row_of_functions(examples, seq_length))
     row = np.arange(len(examples))
@@ -89,7 +86,7 @@ def refuse_leaking(check: IsolationCheck, precision: str) -> None:
     """Stop a packed run whose functions see each other.
 
     Raises:
-        ModelError: A difference is above its tolerance, or the model is deaf to its input.
+        ModelError: A difference is above its tolerance, or the model ignores its input.
     """
     allowed = _TOLERANCE[precision]
     if check.packed_difference <= allowed and check.neighbour_difference <= _NEIGHBOUR_TOLERANCE:
@@ -105,7 +102,7 @@ def refuse_leaking(check: IsolationCheck, precision: str) -> None:
 
 
 def _row_of_functions(examples: ExampleSet, seq_length: int) -> Indices:
-    """Short functions first, then the longest one that still fits: it has most to leak into it."""
+    """Short functions first, then the longest that fits: leaks would change it most."""
     by_length = np.argsort(examples.lengths, kind="stable")
     shortest = int(examples.lengths[by_length[0]])
     fitting = by_length[examples.lengths[by_length] <= seq_length - shortest]

@@ -1,7 +1,7 @@
-"""Proof that the loss of a language model is that of its own forward.
+"""Proof that the fused loss of a language model equals the loss of the model's own forward.
 
-Some architectures scale or cap the logits behind their output layer (Granite, Cohere, Gemma 2). The
-fused loss takes the layer alone, so it would train such a model on another function.
+Some architectures scale or cap the logits after their output layer (Granite, Cohere, Gemma 2). The
+fused loss uses only the layer, so it would train such a model on another function.
 """
 
 import numpy as np
@@ -27,9 +27,9 @@ def check_own_loss(
 
     Args:
         forward: The engine over a PackedLanguageModel, in evaluation mode; called by all ranks.
-        examples: Of the training split.
-        device: Of the model.
-        precision: Of training.
+        examples: Examples of the training split.
+        device: Device of the model.
+        precision: Precision of training.
 
     Raises:
         ModelError: They differ.

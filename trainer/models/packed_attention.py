@@ -1,7 +1,7 @@
 """Attention inside functions only, for rows that hold several.
 
-Isolation never rests on what a model guesses from the positions: eager and SDPA get an explicit
-mask, segment_sdpa and FlashAttention get the boundaries.
+No model has to guess the boundaries from positions: eager and SDPA get an explicit mask, and
+segment_sdpa and FlashAttention get the boundaries.
 
 B rows, T tokens per row, H heads, D head size.
 """
@@ -24,9 +24,9 @@ def attention_inputs(batch: Batch, attention: str, dtype: torch.dtype) -> dict[s
     """The keyword arguments that keep the functions of a batch apart.
 
     Args:
-        batch: On the model's device.
-        attention: Back end, resolved.
-        dtype: Of the hidden states: an additive mask must have it.
+        batch: A batch on the model's device.
+        attention: Resolved back end.
+        dtype: Dtype of the hidden states, which an additive mask must have.
 
     Returns:
         position_ids, use_cache and either attention_mask or the segment boundaries.
@@ -40,7 +40,7 @@ def attention_inputs(batch: Batch, attention: str, dtype: torch.dtype) -> dict[s
 
 
 def causal_segment_mask(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, T): 0 where a token may look, the dtype's lowest value elsewhere."""
+    """Additive mask (B, 1, T, T): 0 where a token may attend, else the dtype's lowest value."""
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     allowed_BTT = same_BTT & torch.ones_like(same_BTT[0]).tril()
     mask_BTT = torch.zeros(allowed_BTT.shape, dtype=dtype, device=segment_ids_BT.device)
@@ -48,7 +48,7 @@ def causal_segment_mask(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _varlen_arguments(batch: Batch) -> dict[str, Any]:
-    """Boundaries as FlashAttention's varlen call wants them: over the flattened B x T tokens."""
+    """Boundaries for FlashAttention's varlen call, over the flattened B x T tokens."""
     ends = list(accumulate(batch.segment_lengths, initial=0))
     boundaries = torch.tensor(ends, dtype=torch.int32).to(
         batch.input_ids_BT.device, non_blocking=True
@@ -72,10 +72,10 @@ def _segment_sdpa(
     segment_lengths: tuple[int, ...],
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal SDPA of one segment after the other: cost follows the functions, not the row.
+    """Causal SDPA of each segment in turn: its cost depends on the functions, not on the row.
 
-    `segment_lengths` are host integers, so slicing does not wait for the device. The row ends where
-    lengths have summed to T.
+    `segment_lengths` are host integers, so slicing does not wait for the device. A row ends where
+    the lengths add up to T.
     """
     assert attention_mask is None  # the name has no mask function: transformers makes none
     width = query_BHTD.shape[2]

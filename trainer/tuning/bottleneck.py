@@ -5,12 +5,12 @@
     adapter_h, adapter_p   y = layer(x + f(x)) before a layer, y = z + f(z) with z = layer(x) behind
     parallel               y = layer(x) + f(x)
 
-On disk, beside nothing else that is needed but the base:
+Files of a saved adapter, complete but for the base:
 
-    adapter_config.json         format, base, method, size, the place of each adapter, what is whole
+    adapter_config.json         format, base, method, size, adapters' places, whole modules
     adapter_model.safetensors   NAME.adapter_down.weight (size, wide), NAME.adapter_up.weight
-                                (wide, size), and the head and other modules trained whole; NAME is
-                                the layer's in the model of transformers
+                                (wide, size), the head and other modules trained whole; NAME is the
+                                layer's name in the model of transformers
 
     D features of the wide side
 """
@@ -63,10 +63,10 @@ class BottleneckLinear(nn.Module):
 
     Args:
         base_layer: Frozen, of any linear kind.
-        place: Of the adapter.
-        size: Its inner width.
-        dropout: On its input.
-        is_identity: Start with up at zero, else as LLM-Adapters does.
+        place: Place of the adapter.
+        size: Inner width of the adapter.
+        dropout: Dropout on the adapter's input.
+        is_identity: Start with up at zero; else start as LLM-Adapters does.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class BottleneckLinear(nn.Module):
         self.adapter_up.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output, in the dtype the layer gives."""
+        """The layer's output, in the layer's own dtype."""
         if self.place == "input":
             result: Tensor = self.base_layer(x + self._adapter(x))
             return result
@@ -107,8 +107,8 @@ class BottleneckModel(PlainModel):
     """A base with bottleneck adapters in its layers.
 
     Args:
-        base: With its adapters.
-        settings: What a reader of the saved adapter needs.
+        base: A base with its adapters.
+        settings: The content of adapter_config.json.
     """
 
     def __init__(self, base: "PreTrainedModel", settings: BottleneckSettings) -> None:
@@ -116,7 +116,7 @@ class BottleneckModel(PlainModel):
         self.settings = settings
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, as this module's text says."""
+        """Write adapter_config.json and adapter_model.safetensors, see above."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True)
@@ -134,7 +134,7 @@ def add_bottlenecks(base: "PreTrainedModel", tuning: TuningSection) -> Bottlenec
         tuning: Method, size, start and the names of the layers and of modules trained whole.
 
     Raises:
-        ModelError: A name matches no layer, or an adapter has no side as wide as the model.
+        ModelError: A name matches no layer, or no side of a layer is as wide as the model.
     """
     layers = target_paths(base, choose_targets(base, tuning))
     check_modules(base, tuning.modules_to_save)

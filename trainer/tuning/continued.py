@@ -1,7 +1,7 @@
-"""tuning.init_from: weights that were trained before are where this run starts.
+"""tuning.init_from: start a run with the weights of an earlier one.
 
-LoRA, IA3 and P-Tuning have PEFT's layout, bottleneck adapters that of trainer/tuning/bottleneck.py,
-full fine-tuning is a plain transformers folder.
+Layouts: PEFT's for LoRA, IA3 and P-Tuning, trainer/tuning/bottleneck.py's for bottleneck adapters,
+a plain transformers folder for full fine-tuning.
 """
 
 import json
@@ -28,10 +28,10 @@ _MUST_MATCH = (
 
 
 def adapter_folder(path: Path, base_sha256: str, method: str = "lora") -> Path:
-    """The weights that tuning.init_from names: a folder of `save_adapter`, or a run that holds one.
+    """The weights that tuning.init_from names: a folder from `save_adapter`, or a run with one.
 
     Raises:
-        ModelError: Nothing there, or it was trained on another base.
+        ModelError: The folder holds no weights, or they were trained on another base.
     """
     folder = path / "adapter" if (path / "adapter").is_dir() else path
     wanted = _FULL if method == "full" else (_CONFIG, _WEIGHTS)
@@ -44,17 +44,16 @@ def adapter_folder(path: Path, base_sha256: str, method: str = "lora") -> Path:
     facts = _json(folder / _FACTS) if (folder / _FACTS).is_file() else {}
     if facts.get("base_sha256", base_sha256) != base_sha256:
         raise ModelError(
-            f"tuning.init_from: {folder} was trained on another base; give model.path the base it"
-            " was trained on"
+            f"tuning.init_from: {folder} was trained on another base; set model.path to that base"
         )
     return folder
 
 
 def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
-    """Overwrite the fresh trained weights with those of a folder.
+    """Replace the fresh trained weights by those in a folder.
 
     Raises:
-        ModelError: Another method, rank, scale or other modules, or weights that are missing.
+        ModelError: Method, rank, scale or modules differ, or weights are missing.
     """
     if isinstance(model, PlainModel):
         if isinstance(model, BottleneckModel):
@@ -79,8 +78,8 @@ def _take_peft(model: "PeftModel", folder: Path) -> None:
     weights = _weights(folder)
     if is_prompted(model) and not (folder / ENCODER_FILE).is_file():
         raise ModelError(
-            f"tuning.init_from: {folder} holds no {ENCODER_FILE}: virtual tokens without the"
-            " encoder that makes them can be used, not trained further; give a run's folder"
+            f"tuning.init_from: {folder} holds no {ENCODER_FILE}: without their encoder virtual"
+            " tokens can be used, but not trained further; give a run's folder"
         )
     result: Any = set_peft_model_state_dict(model, weights)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -126,6 +125,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _comparable(value: Any) -> Any:
-    """Module names come as lists and sets, once or twice, and none at all as null."""
+    """One form for module names, which come as lists or sets, with duplicates, or as null."""
     plain = getattr(value, "value", value)  # PEFT's enumerations
     return sorted(set(plain)) if isinstance(plain, list | set | tuple) else plain or None

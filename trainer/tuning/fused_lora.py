@@ -12,9 +12,9 @@ from trainer.kernels.lora_linear import lora_linear
 class FusedLoraLinear(Linear):  # type: ignore[misc]
     """A drop-in for PEFT's layer over nn.Linear or Conv1D.
 
-    Training with one active adapter is fused; merging, disabled adapters, several of them, and
-    whatever else PEFT can do stay PEFT's. Under ZeRO-3 the weights are read within this forward, so
-    DeepSpeed gathers them for this layer, in the forward and the backward pass.
+    Only training with one active adapter is fused; PEFT does the rest: merging, disabled adapters,
+    several adapters. Under ZeRO-3 this forward reads the weights, so DeepSpeed gathers them for
+    this layer, in the forward and the backward pass.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:

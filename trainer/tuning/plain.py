@@ -1,4 +1,4 @@
-"""Full fine-tuning, and what a model without PEFT shows of PEFT's interface."""
+"""Full fine-tuning, and the part of PEFT's interface that a run uses, without PEFT."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PlainModel(nn.Module):
-    """A base whose trained parameters are its own: the part of PeftModel that a run uses.
+    """A base that trains its own parameters, with the methods of PeftModel that a run uses.
 
     Args:
         base: A sequence-classification or causal language model.
@@ -28,18 +28,18 @@ class PlainModel(nn.Module):
         return self.base_model
 
     def merge_adapter(self) -> None:
-        """Nothing stands beside the weights."""
+        """Does nothing: there are no adapters."""
 
     def unload(self) -> "PreTrainedModel":
-        """The model as transformers saves it."""
+        """The model of transformers."""
         return self.base_model
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write a plain transformers folder.
 
         Args:
-            folder: New.
-            state: The trained weights by the names of this module.
+            folder: A new folder.
+            state: The trained weights by their names in this module.
         """
         own = {name.removeprefix("base_model."): value for name, value in state.items()}
         self.base_model.save_pretrained(str(folder), state_dict=own)
