@@ -53,13 +53,11 @@ _TURNED = dict(_PAIRS) | {new: old for old, new in _PAIRS}
 
 def sites(tree: ast.AST) -> Iterator[tuple[Any, str, object]]:
     """Every node that can be changed, a field and its new value; no messages, no annotations."""
+    if isinstance(tree, ast.Raise | ast.JoinedStr):
+        return
     for field, value in ast.iter_fields(tree):
-        if field in ("annotation", "returns", "decorator_list") or isinstance(
-            tree, ast.Raise | ast.JoinedStr
-        ):
-            continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
+            if isinstance(child, ast.AST) and field not in ("annotation", "returns"):
                 yield from sites(child)
     if isinstance(tree, ast.Compare) and type(tree.ops[0]) in _TURNED:
         yield tree, "ops", [_TURNED[type(tree.ops[0])](), *tree.ops[1:]]
