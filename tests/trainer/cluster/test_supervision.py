@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 
 import pytest
 from launched import marked, wait_until
@@ -17,6 +18,7 @@ from trainer.cluster.supervision import (
     Limits,
     Signals,
     SupervisedRun,
+    answering,
     ending,
     launch_command,
     refuse,
@@ -26,7 +28,7 @@ from trainer.cluster.supervision import (
     verdict,
 )
 from trainer.config.recipe import load_run_config
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, MachineError
 from trainer.processes.hostfile import Node
 from trainer.processes.outcome import FOLDER, Outcome, read_outcomes, write_outcome
 
@@ -172,6 +174,41 @@ def test_restarts_are_counted_since_the_last_new_checkpoint(
     assert supervise(job, Limits(1, 0, False), signals, said.append) == LOST.exit_code
     assert attempts == list(range(1, num_attempts + 1))
     assert said[-1] == f"no new checkpoint since step {newest} in 2 attempts: given up"
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_first", "down", "said", "slept"),
+    [  # hosts that are down at each look
+        (Limits(3, 12, False), False, ["node1", "node1", ""], ["waits for node1: off"] * 2, [5, 5]),
+        (Limits(3, 8, False), False, ["node1"] * 3, ["waits for node1: off"] * 2, [5, 3]),
+        (Limits(3, 12, False), True, ["node1"], [], []),  # a first start does not wait
+        (Limits(3, 12, True), False, ["node1"], ["continues without node1: off"], []),
+        (Limits(3, 12, True), False, ["node0 node1"], [], []),  # nobody is left
+    ],
+)
+def test_hosts_that_do_not_answer_are_awaited_left_out_or_named(
+    limits, is_first, down, said, slept, job, signals, monkeypatch
+):
+    now, looks, lines, sleeps = [100.0], iter(down), [], []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(supervision.time, "sleep", sleep)
+    monkeypatch.setattr(
+        supervision, "signal_hosts", lambda *_: dict.fromkeys(next(looks).split(), "off")
+    )
+    run = replace(job, nodes=NODES)
+    if down[-1] == "" or (limits.without_dead and down == ["node1"]):
+        expected = NODES if down[-1] == "" else NODES[:1]
+        assert answering(run, limits, signals, is_first, lines.append) == expected
+    else:
+        with pytest.raises(MachineError, match=r"node1: off\. Or take it out of the hostfile"):
+            answering(run, limits, signals, is_first, lines.append)
+    assert (lines, sleeps) == (said, slept)
+    assert next(looks, None) is None
 
 
 @pytest.mark.parametrize(
