@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> files of tests/
@@ -51,7 +50,7 @@ _PAIRS = [
 _TURNED = dict(_PAIRS) | {new: old for old, new in _PAIRS}
 
 
-def sites(tree: ast.AST) -> Iterator[tuple[Any, str, object]]:
+def sites(tree: ast.AST) -> Iterator[tuple[ast.expr, str, object]]:
     """Every node that can be changed, a field and its new value; no messages, no annotations."""
     if isinstance(tree, ast.Raise | ast.JoinedStr):
         return
@@ -128,7 +127,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--each", type=int, default=6, help="mutants of a module")
     given = parser.parse_args(arguments)
-    os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}  # no threads to fork
+    sys.dont_write_bytecode = True
     sys.path.pop(0)  # tests/ of this repository
     importlib.import_module("transformers.modeling_utils")  # and torch: once, for all children
     survived = total = 0
