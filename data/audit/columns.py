@@ -7,6 +7,7 @@ Shapes: N functions of a split.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data.audit.facts import HashArray
-from data.batches.sampling import at_most
 from data.prepared.splits import SplitKeys, text_digest
 from data.records import CodeSample
 
@@ -30,15 +30,15 @@ class Columns:
     """The values of one split that the audit compares.
 
     Attributes:
-        name: Of the split.
+        name: Name of the split.
         samples: The records themselves.
-        digest_N: Of the code with its whitespace collapsed.
+        digest_N: Digest of the code, whitespace collapsed.
         target_N: 0 or 1.
         group_N: By field of GROUP_FIELDS: digest of its value, 0 where it is unknown.
         fix_N: Digest of commit and function name, 0 without a commit: a function and its repair
             share it.
         id_N: Digest of the id.
-        cwes: CWE: (functions, positives).
+        cwes: Functions by CWE and target.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Columns:
     group_N: dict[str, HashArray]
     fix_N: HashArray
     id_N: HashArray
-    cwes: dict[str, tuple[int, int]]
+    cwes: Counter[tuple[str, int]]
 
 
 def read_columns(name: str, samples: Sequence[CodeSample], show_progress: bool) -> Columns:
@@ -68,21 +68,13 @@ def read_columns(name: str, samples: Sequence[CodeSample], show_progress: bool) 
         group_N={field: keys.group_N(field) for field in GROUP_FIELDS},
         fix_N=np.frombuffer(fixes, np.uint64),
         id_N=np.frombuffer(ids, np.uint64),
-        cwes={
-            cwe: (keys.cwes[cwe, 0] + keys.cwes[cwe, 1], keys.cwes[cwe, 1])
-            for cwe in dict.fromkeys(cwe for cwe, _ in keys.cwes)
-        },
+        cwes=keys.cwes,
     )
 
 
 def text_key(text: str) -> int:
     """A digest of 64 bits."""
     return int.from_bytes(text_digest(text), "little")
-
-
-def chosen(columns: Columns, limit: int, seed: int) -> npt.NDArray[np.int64]:
-    """Indices of at most limit functions, in order: all, or a seeded sample without replacement."""
-    return at_most(limit, len(columns.digest_N), seed)
 
 
 def records_at(columns: Columns, places: npt.NDArray[np.int64]) -> Iterable[CodeSample]:

@@ -48,6 +48,11 @@ class SplitPopulation:
     length_auc: float | None
     histogram: dict[str, list[int]]
 
+    @property
+    def share(self) -> float:
+        """Share of the functions that are vulnerable."""
+        return self.num_positive / max(self.num_functions, 1)
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -72,7 +77,7 @@ class NearPairs:
 
     Attributes:
         num_pairs: Pairs at or above the threshold; a lower bound in dense clusters.
-        num_opposite: Of these, with opposite labels.
+        num_opposite: Those with opposite labels.
         num_functions: By split: functions with at least one such twin on the other side.
         examples: The most alike.
     """
@@ -95,7 +100,7 @@ class NearFacts:
             label, which a fix makes by nature.
         clusters: Connected exact and near duplicates: their number, the functions in them, the
             largest, and those with functions of several splits.
-        functions_per_second: Of the whole search.
+        functions_per_second: Speed of the whole search.
     """
 
     method: str

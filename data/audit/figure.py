@@ -11,7 +11,7 @@ from data.audit.population import CLASSES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito 2008: told apart under every common colour blindness.
+# Okabe and Ito 2008: distinct under every common colour blindness.
 COLOURS = {"safe": "#0072B2", "vulnerable": "#D55E00"}
 DPI = 120
 WIDTH_INCHES = 7.0
@@ -22,7 +22,7 @@ def lengths_png(facts: AuditFacts) -> bytes:
     """Draw the share of each class by length; the same facts give the same bytes.
 
     Raises:
-        ValueError: The audit was given no lengths.
+        ValueError: The audit had no lengths.
     """
     if not facts.length_edges:
         raise ValueError("no lengths to draw: audit_splits was given none; tokenise first")
@@ -39,7 +39,7 @@ def lengths_png(facts: AuditFacts) -> bytes:
     panels[-1].set_xlabel("tokens of a function")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
-    # The library writes its version into the file unless told not to.
+    # None, or the library writes its version into the file.
     metadata: dict[str, Any] = {"Software": None, "Title": "Lengths"}
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata=metadata)

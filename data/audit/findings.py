@@ -48,11 +48,11 @@ def _exact(exact: Sequence[Shared]) -> Iterator[Finding]:
             continue
         first, *second = shared.where.split("/")
         if second:
+            num = shared.num_functions[second[0]]
             yield Finding(
                 "leak",
-                f"{_functions(shared.num_functions[second[0]])} of {second[0]}"
-                f" {_are(shared.num_functions[second[0]])} in {first} too, whitespace aside"
-                f" ({shared.examples[0]})",
+                f"{_functions(num)} of {second[0]} {'is' if num == 1 else 'are'} in {first} too,"
+                f" whitespace aside ({shared.examples[0]})",
                 "scores reward memory",
                 "remove them from one of the two, or set data.allow_leaks=true",
             )
@@ -188,33 +188,31 @@ def _words(facts: WordFacts) -> Iterator[Finding]:
 
 def _classes(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
     for split in splits:
-        share = split.num_positive / max(split.num_functions, 1)
-        if share in (0.0, 1.0):
-            only = "vulnerable" if share else "safe"
+        if split.share in (0.0, 1.0):
+            only = "vulnerable" if split.share else "safe"
             yield Finding(
                 "warning",
                 f"{split.name}: every function is {only}",
                 "there is nothing to distinguish; ROC AUC is undefined",
                 "add functions of the other class, or check data.labels",
             )
-        elif share < _RARE:
+        elif split.share < _RARE:
             yield Finding(
                 "note",
-                f"{split.name}: {share:.1%} are vulnerable",
+                f"{split.name}: {split.share:.1%} are vulnerable",
                 "accuracy says little; calling everything safe is nearly always right",
                 "read PR AUC; weigh the classes (loss.alpha) or set data.sampling=balanced",
             )
-    if splits:
-        first = splits[0].num_positive / max(splits[0].num_functions, 1)
-        for split in splits[1:]:
-            share = split.num_positive / max(split.num_functions, 1)
-            if abs(share - first) > _PRIOR_SHIFT:
-                yield Finding(
-                    "note",
-                    f"{first:.1%} of {splits[0].name} are vulnerable, {share:.1%} of {split.name}",
-                    "scores are calibrated to the first; a threshold of 0.5 misleads on the second",
-                    "choose the threshold on a split with the share you expect in use",
-                )
+    for split in splits[1:]:
+        first = splits[0]
+        if abs(split.share - first.share) > _PRIOR_SHIFT:
+            yield Finding(
+                "note",
+                f"{first.share:.1%} of {first.name} are vulnerable,"
+                f" {split.share:.1%} of {split.name}",
+                "scores are calibrated to the first; a threshold of 0.5 misleads on the second",
+                "choose the threshold on a split with the share you expect in use",
+            )
 
 
 def _lengths(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
@@ -269,7 +267,3 @@ def _functions(num: int) -> str:
 
 def _count(num: int, thing: str) -> str:
     return f"{num:,} {thing}" if num == 1 else f"{num:,} {thing}s"
-
-
-def _are(num: int) -> str:
-    return "is" if num == 1 else "are"

@@ -1,10 +1,11 @@
 """The audit as Markdown: verdicts first, then the tables they rest on; the page is a template."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data.audit.facts import AuditFacts
+from data.audit.facts import SEVERITIES, AuditFacts
 
 _PAGE = Path(__file__).with_name("audit.md.jinja")
 
@@ -13,7 +14,7 @@ def render(facts: AuditFacts, figure: str | None) -> str:
     """One page.
 
     Args:
-        facts: Of audit_splits.
+        facts: Returned by audit_splits.
         figure: Name of the picture of lengths beside the page.
     """
     return fill(
@@ -39,13 +40,10 @@ def fill(template: Path, **values: Any) -> str:
 
 def headline(facts: AuditFacts) -> str:
     """ "2 leaks, 1 warning, 3 notes"."""
-    counts = {
-        kind: sum(f.severity == kind for f in facts.findings)
-        for kind in ("leak", "warning", "note")
-    }
-    if not any(counts.values()):
+    if not facts.findings:
         return "Nothing was found."
-    return ", ".join(f"{n} {kind}{'' if n == 1 else 's'}" for kind, n in counts.items())
+    counts = Counter(finding.severity for finding in facts.findings)
+    return ", ".join(f"{counts[s]} {s}{'' if counts[s] == 1 else 's'}" for s in SEVERITIES)
 
 
 def cell(value: Any) -> Any:

@@ -21,8 +21,9 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from data.audit.columns import Columns, chosen, records_at, tracked
+from data.audit.columns import Columns, records_at, tracked
 from data.audit.facts import HashArray, NearFacts, NearPairs
+from data.batches.sampling import at_most
 from data.text.scanner import without_comments
 
 THRESHOLD = 0.8
@@ -68,11 +69,11 @@ def near_duplicates(
     Args:
         splits: Read columns.
         limit: Functions of a split to look at; of a larger one a seeded sample.
-        seed: Of that sample.
+        seed: Draws that sample.
         show_progress: Draw a bar on stderr.
     """
     begin = time.perf_counter()
-    places = [chosen(split, limit, seed) for split in splits]
+    places = [at_most(limit, len(split.samples), seed) for split in splits]
     parts = list(zip(splits, places, strict=True))
     examined = _Examined(
         np.repeat(np.arange(len(splits)), [len(p) for p in places]),

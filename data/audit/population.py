@@ -48,9 +48,13 @@ def cwe_table(splits: Sequence[Columns]) -> dict[str, dict[str, tuple[int, int]]
     """CWE: split: (functions, positives), the most frequent first."""
     totals = Counter[str]()
     for split in splits:
-        totals.update({cwe: num for cwe, (num, _) in split.cwes.items()})
+        for (cwe, _), num in split.cwes.items():
+            totals[cwe] += num
     ordered = sorted(totals, key=lambda cwe: (-totals[cwe], cwe))
-    return {cwe: {split.name: split.cwes.get(cwe, (0, 0)) for split in splits} for cwe in ordered}
+    return {
+        cwe: {s.name: (s.cwes[cwe, 0] + s.cwes[cwe, 1], s.cwes[cwe, 1]) for s in splits}
+        for cwe in ordered
+    }
 
 
 def _fix_pairs(split: Columns) -> int:

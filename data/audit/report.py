@@ -36,12 +36,12 @@ def audit_splits(
     Args:
         splits: Records by name, the training split first; none is empty.
         lengths: Tokens of every function, by split; {} before tokenisation.
-        leak_groups: Fields of "commit", "project", "cve" that must not stand in two splits.
+        leak_groups: Fields of "commit", "project", "cve" that must not be in two splits.
         normalize_whitespace: "collapse" counts the functions it harms.
         seq_length: Marked in the picture of lengths.
         max_functions: Of a larger split, near duplicates and words see a seeded sample of so many;
             exact duplicates, groups and classes always cover all.
-        seed: Of that sample.
+        seed: Draws that sample.
         show_progress: Draw bars on stderr where it is a terminal.
     """
     for name, lengths_N in lengths.items():

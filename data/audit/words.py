@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.audit.columns import Columns, chosen, records_at, tracked
+from data.audit.columns import Columns, records_at, tracked
 from data.audit.facts import HashArray, TellingWord, WordFacts
+from data.batches.sampling import at_most
 from data.records import CodeSample
 from data.text.scanner import divided
 
@@ -50,10 +51,10 @@ def telling_words(train: Columns, limit: int, seed: int, show_progress: bool) ->
     Args:
         train: Read columns.
         limit: Functions to look at; of a larger split a seeded sample.
-        seed: Of that sample.
+        seed: Draws that sample.
         show_progress: Draw a bar on stderr.
     """
-    places = chosen(train, limit, seed)
+    places = at_most(limit, len(train.samples), seed)
     # A function copied a hundred times is one witness, not a hundred.
     places = places[np.sort(np.unique(train.digest_N[places], return_index=True)[1])]
     target_N = train.target_N[places].astype(np.int64)

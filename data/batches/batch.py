@@ -77,7 +77,7 @@ def collate(
         examples: The split; its tokens are an array or a memory map of any integer type.
         rows: Example indices of each row.
         isolate: False makes the examples of a row one segment, as pre-training does; the first
-            token of an example is no target all the same.
+            token of an example is not a target in either case.
 
     Returns:
         A batch on the host.

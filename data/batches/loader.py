@@ -56,7 +56,7 @@ class Batching:
         packing_window: Examples packed at a time; None is all.
         isolate: False makes a packed row one text.
         sampling: "balanced" repeats functions of the rarer class until the classes match.
-        hidden_size: Of the model: the share of its matrices in what a row costs.
+        hidden_size: Hidden size of the model, for the cost of its matrices in a row.
     """
 
     seq_length: int

@@ -62,16 +62,16 @@ def step_rows(plan: Plan, step: int) -> range:
 def row_costs(
     lengths: npt.NDArray[np.integer[Any]], rows: Rows, places: range, hidden_size: int = 2048
 ) -> npt.NDArray[np.int64]:
-    """What rows cost to compute: 6 x hidden size x tokens + the sum of squared function lengths.
+    """Cost of computing rows: 6 x hidden size x tokens + the sum of squared function lengths.
 
     A layer of a transformer takes about 24 h^2 multiplications a token in its matrices and 4 h l in
     attention that stays within functions of l tokens; only the ratio matters.
 
     Args:
         lengths: Tokens of every example.
-        rows: Of the epoch.
+        rows: Rows of the epoch.
         places: Consecutive rows.
-        hidden_size: Of the model.
+        hidden_size: Hidden size of the model.
     """
     starts = rows.starts[places.start : places.stop + 1]
     tokens = lengths[rows.examples[starts[0] : starts[-1]]].astype(np.int64)

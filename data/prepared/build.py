@@ -1,4 +1,4 @@
-"""Files -> the splits of a cache entry: read, told apart, encoded and written as they come."""
+"""Files -> the splits of a cache entry: read, assigned, encoded and written in one pass."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from data.config import DataConfig
 from data.prepared.cache import RECORDS, SplitWriter
 from data.prepared.kinds import HELD_OUT, Building, Kind, Source
-from data.prepared.splits import compare_splits, text_digest
+from data.prepared.splits import collapsed_digest, compare_splits
 from data.prepared.table import RecordTable
 from data.records import Document
 from data.text.tokenization import Pieces
@@ -35,9 +35,9 @@ def build_splits(
     Args:
         folder: Exists.
         config: How they are read and encoded.
-        sources: Of every split.
+        sources: Files of every split.
         tokenizer: Encodes and ends.
-        kind: Of the records.
+        kind: Functions or language.
         progress: Called after every chunk.
 
     Returns:
@@ -88,8 +88,7 @@ def _records(path: Path, building: Building, kind: Kind) -> Iterator[Any]:
 
 def part_of(text: str, held_out: Sequence[str]) -> str:
     """Choose the split by a hash of the question: equal questions go to the same split."""
-    # Without whitespace, as leaks are found.
-    place = int.from_bytes(text_digest(" ".join(text.split())), "little") / 2**64
+    place = int.from_bytes(collapsed_digest(text), "little") / 2**64
     for name in held_out:
         if place < HELD_OUT[name]:
             return name

@@ -1,4 +1,4 @@
-"""What differs between functions and language records on their way to a split."""
+"""The steps from files to a split that differ between functions and language records."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class Source:
 
 @dataclass
 class FileFacts:
-    """What a file gave to a split of language records."""
+    """Counts of what a split of language records has from one file."""
 
     name: str
     num_records: int = 0
@@ -78,7 +78,7 @@ class Kind:
         text: What a record says: leaks are found by it.
         stored_as: What is kept of a record.
         encode: A chunk of records to tokens.
-        add: Note a chunk in the building; the path is that of its file.
+        add: Count a chunk in the building.
         facts: Facts of the complete split for facts.json.
     """
 
@@ -228,3 +228,8 @@ LANGUAGE: Final = Kind(
     add=_add_language,
     facts=_language_facts,
 )
+
+
+def kind_of(language: bool) -> Kind:
+    """The kind of a task's records."""
+    return LANGUAGE if language else FUNCTIONS

@@ -16,7 +16,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.prepared.build import Progress, build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
-from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source
+from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source, kind_of
 from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.prepared.table import RecordTable
 from data.readers import SPLITS, source_digest
@@ -145,7 +145,7 @@ def open_splits(
     Raises:
         DataError: A file or a record that cannot be read.
     """
-    kind = _kind(language)
+    kind = kind_of(language)
     prepared = _open(config, _sources(config, kind), tokenizer_folder, kind, progress)
     groups = [] if language else list(config.leak_groups)
     own = {"leak_groups": groups, "leaks_allowed": config.allow_leaks}
@@ -162,7 +162,7 @@ def read_split(
 ) -> tuple[Split, dict[str, Any]]:
     """A split of its own, for an evaluation after training; functions are in one file."""
     sources = {name: Source(tuple(paths))}
-    prepared = _open(config, sources, tokenizer.path.parent, _kind(language), None)
+    prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
 
@@ -174,7 +174,7 @@ def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) 
         DataError: A split is missing.
         OSError: No tokenizer.json.
     """
-    kind = _kind(language)
+    kind = kind_of(language)
     return _digests(_sources(config, kind), tokenizer_folder / "tokenizer.json", kind)
 
 
@@ -184,17 +184,6 @@ def sources_digest(paths: Sequence[Path]) -> str:
         return source_digest(paths[0])
     lines = "".join(f"{path.name}\0{source_digest(path)}\n" for path in paths)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def cache_key(content: Mapping[str, Any]) -> str:
-    """Digest of the data, the settings, the library versions and TOKENS_FORMAT.
-
-    Args:
-        content: Digests of the data and the settings, as JSON values.
-    """
-    versions = {name: version(name) for name in _LIBRARIES}
-    whole = {**content, "versions": versions, "format": TOKENS_FORMAT}
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _loss_weights(
@@ -227,10 +216,6 @@ def _loss_weights(
     return weight_N
 
 
-def _kind(language: bool) -> Kind:
-    return LANGUAGE if language else FUNCTIONS
-
-
 def _sources(config: DataConfig, kind: Kind) -> dict[str, Source]:
     """Files of the splits; those without any share train's."""
     paths = {name: tuple(kind.paths(config, name)) for name in SPLITS}
@@ -254,17 +239,18 @@ def _open(
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
     digests = _digests(sources, tokenizer.path, kind)
     held_out = {name: HELD_OUT[name] for s in sources.values() for name in s.held_out}
-    key = cache_key(
-        {
-            "digests": digests,
-            # every origin begins with one
-            "names": {name: [path.name for path in s.paths] for name, s in sources.items()},
-            "held_out": held_out,
-            "kind": kind.stored.__name__,
-            "end_token": tokenizer.end_token,
-            "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
-        }
-    )
+    content = {
+        "digests": digests,
+        # every origin begins with one
+        "names": {name: [path.name for path in s.paths] for name, s in sources.items()},
+        "held_out": held_out,
+        "kind": kind.stored.__name__,
+        "end_token": tokenizer.end_token,
+        "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
+        "versions": {name: version(name) for name in _LIBRARIES},
+        "format": TOKENS_FORMAT,
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def build(folder: Path) -> dict[str, Any]:
         return build_splits(folder, config, sources, tokenizer, kind, progress) | {

@@ -67,7 +67,7 @@ class SplitKeys:
 
     def append(self, texts: Sequence[str]) -> None:
         """Add records by what they say."""
-        self._codes.frombytes(b"".join(map(_code_key, texts)))
+        self._codes.frombytes(b"".join(map(collapsed_digest, texts)))
 
     def append_groups(self, samples: Sequence[CodeSample]) -> None:
         """Add the groups and classes of functions; language records have neither."""
@@ -79,12 +79,12 @@ class SplitKeys:
 
     @property
     def code_N(self) -> Digests:
-        """Of every record, without whitespace."""
+        """Digest of every record, whitespace collapsed."""
         return np.frombuffer(self._codes, np.uint64)
 
     @property
     def target_N(self) -> npt.NDArray[np.int8]:
-        """Of every function; empty for language records."""
+        """Class of every function; empty for language records."""
         return np.frombuffer(self._targets, np.int8)
 
     def group_N(self, field: str) -> Digests:
@@ -94,7 +94,7 @@ class SplitKeys:
     def groups(self, field: str) -> Digests:
         """Distinct values of a group field."""
         keys: Digests = np.unique(self.group_N(field))
-        return keys[1:] if len(keys) and not keys[0] else keys  # 0 is no value
+        return keys[1:] if len(keys) and not keys[0] else keys  # 0 means that there is no value
 
     def cwe_table(self) -> dict[str, list[int]]:
         """Functions of each weakness: [not vulnerable, vulnerable], the most frequent first."""
@@ -143,7 +143,7 @@ def refuse_leaks(facts: SplitFacts, groups: Sequence[str], allow: bool) -> None:
     """Stop a training run whose splits share functions or groups.
 
     Args:
-        facts: Of its splits.
+        facts: What its splits share.
         groups: Fields that must not be shared.
         allow: Let it pass.
 
@@ -179,8 +179,9 @@ def _contradictions(keys: SplitKeys) -> int:
     return len(np.intersect1d(safe, vulnerable))
 
 
-def _code_key(code: str) -> bytes:
-    return text_digest(" ".join(code.split()))
+def collapsed_digest(text: str) -> bytes:
+    """A digest of 8 bytes that no change of whitespace alters."""
+    return text_digest(" ".join(text.split()))
 
 
 def text_digest(text: str) -> bytes:

@@ -1,7 +1,7 @@
 """How much data a recipe has, from what was prepared before, else assumed and said so."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from data.batches.order import Plan, steps_for
 from data.errors import DataError
 from data.prepared.cache import FACTS, default_root
+from data.prepared.kinds import kind_of
 from data.prepared.prepare import sources_digest
-from data.readers import language_paths, split_path
 from trainer.config.sections import RunConfig
 
 _ASSUMED_FUNCTIONS, _ASSUMED_TOKENS = 1000, 400.0
@@ -122,11 +122,7 @@ def facts_of(config: RunConfig, facts: Mapping[str, Any], source: str) -> DataFa
 
 def _train_digest(config: RunConfig) -> str | None:
     try:
-        paths: Sequence[Path]
-        if config.is_language:
-            paths = language_paths(config.data, "train")
-        else:
-            paths = [split_path(config.data, "train")]
+        paths = kind_of(config.is_language).paths(config.data, "train")
         are_files = all(path.is_file() for path in paths)
         if not are_files or sum(path.stat().st_size for path in paths) > _LARGEST_DIGESTED:
             return None
