@@ -1,13 +1,15 @@
 """The `data` section of a recipe."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-RECORD_FIELDS = (
-    "code", "target", "id", "cwe", "status", "commit", "function_name", "project", "cve"
-)  # fmt: skip
-PAIR_FIELDS = ("before", "after")  # mapped together, a row is two records
+from data.kinds import KINDS
+
+if TYPE_CHECKING:
+    RecordsChoice = str
+else:
+    RecordsChoice = Literal["auto", *KINDS]
 
 
 def _text_keys(labels: Any) -> Any:
@@ -95,9 +97,7 @@ class DataConfig(Section):
     allow_leaks: bool = Field(
         False, description="train although splits share functions or groups (recorded)"
     )
-    records: Literal[
-        "auto", "alpaca", "prompt_completion", "chat", "commit", "text", "vulnerability"
-    ] = Field(
+    records: RecordsChoice = Field(
         "auto",
         description="kind of language records; auto looks at the fields of a file's first row",
     )

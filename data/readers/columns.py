@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from data.config import PAIR_FIELDS, RECORD_FIELDS, DataConfig
+from data.config import DataConfig
 from data.errors import DataError, MappingError
+from data.kinds import PAIR_FIELDS, RECORD_FIELDS
 from data.readers.reading import listed
 
 OTHER_ID = "idx"  # what CodeXGLUE and its descendants call the id

@@ -1,8 +1,9 @@
 """Rows (place, {column: value}) -> Conversation or Document, with every value checked."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data.kinds import KINDS, RecordKind
 from data.readers.formats import Rows
 from data.readers.kinds import LanguageColumns
 from data.readers.reading import (
@@ -80,12 +81,16 @@ def _record(
     row: _Row, found: _Found, kind: str, own_id: str, place: Place, reading: Reading
 ) -> Conversation | Document | None:
     origin = reading.origin(place)
-    if kind == "text":
+    holds = KINDS[kind].holds
+    if holds == "text":
         text = _text(row[found["text"]], found["text"])
         return (
             Document(own_id or origin, text, origin, reading.name) if reading.keeps(text) else None
         )
-    turns = _TURNS[kind](row, found, reading)
+    if holds == "messages":
+        turns = _chat(row[found["messages"]], found["messages"], reading)
+    else:
+        turns = _turns(row, found, KINDS[kind])
     if not turns[-1].content.strip():  # a blank answer teaches nothing, as a blank function does
         reading.facts.num_empty += 1
         return None
@@ -94,39 +99,27 @@ def _record(
     return Conversation(own_id or origin, tuple(turns), origin, reading.name, kind)
 
 
-def _alpaca(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
-    given = _optional(row[found["input"]], found["input"]) if "input" in found else ""
-    return [
-        Turn("user", _said(row[found["instruction"]], found["instruction"])),
-        *([Turn("user", given)] if given.strip() else []),
-        Turn("assistant", _text(row[found["output"]], found["output"])),
-    ]
+def _turns(row: _Row, found: _Found, kind: RecordKind) -> list[Turn]:
+    """The user's fields in their order, then the answer."""
+    turns = []
+    for name in (*kind.needed, *kind.optional):
+        if name == kind.answer or name not in found:
+            continue
+        value = row[found[name]]
+        blank = name in kind.may_be_blank
+        text = _optional(value, found[name]) if blank else _said(value, found[name])
+        if text.strip():
+            turns.append(Turn("user", text))
+    answer = found[kind.answer]
+    return [*turns, Turn("assistant", _text(row[answer], answer))]
 
 
-def _prompt_completion(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
-    return [
-        Turn("user", _said(row[found["prompt"]], found["prompt"])),
-        Turn("assistant", _text(row[found["completion"]], found["completion"])),
-    ]
-
-
-def _commit(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
-    before = _optional(row[found["old_contents"]], found["old_contents"])  # "": a new file
-    return [
-        Turn("user", _said(row[found["message"]], found["message"])),
-        *([Turn("user", before)] if before.strip() else []),
-        Turn("assistant", _text(row[found["new_contents"]], found["new_contents"])),
-    ]
-
-
-def _chat(row: _Row, found: _Found, reading: Reading) -> list[Turn]:
+def _chat(messages: Any, name: str, reading: Reading) -> list[Turn]:
     """Turns of a conversation: system first, then user and assistant by turns.
 
     User turns in a row are joined with a blank line; what follows the last answer is left out, for
     nothing in it is learned. Both are said once.
     """
-    name = found["messages"]
-    messages = row[name]
     if not isinstance(messages, list):
         refuse(name, messages, "a list of messages")
     turns: list[Turn] = []
@@ -199,9 +192,3 @@ def _text(value: Any, name: str) -> str:
 
 
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
-_TURNS: dict[str, Callable[[_Row, _Found, Reading], list[Turn]]] = {
-    "alpaca": _alpaca,
-    "prompt_completion": _prompt_completion,
-    "commit": _commit,
-    "chat": _chat,
-}

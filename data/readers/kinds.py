@@ -1,51 +1,12 @@
-"""The kinds of language records: which columns each has, and which kind a file holds."""
+"""Which columns of a file are the fields of a kind, and which kind a file holds."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from data.config import PAIR_FIELDS, RECORD_FIELDS, DataConfig
+from data.config import DataConfig
 from data.errors import DataError
+from data.kinds import KINDS, PAIR_FIELDS
 from data.readers.reading import listed
-
-
-@dataclass(frozen=True)
-class Kind:
-    """The fields of a kind, each with the columns it is looked for in, in this order.
-
-    Attributes:
-        needed: Without them a row is no record.
-        optional: Empty where they are not there.
-        holds_text: The needed columns are text; messages are lists.
-    """
-
-    needed: Mapping[str, tuple[str, ...]]
-    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    holds_text: bool = True
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """What data.fields may map."""
-        return (*self.needed, *self.optional, "id")
-
-
-# In the order in which a file's first row is tried.
-KINDS: dict[str, Kind] = {
-    "chat": Kind({"messages": ("messages", "conversations")}, holds_text=False),
-    "commit": Kind(
-        {
-            "old_contents": ("old_contents",),
-            "message": ("subject", "message"),
-            "new_contents": ("new_contents",),
-        }
-    ),
-    "alpaca": Kind({"instruction": ("instruction",), "output": ("output",)}, {"input": ("input",)}),
-    "prompt_completion": Kind({"prompt": ("prompt",), "completion": ("completion", "response")}),
-    "text": Kind({"text": ("text",)}),
-    "vulnerability": Kind(
-        {"code": ("code",), "target": ("target",)},
-        {name: (name,) for name in (*RECORD_FIELDS[3:], *PAIR_FIELDS)},
-    ),
-}
 
 
 @dataclass
@@ -68,7 +29,7 @@ class LanguageColumns:
     def needed(self) -> tuple[str, ...]:
         """Columns of text that must be there."""
         kind = KINDS[self.kind]
-        return tuple(self.found[name] for name in kind.needed) if kind.holds_text else ()
+        return () if kind.holds == "messages" else tuple(self.found[n] for n in kind.needed)
 
     @property
     def known(self) -> set[str]:
@@ -129,7 +90,7 @@ def kind_of(names: Collection[str], config: DataConfig, where: str) -> str:
     for name, kind in KINDS.items():
         if not config.fields.keys() <= set(kind.fields):
             continue
-        is_pair = name == "vulnerability" and set(PAIR_FIELDS) <= config.fields.keys()
+        is_pair = kind.holds == "function" and set(PAIR_FIELDS) <= config.fields.keys()
         if is_pair or not LanguageColumns(name, config.fields).missing(names):
             return name
     kinds = "; ".join(f"{name}: {', '.join(kind.needed)}" for name, kind in KINDS.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.kinds import KINDS
 from data.readers.columns import Columns, WantedColumns
 from data.readers.conversations import row_conversations, sample_conversation
 from data.readers.corpus import files_of_split, is_readable, is_text, member_names
@@ -83,13 +84,13 @@ def read_language(
 def _records(source: _Source, kind: str, config: DataConfig) -> Iterator[Conversation | Document]:
     reading = source.reading
     if source.is_text:
-        if kind != "text":
+        if KINDS[kind].holds != "text":
             raise DataError(
                 f"{reading.name}: data.records={kind}, but this is a file of text; set"
                 " data.records=text, or data.format to what it holds"
             )
         yield from _document(source)
-    elif kind == "vulnerability":
+    elif KINDS[kind].holds == "function":
         columns = Columns.of(config)
         for sample in row_samples(source.rows(columns), columns, reading):
             yield sample_conversation(sample, reading.name)

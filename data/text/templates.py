@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data.errors import DataError
+from data.kinds import KINDS
 from data.records import Conversation, Document, Turn
 from data.text.chat import Segment, chat_segments
 
@@ -70,7 +71,6 @@ TEMPLATES: dict[str, Template] = {
         between="",
     ),
 }
-_AUTO = {"alpaca": "alpaca"}  # the rest is question_answer
 
 
 def chosen_template(template: str, kind: str, has_own: bool) -> str:
@@ -85,8 +85,8 @@ def chosen_template(template: str, kind: str, has_own: bool) -> str:
         DataError: No such template, or the tokenizer has none of its own.
     """
     if template == "auto":
-        own = kind == "chat" and has_own
-        return CHAT_TEMPLATE if own else _AUTO.get(kind, "question_answer")
+        own = KINDS[kind].prefers_own_template and has_own
+        return CHAT_TEMPLATE if own else KINDS[kind].template
     if template == CHAT_TEMPLATE and not has_own:
         raise DataError(
             "data.template=chat_template, but the tokenizer has none in tokenizer_config.json or"

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import write_rows
 from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, parquet_bytes, tar, zipped
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.kinds import KINDS, RecordKind
 from data.readers import ReadFacts, language_paths, read_language
 from data.records import Conversation, Document, Turn
+from data.text.templates import chosen_template
 
 ALPACA = [
     {"instruction": 'Say "a",\nthen b', "input": "", "output": "a, b"},
@@ -283,3 +286,34 @@ def test_no_file_is_an_error_that_lists_the_folder(tmp_path, config, parts):
     with pytest.raises(DataError) as caught:
         paths(**config)
     assert [part for part in parts if part not in str(caught.value)] == [], caught.value
+
+
+def test_an_entry_of_KINDS_is_all_that_a_kind_needs(tmp_path, monkeypatch):
+    entry = RecordKind(
+        {"question": ("question", "q"), "reply": ("reply",)},
+        {"context": ("context",)},
+        answer="reply",
+        may_be_blank=("context",),
+        template="human_assistant",
+    )
+    monkeypatch.setitem(KINDS, "helpdesk", entry)
+    rows = [
+        {"q": "Why?", "reply": "Because.", "context": "c = 1"},
+        {"q": "How?", "reply": "So.", "context": ""},
+    ]
+    path = write_rows(tmp_path / "train.jsonl", rows)
+    first, second = read_language(path, "train", DataConfig(train=str(path)))
+    assert first.kind == "helpdesk"
+    assert first.turns == (
+        Turn("user", "Why?"), Turn("user", "c = 1"), Turn("assistant", "Because."),
+    )  # fmt: skip
+    assert second.turns == (Turn("user", "How?"), Turn("assistant", "So."))
+    assert chosen_template("auto", "helpdesk", has_own=True) == "human_assistant"
+    del rows[1]["q"]
+    write_rows(path, rows)
+    with pytest.raises(DataError, match="no field 'question' or 'q'"):
+        list(read_language(path, "train", DataConfig(train=str(path))))
+
+
+def test_a_recipe_may_name_each_kind_of_KINDS_and_no_other():
+    assert set(DataConfig.model_fields["records"].annotation.__args__) == {"auto", *KINDS}

@@ -1,0 +1,73 @@
+"""Kinds of language records. An entry of KINDS is all that a kind needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+RECORD_FIELDS = (
+    "code", "target", "id", "cwe", "status", "commit", "function_name", "project", "cve"
+)  # fmt: skip
+PAIR_FIELDS = ("before", "after")  # mapped together, a row is two records
+
+
+@dataclass(frozen=True)
+class RecordKind:
+    """The fields of a kind, and what becomes of them.
+
+    Attributes:
+        needed: Our field -> the columns it is looked for in, in this order. Every row has them.
+        optional: The same for fields that a row may lack.
+        holds: "turns": text fields, of which `answer` is the assistant's turn and the others are
+            the user's, in their order; "messages": a list of messages; "text": a document;
+            "function": code with its label.
+        answer: Field of the answer, where turns are held.
+        may_be_blank: Fields of turns that may be blank or null; they are then left out.
+        template: What data.template auto means.
+        prefers_own_template: The tokenizer's own chat template comes before `template`.
+    """
+
+    needed: Mapping[str, tuple[str, ...]]
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    holds: Literal["turns", "messages", "text", "function"] = "turns"
+    answer: str = ""
+    may_be_blank: tuple[str, ...] = ()
+    template: str = "question_answer"
+    prefers_own_template: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What data.fields may map."""
+        return (*self.needed, *self.optional, "id")
+
+
+# In the order in which a file's first row is tried.
+KINDS: dict[str, RecordKind] = {
+    "chat": RecordKind(
+        {"messages": ("messages", "conversations")}, holds="messages", prefers_own_template=True
+    ),
+    "commit": RecordKind(
+        {
+            "message": ("subject", "message"),
+            "old_contents": ("old_contents",),
+            "new_contents": ("new_contents",),
+        },
+        answer="new_contents",
+        may_be_blank=("old_contents",),  # a new file
+    ),
+    "alpaca": RecordKind(
+        {"instruction": ("instruction",), "output": ("output",)},
+        {"input": ("input",)},
+        answer="output",
+        may_be_blank=("input",),
+        template="alpaca",
+    ),
+    "prompt_completion": RecordKind(
+        {"prompt": ("prompt",), "completion": ("completion", "response")}, answer="completion"
+    ),
+    "text": RecordKind({"text": ("text",)}, holds="text"),
+    "vulnerability": RecordKind(
+        {"code": ("code",), "target": ("target",)},
+        {name: (name,) for name in (*RECORD_FIELDS[3:], *PAIR_FIELDS)},
+        holds="function",
+    ),
+}
