@@ -135,7 +135,7 @@ def test_118_a_full_disk_in_the_log_ends_with_code_5_on_all_ranks(tiny_recipe, t
     (folder / "config.yaml").mkdir(parents=True)
     (folder / ".lock").touch()
     assert run_ranks([str(tiny_recipe), f"run.output_dir={folder}"], 2, printed) == [5, 5]
-    assert "the same command continues" in printed.read_text()
+    assert "then repeat the command" in printed.read_text()
 
 
 def test_a_step_that_is_not_finite_ends_with_code_6_and_keeps_the_checkpoint(tiny_recipe, tmp_path):
