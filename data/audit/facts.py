@@ -120,7 +120,7 @@ class TellingWord:
         place: "comment", "string", "name" (the function's own), "code" or "file".
         num_positive: Vulnerable functions that hold it; num_negative likewise.
         bits: Mutual information of presence and label.
-        balanced_accuracy: Of the better rule "with it: one class; without it: the other".
+        balanced_accuracy: That of the better rule "with it: one class; without it: the other".
         p_value: Fisher's exact test, two-sided, before correction.
         is_known: One of the words that datasets are known to leak by.
         carries_label: Alone it tells more of the label than any real weakness does.
@@ -171,11 +171,6 @@ class AuditFacts:
     length_edges: list[float]
     seq_length: int | None
     collapse: CollapseFacts | None
-
-    @property
-    def num_leaks(self) -> int:
-        """Findings that make a test result untrue."""
-        return sum(finding.severity == "leak" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -58,18 +58,13 @@ def telling_words(train: Columns, limit: int, seed: int, show_progress: bool) ->
     # A function copied a hundred times is one witness, not a hundred.
     places = places[np.sort(np.unique(train.digest_N[places], return_index=True)[1])]
     target_N = train.target_N[places].astype(np.int64)
-    bits = entropy(float(target_N.mean()))
+    bits = float(entropy(np.bincount(target_N, minlength=2)))
     words, held_VN = _presence(train, places, show_progress)
     facts = WordFacts(len(places), len(words), bits, 0, [])
     if not bits or not words:
         return facts
     found = _significant(words, held_VN, target_N, train.group_N["commit"][places])
     return replace(facts, num_telling=len(found), words=found[:_SHOWN])
-
-
-def entropy(share: float) -> float:
-    """Bits of a yes/no variable."""
-    return float(_entropy([share, 1.0 - share]))
 
 
 def information(
@@ -81,12 +76,12 @@ def information(
     """Mutual information in bits of presence and label, from the functions that hold each word."""
     held_V, num = positive_V + negative_V, num_positive + num_negative
     joint_4V = [positive_V, negative_V, num_positive - positive_V, num_negative - negative_V]
-    label = entropy(num_positive / num)
-    total_V: npt.NDArray[np.float64] = _entropy([held_V, num - held_V]) - _entropy(joint_4V)
-    return (total_V + label).clip(min=0.0)
+    label = entropy([num_positive, num_negative])
+    total_V: npt.NDArray[np.float64] = label + entropy([held_V, num - held_V]) - entropy(joint_4V)
+    return total_V.clip(min=0.0)
 
 
-def _entropy(counts: npt.ArrayLike) -> Any:
+def entropy(counts: npt.ArrayLike) -> Any:
     """Bits of each column of counts."""
     from scipy.stats import entropy as entropy_of
 
@@ -163,7 +158,7 @@ def _significant(
     tested_T = order[(np.arange(len(order)) < _TESTED) | known_V[order]]
     p_T = _fisher(positive_V[tested_T], held_V[tested_T], num_positive, num)
     num_tests_T = np.where(known_V[tested_T], known_V.sum(), len(words))
-    limit = CARRIES_SHARE * entropy(num_positive / num)
+    limit = CARRIES_SHARE * entropy([num_positive, num - num_positive])
     found: dict[tuple[str, bytes], TellingWord] = {}
     for t in np.flatnonzero(p_T * num_tests_T <= ALPHA):
         v = tested_T[t]

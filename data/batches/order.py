@@ -81,8 +81,8 @@ def row_costs(
 def rank_micro_batches(plan: Plan, step: int, costs_R: npt.NDArray[np.int64]) -> MicroBatches:
     """Deal the rows of a step so that no rank waits long, neither for a micro-step nor for a step.
 
-    Rows of similar cost share a micro-step, the dearest the first. The micro-steps that differ most
-    inside are dealt first, each time the dearest micro-batch to the rank with the least so far
+    Rows of similar cost share a micro-step, the costliest first. The micro-steps that differ most
+    inside are dealt first, each time the costliest micro-batch to the rank with the least so far
     (Graham 1969), so that later ones even out what is left.
 
     Args:
@@ -154,16 +154,16 @@ def imbalance(
 def _micro_steps(
     costs: npt.NDArray[np.int64], *shape_AMW: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Micro-batches of nearly equal cost for each micro-step, the dearest first.
+    """Micro-batches of nearly equal cost for each micro-step, the costliest first.
 
     Returns:
         Their rows (A, W, M) and costs (A, W).
     """
-    dearest_first = (-costs).argsort(kind="stable")  # stable, or machines could differ in ties
-    order_AMW = dearest_first.reshape(shape_AMW)
-    costs_AMW = costs[dearest_first].reshape(shape_AMW)
+    costliest_first = (-costs).argsort(kind="stable")  # stable, or machines could differ in ties
+    order_AMW = costliest_first.reshape(shape_AMW)
+    costs_AMW = costs[costliest_first].reshape(shape_AMW)
     rows_AWM, costs_AW = order_AMW[:, 0, ::-1, None], costs_AMW[:, 0, ::-1]  # the cheapest first
-    for place in range(1, shape_AMW[1]):  # the cheapest takes the dearest of the next W rows
+    for place in range(1, shape_AMW[1]):  # the cheapest takes the costliest of the next W rows
         rows_AWM = np.append(rows_AWM, order_AMW[:, place, :, None], axis=2)
         costs_AW = costs_AW + costs_AMW[:, place]
         cheapest_first = np.arange(len(costs_AW))[:, None], costs_AW.argsort(1, kind="stable")

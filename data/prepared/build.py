@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def build_splits(
             facts[name] = kind.facts(building) | building.rows.to_json()
             keys[name] = building.keys
     tables = {name: RecordTable(folder / name / RECORDS, kind.stored) for name in sources}
-    return {"splits": facts, "sharing": compare_splits(tables, keys).to_json()}
+    return {"splits": facts, "sharing": asdict(compare_splits(tables, keys))}
 
 
 def _write_split(building: Building, kind: Kind, progress: Progress | None) -> None:

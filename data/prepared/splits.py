@@ -8,9 +8,8 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +49,6 @@ class SplitFacts:
         }
         kept = {kind: {k: n for k, n in pairs.items() if n} for kind, pairs in found.items()}
         return {kind: pairs for kind, pairs in kept.items() if pairs}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for data.json."""
-        return asdict(self)
 
 
 class SplitKeys:

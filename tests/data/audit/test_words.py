@@ -158,12 +158,12 @@ def test_information_and_the_exact_test_agree_with_sums_by_hand():
     expected = sum(n / 10 * log2(n * 10 / (held[w] * label[y])) for (w, y), n in cells.items())
     assert information(np.array([3]), np.array([1]), 4, 6)[0] == pytest.approx(expected)
     assert information(np.array([2, 0]), np.array([3, 6]), 4, 6).tolist() == pytest.approx(
-        [0.0, entropy(0.4)]
+        [0.0, entropy([4, 6])]
     )
     upper = sum(comb(4, k) * comb(6, 4 - k) for k in (3, 4)) / comb(10, 4)
     assert _fisher(3, 4, 4, 10) == pytest.approx(2 * upper)
-    assert entropy(0.5) == 1.0
-    assert entropy(0.0) == 0.0
+    assert entropy([1, 1]) == 1.0
+    assert entropy([0, 1]) == 0.0
 
 
 def test_known_words_are_known_with_and_without_number():
