@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def lines_of(
              "optim.micro_batch_size=1", f"engine.preset={preset_family(machine)}_{stage}"],
         )  # fmt: skip
         data = DataFacts(100 * ROWS, TOKENS - 1.0, "full rows", is_assumed=True)
-        recipe = resolve(config, read_shape(config), machine, ROWS // gpus)
+        recipe = resolve(config, read_shape(config), machine)
+        recipe = replace(recipe, accumulation=ROWS // gpus)
         sent = communication_bytes(recipe, ROWS // gpus)
         memory = memory_of(recipe).total
         assert device.peak_tflops is not None

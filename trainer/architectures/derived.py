@@ -18,14 +18,17 @@ def derived_shape(config: Mapping[str, Any], *, is_language: bool) -> ModelShape
     own, norms to keep fp32 copies and the activation to keep three.
 
     Raises:
-        ModelError: transformers does not know the type, or has no such model of it.
+        ModelError: transformers does not know the type or has no such model of it, or the model
+            has no attention.
     """
     model = _without_weights(config, is_language)
     settings: Any = model.config.get_text_config()
     vocabulary, hidden = model.get_input_embeddings().weight.shape
     linears = _linears(model)
     widths = [max(one.inputs, one.outputs) for one in linears]
-    num_heads = settings.num_attention_heads
+    num_heads = getattr(settings, "num_attention_heads", None)
+    if num_heads is None:
+        raise ModelError(f"model_type {settings.model_type!r} has no attention heads; take another")
     head_size = getattr(settings, "head_dim", None) or hidden // num_heads
     head = "classes"
     if is_language:

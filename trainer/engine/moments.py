@@ -39,8 +39,8 @@ def moment_names(engine: "DeepSpeedEngine") -> tuple[str, ...]:
 def named_moments(engine: "DeepSpeedEngine", *, write: bool = False) -> Iterator[None]:
     """Inside, every optimizer's state holds `moment_names` in fp32, of the parameter's own shape.
 
-    torch's AdamW does anyway. With `write`, what stands there at the end becomes the state. ZeRO is
-    told of the state in any case: it looks once, after the first step of the first group alone, and
+    torch's AdamW does anyway. With `write`, the values at the end become the state. ZeRO is linked
+    to the state in any case: it looks once, after the first step of the first group alone, and
     misses that of a second (matrices have weight decay, vectors none).
     """
     entries = [entry for entry in adam_of(engine).state.values() if "state1" in entry]
@@ -89,7 +89,7 @@ def _encode(entry: _Entry, number: int, value: Tensor, scale: Tensor) -> None:
 
 
 def _link(engine: "DeepSpeedEngine") -> None:
-    """Tell ZeRO 1 and 2 which tensors the state now holds; stages 0 and 3 look for themselves."""
+    """Link ZeRO 1 and 2 to the tensors that the state now holds; stages 0 and 3 find them."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     if engine.zero_optimization_stage() not in (1, 2) or not adam_of(engine).state:

@@ -60,9 +60,8 @@ def memory_of(recipe: Resolved) -> Memory:
     """The peak of a rank's step, by component."""
     shards = recipe.machine.num_ranks if recipe.preset.stage >= 1 else 1
     weights = _weights(recipe)
-    is_on_host = (
-        recipe.preset.is_offloaded and recipe.on_gpu
-    )  # without a GPU host and device are one
+    # Without a GPU, host and device are one.
+    is_on_host = recipe.preset.is_offloaded and recipe.on_gpu
     step = replace(weights, buckets=_buckets(recipe))
     if not is_on_host:
         step = replace(
@@ -70,22 +69,16 @@ def memory_of(recipe: Resolved) -> Memory:
             master_weights=4 * recipe.num_trained / shards if recipe.preset.stage else 0.0,
             moments=_MOMENT_BYTES[recipe.config.optim.optimizer] * recipe.num_trained / shards,
         )
-    train_bytes = recipe.train_bytes
+    gradients = recipe.train_bytes * recipe.num_trained / recipe.gradient_shards
     backward = replace(
         step,
-        gradients=train_bytes * recipe.num_trained / recipe.gradient_shards
-        if recipe.accumulates
-        else 0.0,
+        gradients=gradients if recipe.accumulates else 0.0,
         activations=kept_activations(recipe),
         working=_backward_working(recipe),
     )
     # Gradients in fp32 for the update, and the temporaries of AdamW's loop over tensors.
     fp32 = 0.0 if is_on_host else 4 * recipe.num_trained / shards
-    update = replace(
-        step,
-        gradients=train_bytes * recipe.num_trained / recipe.gradient_shards + fp32,
-        working=fp32,
-    )
+    update = replace(step, gradients=gradients + fp32, working=fp32)
     peak = max(backward, update, key=lambda memory: memory.total)
     if not recipe.on_gpu:
         return peak
@@ -101,12 +94,9 @@ def kept_activations(recipe: Resolved) -> float:
         kept = shape.num_layers * shape.hidden * width + block
     else:
         kept = shape.num_layers * block
-        # Nothing before the first norm is trained.
-        if not recipe.num_saved_modules_parameters and recipe.tuning.method not in (
-            "full",
-            "ptuning",
-        ):
-            kept -= _norm_bytes(recipe)
+        trains_inputs = recipe.tuning.method in ("full", "ptuning")
+        if not (trains_inputs or recipe.num_saved_modules_parameters):
+            kept -= _norm_bytes(recipe)  # the first norm's input needs no gradient
     return (kept + outside) * recipe.num_tokens
 
 
@@ -124,37 +114,30 @@ def block_bytes_per_token(recipe: Resolved) -> float:
 
 
 def _weights(recipe: Resolved) -> Memory:
-    shape, width = recipe.shape, recipe.base_bytes
-    frozen = float(shape.num_other_parameters - shape.num_new_parameters)
-    quantised = 0.0
+    shape = recipe.shape
     if recipe.tuning.method == "full":
-        return _trained_base(recipe)
+        return Memory(
+            frozen_weights=shape.mask_bytes,
+            trained_weights=recipe.train_bytes * _resident(recipe, recipe.num_trained),
+        )
+    frozen, quantised = shape.num_other_parameters - shape.num_new_parameters, 0.0
     if recipe.tuning.base_quant_type:
         quantised = shape.num_linear_weights * quantised_bytes(recipe)
     else:
         frozen += shape.num_linear_weights
-    resident = width * frozen
-    if recipe.preset.stage == 3:
-        gathered = (
-            min(recipe.preset.live_parameters, frozen) if recipe.machine.num_ranks > 1 else 0.0
-        )
-        resident = width * (frozen / recipe.machine.num_ranks + gathered)
     return Memory(
         quantised_weights=quantised,
-        frozen_weights=resident + shape.mask_bytes,
+        frozen_weights=recipe.base_bytes * _resident(recipe, frozen) + shape.mask_bytes,
         trained_weights=recipe.train_bytes * recipe.num_trained,
     )
 
 
-def _trained_base(recipe: Resolved) -> Memory:
-    """The weights of full fine-tuning, in pieces under ZeRO 3."""
-    width, trained = recipe.train_bytes, float(recipe.num_trained)
-    if recipe.preset.stage == 3:
-        gathered = (
-            min(recipe.preset.live_parameters, trained) if recipe.machine.num_ranks > 1 else 0.0
-        )
-        trained = trained / recipe.machine.num_ranks + gathered
-    return Memory(trained_weights=width * trained, frozen_weights=recipe.shape.mask_bytes)
+def _resident(recipe: Resolved, elements: int) -> float:
+    """Elements of the base on a rank: all; under ZeRO 3 its part and what is gathered."""
+    num_ranks = recipe.machine.num_ranks
+    if recipe.preset.stage < 3 or num_ranks == 1:
+        return float(elements)
+    return elements / num_ranks + min(recipe.preset.live_parameters, elements)
 
 
 def quantised_bytes(recipe: Resolved) -> float:
@@ -185,9 +168,7 @@ def _adapter_bytes(recipe: Resolved) -> float:
     adapted, width = adapted_layers(recipe.shape, recipe.tuning), recipe.base_bytes
     if recipe.tuning.method == "full":
         return width * _read_elements(recipe, recipe.shape.linears)
-    if (
-        recipe.tuning.method == "ia3"
-    ):  # what is scaled: inputs of the feed-forward's last layer, else outputs
+    if recipe.tuning.method == "ia3":  # scales inputs of the feed-forward's last layer, or outputs
         scaled = [one.inputs if is_feed_forward(one.path) else one.outputs for one in adapted]
         return width * sum(scaled)
     if recipe.tuning.method in BOTTLENECKS:
@@ -230,23 +211,17 @@ def _read_elements(recipe: Resolved, adapted: Sequence[Linear]) -> int:
 
 def _is_kept_anyway(recipe: Resolved, linear: Linear) -> bool:
     """The output of whole-row attention is what the layer after it reads."""
-    return (
-        linear.reads == "attention"
-        and recipe.config.model.attention != SEGMENT_SDPA
-        and recipe.config.model.attention != EAGER
-    )
+    is_whole_row = recipe.config.model.attention not in (SEGMENT_SDPA, EAGER)
+    return linear.reads == "attention" and is_whole_row
 
 
 def _attention_bytes(recipe: Resolved) -> float:
     shape, width = recipe.shape, recipe.base_bytes
+    attention = recipe.config.model.attention
     queries = shape.num_heads * shape.head_size
-    keys = shape.kv_size
-    has_copied_keys = shape.repeats_keys and recipe.config.model.attention not in (
-        SEGMENT_SDPA,
-        FLASH,
-    )
-    qkv = queries + 2 * (queries if has_copied_keys else keys)
-    if recipe.config.model.attention != EAGER:
+    has_copied_keys = shape.repeats_keys and attention not in (SEGMENT_SDPA, FLASH)
+    qkv = queries + 2 * (queries if has_copied_keys else shape.kv_size)
+    if attention != EAGER:
         return width * (qkv + queries) + 4 * shape.num_heads
     scores = shape.num_heads * recipe.config.data.seq_length
     probabilities = scores * (width if width == 4 else width + 4)

@@ -180,23 +180,17 @@ def communication_bytes(recipe: Resolved, accumulation: int) -> float:
     benchmarks/communication.py compares with what DeepSpeed sends.
     """
     share = (recipe.machine.num_ranks - 1) / recipe.machine.num_ranks
-    gradients = (
-        BYTES[recipe.preset.communication_dtype or recipe.config.engine.precision]
-        * recipe.num_trained
-        * share
-    )
+    dtype = recipe.preset.communication_dtype or recipe.config.engine.precision
+    gradients = BYTES[dtype] * recipe.num_trained * share
     weights = recipe.train_bytes * recipe.num_trained * share
     if recipe.preset.stage < 3:
-        times = accumulation if recipe.preset.stage == 2 else 1
-        return 2 * gradients * times + (weights if recipe.preset.stage else 0.0)
+        num_reductions = accumulation if recipe.preset.stage == 2 else 1
+        return 2 * gradients * num_reductions + (weights if recipe.preset.stage else 0.0)
     is_kept = recipe.shape.num_parameters <= recipe.preset.live_parameters
     layers = recipe.shape.num_linear_weights
     once = recipe.shape.num_parameters - layers
-    gathered = (
-        recipe.base_bytes
-        * share
-        * (once + _GATHERS[is_kept, recipe.config.model.gradient_checkpointing] * layers)
-    )
+    times = _GATHERS[is_kept, recipe.config.model.gradient_checkpointing]
+    gathered = recipe.base_bytes * share * (once + times * layers)
     return (gradients + weights + gathered) * accumulation
 
 
@@ -207,9 +201,9 @@ def checkpoint_bytes(recipe: Resolved) -> float:
 
 def _num_added(recipe: Resolved) -> int:
     """Parameters that the method adds to the model."""
-    return (
-        0 if recipe.tuning.method == "full" else num_adapter_parameters(recipe.shape, recipe.tuning)
-    )
+    if recipe.tuning.method == "full":
+        return 0
+    return num_adapter_parameters(recipe.shape, recipe.tuning)
 
 
 def _seconds(

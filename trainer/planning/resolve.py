@@ -28,16 +28,13 @@ _STAGES = {  # in the order they are tried: each costs more time a step than the
 }
 
 
-def resolve(
-    config: RunConfig, shape: ModelShape, machine: Machine, accumulation: int | None = None
-) -> Resolved:
+def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
     """Settle every `auto` of a recipe; what cannot run is among the faults of the answer.
 
     Args:
         config: The recipe.
         shape: Sizes of its model.
         machine: Where it runs.
-        accumulation: Micro-batches of a rank in a step, where the data is known.
     """
     name, why_preset = choose_preset(config, shape, machine)
     preset = load_preset(name)
@@ -53,7 +50,7 @@ def resolve(
         "loss.backend": why_backend,
     }
     faults = _faults(config, settled, preset, machine)
-    return Resolved(config, settled, reasons, preset, shape, machine, faults, accumulation)
+    return Resolved(config, settled, reasons, preset, shape, machine, faults)
 
 
 def preset_family(machine: Machine) -> str:

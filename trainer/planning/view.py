@@ -105,9 +105,7 @@ def _time(plan: RunPlan) -> str:
     return f"{_duration(plan.seconds)} at an MFU of {highest:.0%} to {lowest:.0%}"
 
 
-def _duration(seconds: tuple[float, float] | None) -> str:
-    if seconds is None:
-        return "-"
+def _duration(seconds: tuple[float, float]) -> str:
     unit, name = (3600, "h") if seconds[1] >= 3600 else (60, "min")
     return f"{seconds[0] / unit:.1f} to {seconds[1] / unit:.1f} {name}"
 

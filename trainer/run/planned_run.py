@@ -25,12 +25,8 @@ def write_plan(session: Session) -> list[str]:
     plan = _plan(session)
     write_json(path, plan.to_json() | steps)
     memory = plan.memory
-    planned = (
-        memory.quantised_weights
-        + memory.frozen_weights
-        + memory.trained_weights
-        + memory.master_weights
-    )
+    planned = memory.quantised_weights + memory.frozen_weights
+    planned += memory.trained_weights + memory.master_weights
     limit = "" if plan.limit_bytes is None else f" of {plan.limit_bytes / _GIB:.2f}"
     return [
         f"  memory     planned {memory.total / _GIB:.3f}{limit} GiB at the peak of a step; weights"

@@ -91,7 +91,7 @@ def _train(
     config: RunConfig, prepared: Prepared, ranks: Ranks, above: Sequence[Launcher]
 ) -> dict[str, Any] | None:
     if config.is_language:
-        agreed(ranks, lambda: run_prompts(config, prepared))  # a fault is told before the model
+        agreed(ranks, lambda: run_prompts(config, prepared))  # faults first, then the model
     identity = agreed(ranks, lambda: run_identity(config, prepared))
     if not is_equal_everywhere(str(identity), ranks):
         raise MachineError("ranks read different data or models; give every node the same files")
@@ -249,15 +249,10 @@ def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]
 
 def _check_packing(session: Session) -> None:
     """Prove the loss and isolation on this model and machine before a step is spent."""
-    run = session.run
+    run, precision = session.run, session.recipe.config.engine.precision
     run.engine.eval()
     if run.config.is_language:
-        check_own_loss(
-            run.engine,
-            run.loader.examples,
-            run.ranks.device,
-            session.recipe.config.engine.precision,
-        )
+        check_own_loss(run.engine, run.loader.examples, run.ranks.device, precision)
     if not (run.config.data.packing and run.config.data.isolate):
         return
     check = check_isolation(
@@ -266,7 +261,7 @@ def _check_packing(session: Session) -> None:
         run.config.data.seq_length,
         run.ranks.device,
     )
-    refuse_leaking(check, session.recipe.config.engine.precision)
+    refuse_leaking(check, precision)
     if run.log is not None:
         run.log.say(f"  {check}")
 

@@ -139,6 +139,12 @@ def test_a_type_that_transformers_does_not_know_is_named():
         model_shape({"model_type": "mine"})
 
 
+def test_a_type_without_attention_is_named():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 300}
+    with pytest.raises(ModelError, match="model_type 'mamba' has no attention heads"):
+        model_shape({"model_type": "mamba", **sizes}, is_language=True)
+
+
 @pytest.fixture
 def starcoder(base, tmp_path):
     """StarCoder, 15.5 B parameters, at 2,048 tokens."""
@@ -153,7 +159,7 @@ def starcoder(base, tmp_path):
 def resolved(config, machine):
     """Resolved for a machine, with the accumulation of the assumed data."""
     accumulation = ASSUMED.accumulation(config, machine.num_ranks)
-    return resolve(config, read_shape(config), machine, accumulation)
+    return replace(resolve(config, read_shape(config), machine), accumulation=accumulation)
 
 
 def under(recipe, stage, **more):
