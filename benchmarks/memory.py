@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,8 @@ def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int
     from trainer.planning.resolve import resolve
 
     config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
-    recipe = resolve(
-        config, read_shape(config), Machine(None, world_size), measured["accumulation"]
-    )
+    recipe = resolve(config, read_shape(config), Machine(None, world_size))
+    recipe = replace(recipe, accumulation=measured["accumulation"])
     recipe = recipe.changed("optim", micro_batch_size=measured["rows"])
     return memory_of(recipe.changed("data", seq_length=measured["tokens"])).total
 

@@ -92,7 +92,7 @@ class ModelShape:
 
     @property
     def num_head_parameters(self) -> int:
-        """What stands on the backbone, and not in it."""
+        """Parameters of the output layer, where it is not the embedding."""
         rows = {"classes": NUM_CLASSES, "tied": 0, "vocabulary": self.vocabulary}
         return rows[self.head] * self.hidden
 

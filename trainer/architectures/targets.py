@@ -26,7 +26,7 @@ def is_feed_forward(path: str) -> bool:
 
 
 def place_of(method: str, inputs: int, outputs: int, hidden: int) -> Place:
-    """Where a bottleneck adapter stands: on the side of its layer that is as wide as the model.
+    """Where a bottleneck adapter goes: on the side of its layer that is as wide as the model.
 
     Houlsby et al. 2019 and Pfeiffer et al. 2021 put adapters between layers, on what a layer gives
     back to the residual, and, in LLM-Adapters, on what the feed-forward reads. He et al. 2022 put

@@ -96,7 +96,7 @@ def train(
             state.train_seconds += time.perf_counter() - started
         asked = None
         if agreed is not Agreed.GO_ON and not due.is_last:
-            asked = stop.error(agreed, _told(f"after step {state.step}", run))
+            asked = stop.error(agreed, _stopped(f"after step {state.step}", run))
         if due.is_logged:
             _log_step(run, state, logged, loss, rate)
             logged = replace(state)
@@ -123,7 +123,7 @@ def _validate(
     state.is_unscored = True
     try:
         with (
-            stop.between_batches(run.engine, _told(where, run)),
+            stop.between_batches(run.engine, _stopped(where, run)),
             watchdog.watching("validation after step", state.step),
         ):
             validate()
@@ -133,7 +133,7 @@ def _validate(
     return None
 
 
-def _told(where: str, run: Run) -> str:
+def _stopped(where: str, run: Run) -> str:
     return f"stopped {where} of {run.total_steps} and saved; the same command continues"
 
 

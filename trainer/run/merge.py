@@ -116,7 +116,7 @@ def _logits(
 
 
 def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:
-    """Put decoded weights (out, in) under the adapters; GPT-2's Conv1D stands transposed."""
+    """Put decoded weights (out, in) under the adapters; GPT-2's Conv1D is transposed."""
     layers = dict(model.named_modules())
     for name, weight in weights.items():
         layer: Any = layers[name]

@@ -158,7 +158,7 @@ class Session:
         }
 
     def _files(self) -> dict[str, list[str]] | None:
-        """Where a run that goes from file to file stands: those of the last step, those before."""
+        """Of a run that goes from file to file: the files of the last step, and those before."""
         loader = self.run.loader
         if loader.files is None:
             return None

@@ -124,12 +124,12 @@ def _train(
         try:
             with memory_errors_named("while scoring"):
                 if checkpoint is None:
-                    told = "stopped before the first step; the same command starts again"
-                    with request.between_batches(run.engine, told):
+                    line = "stopped before the first step; the same command starts again"
+                    with request.between_batches(run.engine, line):
                         session.evaluation.begin()
                 train(run, state, request, watchdog, session.validate, session.save)
-                told = "stopped before the report; all is saved, the same command goes on with it"
-                with request.between_batches(run.engine, told):
+                line = "stopped before the report; all is saved, the same command goes on with it"
+                with request.between_batches(run.engine, line):
                     report = session.finish()
         except MemoryExceededError as error:
             raise explained(error, session) from error
