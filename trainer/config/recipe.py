@@ -303,10 +303,8 @@ def _whole_faults(config: RunConfig) -> list[str]:
             f"tuning.modules_to_save {tuning.modules_to_save} with tuning.method full, which trains"
             " everything; remove it"
         )
-    if (
-        tuning.method == "full"
-        and config.engine.precision == "fp32" != config.model.dtype != "auto"
-    ):
+    is_16_bit = config.model.dtype in ("bf16", "fp16")
+    if tuning.method == "full" and config.engine.precision == "fp32" and is_16_bit:
         faults.append(
             f"model.dtype {config.model.dtype} with tuning.method full: nothing is frozen; take"
             " model.dtype=auto"

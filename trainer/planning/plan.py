@@ -5,7 +5,6 @@ Needs neither torch nor weights nor a GPU.
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 from trainer.architectures.families import model_shape
 from trainer.architectures.shapes import ModelShape
 from trainer.architectures.targets import num_adapter_parameters
-from trainer.config.machines import Device, Machine
+from trainer.config.machines import Machine
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
 from trainer.planning.data_facts import DataFacts
 from trainer.planning.memory import Memory, memory_of
-from trainer.planning.resolve import resolve
 from trainer.planning.resolved import BYTES, FLASH, SEGMENT_SDPA, Resolved
 
 MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
@@ -92,7 +90,7 @@ def read_shape(config: RunConfig) -> ModelShape:
     """The model's sizes from its config.json.
 
     Raises:
-        ModelError: Not there, no JSON, or a family the planner does not know.
+        ModelError: Not there, not JSON, or a type that transformers does not build.
     """
     source = Path(config.model.path or config.model.config or "")
     path = source / "config.json" if source.is_dir() else source
@@ -214,17 +212,3 @@ def _seconds(
     peak = machine.device.peak_tflops * 1e12 * machine.num_ranks
     lowest, highest = mfu
     return flops / (peak * highest), flops / (peak * lowest)
-
-
-def plans_on(
-    config: RunConfig,
-    shape: ModelShape,
-    devices: Mapping[str, Device],
-    num_ranks: int,
-    data: DataFacts,
-) -> list[RunPlan]:
-    """The plan on each device of a table."""
-    return [
-        make_plan(resolve(config, shape, Machine(device, num_ranks)), data)
-        for device in devices.values()
-    ]

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config.machines import DEVICES, Machine, device_named, other_device
+from trainer.config.machines import DEVICES, Device, Machine, device_named, other_device
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 from trainer.planning.change import Change, best_change
 from trainer.planning.data_facts import data_facts
-from trainer.planning.plan import RunPlan, make_plan, plans_on, read_shape
+from trainer.planning.plan import RunPlan, make_plan, read_shape
 from trainer.planning.resolve import resolve
 
 
@@ -54,10 +54,11 @@ def plan_recipe(
     elif memory_gib:
         gpu = other_device(memory_gib)
     shape, data = read_shape(config), data_facts(config)
-    machine = Machine(gpu, num_ranks)
-    plan = make_plan(resolve(config, shape, machine), data)
-    return Planned(
-        plan,
-        [] if is_named else plans_on(config, shape, DEVICES, num_ranks, data),
-        None if plan.fits else best_change(config, shape, machine, data),
-    )
+
+    def plan_on(one: Device) -> RunPlan:
+        return make_plan(resolve(config, shape, Machine(one, num_ranks)), data)
+
+    plan = plan_on(gpu)
+    others = [] if is_named else [plan_on(one) for one in DEVICES.values()]
+    change = None if plan.fits else best_change(config, shape, Machine(gpu, num_ranks), data)
+    return Planned(plan, others, change)
