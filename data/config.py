@@ -92,7 +92,7 @@ class DataConfig(Section):
     )
     leak_groups: list[Literal["commit", "cve", "project"]] = Field(
         ["commit", "cve"],
-        description="fields whose value must not stand in two splits",
+        description="fields whose value must not occur in two splits",
     )
     allow_leaks: bool = Field(
         False, description="train although splits share functions or groups (recorded)"

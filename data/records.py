@@ -82,7 +82,7 @@ class RecordSource:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text to be learned as it stands.
+    """A text that is learned unchanged.
 
     Attributes:
         id: The dataset's own identifier, or the origin where it has none.

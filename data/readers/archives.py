@@ -48,7 +48,7 @@ def tar_members(stream: IO[bytes], reading: Reading) -> Iterator[Member]:
                 kind = "" if member.isreg() and not member.issparse() else _kind(member)
                 if names.is_wanted(member.name, kind):
                     yield Member(member.name, _tar_opener(archive, member, names.inner(member)))
-            while tail.read(1 << 18):  # to the end: checksums of the compression stand there
+            while tail.read(1 << 18):  # to the end: the compression's checksums are there
                 pass
     except (tarfile.TarError, EOFError) as error:
         raise names.damaged(str(error)) from error

@@ -92,7 +92,7 @@ class Columns:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Columns without which a row is no record."""
+        """Columns that every record needs."""
         return self.pair or tuple(name for name in (self.code, self.target) if name)
 
     @property

@@ -40,7 +40,7 @@ def row_conversations(
     """Stream the records of rows; a row that is none is counted or refused.
 
     Raises:
-        DataError: More bad rows than data.max_bad_rows, or an id that stands twice.
+        DataError: More bad rows than data.max_bad_rows, or an id that occurs twice.
     """
     facts, ids = reading.facts, Ids(reading)
     names: tuple[str, ...] | None = None

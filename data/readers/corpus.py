@@ -60,7 +60,7 @@ def named_files(path: Path, key: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.exists():
-        raise DataError(f"{key}: {path} is no regular file; it is read more than once")
+        raise DataError(f"{key}: {path} must be a regular file, because it is read several times")
     pattern = str(path)
     if not glob.has_magic(pattern):
         raise DataError(f"{key}: {path} does not exist (resolved: {path.resolve()})")
@@ -130,7 +130,7 @@ def files_of_split(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def member_names(path: Path, config: DataConfig) -> list[str] | None:
-    """Names of an archive's regular members; None where a file is no archive."""
+    """Names of an archive's regular members; None if the file is not an archive."""
     with path.open("rb") as raw:
         _, members = opened(raw, Reading(path.name, config, ReadFacts()))
         return None if members is None else [member.name for member in members]

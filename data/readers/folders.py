@@ -69,15 +69,15 @@ def _labels(reading: Reading) -> Mapping[str, int]:
 def _target(label: str, labels: Mapping[str, int], origin: str) -> int:
     if label not in labels:
         raise DataError(
-            f"{origin}: its folder {label!r} is no label; data.labels has {dict(labels)}: add it,"
-            " or move the folder"
+            f"{origin}: its folder {label!r} is not a known label; data.labels has {dict(labels)}:"
+            " add it, or move the folder"
         )
     return labels[label]
 
 
 def _sample(raw: bytes, target: int, origin: str, reading: Reading) -> Iterator[CodeSample]:
     if len(raw) > MAX_LINE_BYTES:
-        raise DataError(f"{origin}: above {MAX_LINE_BYTES} bytes; this is no function: remove it")
+        raise DataError(f"{origin}: above {MAX_LINE_BYTES} bytes, too long to read; remove it")
     code = reading.whole_text(raw, origin)
     if code is not None:
         yield CodeSample(id=origin, code=code, target=target, origin=origin)
@@ -85,13 +85,13 @@ def _sample(raw: bytes, target: int, origin: str, reading: Reading) -> Iterator[
 
 def _content(path: Path, origin: str) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):  # reading a fifo would wait for ever
-        raise DataError(f"{origin}: a device, fifo or socket is no function; remove it")
+        raise DataError(f"{origin}: a device, fifo or socket, not a function; remove it")
     with path.open("rb") as stream:
         return stream.read(MAX_LINE_BYTES + 1)
 
 
 def files_below(folder: Path, root: Path) -> Iterator[Path]:
-    """Everything below that is no folder, sorted, links checked; a folder at a time in memory."""
+    """All files below, sorted, links checked; one folder at a time in memory."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
         if entry.is_symlink():
@@ -99,7 +99,7 @@ def files_below(folder: Path, root: Path) -> Iterator[Path]:
             if not real.is_relative_to(root):
                 raise DataError(f"{path}: a link that leaves {root}; copy the file instead")
             if not real.is_file():
-                raise DataError(f"{path}: a link to {real}, which is no file; remove it")
+                raise DataError(f"{path}: a link to {real}, which is not a file; remove it")
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(path, root)
         else:

@@ -15,7 +15,7 @@ from data.readers.reading import BOM, Reading, RowFault, listed, quote
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 BLOCK_BYTES = 1 << 20
-# A function of 50 MB is 100 MB when every character of it is escaped; a longer line is no function.
+# A function of 50 MB is 100 MB with every character escaped; a longer line is not a function.
 MAX_LINE_BYTES = 256 << 20
 MAX_ARRAY_BYTES = 1 << 30  # of a file that is one JSON array, which is read whole
 MAX_FIELD_CHARACTERS = 64 << 20  # of CSV, whose reader holds four bytes for each
@@ -95,7 +95,7 @@ def json_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
 
 
 def is_indented_object(text: bytes) -> bool:
-    """Whether the first line of a text that opens an object neither closes nor damages it."""
+    """Whether the first line starts a multi-line object."""
     line, *others = text.splitlines()
     return bool(others) and _is_unfinished(line.decode("utf-8", "replace"))
 

@@ -78,7 +78,7 @@ def refuse_other_fields(config: DataConfig) -> None:
     if any(config.fields.keys() <= set(KINDS[kind].fields) for kind in kinds):
         return
     allowed = "; ".join(f"{kind} has {list(KINDS[kind].fields)}" for kind in kinds)
-    raise DataError(f"data.fields: {sorted(config.fields)} are no fields of one kind: {allowed}")
+    raise DataError(f"data.fields: {sorted(config.fields)} are not fields of one kind: {allowed}")
 
 
 def kind_of(names: Collection[str], config: DataConfig, where: str) -> str:

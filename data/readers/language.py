@@ -24,11 +24,11 @@ from data.records import Conversation, Document
 
 @dataclass(frozen=True)
 class _Source:
-    """One file of rows or of text; read before the next one is asked for.
+    """One file of rows or of text, read to its end before the next one.
 
     Attributes:
         reading: Names it.
-        name: What its format is told by where the content does not.
+        name: Decides the format where the content does not.
         stream: Its decompressed bytes; None for a saved dataset.
         folder: Of a saved dataset.
     """
@@ -129,7 +129,7 @@ def _sources(
     if path.is_dir() and is_saved_dataset(path):
         yield _Source(reading, path.name, folder=path)
     elif not path.is_file():  # a fifo would wait for ever
-        raise DataError(f"{path}: no regular file; every file is read more than once")
+        raise DataError(f"{path}: must be a regular file, because it is read several times")
     elif config.format == "datasets":
         raise DataError(
             f"{path}: data.format=datasets, but this is a file; a dataset saved to disk is a folder"

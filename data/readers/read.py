@@ -66,7 +66,7 @@ def _folder_format(path: Path, config: DataConfig) -> str:
 
 def _file_rows(path: Path, split: str, reading: Reading, columns: WantedColumns) -> Rows:
     if not path.is_file():  # a fifo would wait for ever
-        raise DataError(f"{path}: no regular file; every file is read more than once")
+        raise DataError(f"{path}: must be a regular file, because it is read several times")
     if reading.config.format == "datasets":
         raise DataError(
             f"{path}: data.format=datasets, but this is a file; a dataset saved to disk is a folder"

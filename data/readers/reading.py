@@ -60,7 +60,7 @@ class ReadFacts:
         """Count a row that is passed over.
 
         Args:
-            message: Where it stands and what is wrong with it.
+            message: Its place and what is wrong with it.
             allowed: data.max_bad_rows.
 
         Raises:
@@ -93,7 +93,7 @@ class Reading:
     unit: str = ""
 
     def origin(self, place: Place) -> str:
-        """Where a row stands; a file of a folder is its own place."""
+        """The place of a row; a file of a folder is its own place."""
         return shown(place if isinstance(place, str) else f"{self.name}:{self.unit}{place}")
 
     def bad(self, place: Place, message: str) -> None:
@@ -122,7 +122,7 @@ class Reading:
         """A file that is one record: its text; None where it is passed over.
 
         Raises:
-            DataError: It is no text, and one more than data.max_bad_rows.
+            DataError: It is not text, and the bad rows exceed data.max_bad_rows.
         """
         self.facts.num_rows += 1
         try:
@@ -186,7 +186,7 @@ def refuse_lone_surrogate(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise RowFault(
             f"{name!r} holds {text[error.start]!r} at character {error.start}, half of a surrogate"
-            " pair, which is no text; write the whole character or remove it"
+            " pair, which is not text; write the whole character or remove it"
         ) from error
 
 

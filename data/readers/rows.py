@@ -36,7 +36,7 @@ def row_samples(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Code
     """Stream the functions of rows; a row that is none is counted or refused.
 
     Raises:
-        DataError: More bad rows than data.max_bad_rows, or an id that stands twice.
+        DataError: More bad rows than data.max_bad_rows, or an id that occurs twice.
     """
     facts, ids = reading.facts, Ids(reading)
     layouts: dict[tuple[str, ...], _Layout] = {}
@@ -162,7 +162,7 @@ class Ids:
         self._places.append(int(place))
 
     def refuse_duplicates(self) -> None:
-        """Raises DataError where an id stands twice: predictions could not be told apart."""
+        """Raises DataError if an id occurs twice: predictions would be ambiguous."""
         import numpy as np
 
         hashes, places = np.asarray(self._hashes), np.asarray(self._places)

@@ -96,7 +96,7 @@ def _existing(path: Path, key: str, config: DataConfig) -> Path:
                 " name the file, or set data.path to the folder"
             )
     elif not path.is_file():
-        raise DataError(f"{key}: {path} is no regular file; it is read more than once")
+        raise DataError(f"{key}: {path} must be a regular file, because it is read several times")
     return path
 
 

@@ -39,7 +39,7 @@ def buffered(
     """A byte stream whose faults are DataErrors and whose size is bounded.
 
     Args:
-        read: Yields at most as many bytes as asked for; b"" at the end.
+        read: Returns at most the requested number of bytes; b"" at the end.
         num_compressed: Bytes of the file that were needed so far.
         reading: Names the stream, and knows how many rows came before a fault.
     """
@@ -178,7 +178,7 @@ class _Gunzip:
 
 
 # Not the standard library's files: gzip's hands out bytes before it has checked them, lzma's and
-# bz2's take garbage behind a stream for its end, and lzma's has no memory limit.
+# bz2's take garbage after a stream for its end, and lzma's has no memory limit.
 _CODECS: dict[str, Callable[[], _Gunzip | lzma.LZMADecompressor | bz2.BZ2Decompressor]] = {
     "gz": _Gunzip,
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY_BYTES),
@@ -187,7 +187,7 @@ _CODECS: dict[str, Callable[[], _Gunzip | lzma.LZMADecompressor | bz2.BZ2Decompr
 
 
 class _Inflater:
-    """One or several compressed streams in a row, and nothing else behind them."""
+    """One or several compressed streams in a row, and nothing else after them."""
 
     def __init__(self, source: _Counted, name: str) -> None:
         self._source = source

@@ -121,7 +121,7 @@ def _rows(batches: Iterator[Any], reading: Reading, num_compressed: int | None =
     number = num_bytes = 0
     for batch in batches:
         num_bytes += batch.nbytes
-        # a dictionary page of one long text can stand for millions of rows
+        # a dictionary page of one long text can represent millions of rows
         too_large = num_compressed and num_bytes > num_compressed * MAX_RATIO
         if too_large and num_bytes > RATIO_FLOOR_BYTES:
             raise DataError(
@@ -170,17 +170,17 @@ def _class_names(features: Any, reading: Reading, columns: WantedColumns) -> lis
 
 
 def _refuse_outside(folder: Path, reading: Reading) -> None:
-    """A dataset's state.json lists its files: none may stand elsewhere."""
+    """A dataset's state.json lists its files: none may be elsewhere."""
     import json
 
     try:
         files = json.loads((folder / _DATASET_FILES[0]).read_text("utf-8"))["_data_files"]
         paths = [folder / str(entry["filename"]) for entry in files]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}/state.json is no list of data files: {error}") from error
+        raise DataError(f"{folder}/state.json is not a list of data files: {error}") from error
     for path in paths:
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{folder}/state.json names {path}, which stands outside the dataset")
+            raise DataError(f"{folder}/state.json names {path}, which is outside the dataset")
 
 
 def _spooled(stream: io.BufferedReader, reading: Reading) -> io.BytesIO:

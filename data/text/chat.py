@@ -74,14 +74,14 @@ def chat_segments(
     where the generation prompt ends. Where the template has none, the answer's header is context.
 
     Args:
-        record: Turns are rendered as they stand.
+        record: Turns are rendered unchanged.
         template: In jinja.
         special_tokens: What it may name, such as {"bos_token": "<s>"}.
         markers: Tokens of the tokenizer that can end a turn.
 
     Raises:
         RecordRefused: The template fails; or the text of the first turns is not how the text of all
-            turns begins, so that no span can be told.
+            turns begins, so that no span is certain.
         DataError: It writes today's date.
     """
     if "strftime_now" in template and "date_string" not in template:
@@ -145,7 +145,7 @@ def _refuse_other_beginning(
     raise RecordRefused(
         f"{record.origin}: the chat template writes the turns {what} turn {place + 1} otherwise"
         f" alone ({text[same : same + 40]!r}) than in the whole ({whole[same : same + 40]!r}), so"
-        f" that no span can be told{_ADVICE}"
+        f" that no span is certain{_ADVICE}"
     )
 
 

@@ -39,7 +39,7 @@ class LanguageFacts:
     Attributes:
         num_records: Records read.
         num_examples: What they became: more where windows were cut, fewer where some were dropped.
-        num_tokens, num_supervised: Of the examples. A token that stands in two windows counts twice
+        num_tokens, num_supervised: Of the examples. A token in two windows counts twice
             among the tokens, once among the supervised.
         num_targets: Supervised tokens that are not the first of their example: the loss's count.
         share_histogram: Examples by share of supervised tokens, ten bins of a tenth each.
@@ -93,7 +93,7 @@ def encode_language(
     if config.normalize_whitespace != "none":
         raise DataError(
             f"data.normalize_whitespace={config.normalize_whitespace} is for functions; text and"
-            " answers are learned as they stand: set it to none"
+            " answers are learned unchanged: set it to none"
         )
     if config.window_overlap >= config.seq_length:
         raise DataError(
@@ -159,8 +159,8 @@ def cut_supervised(
         mask: Which are supervised.
         limit: Above it the policy applies.
         policy: "drop" none; "truncate" the head, "truncate_left" the tail; "truncate_middle" half
-            of each, where the first token behind the gap is no target; "window" pieces that follow
-            one another.
+            of each, where the first token after the gap is not a target; "window" pieces that
+            follow one another.
         overlap: Tokens that a window repeats of the one before it, as context: they are supervised
             once. At least one is repeated, or the first of every window would be nobody's target.
     """
@@ -303,7 +303,7 @@ def _record_segments(
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """A text in parts, cut behind a line end where there is one."""
+    """A text in parts, cut after a line end where there is one."""
     first = 0
     while len(text) - first > _BLOCK_CHARACTERS:
         end = text.rfind("\n", first, first + _BLOCK_CHARACTERS) + 1

@@ -16,7 +16,7 @@ _DOUBLE = r'"(?:[^"\\\n]|\\.)*+"?'
 _SINGLE = r"'(?:[^'\\\n]|\\.)*+'?"
 _NO_SEPARATOR = r"(?<!\d)" + _SINGLE  # 1'000'000 of C++
 # Java and C# text blocks, C++ raw strings, templates of JavaScript and Go. A slash right after one
-# of =(,:!&|? begins a JavaScript regular expression: no operand stands before it.
+# of =(,:!&|? begins a JavaScript regular expression: no operand comes before it.
 _TRIPLE = r'"""(?:[^\\]|\\.)*?(?:"""|\Z)'
 _OTHER_TRIPLE = _TRIPLE.replace('"', "'")
 _RAW = r'R"(?P<fence>[^\s()\\]{0,16})\(.{0,2000}?\)(?P=fence)"'

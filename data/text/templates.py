@@ -18,7 +18,7 @@ class Template:
     """How the turns of a conversation are written.
 
     Attributes:
-        opening: Before the first turn; a system turn stands in its place.
+        opening: Before the first turn; a system turn replaces it.
         opening_input: The same where the first instruction has an input.
         question: A user turn, {instruction}, up to where the answer begins.
         question_input: The same with an {input}.
@@ -134,7 +134,7 @@ def render(
 
 
 def _supervised(segments: Sequence[Segment], supervise: str) -> list[Segment]:
-    """Segments of which all answers are supervised -> those that are asked for."""
+    """Segments whose answers are all supervised -> the ones that data.supervise selects."""
     if supervise == "all":
         return [replace(segment, supervised=True) for segment in segments]
     if supervise == "answers":

@@ -1,4 +1,4 @@
-"""Functions -> token ids: whitespace, the policy for long functions, what stands around each."""
+"""Functions -> token ids: whitespace, the policy for long functions, the tokens around each."""
 
 import re
 import textwrap

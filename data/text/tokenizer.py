@@ -37,7 +37,7 @@ class CodeTokenizer:
 
     Attributes:
         end_token, end_id: What ends a text.
-        begin_token, begin_ids: What stands before every text; empty for most code models.
+        begin_token, begin_ids: Put before every text; empty for most code models.
         markers: Added tokens that are not blank: one of them ends a turn of a chat template.
         vocab_size: Above every id.
 
@@ -73,7 +73,7 @@ class CodeTokenizer:
 
     @property
     def num_added(self) -> int:
-        """Tokens that stand around every text."""
+        """Tokens around every text."""
         return len(self.begin_ids) + 1
 
     def encode(
@@ -195,7 +195,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that the files beside a tokenizer name, such as {"eos_token": "</s>"}.
 
     Raises:
-        DataError: A file is no JSON object, or names something that is no token.
+        DataError: A file is not a JSON object, or names something that is not a token.
     """
     named: dict[str, str] = {}
     for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):

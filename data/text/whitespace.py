@@ -119,7 +119,7 @@ def collapse_harms(code: str) -> list[str]:
 
 
 def _swallows(code: str, pattern: re.Pattern[str]) -> bool:
-    """Something other than comments stands after the first line comment."""
+    """Something other than comments follows the first line comment."""
     last = None  # end of the last string or comment, once a line comment was seen
     for match in pattern.finditer(code):
         if last is not None:

@@ -136,7 +136,7 @@ def _read_yaml(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: not YAML: {error}") from error
     except TypeError as error:
         raise ConfigError(
-            f"{where}: a key is no text ({error}); is a template unfilled?"
+            f"{where}: a YAML key is not a string ({error}); is a placeholder unfilled?"
         ) from error
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error

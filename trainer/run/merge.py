@@ -57,7 +57,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str
     """
     if config.tuning.method not in MERGED:
         raise ConfigError(
-            f"tuning.method {config.tuning.method} cannot be merged: its adapters are no part of a"
+            f"tuning.method {config.tuning.method} cannot be merged: its adapters are not part of a"
             f" linear layer's weight, as those of {', '.join(MERGED)} are; use {config.output_dir}"
             "/adapter beside the base"
         )

@@ -63,7 +63,7 @@ def limit_lines(comparison: Comparison) -> list[str]:
         f"Nothing beyond these {len(sizes)} sizes ({sizes[0]:,} to {sizes[-1]:,} parameters), this"
         " data, these steps and the one learning rate of each method: another rate can reorder"
         " methods more than size does.",
-        f"{num_seeds} seed{'s' * (num_seeds != 1)} a cell: [lowest, highest] is no interval of"
+        f"{num_seeds} seed{'s' * (num_seeds != 1)} a cell: [lowest, highest] is not an interval of"
         f" confidence. Seeds change {_changed_by_seeds(results)}; the train losses of two seeds"
         " are of other rows.",
         "All cells are scored on the same test records. What other records would say is in no"
@@ -102,7 +102,7 @@ def _pairs(order: Order) -> str:
     if order.num_seeds == 1:
         return f"Of {order.num_pairs} pairs of methods, {order.num_kept} keep their order."
     return (
-        f"Of {order.num_pairs} pairs of methods, {order.num_apart} are told apart on both sizes"
+        f"Of {order.num_pairs} pairs of methods, {order.num_apart} are distinguished on both sizes"
         f" (the seeds of one lie wholly below those of the other); {order.num_kept} of these"
         f" {order.num_apart} keep their order."
     )

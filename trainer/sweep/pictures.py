@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, its yellow darkened: told apart under every common colour blindness.
+# Okabe and Ito 2008, its yellow darkened: distinct under every common colour blindness.
 STYLES = {
     "full": ("#000000", "o"),
     "lora": ("#0072B2", "s"),

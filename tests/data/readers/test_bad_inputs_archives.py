@@ -259,7 +259,7 @@ def test_14_a_nested_archive_and_a_link_are_ignored_and_told(tmp_path):
 def test_09_a_fifo_is_refused_instead_of_waited_for(tmp_path):
     path = tmp_path / "train.jsonl"
     os.mkfifo(path)
-    refused(path, ["no regular file"])
+    refused(path, ["must be a regular file"])
 
 
 def test_the_encrypted_zip_is_one():

@@ -253,7 +253,7 @@ def test_37_keys_of_messages_without_use_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
-        ({"fields": {"question": "q"}}, ("['question'] are no fields of one kind", "chat has")),
+        ({"fields": {"question": "q"}}, ("['question'] are not fields of one kind", "chat has")),
         (
             {"records": "chat", "fields": {"instruction": "q"}},
             ("data.fields: ['instruction']", "chat has ['messages', 'id']"),
@@ -304,8 +304,8 @@ def test_a_text_file_holds_no_other_kind(tmp_path):
 
 def test_09_a_fifo_is_refused_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
-    assert "no regular file" in message_of(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match="no regular file"):
+    assert "must be a regular file" in message_of(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="must be a regular file"):
         language_paths(DataConfig(train=str(tmp_path / "a.jsonl")), "train")
 
 

@@ -232,7 +232,7 @@ def test_51_a_saved_dataset_that_is_damaged_or_names_foreign_files_is_refused(tm
     refused(folder, ["the saved dataset is damaged"])
     state["_data_files"][0]["filename"] = "../secret.arrow"
     (folder / "state.json").write_text(json.dumps(state))
-    refused(folder, ["which stands outside the dataset"])
+    refused(folder, ["which is outside the dataset"])
 
 
 def test_51_class_names_of_a_saved_dataset_have_to_be_mapped(tmp_path):
@@ -261,7 +261,7 @@ def test_a_link_that_leaves_the_folder_a_fifo_and_an_unknown_label_are_refused(t
     (folder / "safe" / "pipe").unlink()
     (folder / "odd").mkdir()
     (folder / "odd" / "a.c").write_bytes(b"x")
-    refused(folder, ["train/odd/a.c: its folder 'odd' is no label"], format="folder")
+    refused(folder, ["train/odd/a.c: its folder 'odd' is not a known label"], format="folder")
 
 
 def test_17_a_source_file_that_is_not_utf_8_is_a_bad_row(tmp_path):

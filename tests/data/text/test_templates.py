@@ -275,10 +275,10 @@ def test_what_a_chat_template_writes_between_its_prompt_and_the_answer_is_learne
 @pytest.mark.parametrize(
     ("template", "turns", "parts"),
     [
-        ("{{ messages | length }}" + CHATML, TWO, ("turns before turn 2", "no span can be told")),
+        ("{{ messages | length }}" + CHATML, TWO, ("turns before turn 2", "no span is certain")),
         (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), ONE, ("<think>",)),
         (CHATML.replace("m.content }}", "m.content | upper }}"), ONE, ("changes the answer",)),
-        (THINK_BEFORE_THE_LAST, TWO, ("up to turn 2", "no span can be told")),
+        (THINK_BEFORE_THE_LAST, TWO, ("up to turn 2", "no span is certain")),
         (LLAMA2, SYSTEM, ("the chat template fails: no system turns here",)),
         ("{{ messages[9].content }}", ONE, ("the chat template fails",)),
         ("{% for %}", ONE, ("the chat template fails",)),

@@ -97,7 +97,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     text = page.read_text()
     assert "**Not shown: " in text  # tau .6 of five methods: p = .23 of random orders
     assert "is +0.60 [+0.60, +0.60] over seeds (5 methods, p = 0.2333" in text
-    assert "Of 10 pairs of methods, 10 are told apart on both sizes" in text
+    assert "Of 10 pairs of methods, 10 are distinguished on both sizes" in text
     assert "full, is number 2 on large: choosing by the small size costs 0.100 nats" in text
     assert "2 seeds allow only 9 distinct resamples" in text
     assert "| lora | 40 | 4.00% | 4.230 [4.225, 4.235] | 3.205 [3.200, 3.210] |" in text
@@ -146,7 +146,7 @@ def test_one_seed_gives_no_interval_and_tells_no_methods_apart(finished, tmp_pat
     assert "is +0.60 (5 methods, p = 0.2333 against random orders)" in text
     assert "Of 10 pairs of methods, 8 keep their order. The best" in text
     assert "over seeds (" not in text
-    assert "told apart" not in text
+    assert "are distinguished" not in text
     assert "| small -> large | +0.60 | " in text
 
 

@@ -204,7 +204,7 @@ def test_a_method_merges_where_merging_is_defined(name, finished, tmp_path, caps
     if name in ("ptuning", "adapter_h", "adapter_p", "parallel"):
         assert code == 2
         assert (
-            "cannot be merged: its adapters are no part of a linear layer's weight" in captured.err
+            "cannot be merged: its adapters are not part of a linear layer's weight" in captured.err
         )
         assert not target.exists()
         return

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008: told apart under every common colour blindness.
+# Okabe and Ito 2008: distinct under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 120
 _REFERENCE: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1}
@@ -148,7 +148,7 @@ def png(figure: "Figure") -> bytes:
     """A figure as a PNG; the same figure gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    # The library writes its version into the file unless told not to.
+    # The library writes its version into the file by default.
     metadata: dict[str, Any] = {"Software": None, "Title": figure.axes[0].get_title()}
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata=metadata)
