@@ -246,3 +246,12 @@ def test_an_epoch_that_packs_into_fewer_rows_than_steps_takes_the_rows_of_the_fi
     assert seen(train, range(steps, 2 * steps)) == first
     assert seen(train, range(4 * steps, 5 * steps)) != first
     assert all(train.step(step).num_tokens for step in range(5 * steps))
+
+
+def test_an_epoch_of_exactly_as_many_rows_as_steps_has_an_order_of_its_own():
+    examples = example_set([[1] * SEQ_LENGTH] * 12)  # a row each
+    train = loader(examples, global_batch_size=1, batch_unit="rows", micro_batch_size=1)
+    assert train.plan.steps_per_epoch == 12
+    first, second = seen(train, range(12)), seen(train, range(12, 24))
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second

@@ -173,3 +173,12 @@ def test_600_functions_take_less_than_two_cpu_seconds():
     start = time.process_time()
     bootstrap_intervals(scores, labels, 0.5, groups_N=np.arange(600) // 2)
     assert time.process_time() - start < 2.0
+
+
+def test_average_precision_of_a_resample_without_the_best_function_by_hand():
+    scores, labels = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 0, 1, 1])
+    weights_RN = np.array([[0, 1, 1, 2], [1, 1, 1, 1]])
+    # First: 0.9 is not drawn; at 0.5 one of two; at 0.1 three of four, of which two are new.
+    # Second: 1 of 1, then 2 of 3, then 3 of 4.
+    expected = [(1 * 1 / 2 + 2 * 3 / 4) / 3, (1 + 2 / 3 + 3 / 4) / 3]
+    assert weighted_average_precision(scores, labels, weights_RN) == pytest.approx(expected)

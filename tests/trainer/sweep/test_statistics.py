@@ -101,3 +101,9 @@ def test_the_pareto_front_holds_what_nothing_beats_cheapest_first():
     loss = numbers(1, 9, 4, 6, 5)
     assert pareto_front(cost, loss) == [1, 2, 0]  # (3, 6) and (2, 5) are beaten by (2, 4)
     assert pareto_front(numbers(1, 1), numbers(2, 2)) == [0, 1]  # equal points beat nobody
+
+
+def test_methods_whose_seeds_touch_are_not_apart():
+    x_MS = np.array([[1.0, 2.0], [2.0, 3.0], [4.0, 5.0]])  # the first two share 2
+    for both_MS in (x_MS, x_MS[::-1]):
+        assert separated_pairs(both_MS, both_MS) == (3, 2, 2)
