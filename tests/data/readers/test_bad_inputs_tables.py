@@ -254,7 +254,7 @@ def test_a_link_that_leaves_the_folder_a_fifo_and_an_unknown_label_are_refused(t
     refused(folder, ["b.c: a link that leaves"], format="folder")
     (folder / "safe" / "b.c").unlink()
     os.symlink(folder, folder / "safe" / "loop")
-    refused(folder, ["loop: a link to", "which is no file"], format="folder")
+    refused(folder, ["loop: a link to", "which is not a file"], format="folder")
     (folder / "safe" / "loop").unlink()
     os.mkfifo(folder / "safe" / "pipe")
     refused(folder, ["train/safe/pipe: a device, fifo or socket"], format="folder")
