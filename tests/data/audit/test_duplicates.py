@@ -176,6 +176,15 @@ def test_a_pair_at_exactly_the_threshold_is_reported():
     assert (pair.num_pairs, pair.examples) == (1, ["train:0 ~ train:1 (0.80)"])
 
 
+def test_functions_without_a_commit_are_twins_and_not_a_fix():
+    train = random_split("train", 20, 1)
+    train[0] = dataclasses.replace(train[0], commit="")
+    train[1] = edited(train[0], target=1 - train[0].target)
+    near = search(train=train)
+    assert near.num_fix_pairs == {"train": 0}
+    assert [(pairs.num_pairs, pairs.num_opposite) for pairs in near.pairs] == [(1, 1)]
+
+
 def test_clusters_join_chains_of_pairs_but_not_a_function_and_its_fix():
     train, test = random_split("train", 20, 1), random_split("test", 20, 2)
     train[1] = edited(train[0], target=1 - train[0].target)  # its fix
