@@ -27,6 +27,7 @@ def test_small_example_has_the_values_worked_out_by_hand():
     assert m["precision"] == m["recall"] == m["f1"] == pytest.approx(2 / 3)
     assert m["mcc"] == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
     assert m["accuracy"] == pytest.approx(3 / 5)
+    assert (m["num"], m["num_positive"]) == (5, 3)
     assert m["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.16 + 0.01) / 5)
     assert m["num_positive"] == 3
 

@@ -1,6 +1,8 @@
 """Ranks from every launcher's environment, and the hostfile on its command line."""
 
 import json
+import os
+import socket
 
 import pytest
 import rank_checks
@@ -10,7 +12,7 @@ from trainer.cluster.roll_call import roll_faults
 from trainer.errors import ConfigError, MachineError
 from trainer.processes import launched
 from trainer.processes.launched import check_launch, hostfile_of, is_filtered
-from trainer.processes.ranks import adopt_launcher, first_host
+from trainer.processes.ranks import adopt_launcher, first_host, own_address
 
 # As srun --nodes=2 --ntasks-per-node=2 sets them, rank 3 (Slurm's manual, "OUTPUT ENVIRONMENT").
 SLURM = {
@@ -164,3 +166,13 @@ def test_every_rank_gets_every_ranks_values(tmp_path):
     assert run_ranks([], 3, printed, entry=rank_checks.gather_values) == [0, 0, 0]
     expected = json.dumps([{"rank": rank, "text": "ä" * rank} for rank in range(3)])
     assert printed.read_text().count(expected) == 3
+
+
+def test_the_address_for_other_nodes_is_the_first_that_hostname_lists(tmp_path, monkeypatch):
+    program = tmp_path / "hostname"
+    program.write_text("#!/bin/sh\necho 10.0.0.7 192.168.1.7\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert own_address() == "10.0.0.7"
+    program.write_text("#!/bin/sh\necho\n")
+    assert own_address() == socket.gethostname()
