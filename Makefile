@@ -60,6 +60,7 @@ format: $(VENV)/.dev
 # The losses that a change of arithmetic is compared with; only a change that is meant records anew.
 golden: $(VENV)/.dev
 	PYTHONPATH=.:tests $(BIN)/python tests/data/prepared/test_golden_tokens.py
+	PYTHONPATH=.:tests $(BIN)/python tests/trainer/planning/test_golden_plans.py
 	PYTHONPATH=.:tests $(BIN)/python tests/test_golden.py
 
 samples: $(VENV)/.run

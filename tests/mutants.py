@@ -48,7 +48,10 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
         "trainer/losses/test_losses.py",
         "trainer/kernels/test_linear_focal.py",
     ],
-    "trainer/planning/memory.py": ["trainer/planning/test_plan.py"],
+    "trainer/planning/memory.py": [
+        "trainer/planning/test_golden_plans.py",
+        "trainer/planning/test_plan.py",
+    ],
     "trainer/processes/ranks.py": ["trainer/processes/test_launch_environment.py"],
     "trainer/run_folder/checkpoint.py": ["trainer/run_folder/test_checkpoint.py"],
     "trainer/sweep/statistics.py": ["trainer/sweep/test_statistics.py"],
