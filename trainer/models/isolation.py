@@ -43,7 +43,7 @@ class IsolationCheck:
         """The line of the banner."""
         return (
             f"packing self-check: max |diff| = {self.packed_difference:.1e} over"
-            f" {self.num_functions} functions, {self.neighbour_difference:.1e} when others change"
+            f" {self.num_functions} examples, {self.neighbour_difference:.1e} when others change"
             f" ({self.own_difference:.1e} when its own tokens do)"
         )
 
@@ -96,7 +96,7 @@ def refuse_leaking(check: IsolationCheck, precision: str) -> None:
             f"{check}: the model's logits do not depend on its input; check its weights"
         )
     raise ModelError(
-        f"{check}: allowed {allowed:.0e} and {_NEIGHBOUR_TOLERANCE:.0e}. Packed functions would see"
+        f"{check}: allowed {allowed:.0e} and {_NEIGHBOUR_TOLERANCE:.0e}. Packed examples would see"
         " each other in this model: set data.packing=false, or another model.attention"
     )
 

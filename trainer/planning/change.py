@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.architectures.shapes import ModelShape
-from trainer.config.machines import Machine
 from trainer.config.recipe import cross_check
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 from trainer.planning.data_facts import DataFacts
 from trainer.planning.plan import RunPlan, make_plan
 from trainer.planning.resolve import resolve
+from trainer.planning.resolved import Resolved
 
 _SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
     "optim.optimizer=adamw_8bit": 1.0,
@@ -34,11 +33,7 @@ class Change:
 
 
 def best_change(
-    config: RunConfig,
-    shape: ModelShape,
-    machine: Machine,
-    data: DataFacts,
-    limit_bytes: float | None = None,
+    recipe: Resolved, data: DataFacts, limit_bytes: float | None = None
 ) -> Change | None:
     """The single change that lets a recipe fit, found by trying each.
 
@@ -46,17 +41,15 @@ def best_change(
     not. Where none is enough, the one that saves most.
 
     Args:
-        config: Of the run.
-        shape: Of the model.
-        machine: Where it runs.
+        recipe: Changes are made to the recipe as it was written.
         data: Its counts.
         limit_bytes: To stay below; None is the device's memory.
     """
     if limit_bytes is None:
-        limit_bytes = machine.memory_bytes or float("inf")
+        limit_bytes = recipe.machine.memory_bytes or float("inf")
     plans = {
-        override: make_plan(resolve(changed, shape, machine), data)
-        for override, changed in _candidates(config)
+        override: make_plan(resolve(changed, recipe.shape, recipe.machine), data)
+        for override, changed in _candidates(recipe.written)
     }
     changes = [
         Change(override, plan, plan.memory.total <= limit_bytes)

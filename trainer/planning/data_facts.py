@@ -1,4 +1,4 @@
-"""How much data a recipe has, from what was prepared before, else assumed and said so."""
+"""How much data a recipe has: counts of prepared data, or else an assumption that says so."""
 
 import json
 from collections.abc import Mapping
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from data.batches.order import Plan, steps_for
+from data.config import DataConfig
 from data.errors import DataError
 from data.prepared.cache import FACTS, default_root
 from data.prepared.kinds import kind_of
 from data.prepared.prepare import sources_digest
-from trainer.config.sections import RunConfig
+from trainer.config.sections import OptimSection, RunConfig
 
-_ASSUMED_FUNCTIONS, _ASSUMED_TOKENS = 1000, 400.0
+_ASSUMED_RECORDS, _ASSUMED_TOKENS = 1000, 400.0
 _FILL = 0.97  # of packed rows; real functions at 512 to 2,048 tokens fill 95 to 99%
 _LARGEST_DIGESTED = 256 << 20  # bytes: a second of sha256
 
@@ -23,96 +24,97 @@ class DataFacts:
     """The training split in numbers.
 
     Attributes:
-        num_functions: Functions, conversations or documents trained on in an epoch.
+        num_functions: Functions, or records of a language task, trained on in an epoch.
         tokens_mean: Of a whole one, without end token.
         source: Where the numbers are from, for people.
         is_assumed: True where nothing was prepared.
+        unit: "functions" or "records".
     """
 
     num_functions: int
     tokens_mean: float
     source: str
     is_assumed: bool
+    unit: str = "functions"
 
-    def tokens_of_function(self, config: RunConfig) -> float:
-        """Tokens of a function in rows, end token included."""
+    def tokens_of_record(self, data: DataConfig) -> float:
+        """Tokens of a record in rows, end token included."""
         whole = self.tokens_mean + 1
-        is_windowed = config.data.long_functions == "window"
-        return whole if is_windowed else min(whole, config.data.seq_length)
+        return whole if data.long_functions == "window" else min(whole, data.seq_length)
 
-    def num_rows(self, config: RunConfig) -> int:
+    def num_rows(self, data: DataConfig) -> int:
         """Rows of an epoch."""
-        if not config.data.packing:
-            pieces = self.tokens_of_function(config) / config.data.seq_length
-            return round(self.num_functions * max(1.0, pieces))
-        tokens = self.num_functions * self.tokens_of_function(config)
-        return max(1, round(tokens / (config.data.seq_length * _FILL)))
+        length = self.tokens_of_record(data)
+        if not data.packing:
+            return round(self.num_functions * max(1.0, length / data.seq_length))
+        return max(1, round(self.num_functions * length / (data.seq_length * _FILL)))
 
-    def steps_per_epoch(self, config: RunConfig) -> int:
+    def steps_per_epoch(self, data: DataConfig, optim: OptimSection) -> int:
         """Optimizer steps of an epoch."""
-        is_rows = config.optim.batch_unit == "rows"
-        units = self.num_rows(config) if is_rows else self.num_functions
-        return min(steps_for(units, config.optim.global_batch_size), self.num_rows(config))
+        num_rows = self.num_rows(data)
+        units = num_rows if optim.batch_unit == "rows" else self.num_functions
+        return min(steps_for(units, optim.global_batch_size), num_rows)
 
-    def num_steps(self, config: RunConfig) -> int:
+    def num_steps(self, data: DataConfig, optim: OptimSection) -> int:
         """Optimizer steps of the run."""
-        return config.optim.max_steps or (config.optim.epochs or 0) * self.steps_per_epoch(config)
+        return optim.max_steps or (optim.epochs or 0) * self.steps_per_epoch(data, optim)
 
-    def accumulation(self, config: RunConfig, world_size: int) -> int:
+    def accumulation(self, data: DataConfig, optim: OptimSection, world_size: int) -> int:
         """Micro-batches of a rank in a step."""
-        plan = Plan(
-            self.num_rows(config),
-            self.steps_per_epoch(config),
-            config.optim.micro_batch_size,
-            world_size,
-        )
+        steps = self.steps_per_epoch(data, optim)
+        plan = Plan(self.num_rows(data), steps, optim.micro_batch_size, world_size)
         return plan.gradient_accumulation_steps
 
-    def tokens_of_step(self, config: RunConfig) -> float:
+    def tokens_of_step(self, data: DataConfig, optim: OptimSection) -> float:
         """Real tokens of a step over all ranks."""
-        return self.num_functions * self.tokens_of_function(config) / self.steps_per_epoch(config)
+        tokens = self.num_functions * self.tokens_of_record(data)
+        return tokens / self.steps_per_epoch(data, optim)
 
 
 def data_facts(config: RunConfig) -> DataFacts:
-    """Counts of the training split: of the run folder, of the cache, or assumed."""
+    """Counts of the training split: from the run folder or the cache, or assumed."""
+    data, is_language = config.data, config.is_language
     run = config.output_dir / "data.json"
-    if run.is_file() and (found := facts_of(config, _json(run), str(run))):
+    if run.is_file() and (found := facts_of(data, is_language, _json(run), str(run))):
         return found
-    digest = _train_digest(config)
-    root = Path(config.data.cache_dir) if config.data.cache_dir else default_root()
+    digest = _train_digest(data, is_language)
+    root = Path(data.cache_dir) if data.cache_dir else default_root()
     for entry in sorted(root.glob(f"*/{FACTS}")) if digest else []:
         facts = _json(entry)
         if facts.get("sha256", {}).get("train") != digest:
             continue
-        if found := facts_of(config, facts, f"prepared data {entry.parent}"):
+        if found := facts_of(data, is_language, facts, f"prepared data {entry.parent}"):
             return found
+    unit = "records" if is_language else "functions"
     return DataFacts(
-        _ASSUMED_FUNCTIONS,
+        _ASSUMED_RECORDS,
         _ASSUMED_TOKENS,
-        f"ASSUMED {_ASSUMED_FUNCTIONS:,} functions of {_ASSUMED_TOKENS:g} tokens: nothing is"
+        f"ASSUMED {_ASSUMED_RECORDS:,} {unit} of {_ASSUMED_TOKENS:g} tokens: nothing is"
         " prepared; launcher/prepare.py RECIPE counts them",
         is_assumed=True,
+        unit=unit,
     )
 
 
-def facts_of(config: RunConfig, facts: Mapping[str, Any], source: str) -> DataFacts | None:
-    """Counts out of data.json's content; None where they are of other settings."""
+def facts_of(
+    data: DataConfig, is_language: bool, facts: Mapping[str, Any], source: str
+) -> DataFacts | None:
+    """Counts from the content of data.json; None if it was made with other settings."""
     same = all(
-        facts.get(key) == getattr(config.data, key)
-        for key in ("seq_length", "normalize_whitespace")
+        facts.get(key) == getattr(data, key) for key in ("seq_length", "normalize_whitespace")
     )
     try:
         tokens = facts["splits"]["train"]["tokens"]
-        if not same or tokens["policy"] != config.data.long_functions:
+        if not same or tokens["policy"] != data.long_functions:
             return None
-        if config.is_language:
+        if is_language:
             num_records = tokens["num_records"] - tokens["num_dropped"]
             tokens_mean = tokens["num_tokens"] / num_records - 1
-            return DataFacts(num_records, tokens_mean, source, is_assumed=False)
+            return DataFacts(num_records, tokens_mean, source, is_assumed=False, unit="records")
         dropped = tokens["num_oversized"]
-        dropped += tokens["num_long"] if config.data.long_functions == "drop" else 0
+        dropped += tokens["num_long"] if data.long_functions == "drop" else 0
         num_functions = tokens["num_functions"]
-        if config.data.sampling == "balanced":  # both classes as often as the more frequent one
+        if data.sampling == "balanced":  # both classes as often as the more frequent one
             positive = tokens["num_positive"]
             num_functions = 2 * max(positive, num_functions - positive)
         return DataFacts(num_functions - dropped, tokens["tokens_mean"], source, is_assumed=False)
@@ -120,9 +122,9 @@ def facts_of(config: RunConfig, facts: Mapping[str, Any], source: str) -> DataFa
         return None
 
 
-def _train_digest(config: RunConfig) -> str | None:
+def _train_digest(data: DataConfig, is_language: bool) -> str | None:
     try:
-        paths = kind_of(config.is_language).paths(config.data, "train")
+        paths = kind_of(is_language).paths(data, "train")
         are_files = all(path.is_file() for path in paths)
         if not are_files or sum(path.stat().st_size for path in paths) > _LARGEST_DIGESTED:
             return None

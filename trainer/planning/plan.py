@@ -104,10 +104,10 @@ def read_shape(config: RunConfig) -> ModelShape:
 def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
     """The whole plan of a resolved recipe."""
     config, machine = recipe.config, recipe.machine
-    accumulation = data.accumulation(config, machine.num_ranks)
+    accumulation = data.accumulation(config.data, config.optim, machine.num_ranks)
     recipe = replace(recipe, accumulation=accumulation)
     limit = machine.memory_bytes
-    num_steps = data.num_steps(config)
+    num_steps = data.num_steps(config.data, config.optim)
     flops = flops_of_step(recipe, data) * num_steps
     mfu = QUANTISED_MFU if config.tuning.base_quant_type else MFU
     return RunPlan(
@@ -156,7 +156,7 @@ def flops_of_step(recipe: Resolved, data: DataFacts) -> float:
     adapters = 0 if recipe.tuning.method == "ptuning" else _num_added(recipe)
     looks_at = recipe.config.data.seq_length
     if recipe.config.model.attention in (SEGMENT_SDPA, FLASH):
-        looks_at = min(looks_at, math.ceil(data.tokens_of_function(recipe.config)))
+        looks_at = min(looks_at, math.ceil(data.tokens_of_record(recipe.config.data)))
     attention = 4 * shape.hidden * looks_at * shape.num_layers
     of_token = (
         trains_base * 2 * shape.num_linear_weights
@@ -166,7 +166,7 @@ def flops_of_step(recipe: Resolved, data: DataFacts) -> float:
     if shape.head != "classes":  # logits and the gradient of their states, once for every token
         products = 3 if recipe.trains_vocabulary else 2
         of_token += 2 * products * shape.vocabulary * shape.hidden
-    return of_token * data.tokens_of_step(recipe.config)
+    return of_token * data.tokens_of_step(recipe.config.data, recipe.config.optim)
 
 
 def communication_bytes(recipe: Resolved, accumulation: int) -> float:

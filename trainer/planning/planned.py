@@ -10,6 +10,7 @@ from trainer.planning.change import Change, best_change
 from trainer.planning.data_facts import data_facts
 from trainer.planning.plan import RunPlan, make_plan, read_shape
 from trainer.planning.resolve import resolve
+from trainer.planning.resolved import Resolved
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def plan_recipe(
         gpu = other_device(memory_gib)
     shape, data = read_shape(config), data_facts(config)
 
-    def plan_on(one: Device) -> RunPlan:
-        return make_plan(resolve(config, shape, Machine(one, num_ranks)), data)
+    def on(one: Device) -> Resolved:
+        return resolve(config, shape, Machine(one, num_ranks))
 
-    plan = plan_on(gpu)
-    others = [] if is_named else [plan_on(one) for one in DEVICES.values()]
-    change = None if plan.fits else best_change(config, shape, Machine(gpu, num_ranks), data)
+    plan = make_plan(on(gpu), data)
+    others = [] if is_named else [make_plan(on(one), data) for one in DEVICES.values()]
+    change = None if plan.fits else best_change(on(gpu), data)
     return Planned(plan, others, change)

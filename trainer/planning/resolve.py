@@ -117,7 +117,7 @@ def choose_attention(config: RunConfig, machine: Machine, precision: str) -> tup
     if config.model.attention != "auto":
         return config.model.attention, "set by the recipe"
     if machine.device is None:
-        return SEGMENT_SDPA, "CPU: cost follows the functions, not the row"
+        return SEGMENT_SDPA, "CPU: its cost follows the examples, not the row"
     if machine.has_flash and precision != "fp32":
         return FLASH, "flash_attn is installed and the GPU is sm80 or newer"
     return "sdpa", "GPU without usable flash_attn"

@@ -61,8 +61,8 @@ def plan_lines(plan: RunPlan, change: Change | None) -> list[str]:
         lines.append(f"{'largest micro-batch':>20}  {plan.largest_micro_batch_size} rows")
     lines += [
         f"{'trained':>20}  {plan.num_trained:,} of {plan.num_parameters:,} parameters",
-        f"{'data':>20}  {plan.data.num_functions:,} functions, {plan.data.tokens_mean:.0f} tokens"
-        f" on average ({plan.data.source})",
+        f"{'data':>20}  {plan.data.num_functions:,} {plan.data.unit},"
+        f" {plan.data.tokens_mean:.0f} tokens on average ({plan.data.source})",
         f"{'steps':>20}  {plan.num_steps:,}, each of {plan.accumulation} micro-batches a rank",
         f"{'work':>20}  {plan.flops:.2e} FLOPs; {_time(plan)}",
         f"{'communication':>20}  {_bytes(plan.step_communication_bytes)} sent by a rank in a step",

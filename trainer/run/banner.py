@@ -150,7 +150,7 @@ def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Seq
         f"  steps      {total_steps} ({plan.steps_per_epoch} an epoch)",
         f"  batch      {loader.num_records / plan.steps_per_epoch:.1f} examples in"
         f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
-        f" (asked: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
+        f" (recipe: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
         f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
         f" {idle_share(loader):.0%} of micro-batches empty",
         *(f"  order      {line}" for line in order_lines(loader)),

@@ -55,9 +55,10 @@ def merge_run(run: Path, target: Path, onto: str) -> None:
     from trainer.run.merge import merge_adapter
 
     drift = merge_adapter(config, prepared, target.resolve(), onto)
+    unit = "targets" if config.is_language else "functions"
     print(
         f"{target}: merged onto the {drift['onto']} base; logits of {drift['num_functions']}"
-        f" validation functions move by {drift['max_logit_difference']:.2e} at most,"
+        f" validation {unit} move by {drift['max_logit_difference']:.2e} at most,"
         f" {drift['mean_logit_difference']:.2e} on average (largest logit"
         f" {drift['largest_logit']:.2f})"
     )

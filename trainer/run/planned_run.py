@@ -48,11 +48,11 @@ def explained(error: MachineError, session: Session) -> MachineError:
     """What was short, what takes the memory, what is safe and the best single change."""
     newest, _ = newest_checkpoint(session.checkpoints)
     safe = f"the checkpoint of step {newest.step} is intact" if newest else "nothing was saved yet"
-    plan, recipe = _plan(session), session.recipe
+    plan = _plan(session)
     lines = [f"{error}; {safe}", *bar_lines(plan.memory, plan.limit_bytes)]
     # The plan said that it fits, so what is needed is a real saving against the plan itself.
     needed = (1 - _SAVING) * min(plan.memory.total, plan.limit_bytes or float("inf"))
-    change = best_change(recipe.config, recipe.shape, recipe.machine, plan.data, needed)
+    change = best_change(session.recipe, plan.data, needed)
     if change is not None:
         lines.append(change_line(plan, change))
     return MachineError("\n".join(lines))
@@ -73,6 +73,7 @@ def held_bytes(session: Session) -> int:
 
 
 def _plan(session: Session) -> RunPlan:
-    data = facts_of(session.recipe.config, session.prepared.facts, "this run")
+    config = session.run.config
+    data = facts_of(config.data, config.is_language, session.prepared.facts, "this run")
     assert data is not None  # the run's own facts are of its own settings
     return make_plan(session.recipe, data)

@@ -23,7 +23,7 @@ def prepare_run(config: RunConfig) -> Prepared:
     Raises:
         DataError: They cannot be used.
     """
-    with _shown_progress() as progress:
+    with _shown_progress("records" if config.is_language else "functions") as progress:
         return prepare(
             config.data,
             config.tokenizer_folder,
@@ -73,7 +73,7 @@ def audit_run(config: RunConfig) -> list[str]:
         )
     from data.audit import audit_splits, summary_lines, write_audit
 
-    with _shown_progress() as progress:
+    with _shown_progress("functions") as progress:
         splits = open_splits(config.data, config.tokenizer_folder, progress=progress).splits
     facts = audit_splits(
         {name: split.samples for name, split in splits.items()},
@@ -96,7 +96,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 @contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None] | None]:
+def _shown_progress(unit: str) -> Iterator[Callable[[str, int, int], None] | None]:
     """One line for each split on a terminal, while something is built; nothing elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -106,10 +106,10 @@ def _shown_progress() -> Iterator[Callable[[str, int, int], None] | None]:
     with Progress(*columns, console=console) as progress:
         tasks = {}
 
-        def show(split: str, num_functions: int, num_tokens: int) -> None:
+        def show(split: str, num_records: int, num_tokens: int) -> None:
             if split not in tasks:
                 tasks[split] = progress.add_task("")
-            counts = f"{num_functions:,} functions  {num_tokens:,} tokens"
+            counts = f"{num_records:,} {unit}  {num_tokens:,} tokens"
             progress.update(tasks[split], description=f"prepare {split:5}  {counts}")
 
         yield show

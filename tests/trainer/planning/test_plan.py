@@ -158,7 +158,7 @@ def starcoder(base, tmp_path):
 
 def resolved(config, machine):
     """Resolved for a machine, with the accumulation of the assumed data."""
-    accumulation = ASSUMED.accumulation(config, machine.num_ranks)
+    accumulation = ASSUMED.accumulation(config.data, config.optim, machine.num_ranks)
     return replace(resolve(config, read_shape(config), machine), accumulation=accumulation)
 
 
@@ -315,7 +315,7 @@ def test_the_best_single_change_fits_and_the_recipe_without_it_does_not(
         config = config.changed(section, **values)
     shape, machine = read_shape(config), Machine(DEVICES[device], 1)
     assert not make_plan(resolved(config, machine), ASSUMED).fits
-    change = best_change(config, shape, machine, ASSUMED)
+    change = best_change(resolve(config, shape, machine), ASSUMED)
     assert change.override == expected
     assert change.plan.fits
 
@@ -323,7 +323,7 @@ def test_the_best_single_change_fits_and_the_recipe_without_it_does_not(
 def test_a_model_that_no_single_change_saves_still_gets_the_one_that_helps_most(starcoder):
     shape, machine = read_shape(starcoder), Machine(DEVICES["RTX3060"], 1)
     config = starcoder.changed("model", gradient_checkpointing=False)
-    change = best_change(config, shape, machine, ASSUMED)
+    change = best_change(resolve(config, shape, machine), ASSUMED)
     assert change.override == "tuning.method=qlora"
     assert not change.plan.fits
 
@@ -398,6 +398,14 @@ def test_the_command_prints_json_and_its_exit_code_tells_whether_it_fits(tmp_pat
     assert plan_main([*recipe, "--device", "T5"]) == 2
 
 
+def test_the_plan_of_a_language_task_counts_records(tmp_path, capsys):
+    recipe = str(REPOSITORY / "recipes" / "instruction_sample.yaml")
+    assert plan_main([recipe, f"run.output_dir={tmp_path}", f"data.cache_dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "1,000 records, 400 tokens on average (ASSUMED 1,000 records of" in printed
+    assert "functions" not in printed
+
+
 def test_the_command_imports_neither_torch_nor_transformers(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(STARCODER))
     code = (
@@ -429,9 +437,9 @@ def test_the_steps_of_the_plan_are_those_of_the_run_and_the_start_shows_both(tin
     for facts in (data_facts(config), data_facts(config.changed("run", output_dir="/none"))):
         assert not facts.is_assumed
         assert facts.num_functions == 40
-        assert f"steps      {facts.num_steps(config)} (" in printed.read_text()
+        assert f"steps      {facts.num_steps(config.data, config.optim)} (" in printed.read_text()
     plan = json.loads((folder / "plan.json").read_text())
-    assert plan["num_steps"] == facts.num_steps(config)
+    assert plan["num_steps"] == facts.num_steps(config.data, config.optim)
     line = next(line for line in printed.read_text().splitlines() if "  memory  " in line)
     planned, measured = (
         float(line.split(f"{word} ")[-1].split(" ")[0].rstrip(","))
