@@ -94,12 +94,12 @@ CASES: tuple[tuple[str, int, str], ...] = (
 
 def write_model(folder: Path, name: str) -> Path:
     """config.json with the samples' tokenizer beside it."""
-    target = folder / name
-    target.mkdir(exist_ok=True)
-    (target / "config.json").write_text(json.dumps(MODELS[name]))
+    model = folder / name
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps(MODELS[name]))
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        (target / file).write_bytes((SAMPLES / "model" / file).read_bytes())
-    return target
+        (model / file).write_bytes((SAMPLES / "model" / file).read_bytes())
+    return model
 
 
 def overrides_of(model: Path, folder: Path, keys: str) -> list[str]:
@@ -247,8 +247,8 @@ def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:
 
 def write_up_lines() -> list[str]:
     """The formulas every introduction gives, beside ours, on StarCoder (15.5 B)."""
+    from trainer.architectures.adapters import num_adapter_parameters
     from trainer.architectures.families import model_shape
-    from trainer.architectures.targets import num_adapter_parameters
     from trainer.config.sections import TuningSection
 
     shape = model_shape(

@@ -13,8 +13,8 @@ _ADVICE = "; use another template: data.template=question_answer or alpaca"
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A stretch of a rendered record, tokenised alone.
+class Span:
+    """A stretch of a rendered record that is tokenised alone.
 
     Attributes:
         text: As the model reads it.
@@ -61,12 +61,12 @@ def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     return template, special
 
 
-def chat_segments(
+def chat_spans(
     record: Conversation,
     template: str,
     special_tokens: Mapping[str, str],
     markers: Collection[str] = (),
-) -> list[Segment]:
+) -> list[Span]:
     """Prompt and answer of every assistant turn, found by rendering a stand-in for the answer.
 
     An answer's span ends with the first marker that the template writes after it, for generation
@@ -92,7 +92,7 @@ def chat_segments(
         return _rendered(record, turns, template, special_tokens, asks)
 
     whole = rendered(turns)
-    segments, begin = [], 0
+    spans, begin = [], 0
     for place, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
@@ -105,10 +105,10 @@ def chat_segments(
         start = len(before)
         if header[start:].strip() and before == rendered(turns[:place]):
             start = len(header.rstrip(" "))  # a blank belongs to the word after it
-        segments += [Segment(whole[begin:start], supervised=False)]
-        segments += [Segment(whole[start:end], supervised=turn.is_learned, ends=ends)]
+        spans += [Span(whole[begin:start], supervised=False)]
+        spans += [Span(whole[start:end], supervised=turn.is_learned, ends=ends)]
         begin = end
-    return [*segments, Segment(whole[begin:], supervised=False)]
+    return [*spans, Span(whole[begin:], supervised=False)]
 
 
 def _close(tail: str, markers: Collection[str]) -> tuple[str, bool]:

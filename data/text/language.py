@@ -13,7 +13,7 @@ from data.errors import DataError
 from data.records import Conversation, Document
 from data.text.chat import RecordRefused, own_template
 from data.text.escaping import escaped
-from data.text.templates import Segment, render
+from data.text.templates import Span, render
 from data.text.tokenization import Pieces, targets_of
 from data.text.tokenizer import CodeTokenizer
 
@@ -74,7 +74,7 @@ def encode_language(
 ) -> Pieces:
     """Token ids of records, with the end token after every answer and document.
 
-    Segments are tokenised apart, as a prompt is when the model is asked: no merge crosses the place
+    Spans are tokenised apart, as a prompt is when the model is asked: no merge crosses the place
     where an answer begins. What the tokenizer puts before a text stands before the first alone.
 
     Args:
@@ -101,18 +101,18 @@ def encode_language(
             f" data.seq_length={config.seq_length}"
         )
     rendered = _rendered(records, tokenizer, config)
-    segments_N, refused = rendered.segments_N, rendered.refused
+    spans_N, refused = rendered.spans_N, rendered.refused
     if len(refused) > config.max_bad_rows:
         raise DataError(list(refused.values())[config.max_bad_rows])
-    ids_S = encode_segments(segments_N, tokenizer)
+    ids_S = encode_spans(spans_N, tokenizer)
     origins = [record.origin for n, record in enumerate(records) if n not in refused]
-    lengths_N = np.full(len(segments_N), -1, dtype=np.int32)
+    lengths_N = np.full(len(spans_N), -1, dtype=np.int32)
     kept: list[tuple[int, Tokens, Mask]] = []
     num_unsupervised = 0
-    for index, segments in enumerate(segments_N):
-        if segments is None:
+    for index, spans in enumerate(spans_N):
+        if spans is None:
             continue
-        ids, mask = _joined(segments, ids_S, tokenizer)
+        ids, mask = _joined(spans, ids_S, tokenizer)
         if not mask.any():
             raise DataError(f"{origins[index]}: nothing in this record is supervised")
         lengths_N[index] = len(ids)
@@ -128,17 +128,17 @@ def encode_language(
     )
 
 
-def encode_segments(
-    segments_N: Iterable[Sequence[Segment] | None], tokenizer: CodeTokenizer
+def encode_spans(
+    spans_N: Iterable[Sequence[Span] | None], tokenizer: CodeTokenizer
 ) -> Iterator[Tokens]:
-    """Ids of the segments of records, one after the other, with neither begin nor end tokens.
+    """Ids of the spans of records, one after the other, with neither begin nor end tokens.
 
     Args:
-        segments_N: Of each record, the first being the beginning of a text; None for one unread.
+        spans_N: Of each record, the first being the beginning of a text; None for one unread.
         tokenizer: Encodes.
     """
-    flat = [(segment, not n) for segments in segments_N for n, segment in enumerate(segments or ())]
-    texts, plain = [segment.text for segment, _ in flat], [segment.plain for segment, _ in flat]
+    flat = [(span, not n) for spans in spans_N for n, span in enumerate(spans or ())]
+    texts, plain = [span.text for span, _ in flat], [span.plain for span, _ in flat]
     return tokenizer.encode(texts, [is_first for _, is_first in flat], plain)
 
 
@@ -261,12 +261,12 @@ def _decoder(path: str) -> "Tokenizer":
 
 @dataclass
 class _Rendered:
-    """Segments of the records that can be written, None where one is too long to be read.
+    """Spans of the records that can be written, None where one is too long to be read.
 
     refused and control_tokens are as in Pieces.
     """
 
-    segments_N: list[list[Segment] | None] = field(default_factory=list)
+    spans_N: list[list[Span] | None] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     control_tokens: list[str] = field(default_factory=list)
 
@@ -277,29 +277,29 @@ def _rendered(
     own, found = own_template(tokenizer.path.parent), _Rendered()
     for index, record in enumerate(records):
         try:
-            segments = _record_segments(record, config, own, tokenizer.markers)
+            spans = _record_spans(record, config, own, tokenizer.markers)
         except RecordRefused as refusal:
             found.refused[index] = str(refusal)
             continue
-        found.segments_N.append(segments)
-        if segments and not segments[0].plain:
+        found.spans_N.append(spans)
+        if spans and not spans[0].plain:
             token = tokenizer.first_special(record_text(record))
             found.control_tokens += [token] if token else []
     return found
 
 
-def _record_segments(
+def _record_spans(
     record: Conversation | Document,
     config: DataConfig,
     own: tuple[str | None, Mapping[str, str]],
     markers: Sequence[str],
-) -> list[Segment] | None:
+) -> list[Span] | None:
     if isinstance(record, Conversation):
         if sum(len(turn.content.encode()) for turn in record.turns) > config.max_function_bytes:
             return None
         return render(record, config.template, config.supervise, *own, markers)
     blocks = list(_blocks(record.text))
-    return [Segment(block, True, n == len(blocks)) for n, block in enumerate(blocks, 1)]
+    return [Span(block, True, n == len(blocks)) for n, block in enumerate(blocks, 1)]
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -314,17 +314,17 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _joined(
-    segments: Sequence[Segment], ids_S: Iterator[Tokens], tokenizer: CodeTokenizer
+    spans: Sequence[Span], ids_S: Iterator[Tokens], tokenizer: CodeTokenizer
 ) -> tuple[Tokens, Mask]:
-    """Ids and mask of a record from those of its segments."""
+    """Ids and mask of a record from those of its spans."""
     end = np.array([tokenizer.end_id], dtype=np.int32)
     parts: list[Tokens] = []
     learned: list[Mask] = []
-    for segment in segments:
+    for span in spans:
         ids = next(ids_S) if parts else tokenizer.begun(next(ids_S))
-        ids = np.concatenate([ids, end]) if segment.ends else ids
+        ids = np.concatenate([ids, end]) if span.ends else ids
         parts.append(ids)
-        learned.append(np.full(len(ids), segment.supervised))
+        learned.append(np.full(len(ids), span.supervised))
     if not parts:
         return np.zeros(0, np.int32), np.zeros(0, np.bool_)
     return np.concatenate(parts), np.concatenate(learned)

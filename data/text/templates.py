@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from data.errors import DataError
 from data.kinds import KINDS
 from data.records import Conversation, Document, Turn
-from data.text.chat import Segment, chat_segments
+from data.text.chat import Span, chat_spans
 
-__all__ = ["CHAT_TEMPLATE", "TEMPLATES", "Segment", "Template", "chosen_template", "render"]
+__all__ = ["CHAT_TEMPLATE", "TEMPLATES", "Span", "Template", "chosen_template", "render"]
 
 CHAT_TEMPLATE = "chat_template"
 
@@ -107,11 +107,11 @@ def render(
     chat_template: str | None = None,
     special_tokens: Mapping[str, str] | None = None,
     markers: Collection[str] = (),
-) -> list[Segment]:
-    """The text of a record in segments, each supervised whole or not at all.
+) -> list[Span]:
+    """The text of a record in spans, each supervised whole or not at all.
 
     Args:
-        record: A document is one segment that ends.
+        record: A document is one span that ends.
         template: A name in TEMPLATES, "chat_template" or "auto".
         supervise: "answers"; "last_answer", the others being context; "all".
         chat_template: The tokenizer's own, in jinja.
@@ -123,30 +123,27 @@ def render(
         RecordRefused: A chat template that fails, or that tells no span.
     """
     if isinstance(record, Document):
-        return [Segment(record.text, supervised=True, ends=True)]
+        return [Span(record.text, supervised=True, ends=True)]
     name = chosen_template(template, record.kind, chat_template is not None)
     if name == CHAT_TEMPLATE:
         assert chat_template is not None
-        segments = chat_segments(record, chat_template, special_tokens or {}, markers)
+        spans = chat_spans(record, chat_template, special_tokens or {}, markers)
     else:
-        segments = list(_segments(record.turns, TEMPLATES[name]))
-    return [segment for segment in _supervised(segments, supervise) if segment.text or segment.ends]
+        spans = list(_spans(record.turns, TEMPLATES[name]))
+    return [span for span in _supervised(spans, supervise) if span.text or span.ends]
 
 
-def _supervised(segments: Sequence[Segment], supervise: str) -> list[Segment]:
-    """Segments whose answers are all supervised -> the ones that data.supervise selects."""
+def _supervised(spans: Sequence[Span], supervise: str) -> list[Span]:
+    """Spans whose answers are all supervised -> the ones that data.supervise selects."""
     if supervise == "all":
-        return [replace(segment, supervised=True) for segment in segments]
+        return [replace(span, supervised=True) for span in spans]
     if supervise == "answers":
-        return list(segments)
-    last = max((n for n, segment in enumerate(segments) if segment.supervised), default=0)
-    return [
-        replace(segment, supervised=segment.supervised and n == last)
-        for n, segment in enumerate(segments)
-    ]
+        return list(spans)
+    last = max((n for n, span in enumerate(spans) if span.supervised), default=0)
+    return [replace(span, supervised=span.supervised and n == last) for n, span in enumerate(spans)]
 
 
-def _segments(turns: Sequence[Turn], template: Template) -> Iterator[Segment]:
+def _spans(turns: Sequence[Turn], template: Template) -> Iterator[Span]:
     opening = ""
     if turns and turns[0].role == "system":
         opening, turns = f"{turns[0].content}\n\n", turns[1:]
@@ -160,8 +157,8 @@ def _segments(turns: Sequence[Turn], template: Template) -> Iterator[Segment]:
             prompt = template.opening_input if len(users) > 1 else template.opening
         prompt += _question(users, template)
         answer = template.answer.format(answer=turn.content)
-        yield Segment(prompt, supervised=False, plain=True)
-        yield Segment(answer, supervised=turn.is_learned, ends=True, plain=True)
+        yield Span(prompt, supervised=False, plain=True)
+        yield Span(answer, supervised=turn.is_learned, ends=True, plain=True)
         users, prompt, is_first = [], template.between, False
 
 

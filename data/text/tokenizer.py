@@ -29,7 +29,7 @@ class CodeTokenizer:
     """A tokenizer.json, what it puts before a text by itself, and the token that ends one.
 
     Llama's and Mistral's put a token before a text (<s>) and a blank before its first word. Both
-    belong to the beginning of a text alone: a segment inside one gets neither.
+    belong to the beginning of a text alone: a span inside one gets neither.
 
     Args:
         folder: Holds tokenizer.json, and usually tokenizer_config.json.
@@ -85,7 +85,7 @@ class CodeTokenizer:
         """Token ids of each text, with neither begin nor end tokens.
 
         Args:
-            texts: Whole texts, or segments of them.
+            texts: Whole texts, or spans of them.
             begins: Which of them stand at the beginning of a text; None for all. One that writes
                 the begin token does, too.
             plain: In which of them what reads like a special token is text; None for none.
@@ -132,7 +132,7 @@ class CodeTokenizer:
 
 
 def _read(path: Path) -> "tuple[Tokenizer, Tokenizer]":
-    """The tokenizer for beginnings of texts and the one for segments inside, often the same."""
+    """The tokenizer for beginnings of texts and the one for spans inside, often the same."""
     from tokenizers import Tokenizer
 
     try:

@@ -1,8 +1,8 @@
 """A slow, distant link for a virtual host, in user space: kernels without netem have no delay.
 
 The host's cable becomes two TAP devices, and this process carries every frame from one to the other
-after the time it takes on the wire. Segmentation stays with the devices (64 KiB frames), so that
-Python keeps up with about 1 Gbit/s.
+after the time it takes on the wire. The devices carry 64 KiB
+frames, so that Python keeps up with about 1 Gbit/s.
 """
 
 import ctypes

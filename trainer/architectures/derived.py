@@ -48,7 +48,7 @@ def derived_shape(config: Mapping[str, Any], *, is_language: bool) -> ModelShape
         attention_dropout=getattr(settings, "attention_dropout", 0.0) or 0.0,
         activation_copies=3,
         mask_bytes=0,
-        auto_targets={},
+        auto_modules={},
         has_fp32_norms=True,
         repeats_keys=True,
         head=head,

@@ -14,13 +14,13 @@ from typing import Any
 
 from trainer.architectures.shapes import Linear, ModelShape
 
-_GPT_TARGETS = {
+_GPT_MODULES = {
     "ia3": ("c_attn", "mlp.c_proj"),
     "adapter_h": ("c_fc", "mlp.c_proj"),
     "adapter_p": ("mlp.c_proj",),
     "parallel": ("c_attn",),
 }
-_LLAMA_TARGETS = {
+_LLAMA_MODULES = {
     "ia3": ("k_proj", "v_proj", "down_proj"),
     "adapter_h": ("gate_proj", "up_proj", "down_proj"),
     "adapter_p": ("down_proj",),
@@ -58,7 +58,7 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
         attention_dropout=config.get("attn_pdrop", 0.1),
         mask_bytes=positions**2 if is_big_code else 0,
         activation_copies=4 if activation == "gelu_new" else 1,  # written in Python, or one kernel
-        auto_targets=_GPT_TARGETS,
+        auto_modules=_GPT_MODULES,
         has_fp32_norms=False,
         repeats_keys=False,
     )
@@ -96,7 +96,7 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
         attention_dropout=config.get("attention_dropout", 0.0),
         mask_bytes=0,
         activation_copies=3,  # gate, up and silu(gate)
-        auto_targets=_LLAMA_TARGETS,
+        auto_modules=_LLAMA_MODULES,
         has_fp32_norms=True,
         repeats_keys=True,
     )

@@ -47,7 +47,7 @@ class ModelShape:
         attention_dropout: Of probabilities.
         activation_copies: Tensors of size `inner` that the activation keeps for its backward pass.
         mask_bytes: Of the causal masks kept as buffers, a byte for every pair of positions.
-        auto_targets: Layers of target_modules auto, by method; LoRA adapts every linear layer.
+        auto_modules: Layers of target_modules auto, by method; LoRA adapts every linear layer.
         has_fp32_norms: Norms keep an fp32 copy of their input, as Llama's do.
         repeats_keys: Keys of grouped heads are copied for every query head before whole-row
             attention.
@@ -70,7 +70,7 @@ class ModelShape:
     attention_dropout: float
     activation_copies: int
     mask_bytes: int
-    auto_targets: Mapping[str, tuple[str, ...]]
+    auto_modules: Mapping[str, tuple[str, ...]]
     has_fp32_norms: bool
     repeats_keys: bool
     num_unlisted_parameters: int = 0

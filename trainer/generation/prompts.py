@@ -7,8 +7,8 @@ from data.prepared.prepare import Prepared
 from data.readers.conversations import QUESTION
 from data.records import Conversation, Turn
 from data.text.chat import own_template
-from data.text.language import encode_segments
-from data.text.templates import Segment, render
+from data.text.language import encode_spans
+from data.text.templates import Span, render
 from data.text.tokenization import ExampleSet
 from data.text.tokenizer import CodeTokenizer
 from trainer.config.sections import RunConfig
@@ -49,16 +49,16 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         tokenizer: Encodes; the files beside it hold its chat template.
         config: template.
     """
-    parts = [Segment(text, supervised=False)]
+    parts = [Span(text, supervised=False)]
     if kind != "text":
         asked = [QUESTION, text] if kind == "vulnerability" else [text]
         turns = (*(Turn("user", said) for said in asked), Turn("assistant", "answer"))
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
         own = own_template(tokenizer.path.parent)
-        segments = render(record, config.template, "answers", *own, tokenizer.markers)
-        first = next(n for n, segment in enumerate(segments) if segment.supervised)
-        parts = segments[:first]
-    ids_S = encode_segments([parts], tokenizer)
+        spans = render(record, config.template, "answers", *own, tokenizer.markers)
+        first = next(n for n, span in enumerate(spans) if span.supervised)
+        parts = spans[:first]
+    ids_S = encode_spans([parts], tokenizer)
     first_ids = tokenizer.begun(next(ids_S, np.zeros(0, np.int32)))  # nothing may be asked
     return [token for ids in [first_ids, *ids_S] for token in ids.tolist()]
 

@@ -19,8 +19,8 @@ With recomputation a block keeps its input, D, and one block at a time keeps all
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from trainer.architectures.adapters import adapted_layers, is_feed_forward, place_of
 from trainer.architectures.shapes import Linear
-from trainer.architectures.targets import adapted_layers, is_feed_forward, place_of
 from trainer.config.methods import BOTTLENECKS, adapter_size
 from trainer.planning.resolved import EAGER, FLASH, SEGMENT_SDPA, Resolved
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainer.architectures.adapters import num_adapter_parameters
 from trainer.architectures.families import model_shape
 from trainer.architectures.shapes import ModelShape
-from trainer.architectures.targets import num_adapter_parameters
 from trainer.config.machines import Machine
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trainer.architectures.adapters import num_adapter_parameters, num_head_parameters
 from trainer.architectures.shapes import ModelShape
-from trainer.architectures.targets import num_adapter_parameters, num_head_parameters
 from trainer.config.machines import Machine
 from trainer.config.methods import num_virtual_tokens
 from trainer.config.preset import Preset

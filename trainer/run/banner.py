@@ -15,7 +15,7 @@ from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks
 from trainer.run.data_report import order_lines, remark_lines
 from trainer.tuning.bottleneck import BottleneckModel
-from trainer.tuning.layers import targets_reason
+from trainer.tuning.layers import modules_reason
 from trainer.tuning.lora import lora_backend
 
 _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that are trained
@@ -74,14 +74,14 @@ def _method_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
     tuning = config.tuning
     if tuning.method in ("full", "ptuning"):
         return []
-    reason = targets_reason(tuning, model.model.get_base_model().config.model_type)
-    lines = [f"  targets    {', '.join(_targets(model))} ({reason})"]
+    reason = modules_reason(tuning, model.model.get_base_model().config.model_type)
+    lines = [f"  modules    {', '.join(_modules(model))} ({reason})"]
     if tuning.method in ("lora", "qlora"):
         lines.append("  lora       {} ({})".format(*lora_backend(model.model, tuning.lora_backend)))
     return lines
 
 
-def _targets(model: PackedModel) -> list[str]:
+def _modules(model: PackedModel) -> list[str]:
     tuned: Any = model.model
     if isinstance(tuned, BottleneckModel):
         return list(tuned.settings.places)

@@ -42,11 +42,11 @@ def evaluate_run(run: Path, file: Path, name: str | None) -> None:
     evaluate_files(config, prepared, paths, name, file.name)
 
 
-def merge_run(run: Path, target: Path, onto: str) -> None:
+def merge_run(run: Path, output: Path, onto: str) -> None:
     """Merge the adapter of a finished run into its base and print how far the logits move.
 
     Raises:
-        ConfigError: The target exists, or the method cannot be merged.
+        ConfigError: The folder exists, or the method cannot be merged.
         ModelError: The run has no validated checkpoint, or the base does not load.
     """
     config = _recipe_of(run)
@@ -54,10 +54,10 @@ def merge_run(run: Path, target: Path, onto: str) -> None:
 
     from trainer.run.merge import merge_adapter
 
-    drift = merge_adapter(config, prepared, target.resolve(), onto)
+    drift = merge_adapter(config, prepared, output.resolve(), onto)
     unit = "targets" if config.is_language else "functions"
     print(
-        f"{target}: merged onto the {drift['onto']} base; logits of {drift['num_functions']}"
+        f"{output}: merged onto the {drift['onto']} base; logits of {drift['num_functions']}"
         f" validation {unit} move by {drift['max_logit_difference']:.2e} at most,"
         f" {drift['mean_logit_difference']:.2e} on average (largest logit"
         f" {drift['largest_logit']:.2f})"

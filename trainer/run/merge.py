@@ -39,13 +39,13 @@ _TOKENIZER_FILES = (
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
 
 
-def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str) -> dict[str, Any]:
+def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str) -> dict[str, Any]:
     """Write the merged model and its tokenizer as a plain transformers folder.
 
     Args:
         config: The run's own recipe.
         prepared: The run's data: the drift is measured on its validation split.
-        target: New folder.
+        output: New folder.
         onto: "dequantized" or "full"; without quantisation they are the same.
 
     Returns:
@@ -61,8 +61,8 @@ def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str
             f" linear layer's weight, as those of {', '.join(MERGED)} are; use {config.output_dir}"
             "/adapter beside the base"
         )
-    if target.exists():
-        raise ConfigError(f"{target} exists; give --output another folder")
+    if output.exists():
+        raise ConfigError(f"{output} exists; give --output another folder")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     best, settled = best_checkpoint(config, prepared), resolve_here(config, device).config
     trained = trained_model(settled, best).to(device)
@@ -87,7 +87,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, target: Path, onto: str
         "num_functions": len(difference_S),
     }
     facts = adapter_facts(config, prepared, TrainState.of(best.trainer["state"]))
-    _write(merged, config, target, facts | {"merge": drift})
+    _write(merged, config, output, facts | {"merge": drift})
     return drift
 
 
@@ -125,15 +125,15 @@ def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:
         layer.weight.data.copy_(weight.T if transposed else weight)
 
 
-def _write(merged: PackedModel, config: RunConfig, target: Path, facts: dict[str, Any]) -> None:
+def _write(merged: PackedModel, config: RunConfig, output: Path, facts: dict[str, Any]) -> None:
     model = merged.model.unload()
     head = model.get_output_embeddings()
     if head is not None and not torch.equal(head.weight, model.get_input_embeddings().weight):
         model.config.tie_word_embeddings = False  # one of the two was trained alone
-    building = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+    building = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
     model.save_pretrained(str(building))
     for name in _TOKENIZER_FILES:
         if (config.tokenizer_folder / name).is_file():
             shutil.copy(config.tokenizer_folder / name, building)
     write_json(building / FACTS, facts)
-    os.rename(building, target)
+    os.rename(building, output)

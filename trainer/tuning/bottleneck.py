@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.architectures.targets import Place, place_of
+from trainer.architectures.adapters import Place, place_of
 from trainer.config.methods import HEAD, adapter_size
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning.layers import (
     adapted,
     check_modules,
-    choose_targets,
+    choose_modules,
     features,
     has_head,
-    target_paths,
+    layers_named,
 )
 from trainer.tuning.plain import PlainModel
 
@@ -136,7 +136,7 @@ def add_bottlenecks(base: "PreTrainedModel", tuning: TuningSection) -> Bottlenec
     Raises:
         ModelError: A name matches no layer, or no side of a layer is as wide as the model.
     """
-    layers = target_paths(base, choose_targets(base, tuning))
+    layers = layers_named(base, choose_modules(base, tuning))
     check_modules(base, tuning.modules_to_save)
     whole = [*tuning.modules_to_save, *([HEAD] if has_head(base) else [])]
     places = {path: _place(base, path, layer, tuning.method) for path, layer in layers.items()}

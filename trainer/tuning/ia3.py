@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from trainer.architectures.targets import is_feed_forward
+from trainer.architectures.adapters import is_feed_forward
 from trainer.config.sections import TuningSection
 from trainer.tuning.layers import (
     check_modules,
-    choose_targets,
+    choose_modules,
     is_conv1d,
-    target_paths,
+    layers_named,
     task_type,
     with_peft,
 )
@@ -31,7 +31,7 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     from peft import IA3Config
 
     check_modules(base, tuning.modules_to_save)
-    layers = target_paths(base, choose_targets(base, tuning))
+    layers = layers_named(base, choose_modules(base, tuning))
     settings = IA3Config(
         task_type=task_type(base),
         target_modules=list(layers),

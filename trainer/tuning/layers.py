@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from trainer.architectures.adapters import is_named
 from trainer.architectures.families import FAMILIES
-from trainer.architectures.targets import is_named
 from trainer.config.methods import HEAD
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
@@ -49,7 +49,7 @@ def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
     return layers
 
 
-def choose_targets(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
+def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
     """Names of the layers to adapt in a base without adapters; only LoRA may adapt the head.
 
     Raises:
@@ -60,23 +60,23 @@ def choose_targets(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
     if tuning.target_modules != "auto":
         if method in ("lora", "qlora") and has_head(base):
             layers |= {HEAD: base.get_submodule(HEAD)}
-        for target in tuning.target_modules:
-            _check_target(target, layers)
+        for name in tuning.target_modules:
+            _check_module(name, layers)
         return list(tuning.target_modules)
     if method in ("lora", "qlora"):
         return sorted({path.rpartition(".")[2] for path in layers})
     entry = FAMILIES.get(kind)
-    targets = entry(base.config.to_dict()).auto_targets.get(method) if entry else None
-    if targets is None:
+    names = entry(base.config.to_dict()).auto_modules.get(method) if entry else None
+    if names is None:
         raise ModelError(
             f"tuning.target_modules auto is not known for {method} on {kind}; name the layers: the"
             f" model has {sorted(layers)}"
         )
-    return list(targets)
+    return list(names)
 
 
-def targets_reason(tuning: TuningSection, model_type: str) -> str:
-    """Why `choose_targets` chose its layers."""
+def modules_reason(tuning: TuningSection, model_type: str) -> str:
+    """Why `choose_modules` chose its layers."""
     if tuning.target_modules != "auto":
         return "set by the recipe"
     if tuning.method in ("lora", "qlora"):
@@ -84,22 +84,22 @@ def targets_reason(tuning: TuningSection, model_type: str) -> str:
     return f"auto: {tuning.method} on {model_type}"
 
 
-def target_paths(base: "PreTrainedModel", targets: list[str]) -> dict[str, nn.Module]:
-    """The `linear_layers` that targets name: "c_proj" can be attention's and the MLP's."""
+def layers_named(base: "PreTrainedModel", names: list[str]) -> dict[str, nn.Module]:
+    """The `linear_layers` with these names: "c_proj" can be attention's and the MLP's."""
     return {
         path: layer
         for path, layer in linear_layers(base).items()
-        if any(is_named(path, target) for target in targets)
+        if any(is_named(path, name) for name in names)
     }
 
 
-def adapted(base: "PreTrainedModel", targets: list[str]) -> dict[str, nn.Module]:
-    """Every layer that targets name, by its name in the whole model."""
+def adapted(base: "PreTrainedModel", names: list[str]) -> dict[str, nn.Module]:
+    """Every layer with one of these names, by its path in the whole model."""
     return {
-        name: module
-        for name, module in base.named_modules()
+        path: module
+        for path, module in base.named_modules()
         if (isinstance(module, nn.Linear) or is_conv1d(module))
-        and any(is_named(name, target) for target in targets)
+        and any(is_named(path, name) for name in names)
     }
 
 
@@ -136,10 +136,10 @@ def smallest_side(layer: nn.Module) -> int:
     return min(features(layer))
 
 
-def _check_target(target: str, layers: dict[str, nn.Module]) -> None:
-    if not any(is_named(path, target) for path in layers):
+def _check_module(name: str, layers: dict[str, nn.Module]) -> None:
+    if not any(is_named(path, name) for path in layers):
         raise ModelError(
-            f"tuning.target_modules: {target!r} matches no linear layer of the model; it has"
+            f"tuning.target_modules: {name!r} matches no linear layer of the model; it has"
             f" {sorted(layers)}, which end in {sorted({p.rpartition('.')[2] for p in layers})}"
         )
 

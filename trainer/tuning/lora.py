@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from trainer.architectures.targets import is_named
+from trainer.architectures.adapters import is_named
 from trainer.config.methods import HEAD
 from trainer.config.sections import TuningSection
 from trainer.errors import ConfigError, ModelError
 from trainer.tuning.layers import (
     adapted,
     check_modules,
-    choose_targets,
+    choose_modules,
     is_conv1d,
     linear_layers,
     smallest_side,
@@ -40,16 +40,16 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     """
     from peft import LoraConfig
 
-    targets = choose_targets(base, tuning)
-    _check_rank(linear_layers(base), targets, tuning.lora_r)
+    names = choose_modules(base, tuning)
+    _check_rank(linear_layers(base), names, tuning.lora_r)
     check_modules(base, tuning.modules_to_save)
-    layers = adapted(base, targets).values()
+    layers = adapted(base, names).values()
     settings = LoraConfig(
-        task_type=None if HEAD in targets else task_type(base),  # else PEFT trains it whole
+        task_type=None if HEAD in names else task_type(base),  # else PEFT trains it whole
         r=tuning.lora_r,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
-        target_modules=targets,
+        target_modules=names,
         modules_to_save=list(tuning.modules_to_save) or None,  # a copy: PEFT adds the head to it
         fan_in_fan_out=any(is_conv1d(layer) for layer in layers),
         use_rslora=tuning.variant == "rslora",
@@ -63,7 +63,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         # PEFT's own way to give its layers another class.
         settings._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
     model = with_peft(base, settings)
-    if HEAD in targets:
+    if HEAD in names:
         weight = base.get_submodule(HEAD).base_layer.weight
         model.register_buffer("frozen_head", weight.detach().clone(), persistent=False)
     return model
@@ -124,10 +124,10 @@ def lora_backend(model: "PeftModel", wanted: str) -> tuple[str, str]:
     return choose_lora_backend(wanted, model.peft_config["default"], layers)
 
 
-def _check_rank(layers: dict[str, nn.Module], targets: list[str], rank: int) -> None:
+def _check_rank(layers: dict[str, nn.Module], names: list[str], rank: int) -> None:
     for path, layer in layers.items():
         side = smallest_side(layer)
-        if rank > side and any(is_named(path, target) for target in targets):
+        if rank > side and any(is_named(path, name) for name in names):
             raise ModelError(
                 f"tuning.lora_r {rank} is above the smaller side {side} of {path!r}; lower it"
             )

@@ -8,7 +8,7 @@ import pytest
 from data.errors import DataError
 from data.records import Conversation, Document, Turn
 from data.text.chat import own_template
-from data.text.templates import TEMPLATES, Segment, render
+from data.text.templates import TEMPLATES, Span, render
 
 INTRODUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes"
@@ -119,14 +119,14 @@ def conversation(turns, kind: str = "chat") -> Conversation:
     return Conversation("0", tuple(Turn(*turn) for turn in turns), "train.jsonl:7", "x", kind)
 
 
-def chat(turns, template: str, supervise: str = "answers") -> list[Segment]:
+def chat(turns, template: str, supervise: str = "answers") -> list[Span]:
     return render(conversation(turns), "chat_template", supervise, template, SPECIAL, MARKERS)
 
 
 @pytest.mark.parametrize(("template", "turns"), BY_HAND, ids=lambda value: value)
 def test_a_template_writes_what_stands_in_its_paper(template, turns):
     expected = [
-        Segment(text, supervised=bool(place % 2), ends=bool(place % 2), plain=True)
+        Span(text, supervised=bool(place % 2), ends=bool(place % 2), plain=True)
         for place, text in enumerate(BY_HAND[template, turns])
     ]
     assert render(conversation(CONVERSATIONS[turns]), template, "answers") == expected
@@ -145,10 +145,10 @@ def test_every_template_is_written_by_hand():
     ],
 )
 def test_what_is_supervised_changes_no_text_and_no_end(supervise, supervised):
-    segments = render(conversation(TWO), "question_answer", supervise)
-    assert [segment.supervised for segment in segments] == supervised
-    assert [segment.text for segment in segments] == BY_HAND["question_answer", "two"]
-    assert [segment.ends for segment in segments] == [False, True, False, True]
+    spans = render(conversation(TWO), "question_answer", supervise)
+    assert [span.supervised for span in spans] == supervised
+    assert [span.text for span in spans] == BY_HAND["question_answer", "two"]
+    assert [span.ends for span in spans] == [False, True, False, True]
     assert [s.supervised for s in chat(TWO, CHATML, supervise)] == [*supervised, supervise == "all"]
 
 
@@ -156,18 +156,17 @@ def test_what_is_supervised_changes_no_text_and_no_end(supervise, supervised):
 def test_an_answer_of_weight_zero_is_the_same_text_and_not_supervised(template):
     learned = render(conversation(TWO), template, "answers", CHATML)
     turns = [(*turn, place != 1) for place, turn in enumerate(TWO)]
-    segments = render(conversation(turns), template, "answers", CHATML)
-    first, second = (n for n, segment in enumerate(learned) if segment.supervised)
-    assert [n for n, segment in enumerate(segments) if segment.supervised] == [second]
-    assert segments == [
-        replace(segment, supervised=segment.supervised and n != first)
-        for n, segment in enumerate(learned)
+    spans = render(conversation(turns), template, "answers", CHATML)
+    first, second = (n for n, span in enumerate(learned) if span.supervised)
+    assert [n for n, span in enumerate(spans) if span.supervised] == [second]
+    assert spans == [
+        replace(span, supervised=span.supervised and n != first) for n, span in enumerate(learned)
     ]
 
 
 def test_a_document_is_learned_whole_and_ends():
     document = Document("0", "text {x}", "a.txt", "a.txt")
-    assert render(document, "alpaca", "answers") == [Segment("text {x}", True, True)]
+    assert render(document, "alpaca", "answers") == [Span("text {x}", True, True)]
 
 
 def test_auto_takes_the_tokenizers_own_for_chat_alone():
@@ -187,58 +186,58 @@ def test_auto_takes_the_tokenizers_own_for_chat_alone():
 
 def test_a_chat_template_supervises_answers_and_their_end_of_turn_marker():
     assert chat(TWO, CHATML) == [
-        Segment("<|im_start|>user\nAdd {x}.<|im_end|>\n<|im_start|>assistant\n", False),
-        Segment("1 + {y}<|im_end|>", True),
-        Segment("\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n", False),
-        Segment("no<|im_end|>", True),
-        Segment("\n", False),
+        Span("<|im_start|>user\nAdd {x}.<|im_end|>\n<|im_start|>assistant\n", False),
+        Span("1 + {y}<|im_end|>", True),
+        Span("\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n", False),
+        Span("no<|im_end|>", True),
+        Span("\n", False),
     ]
 
 
 def test_a_chat_template_without_a_generation_prompt_is_cut_behind_the_question():
     assert chat(TWO, LLAMA2) == [
-        Segment("<s>[INST] Add {x}. [/INST]", False),
-        Segment(" 1 + {y} </s>", True),
-        Segment("<s>[INST] And? [/INST]", False),
-        Segment(" no </s>", True),
+        Span("<s>[INST] Add {x}. [/INST]", False),
+        Span(" 1 + {y} </s>", True),
+        Span("<s>[INST] And? [/INST]", False),
+        Span(" no </s>", True),
     ]
 
 
 def test_where_a_chat_template_writes_no_marker_the_end_token_follows():
     assert chat(TWO, MARKLESS) == [
-        Segment("\nQ: Add {x}.\nA: ", False),
-        Segment("1 + {y}", True, ends=True),
-        Segment("\nQ: And?\nA: ", False),
-        Segment("no", True, ends=True),
+        Span("\nQ: Add {x}.\nA: ", False),
+        Span("1 + {y}", True, ends=True),
+        Span("\nQ: And?\nA: ", False),
+        Span("no", True, ends=True),
     ]
 
 
 def test_the_header_of_an_answer_is_context_where_no_generation_prompt_holds_it():
     assert chat(TWO, CHATML_UNASKED) == chat(TWO, CHATML)
     assert chat([("user", "B"), ("assistant", "B")], BOT_UNASKED) == [
-        Segment("User: B\nBot:", False),
-        Segment(" B\n", True, ends=True),
+        Span("User: B\nBot:", False),
+        Span(" B\n", True, ends=True),
     ]
 
 
 def test_what_stands_behind_the_first_marker_is_context():
     user, assistant = LLAMA3_HEADER.format("user"), LLAMA3_HEADER.format("assistant")
     assert chat(TWO, LLAMA3_ALWAYS_ASKING) == [
-        Segment(f"{user}Add {{x}}.<|eot_id|>{assistant}", False),
-        Segment("1 + {y}<|eot_id|>", True),
-        Segment(f"{user}And?<|eot_id|>{assistant}", False),
-        Segment("no<|eot_id|>", True),
-        Segment(assistant, False),
+        Span(f"{user}Add {{x}}.<|eot_id|>{assistant}", False),
+        Span("1 + {y}<|eot_id|>", True),
+        Span(f"{user}And?<|eot_id|>{assistant}", False),
+        Span("no<|eot_id|>", True),
+        Span(assistant, False),
     ]
 
 
 def test_a_chat_template_that_closes_the_last_turn_otherwise_tells_every_span():
     assert chat(TWO, PHI3) == [
-        Segment("<|user|>\nAdd {x}.<|end|>\n<|assistant|>\n", False),
-        Segment("1 + {y}<|end|>", True),
-        Segment("\n<|user|>\nAnd?<|end|>\n<|assistant|>\n", False),
-        Segment("no<|end|>", True),
-        Segment("\n</s>", False),
+        Span("<|user|>\nAdd {x}.<|end|>\n<|assistant|>\n", False),
+        Span("1 + {y}<|end|>", True),
+        Span("\n<|user|>\nAnd?<|end|>\n<|assistant|>\n", False),
+        Span("no<|end|>", True),
+        Span("\n</s>", False),
     ]
 
 
@@ -254,7 +253,7 @@ def test_an_answer_is_learned_with_the_blanks_that_the_chat_template_leaves(trim
 
 def test_an_answer_that_quotes_the_prompt_or_the_marker_keeps_its_span():
     turns = [("user", "no"), ("assistant", "no<|im_end|>\nno"), ("user", "no"), ("assistant", "|>")]
-    answers = [segment.text for segment in chat(turns, CHATML) if segment.supervised]
+    answers = [span.text for span in chat(turns, CHATML) if span.supervised]
     assert answers == ["no<|im_end|>\nno<|im_end|>", "|><|im_end|>"]
 
 
@@ -267,8 +266,8 @@ def test_an_instruction_and_its_input_are_one_turn_of_a_chat_template():
 def test_what_a_chat_template_writes_between_its_prompt_and_the_answer_is_learned():
     thinks = "{{ '<think></think>' if m.role == 'assistant' else '' }}{{ m.content }}"
     assert chat(ONE, CHATML.replace("{{ m.content }}", thinks))[1:] == [
-        Segment("<think></think>1 + {y}<|im_end|>", True),
-        Segment("\n", False),
+        Span("<think></think>1 + {y}<|im_end|>", True),
+        Span("\n", False),
     ]
 
 

@@ -75,7 +75,7 @@ def tokenizer(request, tmp_path) -> CodeTokenizer:
     return llama_tokenizer(tmp_path, request.param)
 
 
-def test_a_conversation_in_segments_is_the_text_tokenised_whole(tokenizer):
+def test_a_conversation_in_spans_is_the_text_tokenised_whole(tokenizer):
     pieces = encode_language([talk("a b", "c", "d", "e")], tokenizer, DataConfig())
     first, second = "Question: a b\n\nAnswer: c", "\n\nQuestion: d\n\nAnswer: e"
     # Behind a special token a library may put another blank, so the end is cut off by hand.
@@ -182,7 +182,7 @@ def test_a_special_token_written_in_a_record_of_a_fixed_template_is_text(tokeniz
         assert [n for n in tokens if n <= 1] == [0, 1]  # before the text and after the answer
         assert (tokens[0], tokens[-1], pieces.control_tokens) == (0, 1, [])
         text = tokenizer.decode(tokens).replace("▁", " ").removeprefix(BEGIN).removesuffix(END)
-        parts = [segment.text for segment in render(record, template, "answers")]
+        parts = [span.text for span in render(record, template, "answers")]
         assert text.strip() == "".join(parts).strip()
         asked = asked_ids(said, "prompt_completion", tokenizer, config)
         assert asked == tokens[: int(np.argmax(pieces.supervised))]

@@ -14,9 +14,9 @@ from conftest import REPOSITORY
 from rank_pool import run_ranks
 
 from launcher.plan import main as plan_main
+from trainer.architectures.adapters import num_adapter_parameters
 from trainer.architectures.families import FAMILIES, model_shape
 from trainer.architectures.shapes import Linear
-from trainer.architectures.targets import num_adapter_parameters
 from trainer.config.machines import DEVICES, Machine, device_named
 from trainer.config.preset import Preset
 from trainer.config.recipe import load_run_config
@@ -126,7 +126,7 @@ def test_a_type_is_added_with_one_entry(monkeypatch):
     entry = replace(
         model_shape(CONFIGS["gpt2"]),
         linears=(Linear("self_attention.dense", 64, 64, True, "attention"),),
-        auto_targets={"ia3": ("dense",)},
+        auto_modules={"ia3": ("dense",)},
     )
     monkeypatch.setitem(FAMILIES, "one_of_mine", lambda config: entry)
     shape = model_shape({"model_type": "one_of_mine"}, is_language=True)

@@ -158,14 +158,14 @@ def test_merging_onto_the_decoded_base_moves_nothing_and_onto_the_full_one_says_
     folder, _ = trained
     drift = {}
     for onto in ("dequantized", "full"):
-        target = tmp_path / onto
-        arguments = [str(folder), "--merge", "--onto", onto, "--output", str(target)]
+        output = tmp_path / onto
+        arguments = [str(folder), "--merge", "--onto", onto, "--output", str(output)]
         assert export_main(arguments) == 0, capsys.readouterr().err
-        facts = json.loads((target / "focaltune.json").read_text())
+        facts = json.loads((output / "focaltune.json").read_text())
         drift[onto] = facts["merge"]
         assert f"merged onto the {onto} base" in capsys.readouterr().out
-        assert (target / "tokenizer.json").is_file()
-        assert "quantization_config" not in json.loads((target / "config.json").read_text())
+        assert (output / "tokenizer.json").is_file()
+        assert "quantization_config" not in json.loads((output / "config.json").read_text())
     scale = drift["full"]["largest_logit"]
     assert drift["dequantized"]["max_logit_difference"] < 1e-4 * scale  # fp32, another order
     assert drift["full"]["max_logit_difference"] > 1e-3 * scale

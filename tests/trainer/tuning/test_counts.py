@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers
 
+from trainer.architectures.adapters import num_adapter_parameters, num_head_parameters
 from trainer.architectures.families import model_shape
-from trainer.architectures.targets import num_adapter_parameters, num_head_parameters
 from trainer.config.sections import TuningSection
 from trainer.tuning import METHODS
 

@@ -260,7 +260,7 @@ def test_one_name_can_mean_layers_of_two_kinds():
     assert len(scales) == 4
 
 
-def test_targets_that_no_bottleneck_can_stand_at_are_named():
+def test_modules_that_cannot_take_a_bottleneck_are_named():
     section, base = tuning("adapter_p", target_modules=["v_proj"]), base_of("llama")
     base.set_input_embeddings(torch.nn.Embedding(2048, 33))
     with pytest.raises(ModelError, match=r"v_proj' takes no adapter_p: neither its 32"):
@@ -277,8 +277,8 @@ def test_auto_of_an_unknown_architecture_asks_for_names():
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # PEFT: the head is no Conv1D
 def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
-    targets = ["c_attn", "score"]
-    model = classifier("lora", "gpt2", target_modules=targets)
+    modules = ["c_attn", "score"]
+    model = classifier("lora", "gpt2", target_modules=modules)
     names = [name for name in trained(model) if "score" in name]
     assert [name.rpartition("score.")[2] for name in names] == [
         "lora_A.default.weight", "lora_B.default.weight",
@@ -288,7 +288,7 @@ def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     head = model.model.get_base_model().score.base_layer.weight
     assert torch.equal(saved["base_model.model.score.base_layer.weight"], head)
-    other = classifier("lora", "gpt2", target_modules=targets, seed=3)
+    other = classifier("lora", "gpt2", target_modules=modules, seed=3)
     other.model.get_base_model().score.base_layer.weight.data.zero_()
     take_adapter(other.model, tmp_path / "adapter")
     assert torch.equal(logits(other, "lora"), logits(model, "lora"))

@@ -79,13 +79,13 @@ def test_one_rank_without_zero_has_the_losses_of_two_with_it(
     assert len(set(alone)) == STEPS
 
 
-def cut_back(finished, name, target):
+def cut_back(finished, name, copy):
     """A run as it was after its first checkpoint, at half of its steps."""
-    shutil.copytree(finished / name, target)
-    shutil.rmtree(target / "checkpoints" / f"step-{STEPS:08d}")
-    shutil.rmtree(target / "adapter")
-    assert [path.name for path in (target / "checkpoints").iterdir()] == ["step-00000002"]
-    return target
+    shutil.copytree(finished / name, copy)
+    shutil.rmtree(copy / "checkpoints" / f"step-{STEPS:08d}")
+    shutil.rmtree(copy / "adapter")
+    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step-00000002"]
+    return copy
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -198,20 +198,20 @@ def test_a_finished_run_scores_another_file_the_same(name, finished, tiny_data, 
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_method_merges_where_merging_is_defined(name, finished, tmp_path, capsys):
-    target = tmp_path / "merged"
-    code = export_main([str(finished / name), "--merge", "--output", str(target)])
+    output = tmp_path / "merged"
+    code = export_main([str(finished / name), "--merge", "--output", str(output)])
     captured = capsys.readouterr()
     if name in ("ptuning", "adapter_h", "adapter_p", "parallel"):
         assert code == 2
         assert (
             "cannot be merged: its adapters are not part of a linear layer's weight" in captured.err
         )
-        assert not target.exists()
+        assert not output.exists()
         return
     assert code == 0, captured.err
-    drift = json.loads((target / "focaltune.json").read_text())["merge"]
+    drift = json.loads((output / "focaltune.json").read_text())["merge"]
     assert drift["max_logit_difference"] < 1e-4 * max(1.0, drift["largest_logit"])
-    names = {path.name for path in target.iterdir()}
+    names = {path.name for path in output.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert "adapter_config.json" not in names
 
@@ -281,13 +281,13 @@ def test_a_language_task_is_tuned_and_continued_alike(name, arguments_of, instru
 def test_a_merged_model_whose_embedding_alone_was_trained_is_not_tied(
     arguments_of, instructions, tmp_path
 ):
-    folder, target = tmp_path / "run", tmp_path / "merged"
+    folder, output = tmp_path / "run", tmp_path / "merged"
     arguments = [str(instructions), *arguments_of("dora")[1:], "tuning.modules_to_save=[wte]"]
     run(arguments, folder, "cpu_zero1", 1)
-    assert export_main([str(folder), "--merge", "--output", str(target)]) == 0
+    assert export_main([str(folder), "--merge", "--output", str(output)]) == 0
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     assert base.config.tie_word_embeddings
-    merged = AutoModelForCausalLM.from_pretrained(target)
+    merged = AutoModelForCausalLM.from_pretrained(output)
     assert not merged.config.tie_word_embeddings
     assert torch.equal(merged.lm_head.weight, base.lm_head.weight)
     assert not torch.equal(merged.transformer.wte.weight, base.transformer.wte.weight)
@@ -313,9 +313,9 @@ def test_every_method_learns_beside_a_quantised_base(name, kind, arguments_of, t
     facts = json.loads((folder / "adapter" / "focaltune.json").read_text())
     assert facts["quantization"]["quant_type"] == kind
     if name == "ia3":
-        target = tmp_path / "merged"
-        assert export_main([str(folder), "--merge", "--output", str(target)]) == 0
-        drift = json.loads((target / "focaltune.json").read_text())["merge"]
+        output = tmp_path / "merged"
+        assert export_main([str(folder), "--merge", "--output", str(output)]) == 0
+        drift = json.loads((output / "focaltune.json").read_text())["merge"]
         assert drift["onto"] == "dequantized"
         # int8 products are rounded to whole numbers, which the decoded weights' are not.
         assert drift["max_logit_difference"] < 0.05 * max(1.0, drift["largest_logit"])

@@ -15,9 +15,9 @@ Place = Literal["input", "output", "beside"]
 _FEED_FORWARD = ("mlp.c_proj", "down_proj")  # IA3 scales what these read, not what they give
 
 
-def is_named(path: str, target: str) -> bool:
-    """Whether a target names a layer: the end of its path, by whole parts."""
-    return path == target or path.endswith(f".{target}")
+def is_named(path: str, name: str) -> bool:
+    """Whether a name names a layer: the end of its path, by whole parts."""
+    return path == name or path.endswith(f".{name}")
 
 
 def is_feed_forward(path: str) -> bool:
@@ -46,14 +46,14 @@ def place_of(method: str, inputs: int, outputs: int, hidden: int) -> Place:
 
 def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
     """The layers of a block that get adapters."""
-    targets: Iterable[str] | None = tuning.target_modules
+    names: Iterable[str] | None = tuning.target_modules
     if tuning.method in ("full", "ptuning"):
         return []
-    if targets == "auto":
-        targets = shape.auto_targets.get(tuning.method)
-    if targets is None:
+    if names == "auto":
+        names = shape.auto_modules.get(tuning.method)
+    if names is None:
         return list(shape.linears)
-    names = list(targets)
+    names = list(names)
     return [one for one in shape.linears if any(is_named(one.path, name) for name in names)]
 
 
@@ -71,8 +71,8 @@ def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
 def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
     """What is trained of the head.
 
-    A classifier's whole, or an adapter where LoRA's targets name it; a language model's counts as
-    part of the base.
+    A classifier's whole, or its adapter where tuning.target_modules names it; a language model's
+    counts as part of the base.
     """
     if HEAD in tuning.target_modules:
         return tuning.lora_r * (shape.hidden + NUM_CLASSES)
