@@ -1,4 +1,4 @@
-"""The lengths of a dataset as a PNG: a panel for each split, both classes in it."""
+"""The lengths of a dataset as a PNG: a panel for each split, with both classes."""
 
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ def lengths_png(facts: AuditFacts) -> bytes:
         ValueError: The audit had no lengths.
     """
     if not facts.length_edges:
-        raise ValueError("no lengths to draw: audit_splits was given none; tokenise first")
+        raise ValueError("no lengths to draw: tokenise first, and pass the lengths to audit_splits")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,6 +49,8 @@ def lengths_png(facts: AuditFacts) -> bytes:
 def _panel(
     axes: "Axes", split: SplitPopulation, edges: list[float], seq_length: int | None
 ) -> None:
+    from matplotlib.ticker import LogLocator
+
     for name in CLASSES:
         counts = np.array(split.histogram[name], dtype=np.float64)
         share = counts / max(counts.sum(), 1.0)
@@ -63,13 +65,7 @@ def _panel(
             label=f"seq_length {seq_length}",
         )
     axes.set_xscale("log")
-    marks = [
-        mark * 10**power
-        for power in range(8)
-        for mark in (1, 2, 5)
-        if edges[0] <= mark * 10**power <= edges[-1]
-    ]
-    axes.set_xticks(marks)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=100))
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     title = f"{split.name}: {split.num_functions:,} functions, {split.num_positive:,} vulnerable"

@@ -1,12 +1,12 @@
 """Near duplicates: MinHash proposes pairs, the exact Jaccard similarity of their shingles decides.
 
-A function is the set of all runs of five tokens of its code, comments left out, so that a copy with
-another comment or layout is the same and a renamed variable changes the five runs around it.
+A function is compared by the set of all runs of five tokens in its code, without comments. So a
+copy with another comment or layout is equal, and a renamed variable changes the runs around it.
 Locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3)
 with 18 bands of 7 rows proposes a pair of similarity s with probability 1 - (1 - s^7)^18: 0.986 at
 0.8, 0.9999 at 0.9. Proposed pairs are verified, so every reported pair is a true one.
 
-Shapes: E functions examined, of all splits; P verified pairs, in signatures permutations.
+Shapes: E functions examined in all splits; P verified pairs, or permutations in a signature.
 """
 
 import re
@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from operator import index
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from data.audit.columns import Columns, records_at, tracked
-from data.audit.facts import HashArray, NearFacts, NearPairs
+from data.audit.facts import HashArray, IntArray, NearFacts, NearPairs
 from data.batches.sampling import at_most
 from data.text.scanner import without_comments
 
@@ -33,8 +33,8 @@ _BANDS, _ROWS = 18, 7
 # Below this estimate the exact comparison is not worth its time: three standard deviations of the
 # estimate, sqrt(0.8 * 0.2 / 128) each.
 _ESTIMATE_FLOOR = THRESHOLD - 3 * 0.0354
-# A function with this many twins of its own split and label is not indexed: those twins represent
-# it, so that a thousand copies cost a thousand times this, not a thousand squared.
+# A function with this many twins in its own split and with its label is not indexed: the twins
+# represent it, so that a thousand copies cost a thousand times this, not a thousand squared.
 _CROWD = 16
 _LISTED = 1000  # pairs named in audit.json
 METHOD = (
@@ -43,6 +43,7 @@ METHOD = (
 )
 
 ShingleArray = npt.NDArray[np.uint32]
+BoolArray = npt.NDArray[np.bool_]
 _TOKEN = re.compile(rb"[A-Za-z_$\x80-\xff][\w$\x80-\xff]*|\d[\w.]*|[-+*/%&|^=<>!~?:]+|[^\s\w]")
 _ODD = np.array(
     [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93,
@@ -52,13 +53,25 @@ _ODD = np.array(
 
 @dataclass(frozen=True)
 class _Examined:
-    """The functions looked at, of all splits in one row of arrays."""
+    """The functions that are compared, those of all splits in one array."""
 
-    split_E: npt.NDArray[np.int64]
-    place_E: npt.NDArray[np.int64]
+    split_E: IntArray
+    place_E: IntArray
     digest_E: HashArray
     target_E: npt.NDArray[np.int8]
     commit_E: HashArray
+
+    def is_fix(self, one_P: IntArray, other_P: IntArray) -> BoolArray:
+        """Which pairs are a function and its fix: one split and commit, opposite labels."""
+        is_fix_P: BoolArray = self.is_opposite(one_P, other_P) & (self.commit_E[one_P] != 0)
+        for values_E in (self.split_E, self.commit_E):
+            is_fix_P &= values_E[one_P] == values_E[other_P]
+        return is_fix_P
+
+    def is_opposite(self, one_P: IntArray, other_P: IntArray) -> BoolArray:
+        """Which pairs have opposite labels."""
+        is_opposite_P: BoolArray = self.target_E[one_P] != self.target_E[other_P]
+        return is_opposite_P
 
 
 def near_duplicates(
@@ -67,8 +80,8 @@ def near_duplicates(
     """Search all splits together.
 
     Args:
-        splits: Read columns.
-        limit: Functions of a split to look at; of a larger one a seeded sample.
+        splits: Their columns.
+        limit: Most functions of a split to compare; a larger split gets a seeded sample.
         seed: Draws that sample.
         show_progress: Draw a bar on stderr.
     """
@@ -78,20 +91,20 @@ def near_duplicates(
     examined = _Examined(
         np.repeat(np.arange(len(splits)), [len(p) for p in places]),
         np.concatenate(places),
-        np.concatenate([split.digest_N[p] for split, p in parts]),
-        np.concatenate([split.target_N[p] for split, p in parts]),
-        np.concatenate([split.group_N["commit"][p] for split, p in parts]),
+        np.concatenate([split.keys.code_N[p] for split, p in parts]),
+        np.concatenate([split.keys.target_N[p] for split, p in parts]),
+        np.concatenate([split.keys.group_N("commit")[p] for split, p in parts]),
     )
     num = len(examined.split_E)
     codes: Iterable[str] = (sample.code for split, p in parts for sample in records_at(split, p))
     codes = tracked(codes, "near duplicates", num, show_progress)
     function_2P, similarity_P = _search(codes, examined)
-    is_fix_P = _is_fix(function_2P, examined)
+    is_fix_P = examined.is_fix(*function_2P)
     fixes = examined.split_E[function_2P[0, is_fix_P]]
     function_2P, similarity_P = function_2P[:, ~is_fix_P], similarity_P[~is_fix_P]
     return NearFacts(
         method=METHOD,
-        examined={split.name: (len(p), len(split.digest_N)) for split, p in parts},
+        examined={split.name: (len(p), len(split.samples)) for split, p in parts},
         pairs=_pair_facts(splits, examined, function_2P, similarity_P),
         num_fix_pairs={split.name: int((fixes == i).sum()) for i, split in enumerate(splits)},
         clusters=_clusters(function_2P, examined.split_E),
@@ -100,17 +113,13 @@ def near_duplicates(
 
 
 def shingles(code: str) -> ShingleArray:
-    """Sorted 32-bit digests of the runs of five tokens; of a shorter code, of all it has."""
+    """Sorted 32-bit digests of the runs of five tokens; a shorter code is one run."""
     text = without_comments(code).encode("utf-8", "surrogatepass")
     ids = [crc32(token) for token in _TOKEN.findall(text)]
     if not ids:
         return np.zeros(0, dtype=np.uint32)
     ids += [0] * (SHINGLE - len(ids))
-    tokens = np.array(ids, dtype=np.uint64)
-    num = len(tokens) - SHINGLE + 1
-    mixed = np.zeros(num, dtype=np.uint64)
-    for offset in range(SHINGLE):
-        mixed += tokens[offset : offset + num] * _ODD[offset]
+    mixed = sliding_window_view(np.array(ids, dtype=np.uint64), SHINGLE) @ _ODD
     mixed ^= mixed >> np.uint64(32)
     mixed *= _ODD[1]
     return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
@@ -126,10 +135,8 @@ def jaccard(one: ShingleArray, other: ShingleArray) -> float:
     return both / (len(one) + len(other) - both)
 
 
-def _search(
-    codes: Iterable[str], examined: _Examined
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Both functions, the earlier one first, and the similarity of every verified pair."""
+def _search(codes: Iterable[str], examined: _Examined) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    """Both functions of every verified pair, the earlier one first, and their similarity."""
     from datasketch import MinHash, MinHashLSH
 
     lsh = MinHashLSH(num_perm=NUM_PERM, params=(_BANDS, _ROWS))
@@ -147,50 +154,33 @@ def _search(
         if not len(sets[e]):
             continue
         signature_EP[e] = minhash.hashvalues
-        twins = list(_twins(e, lsh.query(minhash), signature_EP, sets))
-        found += [(other, e, similarity) for other, similarity in twins]
-        others = np.array([other for other, _ in twins], dtype=np.int64)
-        is_same_E = (examined.split_E[others] == examined.split_E[e]) & (
-            examined.target_E[others] == examined.target_E[e]
-        )
-        if is_same_E.sum() < _CROWD:
+        proposed = np.sort(np.array(lsh.query(minhash), dtype=np.int64))
+        estimate = (signature_EP[proposed] == signature_EP[e]).mean(axis=1)
+        num_same = 0
+        for other in proposed[estimate >= _ESTIMATE_FLOOR].tolist():
+            similarity = jaccard(sets[e], sets[other])
+            if similarity >= THRESHOLD:
+                found.append((other, e, similarity))
+                num_same += examined.split_E[other] == examined.split_E[e] and (
+                    examined.target_E[other] == examined.target_E[e]
+                )
+        if num_same < _CROWD:
             lsh.insert(e, minhash, check_duplication=False)
     one_P, other_P, similarity_P = np.array(found, dtype=np.float64).reshape(-1, 3).T
     return np.stack([one_P, other_P]).astype(np.int64), similarity_P
 
 
-def _twins(
-    e: int, proposed: list[Any], signature_EP: npt.NDArray[np.uint32], sets: list[ShingleArray]
-) -> Iterator[tuple[int, float]]:
-    """The proposed functions that are twins, with their similarity."""
-    others = np.sort(np.array(proposed, dtype=np.int64))
-    estimate = (signature_EP[others] == signature_EP[e]).mean(axis=1)
-    for other in others[estimate >= _ESTIMATE_FLOOR].tolist():
-        similarity = jaccard(sets[e], sets[other])
-        if similarity >= THRESHOLD:
-            yield other, similarity
-
-
-def _is_fix(function_2P: npt.NDArray[np.int64], examined: _Examined) -> npt.NDArray[np.bool_]:
-    """Which pairs are a function and its fix: one split and commit, opposite labels."""
-    split_2P, target_2P = examined.split_E[function_2P], examined.target_E[function_2P]
-    commit_2P = examined.commit_E[function_2P]
-    is_one_commit_P = (commit_2P[0] == commit_2P[1]) & (commit_2P[0] != 0)
-    is_opposite_P = target_2P[0] != target_2P[1]
-    is_fix_P: npt.NDArray[np.bool_] = is_one_commit_P & is_opposite_P & (split_2P[0] == split_2P[1])
-    return is_fix_P
-
-
 def _pair_facts(
     splits: Sequence[Columns],
     examined: _Examined,
-    function_2P: npt.NDArray[np.int64],
+    function_2P: IntArray,
     similarity_P: npt.NDArray[np.float64],
 ) -> list[NearPairs]:
     """Pairs within each split, then between each two; exact duplicates left out."""
     one_P, other_P = function_2P
+    split_2P = examined.split_E[function_2P]
     is_near_P = examined.digest_E[one_P] != examined.digest_E[other_P]
-    is_opposite_P = examined.target_E[one_P] != examined.target_E[other_P]
+    is_opposite_P = examined.is_opposite(one_P, other_P)
 
     def origin(e: int) -> str:
         return splits[int(examined.split_E[e])].samples[int(examined.place_E[e])].origin
@@ -198,27 +188,21 @@ def _pair_facts(
     facts = []
     numbers = range(len(splits))
     for i, j in [*zip(numbers, numbers, strict=True), *combinations(numbers, 2)]:
-        is_here_P = (examined.split_E[one_P] == i) & (examined.split_E[other_P] == j)
-        here = np.flatnonzero(is_near_P & is_here_P)
-        # The most alike first.
-        listed = here[np.lexsort((other_P[here], one_P[here], -similarity_P[here]))][:_LISTED]
+        here = np.flatnonzero(is_near_P & (split_2P[0] == i) & (split_2P[1] == j))
+        most_alike = np.lexsort((other_P[here], one_P[here], -similarity_P[here]))[:_LISTED]
         member_splits = examined.split_E[np.unique(function_2P[:, here])]
-        facts.append(
-            NearPairs(
-                "/".join(splits[k].name for k in dict.fromkeys((i, j))),
-                len(here),
-                int(is_opposite_P[here].sum()),
-                {splits[k].name: int((member_splits == k).sum()) for k in (i, j)},
-                [
-                    f"{origin(one_P[p])} ~ {origin(other_P[p])} ({similarity_P[p]:.2f})"
-                    for p in listed
-                ],
-            )
-        )
+        num_functions = {splits[k].name: int((member_splits == k).sum()) for k in (i, j)}
+        examples = [
+            f"{origin(one_P[p])} ~ {origin(other_P[p])} ({similarity_P[p]:.2f})"
+            for p in here[most_alike]
+        ]
+        where = "/".join(num_functions)
+        num_opposite = int(is_opposite_P[here].sum())
+        facts.append(NearPairs(where, len(here), num_opposite, num_functions, examples))
     return facts
 
 
-def _clusters(function_2P: npt.NDArray[np.int64], split_E: npt.NDArray[np.int64]) -> dict[str, int]:
+def _clusters(function_2P: IntArray, split_E: IntArray) -> dict[str, int]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

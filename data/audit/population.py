@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from data.audit.columns import Columns
 from data.audit.facts import IntArray, SplitPopulation
+from data.prepared.splits import GROUPS
 
 _BINS = 36
 CLASSES = ("safe", "vulnerable")
@@ -28,19 +29,18 @@ def length_edges(lengths: Mapping[str, IntArray]) -> list[float]:
 
 
 def population(split: Columns, lengths_N: IntArray | None, edges: list[float]) -> SplitPopulation:
-    """The facts of one split."""
+    """Facts about one split."""
+    target_N = split.keys.target_N
     return SplitPopulation(
         name=split.name,
-        num_functions=len(split.target_N),
-        num_positive=int(split.target_N.sum()),
-        num_distinct=len(np.unique(split.digest_N)),
+        num_functions=len(target_N),
+        num_positive=int(target_N.sum()),
+        num_distinct=len(np.unique(split.keys.code_N)),
         num_fix_pairs=_fix_pairs(split),
-        groups={
-            field: len(np.unique(keys_N[keys_N != 0])) for field, keys_N in split.group_N.items()
-        },
+        groups={field: len(split.keys.groups(field)) for field in GROUPS},
         lengths=_summary(lengths_N),
-        length_auc=_length_auc(lengths_N, split.target_N),
-        histogram=_histogram(lengths_N, split.target_N, edges),
+        length_auc=_length_auc(lengths_N, target_N),
+        histogram=_histogram(lengths_N, target_N, edges),
     )
 
 
@@ -48,19 +48,21 @@ def cwe_table(splits: Sequence[Columns]) -> dict[str, dict[str, tuple[int, int]]
     """CWE: split: (functions, positives), the most frequent first."""
     totals = Counter[str]()
     for split in splits:
-        for (cwe, _), num in split.cwes.items():
+        for (cwe, _), num in split.keys.cwes.items():
             totals[cwe] += num
     ordered = sorted(totals, key=lambda cwe: (-totals[cwe], cwe))
     return {
-        cwe: {s.name: (s.cwes[cwe, 0] + s.cwes[cwe, 1], s.cwes[cwe, 1]) for s in splits}
+        cwe: {
+            s.name: (s.keys.cwes[cwe, 0] + s.keys.cwes[cwe, 1], s.keys.cwes[cwe, 1]) for s in splits
+        }
         for cwe in ordered
     }
 
 
 def _fix_pairs(split: Columns) -> int:
     """Functions (a commit and a name) with both labels."""
-    both = np.intersect1d(split.fix_N[split.target_N == 0], split.fix_N[split.target_N == 1])
-    return int((both != 0).sum())
+    safe, vulnerable = (split.fix_N[split.keys.target_N == target] for target in (0, 1))
+    return int((np.intersect1d(safe, vulnerable) != 0).sum())
 
 
 def _summary(lengths_N: IntArray | None) -> dict[str, float]:

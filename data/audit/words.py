@@ -2,16 +2,15 @@
 
 Every word of the train split is a yes/no feature of a function. Its mutual information with the
 label says how many bits of the label it gives away. With V words some look telling by chance, so a
-word counts only if Fisher's exact test, corrected for V tests (Bonferroni), finds it at 1%: in a
-dataset with random labels none is reported in 98 of 100 cases. Words by which datasets are known to
-leak are tested apart, among themselves, so rarer ones are found too.
+word counts only if Fisher's exact test, corrected for V tests (Bonferroni), finds it at 1%: in 98
+of 100 datasets with random labels, nothing is reported. Words known to leak labels are tested apart
+from the others, so rarer ones are found too.
 
 Shapes: N distinct functions, V words.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
@@ -49,22 +48,21 @@ def telling_words(train: Columns, limit: int, seed: int, show_progress: bool) ->
     """Test every word of a split against the label.
 
     Args:
-        train: Read columns.
-        limit: Functions to look at; of a larger split a seeded sample.
+        train: Columns of the split.
+        limit: Most functions to look at; a larger split gets a seeded sample.
         seed: Draws that sample.
         show_progress: Draw a bar on stderr.
     """
     places = at_most(limit, len(train.samples), seed)
     # A function copied a hundred times is one witness, not a hundred.
-    places = places[np.sort(np.unique(train.digest_N[places], return_index=True)[1])]
-    target_N = train.target_N[places].astype(np.int64)
+    places = places[np.sort(np.unique(train.keys.code_N[places], return_index=True)[1])]
+    target_N = train.keys.target_N[places].astype(np.int64)
     bits = float(entropy(np.bincount(target_N, minlength=2)))
     words, held_VN = _presence(train, places, show_progress)
-    facts = WordFacts(len(places), len(words), bits, 0, [])
-    if not bits or not words:
-        return facts
-    found = _significant(words, held_VN, target_N, train.group_N["commit"][places])
-    return replace(facts, num_telling=len(found), words=found[:_SHOWN])
+    found = []
+    if bits and words:
+        found = _significant(words, held_VN, target_N, train.keys.group_N("commit")[places])
+    return WordFacts(len(places), len(words), bits, len(found), found[:_SHOWN])
 
 
 def information(
@@ -89,7 +87,7 @@ def entropy(counts: npt.ArrayLike) -> Any:
 
 
 def features(sample: CodeSample) -> Iterator[tuple[str, str]]:
-    """(place, word) of a function, lower case, some of them repeatedly."""
+    """(place, word) for each word of a function, in lower case; some come several times."""
     code, comments, strings = divided(sample.code)
     name = sample.function_name or _own_name(code)
     texts = {
@@ -149,7 +147,7 @@ def _significant(
     target_N: npt.NDArray[np.int64],
     commits_N: HashArray,
 ) -> list[TellingWord]:
-    """The words beyond chance, most telling first."""
+    """The words beyond chance, most telling first; those of the very same functions together."""
     positive_V, held_V = held_VN @ target_N, held_VN.getnnz(axis=1)
     num, num_positive = len(target_N), int(target_N.sum())
     bits_V = information(positive_V, held_V - positive_V, num_positive, num - num_positive)
@@ -158,39 +156,34 @@ def _significant(
     tested_T = order[(np.arange(len(order)) < _TESTED) | known_V[order]]
     p_T = _fisher(positive_V[tested_T], held_V[tested_T], num_positive, num)
     num_tests_T = np.where(known_V[tested_T], known_V.sum(), len(words))
+    same_functions: dict[tuple[str, bytes], list[int]] = {}
+    for t in np.flatnonzero(p_T * num_tests_T <= ALPHA).tolist():
+        holders = np.sort(held_VN[[tested_T[t]]].indices)
+        if _widespread(commits_N[holders]):
+            place = words[tested_T[t]][0]
+            same_functions.setdefault((place, holders.tobytes()), []).append(t)
     limit = CARRIES_SHARE * entropy([num_positive, num - num_positive])
-    found: dict[tuple[str, bytes], TellingWord] = {}
-    for t in np.flatnonzero(p_T * num_tests_T <= ALPHA):
-        v = tested_T[t]
-        place, word = words[v]
-        holders = np.sort(held_VN[[v]].indices)
-        if not _widespread(commits_N[holders]):
-            continue
-        same = found.get((place, holders.tobytes()))
-        if same is not None:
-            found[(place, holders.tobytes())] = _joined(same, word)
-            continue
+    found = []
+    for (place, _), group in same_functions.items():
+        v = tested_T[group[0]]
         positive, negative = int(positive_V[v]), int(held_V[v] - positive_V[v])
-        recall, alarm = positive / num_positive, negative / (num - num_positive)
-        accuracy = 0.5 + abs(recall - alarm) / 2
-        found[(place, holders.tobytes())] = TellingWord(
-            words=[word],
-            place=place,
-            num_positive=positive,
-            num_negative=negative,
-            bits=float(bits_V[v]),
-            balanced_accuracy=accuracy,
-            p_value=float(p_T[t]),
-            is_known=bool(known_V[v]),
-            carries_label=bool(accuracy >= CARRIES_ACCURACY or bits_V[v] >= limit),
+        accuracy = 0.5 + abs(positive / num_positive - negative / (num - num_positive)) / 2
+        names = [words[tested_T[t]][1] for t in group]
+        names.sort(key=lambda word: (not is_known(word), len(word), word))
+        found.append(
+            TellingWord(
+                words=names,
+                place=place,
+                num_positive=positive,
+                num_negative=negative,
+                bits=float(bits_V[v]),
+                balanced_accuracy=accuracy,
+                p_value=float(p_T[group[0]]),
+                is_known=is_known(names[0]),
+                carries_label=bool(accuracy >= CARRIES_ACCURACY or bits_V[v] >= limit),
+            )
         )
-    return list(found.values())
-
-
-def _joined(telling: TellingWord, word: str) -> TellingWord:
-    """With another word of the very same functions: "createstatement" beside "create"."""
-    words = sorted([*telling.words, word], key=lambda w: (not is_known(w), len(w), w))
-    return replace(telling, words=words, is_known=is_known(words[0]))
+    return found
 
 
 def is_known(word: str) -> bool:

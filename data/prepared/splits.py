@@ -17,7 +17,7 @@ import numpy.typing as npt
 from data.errors import DataError
 from data.records import CodeSample, RecordSource
 
-GROUPS = ("commit", "cve", "project")
+GROUPS = ("commit", "project", "cve")
 _SHOWN = 3  # examples quoted in a message
 _MOST_CWES = 200  # named in data.json
 
