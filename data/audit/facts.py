@@ -1,4 +1,4 @@
-"""What an audit finds: frozen records of plain values, ready for JSON."""
+"""What an audit finds: frozen dataclasses of plain values, ready for JSON."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -27,12 +27,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitPopulation:
-    """Who is in a split; lengths are in tokens, and empty where none were given.
+    """What a split contains; lengths are in tokens, and empty before tokenisation.
 
     Attributes:
-        num_distinct: Functions that differ after whitespace.
+        num_distinct: Functions that differ in more than whitespace.
         num_fix_pairs: Functions (a commit and a name) with both labels.
-        groups: "commit", "project", "cve": distinct values, 0 where the dataset names none.
+        groups: Distinct values of "commit", "project" and "cve"; 0 where the dataset has none.
         lengths: min, median, mean, p90, p99, max.
         length_auc: ROC AUC of the length alone as a score; None with one class or no lengths.
         histogram: "safe" and "vulnerable": functions in each bin of AuditFacts.length_edges.
@@ -56,12 +56,12 @@ class SplitPopulation:
 
 @dataclass(frozen=True)
 class Shared:
-    """Something found within a split ("train") or in both of two ("train/test").
+    """Codes, ids or groups that repeat within a split ("train") or are in two ("train/test").
 
     Attributes:
         where: One split, or two with a slash.
-        num_things: Codes or groups found there.
-        num_functions: By split: functions that are one or belong to one.
+        num_things: Codes, ids or groups found there.
+        num_functions: By split: functions that have one of them.
         examples: For a person to look up.
     """
 
@@ -77,8 +77,8 @@ class NearPairs:
 
     Attributes:
         num_pairs: Pairs at or above the threshold; a lower bound in dense clusters.
-        num_opposite: Those with opposite labels.
-        num_functions: By split: functions with at least one such twin on the other side.
+        num_opposite: Pairs with opposite labels.
+        num_functions: By split: functions in at least one of the pairs.
         examples: The most alike.
     """
 
@@ -94,12 +94,12 @@ class NearFacts:
     """The search for near duplicates.
 
     Attributes:
-        examined: By split: (functions looked at, functions there are).
-        pairs: Per split and per pair of splits, exact duplicates and pairs of a fix left out.
-        num_fix_pairs: By split: pairs above the threshold that share a commit and differ in the
-            label, which a fix makes by nature.
-        clusters: Connected exact and near duplicates: their number, the functions in them, the
-            largest, and those with functions of several splits.
+        examined: By split: functions that were compared, and all functions.
+        pairs: For each split and each two, without exact duplicates and pairs of a fix.
+        num_fix_pairs: By split: pairs above the threshold with one commit and opposite labels, as
+            every fix makes them.
+        clusters: Connected exact and near duplicates: number of clusters, functions in them,
+            largest cluster, and clusters that reach over several splits.
         functions_per_second: Speed of the whole search.
     """
 
@@ -116,14 +116,14 @@ class TellingWord:
     """A word whose presence goes with the label.
 
     Attributes:
-        words: Words of exactly the same functions: known ones first, then short ones.
+        words: Words in exactly the same functions: known ones first, then short ones.
         place: "comment", "string", "name" (the function's own), "code" or "file".
-        num_positive: Vulnerable functions that hold it; num_negative likewise.
+        num_positive, num_negative: Vulnerable and safe functions that hold it.
         bits: Mutual information of presence and label.
-        balanced_accuracy: That of the better rule "with it: one class; without it: the other".
+        balanced_accuracy: Of the better rule "with the word: one class; without it: the other".
         p_value: Fisher's exact test, two-sided, before correction.
-        is_known: One of the words that datasets are known to leak by.
-        carries_label: Alone it tells more of the label than any real weakness does.
+        is_known: Datasets are known to leak their labels by this word.
+        carries_label: Alone it says more about the label than any real weakness does.
     """
 
     words: list[str]
@@ -142,10 +142,10 @@ class WordFacts:
     """Words of the train split tested against the label.
 
     Attributes:
-        num_examined: Distinct functions looked at.
-        num_tested: Words above the floor of functions; the p-value is corrected by this number.
-        label_bits: Entropy of the label, the most that any word could tell.
-        num_telling: Words beyond chance; words holds the first of them.
+        num_examined: Distinct functions that were read.
+        num_tested: Words in enough functions; p-values are corrected by this number.
+        label_bits: Entropy of the label, the most that a word can say about it.
+        num_telling: Words beyond chance; `words` holds the first of them.
     """
 
     num_examined: int
@@ -157,7 +157,7 @@ class WordFacts:
 
 @dataclass(frozen=True)
 class AuditFacts:
-    """Everything an audit finds, verdicts first."""
+    """All results of an audit, verdicts first."""
 
     findings: list[Finding]
     splits: list[SplitPopulation]

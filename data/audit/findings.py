@@ -1,6 +1,6 @@
-"""The verdicts: what was found, what it means, what to do; the gravest first."""
+"""The verdicts: what was found, what it means, what to do; the most severe first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from data.audit.facts import (
     SEVERITIES,
@@ -24,15 +24,15 @@ def verdicts(facts: AuditFacts, leak_groups: Sequence[str]) -> list[Finding]:
     """All findings, leaks before warnings before notes.
 
     Args:
-        facts: Everything else that was found.
-        leak_groups: Fields that must not be shared by two splits.
+        facts: All other results.
+        leak_groups: Fields that two splits must not share.
     """
     found = [
-        *_exact(facts.exact),
+        *_exact(shared for shared in facts.exact if shared.num_things),
         *_groups(facts.groups, leak_groups, facts.splits),
         *_near(facts.near),
-        *_contradictory(facts.contradictions),
-        *_repeated_ids(facts.ids),
+        *_contradictory(shared for shared in facts.contradictions if shared.num_things),
+        *_repeated_ids(shared for shared in facts.ids if shared.num_things),
         *_words(facts.words),
         *_classes(facts.splits),
         *_lengths(facts.splits),
@@ -42,10 +42,8 @@ def verdicts(facts: AuditFacts, leak_groups: Sequence[str]) -> list[Finding]:
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _exact(exact: Sequence[Shared]) -> Iterator[Finding]:
+def _exact(exact: Iterable[Shared]) -> Iterator[Finding]:
     for shared in exact:
-        if not shared.num_things:
-            continue
         first, *second = shared.where.split("/")
         if second:
             num = shared.num_functions[second[0]]
@@ -122,36 +120,34 @@ def _near(near: NearFacts) -> Iterator[Finding]:
             )
 
 
-def _contradictory(contradictions: Sequence[Shared]) -> Iterator[Finding]:
+def _contradictory(contradictions: Iterable[Shared]) -> Iterator[Finding]:
     for shared in contradictions:
-        if shared.num_things:
-            number = _count(shared.num_things, "code")
-            yield Finding(
-                "warning",
-                f"{shared.where}: {number} with both labels, whitespace aside"
-                f" ({shared.examples[0]})",
-                "no model can be right about both; the flaw lies outside the function, or a label"
-                " is wrong",
-                "correct or remove them",
-            )
+        yield Finding(
+            "warning",
+            f"{shared.where}: {_count(shared.num_things, 'code')} with both labels, whitespace"
+            f" aside ({shared.examples[0]})",
+            "no model can be right about both; the flaw lies outside the function, or a label"
+            " is wrong",
+            "correct or remove them",
+        )
 
 
-def _repeated_ids(ids: Sequence[Shared]) -> Iterator[Finding]:
+def _repeated_ids(ids: Iterable[Shared]) -> Iterator[Finding]:
     for shared in ids:
-        if shared.num_things:
-            yield Finding(
-                "warning",
-                f"{shared.where}: {_count(shared.num_things, 'id')} given to"
-                f" {_functions(shared.num_functions[shared.where])} ({shared.examples[0]})",
-                "a prediction cannot be traced back by its id",
-                "number them anew, or leave the id out: the place in the file is then used",
-            )
+        yield Finding(
+            "warning",
+            f"{shared.where}: {_count(shared.num_things, 'id')} given to"
+            f" {_functions(shared.num_functions[shared.where])} ({shared.examples[0]})",
+            "a prediction cannot be traced back by its id",
+            "number them anew, or leave the id out: the place in the file is then used",
+        )
 
 
 def _words(facts: WordFacts) -> Iterator[Finding]:
     carries = [w for w in facts.words if w.carries_label]
-    artefacts = [w for w in carries if w.place in ("comment", "name") or w.is_known]
-    artefacts = [w for w in artefacts if w.place != "file"]
+    artefacts = [
+        w for w in carries if w.place in ("comment", "name") or (w.is_known and w.place != "file")
+    ]
     if artefacts:
         yield Finding(
             "leak",
@@ -203,8 +199,8 @@ def _classes(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
                 "accuracy says little; calling everything safe is nearly always right",
                 "read PR AUC; weigh the classes (loss.alpha) or set data.sampling=balanced",
             )
-    for split in splits[1:]:
-        first = splits[0]
+    first, *others = splits
+    for split in others:
         if abs(split.share - first.share) > _PRIOR_SHIFT:
             yield Finding(
                 "note",

@@ -1,4 +1,4 @@
-"""The audit as Markdown: verdicts first, then the tables they rest on; the page is a template."""
+"""The audit as Markdown: verdicts first, then the tables behind them."""
 
 import re
 from collections import Counter
@@ -11,12 +11,7 @@ _PAGE = Path(__file__).with_name("audit.md.jinja")
 
 
 def render(facts: AuditFacts, figure: str | None) -> str:
-    """One page.
-
-    Args:
-        facts: Returned by audit_splits.
-        figure: Name of the picture of lengths beside the page.
-    """
+    """The whole page; `figure` is the name of the picture of lengths beside it."""
     return fill(
         _PAGE,
         facts=facts,
@@ -47,7 +42,7 @@ def headline(facts: AuditFacts) -> str:
 
 
 def cell(value: Any) -> Any:
-    """A value of the template on one line, a pipe escaped: either would end a cell of a table.
+    """A value on one line with its pipes escaped, as either would end a cell of a table.
 
     A commit message or a file name may hold both. Parts of the page itself are marked as safe.
     """

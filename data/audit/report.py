@@ -36,13 +36,13 @@ def audit_splits(
     Args:
         splits: Records by name, the training split first; none is empty.
         lengths: Tokens of every function, by split; {} before tokenisation.
-        leak_groups: Fields of "commit", "project", "cve" that must not be in two splits.
+        leak_groups: Fields of "commit", "project", "cve" whose values must not be in two splits.
         normalize_whitespace: "collapse" counts the functions it harms.
         seq_length: Marked in the picture of lengths.
-        max_functions: Of a larger split, near duplicates and words see a seeded sample of so many;
-            exact duplicates, groups and classes always cover all.
+        max_functions: Near duplicates and words use a seeded sample of this size from a larger
+            split; exact duplicates, groups and classes always cover all.
         seed: Draws that sample.
-        show_progress: Draw bars on stderr where it is a terminal.
+        show_progress: Draw bars if stderr is a terminal.
     """
     for name, lengths_N in lengths.items():
         assert len(lengths_N) == len(splits[name]), f"{name}: a length for every function"
@@ -71,21 +71,18 @@ def audit_splits(
 def write_audit(folder: Path, facts: AuditFacts) -> list[Path]:
     """Write audit.json, audit.md and, where lengths are known, lengths.png; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure = FIGURE if facts.length_edges else None
     text = json.dumps(facts.to_json(), indent=2, ensure_ascii=False) + "\n"
-    written = [folder / "audit.json", folder / "audit.md"]
-    written[0].write_text(text, encoding="utf-8")
-    written[1].write_text(render(facts, figure), encoding="utf-8")
+    figure = FIGURE if facts.length_edges else None
+    contents = {"audit.json": text.encode(), "audit.md": render(facts, figure).encode()}
     if figure is not None:
-        written.append(folder / figure)
-        written[-1].write_bytes(lengths_png(facts))
-    return written
+        contents[figure] = lengths_png(facts)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in contents]
 
 
 def summary_lines(facts: AuditFacts) -> list[str]:
     """The short form: a headline, then each leak and warning with its remedy."""
-    graver = [finding for finding in facts.findings if finding.severity != "note"]
-    return [
-        f"audit: {headline(facts)}",
-        *(f"  {f.severity}: {f.found}; {f.remedy}" for f in graver),
-    ]
+    severe = [finding for finding in facts.findings if finding.severity != "note"]
+    lines = [f"  {f.severity}: {f.found}; {f.remedy}" for f in severe]
+    return [f"audit: {headline(facts)}", *lines]
