@@ -25,12 +25,13 @@ from data.samples.train_tokenizer import write_model
 
 SEED = 2024
 KIND_WEIGHTS: dict[str, float] = {"lexical": 0.25, "order": 0.50, "relation": 0.25}
-PATTERNS: dict[str, tuple[Pattern, ...]] = {
-    "c": templates_c.PATTERNS,
-    "java": templates_java.PATTERNS,
-    "python": templates_python.PATTERNS,
-}
-# Unrelated statements per function: a log-normal with this median and spread, then cut.
+PATTERNS: dict[str, dict[str, tuple[Pattern, ...]]] = {
+    language: {"lexical": file.LEXICAL, "order": file.ORDER, "relation": file.RELATION}
+    for language, file in {
+        "c": templates_c, "java": templates_java, "python": templates_python
+    }.items()
+}  # fmt: skip
+# Unrelated statements in a function: a log-normal with this median and spread, then cut.
 MEDIAN_STATEMENTS = 3.0
 SPREAD_STATEMENTS = 0.9
 # Words and signs; the tokenizer gives 1 to 1.3 times as many tokens, and 1,500 is the limit.
@@ -38,7 +39,7 @@ MIN_WORDS, MAX_WORDS = 24, 1_400
 
 
 class Split(NamedTuple):
-    """Size of one file; a commit gives both versions, or one where a share is asked for."""
+    """Size of one file; without a share, a commit gives both versions, otherwise one."""
 
     num_commits: int
     vulnerable_share: float | None
@@ -50,34 +51,20 @@ SPLITS: dict[str, Split] = {
     "test": Split(300, None),
     "test_imbalanced": Split(600, 0.10),
 }
-INSTRUCTED = ("train", "valid", "test")  # splits that instructions are made of
-
-
-def collapse(code: str) -> str:
-    """Code with each run of whitespace as one space: the key of a duplicate."""
-    return " ".join(code.split())
-
-
-def draw_pattern(rng: random.Random) -> tuple[str, Pattern]:
-    """Draw a kind by weight, then one pattern of that kind in any language."""
-    kind = rng.choices(list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()))[0]
-    return rng.choice(
-        [
-            (language, pattern)
-            for language, patterns in PATTERNS.items()
-            for pattern in patterns
-            if pattern.kind == kind
-        ]
-    )
+INSTRUCTED = ("train", "valid", "test")  # splits from which instructions are made
 
 
 def draw_pair(rng: random.Random, seen: set[str]) -> tuple[str, Pattern, Pair]:
     """Draw pairs until one fits the length limit and neither version was seen; mark it seen."""
     while True:
-        language, pattern = draw_pattern(rng)
+        kind = rng.choices(list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()))[0]
+        language, pattern = rng.choice(
+            [(name, pattern) for name, kinds in PATTERNS.items() for pattern in kinds[kind]]
+        )
         drawn = rng.lognormvariate(0.0, SPREAD_STATEMENTS) * MEDIAN_STATEMENTS
-        pair = render_pair(pattern, language, round(drawn) - 1, rng)
-        keys = {collapse(pair.vulnerable), collapse(pair.fixed)}
+        pair = render_pair(pattern, kind, language, round(drawn) - 1, rng)
+        # the key of a duplicate: code with each run of whitespace as one space
+        keys = {" ".join(code.split()) for code in (pair.vulnerable, pair.fixed)}
         assert len(keys) == 2, f"{pattern.cwe}: both versions are the same code"
         num_words = max(len(re.findall(r"\w+|[^\w\s]", key)) for key in keys)
         if MIN_WORDS <= num_words <= MAX_WORDS and not keys & seen:
@@ -85,20 +72,14 @@ def draw_pair(rng: random.Random, seen: set[str]) -> tuple[str, Pattern, Pair]:
             return language, pattern, pair
 
 
-def versions(share: float | None, rng: random.Random) -> list[int]:
-    """Targets that a commit contributes, in file order."""
-    if share is None:
-        return rng.sample([0, 1], 2)
-    return [int(rng.random() < share)]
-
-
 def split_records(split: str, seen: set[str]) -> Iterator[dict[str, str | int]]:
     """Records of one split; `seen` holds the collapsed code of all splits so far."""
+    num_commits, share = SPLITS[split]
     num_records = 0
-    for index in range(SPLITS[split].num_commits):
+    for index in range(num_commits):
         rng = random.Random(f"{SEED}:{split}:{index}")
         language, pattern, pair = draw_pair(rng, seen)
-        for target in versions(SPLITS[split].vulnerable_share, rng):
+        for target in rng.sample([0, 1], 2) if share is None else [int(rng.random() < share)]:
             yield {
                 "id": f"{split}-{num_records:05d}",
                 "code": pair.vulnerable if target else pair.fixed,

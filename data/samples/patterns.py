@@ -1,16 +1,11 @@
-"""A pattern is one flaw and its repair; rendering turns it into a pair of whole functions."""
+"""A pattern is one flaw and its repair; rendering makes a pair of whole functions from it."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from string import Template
 
 from data.samples.surroundings import NOUNS, VERBS, Surroundings
-
-KINDS: dict[str, str] = {
-    "lexical": "another call or argument is used",
-    "order": "the same calls, in another order",
-    "relation": "the same words, with the check or the cleaned value on another variable",
-}
 
 
 @dataclass(frozen=True)
@@ -19,28 +14,24 @@ class Pattern:
 
     Attributes:
         cwe: Weakness id, such as "CWE-89".
-        kind: A key of KINDS.
         signature: The first line of the function.
-        steps: Step name to its alternative texts; a pair draws one alternative a step.
-        vulnerable: Orders of step names, space separated, that hold the flaw; one is drawn.
-        fixed: The orders without it, parallel to `vulnerable`: same index, same length.
+        steps: Step name to its alternative texts; a pair draws one alternative for each step.
+        orders: Step names with the flaw, and as many without it; one of these pairs is drawn.
         names: Placeholder to its alternatives, which may use placeholders above them.
         decoys: Statements unrelated to the flaw that use the words of the flaw or its repair.
     """
 
     cwe: str
-    kind: str
     signature: str
     steps: dict[str, tuple[str, ...]]
-    vulnerable: tuple[str, ...]
-    fixed: tuple[str, ...]
+    orders: tuple[tuple[str, str], ...]
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     decoys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both versions of one function; they differ only where the pattern does."""
+    """Both versions of one function, which differ only where the pattern does."""
 
     function_name: str
     vulnerable: str
@@ -79,67 +70,50 @@ def draw_names(pattern: Pattern, language: str, rng: random.Random) -> dict[str,
     return names
 
 
-def draw_steps(pattern: Pattern, names: dict[str, str], rng: random.Random) -> dict[str, list[str]]:
-    """Draw one alternative of every step, as lines."""
-    return {
-        step: Template(rng.choice(texts)).substitute(names).split("\n")
-        for step, texts in pattern.steps.items()
-    }
-
-
-def fill_gaps(
-    pattern: Pattern,
-    num_gaps: int,
-    num_statements: int,
-    names: dict[str, str],
-    surroundings: Surroundings,
-    rng: random.Random,
-) -> list[list[str]]:
-    """Spread unrelated statements over the gaps before, between and after the steps."""
-    gaps: list[list[str]] = [[] for _ in range(num_gaps)]
-    if pattern.kind == "order":
-        # Next to each other, the steps of an order flaw would show in any two-word window.
-        for gap in gaps[:-1]:
-            gap.append(surroundings.line(rng))
-        num_statements -= num_gaps - 2
-    for _ in range(num_statements):
-        # The last gap would follow the final return, so it stays empty.
-        gaps[rng.randrange(num_gaps - 1)] += surroundings.statement(rng)
-    if pattern.decoys and rng.random() < DECOY_CHANCE[pattern.kind]:
-        decoy = Template(rng.choice(pattern.decoys)).substitute(names)
-        gaps[rng.randrange(num_gaps - 1)] += decoy.split("\n")
-    return gaps
-
-
-def interleave(order: str, steps: dict[str, list[str]], gaps: list[list[str]]) -> list[str]:
-    """Lines of a body: gap, step, gap, step, ..., gap."""
-    lines = list(gaps[0])
-    for step, gap in zip(order.split(), gaps[1:], strict=True):
-        lines += steps[step] + gap
-    return lines
-
-
-def render_pair(pattern: Pattern, language: str, num_statements: int, rng: random.Random) -> Pair:
+def render_pair(
+    pattern: Pattern, kind: str, language: str, num_statements: int, rng: random.Random
+) -> Pair:
     """Render both versions with the same names and the same surrounding statements.
 
     Args:
         pattern: The flaw.
+        kind: "lexical", "order" or "relation".
         language: "c", "java" or "python".
         num_statements: Unrelated statements around the steps; sets the length.
         rng: The only source of randomness.
     """
     names = draw_names(pattern, language, rng)
-    steps = draw_steps(pattern, names, rng)
-    chosen = rng.randrange(len(pattern.fixed))
-    vulnerable, fixed = pattern.vulnerable[chosen], pattern.fixed[chosen]
-    assert len(vulnerable.split()) == len(fixed.split()), (pattern.cwe, vulnerable, fixed)
+    steps = {
+        step: Template(rng.choice(texts)).substitute(names).split("\n")
+        for step, texts in pattern.steps.items()
+    }
+    orders = [order.split() for order in rng.choice(pattern.orders)]
+    assert len(orders[0]) == len(orders[1]), (pattern.cwe, orders)
     surroundings = Surroundings(language, reserved=set(names.values()), noun=names["noun"])
-    num_gaps = len(fixed.split()) + 1
-    gaps = fill_gaps(pattern, num_gaps, num_statements, names, surroundings, rng)
+    gaps: list[list[str]] = [[] for _ in range(len(orders[0]) + 1)]
+    places = gaps[:-1]  # the last one would follow the final return, so it stays empty
+    if kind == "order":
+        # Next to each other, the steps of an order flaw would show in any two-word window.
+        for gap in places:
+            gap.append(surroundings.line(rng))
+        num_statements -= len(places) - 1
+    for _ in range(num_statements):
+        rng.choice(places).extend(surroundings.statement(rng))
+    if pattern.decoys and rng.random() < DECOY_CHANCE[kind]:
+        decoy = Template(rng.choice(pattern.decoys)).substitute(names)
+        rng.choice(places).extend(decoy.split("\n"))
     signature = Template(pattern.signature).substitute(names)
     indent = rng.choice(INDENTS[language])
-    bodies = [interleave(order, steps, gaps) for order in (vulnerable, fixed)]
+    bodies = [interleave([steps[step] for step in order], gaps) for order in orders]
     return Pair(names["func"], *(wrap(language, signature, body, indent) for body in bodies))
+
+
+def interleave(steps: Sequence[list[str]], gaps: Sequence[list[str]]) -> list[str]:
+    """Lines of a body: gap, step, gap, step, ..., gap."""
+    lines = list(gaps[0])
+    for step, gap in zip(steps, gaps[1:], strict=True):
+        lines += step + gap
+    return lines
 
 
 INDENTS: dict[str, tuple[str, ...]] = {

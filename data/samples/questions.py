@@ -28,17 +28,17 @@ TITLES = {
     "CWE-863": "wrong authorization",
     "CWE-918": "server-side request forgery",
 }
-MAX_CHARACTERS = 600  # of a function; longer ones are left out
+MAX_CHARACTERS = 600  # longer functions are left out
 
 
 def instruction_rows(
     records: Iterable[Mapping[str, str | int]], seed: int
 ) -> Iterator[dict[str, str | int]]:
-    """One row a commit that has a short function.
+    """One row for each commit that has a short function.
 
     Args:
-        records: Of one split of functions; the versions of a commit follow one another.
-        seed: Of the kind of question, with the commit.
+        records: One split of functions; the versions of a commit follow one another.
+        seed: Draws the kind of question, together with the commit.
     """
     seen = set()
     for record in records:

@@ -1,52 +1,22 @@
 """Code that has nothing to do with the flaw: names, logging, counters, loops, checks, comments."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from string import Template
 
 # Few words on purpose: a tiny model has to learn the flaws, not a large vocabulary around them.
 NOUNS = [
-    "order",
-    "invoice",
-    "account",
-    "packet",
-    "frame",
-    "device",
-    "channel",
-    "report",
-    "ticket",
-    "payment",
-    "image",
-    "bucket",
-]
+    "order", "invoice", "account", "packet", "frame", "device", "channel", "report",
+    "ticket", "payment", "image", "bucket",
+]  # fmt: skip
 VERBS = [
-    "load",
-    "store",
-    "update",
-    "read",
-    "send",
-    "build",
-    "sync",
-    "export",
-    "attach",
-    "merge",
-    "submit",
-    "refresh",
-]
+    "load", "store", "update", "read", "send", "build", "sync", "export",
+    "attach", "merge", "submit", "refresh",
+]  # fmt: skip
 LOCALS = [
-    "count",
-    "total",
-    "index",
-    "width",
-    "height",
-    "offset",
-    "window",
-    "depth",
-    "ratio",
-    "attempts",
-    "rows",
-    "spare",
-]
+    "count", "total", "index", "width", "height", "offset", "window", "depth",
+    "ratio", "attempts", "rows", "spare",
+]  # fmt: skip
 WORDS = ["started", "finished", "pending", "cached", "updated", "queued"]
 FIELDS = ["hits", "misses", "retries", "weight", "rank", "budget"]
 NUMBERS = ("0", "1", "2", "4", "8", "16", "64", "100")
@@ -145,7 +115,7 @@ BLOCK_CHANCE = 0.15
 
 @dataclass
 class Surroundings:
-    """Draws unrelated statements for one function; no local is declared twice.
+    """Draw unrelated statements for one function; no local is declared twice.
 
     Attributes:
         language: "c", "java" or "python".
@@ -156,7 +126,7 @@ class Surroundings:
     language: str
     reserved: set[str]
     noun: str
-    num_numbered: int = field(default=0)
+    num_numbered: int = 0
 
     def statement(self, rng: random.Random, depth: int = 0) -> list[str]:
         """Lines of one statement, or of a block of two to four."""

@@ -7,7 +7,6 @@ from data.samples.patterns import Pattern
 ORDER = (
     Pattern(
         cwe="CWE-787",
-        kind="order",
         signature="int $func(struct ${noun}_ctx *ctx, const char *$src, size_t $len, int flags)",
         names={
             "src": ("src", "data", "payload"),
@@ -23,12 +22,10 @@ ORDER = (
             "use": ("memcpy($dst, $src, $len);", "memmove($dst, $src, $len);"),
             "done": ("return commit_$noun(ctx, $dst);", "return ${noun}_push(ctx, $dst, $len);"),
         },
-        vulnerable=("setup use check done",),
-        fixed=("setup check use done",),
+        orders=(("setup use check done", "setup check use done"),),
     ),
     Pattern(
         cwe="CWE-416",
-        kind="order",
         signature="void $func(struct ${noun}_ctx *ctx, struct $noun *$obj, int flags)",
         names={"obj": ("entry", "node", "item"), "field": ("size", "refs", "length")},
         steps={
@@ -36,12 +33,10 @@ ORDER = (
             "release": ("free($obj);", "kfree($obj);"),
             "done": ("ctx->closed++;", "wake_waiters(ctx);"),
         },
-        vulnerable=("release use done",),
-        fixed=("use release done",),
+        orders=(("release use done", "use release done"),),
     ),
     Pattern(
         cwe="CWE-476",
-        kind="order",
         signature="int $func(struct ${noun}_ctx *ctx, int $key, int flags)",
         names={
             "key": ("key", "id", "slot"),
@@ -60,17 +55,12 @@ ORDER = (
             "use": ("$obj->$field = $num;", "$obj->$field++;"),
             "done": ("return ${noun}_insert(ctx, $obj);", "return commit_$noun(ctx, $obj);"),
         },
-        vulnerable=("setup use check done",),
-        fixed=("setup check use done",),
+        orders=(("setup use check done", "setup check use done"),),
     ),
     Pattern(
         cwe="CWE-362",
-        kind="order",
         signature="int $func(struct ${noun}_ctx *ctx, int $delta, int flags)",
-        names={
-            "delta": ("delta", "amount", "change"),
-            "lock": ("mutex", "spin"),
-        },
+        names={"delta": ("delta", "amount", "change"), "lock": ("mutex", "spin")},
         steps={
             "lock": ("${lock}_lock(&ctx->lock);",),
             "use": ("ctx->balance += $delta;", "ctx->balance -= $delta;"),
@@ -78,15 +68,16 @@ ORDER = (
             "unlock": ("${lock}_unlock(&ctx->lock);",),
             "done": ("return 0;", "return $delta;"),
         },
-        vulnerable=("use lock middle unlock done", "lock middle unlock use done"),
-        fixed=("lock use middle unlock done", "lock middle use unlock done"),
+        orders=(
+            ("use lock middle unlock done", "lock use middle unlock done"),
+            ("lock middle unlock use done", "lock middle use unlock done"),
+        ),
     ),
 )
 
 RELATION = (
     Pattern(
         cwe="CWE-787",
-        kind="relation",
         signature="int $func(struct ${noun}_ctx *ctx, int fd, int flags)",
         names={
             "src": ("line", "name", "label", "title"),
@@ -102,12 +93,10 @@ RELATION = (
             "bad_copy": ("$copy($dst, $src, sizeof($src));",),
             "done": ("return ${noun}_rename(ctx, $dst);",),
         },
-        vulnerable=("setup bad_input bad_copy done",),
-        fixed=("setup input copy done",),
+        orders=(("setup bad_input bad_copy done", "setup input copy done"),),
     ),
     Pattern(
         cwe="CWE-125",
-        kind="relation",
         signature="long $func(struct ${noun}_ctx *ctx, const int *$values, int $n, int flags)",
         names={
             "values": ("values", "samples", "table"),
@@ -123,12 +112,13 @@ RELATION = (
             "less": ("for (int $c = 1; $c < $n; $c++) {\n    step_$noun(ctx, $c);\n}",),
             "done": ("return sum;",),
         },
-        vulnerable=("setup over less done", "setup less over done"),
-        fixed=("setup read times done", "setup times read done"),
+        orders=(
+            ("setup over less done", "setup read times done"),
+            ("setup less over done", "setup times read done"),
+        ),
     ),
     Pattern(
         cwe="CWE-415",
-        kind="relation",
         signature="void $func(struct ${noun}_ctx *ctx, char *$a, char *$b, int flags)",
         names={
             "a": ("head", "left", "tail", "right"),
@@ -142,28 +132,27 @@ RELATION = (
             "note_a": ("$note(ctx, $a);",),
             "done": ("ctx->closed++;",),
         },
-        vulnerable=("note_b first first done", "note_b first first done"),
-        fixed=("note_a first second done", "note_b first second done"),
+        orders=(
+            ("note_b first first done", "note_a first second done"),
+            ("note_b first first done", "note_b first second done"),
+        ),
     ),
 )
 
 LEXICAL = (
     Pattern(
         cwe="CWE-134",
-        kind="lexical",
         signature="void $func(struct ${noun}_ctx *ctx, const char *$text, int flags)",
         names={"text": ("text", "msg", "reason"), "out": ("stderr", "stdout", "ctx->log")},
         steps={
             "raw": ("fprintf($out, $text);",),
             "format": ('fprintf($out, "%s", $text);',),
         },
-        vulnerable=("raw",),
-        fixed=("format",),
+        orders=(("raw", "format"),),
         decoys=('fprintf($out, "%s", ctx->name);', 'fprintf($out, "$noun\\n");'),
     ),
     Pattern(
         cwe="CWE-120",
-        kind="lexical",
         signature="void $func(struct ${noun}_ctx *ctx, const char *$src, int flags)",
         names={"src": ("src", "data", "payload"), "dst": ("buf", "dst", "scratch")},
         steps={
@@ -175,8 +164,7 @@ LEXICAL = (
             ),
             "done": ("${noun}_push(ctx, $dst);",),
         },
-        vulnerable=("setup unbounded done",),
-        fixed=("setup bounded done",),
+        orders=(("setup unbounded done", "setup bounded done"),),
         decoys=(
             'char tag[8];\nsnprintf(tag, sizeof(tag), "%d", flags);',
             'char tag[8];\nstrcpy(tag, "none");',
@@ -184,7 +172,6 @@ LEXICAL = (
     ),
     Pattern(
         cwe="CWE-732",
-        kind="lexical",
         signature="int $func(struct ${noun}_ctx *ctx, const char *$path, int flags)",
         names={
             "path": ("path", "file", "target"),
@@ -196,10 +183,7 @@ LEXICAL = (
             "narrow": ("int fd = open($path, O_CREAT | O_WRONLY, $own);", "mkdir($path, $own);"),
             "done": ("return ${noun}_flush(ctx, $path);",),
         },
-        vulnerable=("wide done",),
-        fixed=("narrow done",),
+        orders=(("wide done", "narrow done"),),
         decoys=('mkdir("/var/run/$noun", 0600);', 'log_info("umask was 0777");'),
     ),
 )
-
-PATTERNS = ORDER + RELATION + LEXICAL

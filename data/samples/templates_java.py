@@ -5,7 +5,6 @@ from data.samples.patterns import Pattern
 ORDER = (
     Pattern(
         cwe="CWE-22",
-        kind="order",
         signature="public void $func(Path $base, String $raw, InputStream in) throws IOException",
         names={
             "base": ("base", "root", "home"),
@@ -18,28 +17,21 @@ ORDER = (
             "use": ("Files.copy(in, $path);", "Files.delete($path);"),
             "done": ("index.add($path);", 'metrics.increment("$noun.files");'),
         },
-        vulnerable=("setup use check done",),
-        fixed=("setup check use done",),
+        orders=(("setup use check done", "setup check use done"),),
     ),
     Pattern(
         cwe="CWE-862",
-        kind="order",
         signature="public void $func(User $user, long $id)",
-        names={
-            "user": ("user", "caller", "actor"),
-            "id": ("id", "${noun}Id", "key"),
-        },
+        names={"user": ("user", "caller", "actor"), "id": ("id", "${noun}Id", "key")},
         steps={
             "check": ("access.check($user, $id);", "access.require($user, $id);"),
             "use": ("repository.delete($id);", "repository.approve($id);"),
             "done": ("audit.write($user, $id);", "events.publish($id);"),
         },
-        vulnerable=("use check done",),
-        fixed=("check use done",),
+        orders=(("use check done", "check use done"),),
     ),
     Pattern(
         cwe="CWE-601",
-        kind="order",
         signature="public void $func(HttpServletRequest request, HttpServletResponse response)",
         names={"url": ("url", "next", "location")},
         steps={
@@ -48,20 +40,15 @@ ORDER = (
             "use": ("response.sendRedirect($url);", 'response.setHeader("Location", $url);'),
             "done": ('audit.write("$noun", $url);', "events.publish($url);"),
         },
-        vulnerable=("setup use check done",),
-        fixed=("setup check use done",),
+        orders=(("setup use check done", "setup check use done"),),
     ),
 )
 
 RELATION = (
     Pattern(
         cwe="CWE-89",
-        kind="relation",
         signature="public ResultSet $func(Statement statement, String $raw) throws SQLException",
-        names={
-            "raw": ("name", "city", "text", "term"),
-            "clean": ("name", "city", "text", "term"),
-        },
+        names={"raw": ("name", "city", "text", "term"), "clean": ("name", "city", "text", "term")},
         steps={
             "escape": ("String $clean = escaper.escapeSql($raw);",),
             "log_raw": ('logger.info("search " + $raw);',),
@@ -69,12 +56,10 @@ RELATION = (
             "run_raw": ("return statement.executeQuery(SELECT_NAME + $raw);",),
             "run_clean": ("return statement.executeQuery(SELECT_NAME + $clean);",),
         },
-        vulnerable=("escape log_clean run_raw",),
-        fixed=("escape log_raw run_clean",),
+        orders=(("escape log_clean run_raw", "escape log_raw run_clean"),),
     ),
     Pattern(
         cwe="CWE-79",
-        kind="relation",
         signature="public void $func(PrintWriter writer, String $raw)",
         names={
             "raw": ("title", "comment", "nickname", "label"),
@@ -91,12 +76,13 @@ RELATION = (
             "run_raw": ("writer.$print($raw);",),
             "run_clean": ("writer.$print($clean);",),
         },
-        vulnerable=("escape log_clean run_raw", "escape run_raw log_clean"),
-        fixed=("escape log_raw run_clean", "escape run_clean log_raw"),
+        orders=(
+            ("escape log_clean run_raw", "escape log_raw run_clean"),
+            ("escape run_raw log_clean", "escape run_clean log_raw"),
+        ),
     ),
     Pattern(
         cwe="CWE-863",
-        kind="relation",
         signature="public $Noun $func(User user, $Noun $a, $Other $b)",
         names={
             "a": ("current", "parent", "linked", "wanted"),
@@ -111,15 +97,13 @@ RELATION = (
             ),
             "done": ("return repository.save($a);", "return repository.reload($a);"),
         },
-        vulnerable=("wrong done",),
-        fixed=("check done",),
+        orders=(("wrong done", "check done"),),
     ),
 )
 
 LEXICAL = (
     Pattern(
         cwe="CWE-89",
-        kind="lexical",
         signature="public ResultSet $func(Connection db, String $raw) throws SQLException",
         names={"raw": ("name", "email", "city", "code")},
         steps={
@@ -132,8 +116,7 @@ LEXICAL = (
                 "query.setString(1, $raw);\nreturn query.executeQuery();",
             ),
         },
-        vulnerable=("concat",),
-        fixed=("bind",),
+        orders=(("concat", "bind"),),
         decoys=(
             "PreparedStatement warm = db.prepareStatement(PING);\nwarm.execute();",
             "Statement warm = db.createStatement();\nwarm.executeQuery(PING);",
@@ -141,7 +124,6 @@ LEXICAL = (
     ),
     Pattern(
         cwe="CWE-327",
-        kind="lexical",
         signature="public byte[] $func(byte[] $data, Key key) throws Exception",
         names={
             "data": ("data", "payload", "body"),
@@ -153,13 +135,11 @@ LEXICAL = (
             "strong": ('Cipher cipher = Cipher.getInstance("$new");',),
             "done": ("cipher.init(Cipher.ENCRYPT_MODE, key);\nreturn cipher.doFinal($data);",),
         },
-        vulnerable=("weak done",),
-        fixed=("strong done",),
+        orders=(("weak done", "strong done"),),
         decoys=('logger.debug("not $new");', 'legacy.remove("$old");'),
     ),
     Pattern(
         cwe="CWE-330",
-        kind="lexical",
         signature="public String $func(int $size)",
         names={"size": ("size", "length", "width")},
         steps={
@@ -169,13 +149,10 @@ LEXICAL = (
                 "byte[] id = new byte[$size];\nsource.nextBytes(id);\nreturn Hex.encode(id);",
             ),
         },
-        vulnerable=("weak done",),
-        fixed=("strong done",),
+        orders=(("weak done", "strong done"),),
         decoys=(
             "int jitter = new Random().nextInt($num);\nscheduler.delay(jitter);",
             "int jitter = new SecureRandom().nextInt($num);\nscheduler.delay(jitter);",
         ),
     ),
 )
-
-PATTERNS = ORDER + RELATION + LEXICAL

@@ -5,7 +5,6 @@ from data.samples.patterns import Pattern
 ORDER = (
     Pattern(
         cwe="CWE-22",
-        kind="order",
         signature="def $func(self, $root, $raw, options)",
         names={
             "root": ("root", "base", "home"),
@@ -18,12 +17,10 @@ ORDER = (
             "use": ("shutil.copyfile(self.source, $path)", "os.remove($path)"),
             "done": ("return $path", "self.index.append($path)"),
         },
-        vulnerable=("setup use check done",),
-        fixed=("setup check use done",),
+        orders=(("setup use check done", "setup check use done"),),
     ),
     Pattern(
         cwe="CWE-918",
-        kind="order",
         signature="def $func(self, $url, options)",
         names={"url": ("url", "address", "endpoint")},
         steps={
@@ -31,12 +28,10 @@ ORDER = (
             "use": ("reply = requests.get($url)", "reply = urlopen($url)"),
             "done": ("return reply", "self.replies.append(reply)"),
         },
-        vulnerable=("use check done",),
-        fixed=("check use done",),
+        orders=(("use check done", "check use done"),),
     ),
     Pattern(
         cwe="CWE-400",
-        kind="order",
         signature="def $func(self, stream, $size, options)",
         names={"size": ("size", "length", "num_bytes")},
         steps={
@@ -44,15 +39,13 @@ ORDER = (
             "use": ("body = stream.read($size)", "body = bytearray($size)"),
             "done": ("return self.decode(body)", "return body"),
         },
-        vulnerable=("use check done",),
-        fixed=("check use done",),
+        orders=(("use check done", "check use done"),),
     ),
 )
 
 RELATION = (
     Pattern(
         cwe="CWE-78",
-        kind="relation",
         signature="def $func(self, $raw, options)",
         names={
             "raw": ("branch", "argument", "host", "term"),
@@ -65,12 +58,13 @@ RELATION = (
             "run_raw": ("subprocess.run(self.command + $raw, shell=True)",),
             "run_clean": ("subprocess.run(self.command + $clean, shell=True)",),
         },
-        vulnerable=("escape log_clean run_raw", "escape run_raw log_clean"),
-        fixed=("escape log_raw run_clean", "escape run_clean log_raw"),
+        orders=(
+            ("escape log_clean run_raw", "escape log_raw run_clean"),
+            ("escape run_raw log_clean", "escape run_clean log_raw"),
+        ),
     ),
     Pattern(
         cwe="CWE-79",
-        kind="relation",
         signature="def $func(self, response, $raw, options)",
         names={
             "raw": ("title", "comment", "text", "label"),
@@ -83,41 +77,38 @@ RELATION = (
             "run_raw": ("response.write($raw)",),
             "run_clean": ("response.write($clean)",),
         },
-        vulnerable=("escape log_clean run_raw", "escape run_raw log_clean"),
-        fixed=("escape log_raw run_clean", "escape run_clean log_raw"),
+        orders=(
+            ("escape log_clean run_raw", "escape log_raw run_clean"),
+            ("escape run_raw log_clean", "escape run_clean log_raw"),
+        ),
     ),
 )
 
 LEXICAL = (
     Pattern(
         cwe="CWE-502",
-        kind="lexical",
         signature="def $func(self, $blob, options)",
         names={"blob": ("blob", "payload", "body")},
         steps={
             "any": ("return pickle.loads($blob)", "return marshal.loads($blob)"),
             "plain": ("return json.loads($blob)",),
         },
-        vulnerable=("any",),
-        fixed=("plain",),
+        orders=(("any", "plain"),),
         decoys=('self.settings = json.loads("{}")', "self.snapshot = pickle.dumps(self.$blob)"),
     ),
     Pattern(
         cwe="CWE-78",
-        kind="lexical",
         signature="def $func(self, $raw, options)",
         names={"raw": ("branch", "filename", "host", "archive")},
         steps={
             "shell": ('os.system("sync-$noun " + $raw)', 'os.popen("sync-$noun " + $raw)'),
             "list": ('subprocess.run(["sync-$noun", $raw], check=True)',),
         },
-        vulnerable=("shell",),
-        fixed=("list",),
+        orders=(("shell", "list"),),
         decoys=('os.system("sync")', 'subprocess.run(["sync"], check=True)'),
     ),
     Pattern(
         cwe="CWE-798",
-        kind="lexical",
         signature="def $func(self, host, options)",
         names={
             "word": ("password", "api_key", "passphrase"),
@@ -128,10 +119,7 @@ LEXICAL = (
             "lookup": ('$word = os.environ["${word}"]', '$word = self.vault.read("$word")'),
             "done": ("return connect(host, $word)",),
         },
-        vulnerable=("literal done",),
-        fixed=("lookup done",),
+        orders=(("literal done", "lookup done"),),
         decoys=('region = os.environ["region"]', 'assert self.motto != "$literal"'),
     ),
 )
-
-PATTERNS = ORDER + RELATION + LEXICAL
