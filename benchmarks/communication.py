@@ -95,7 +95,7 @@ def measure_rank(
         settings["communication_data_type"] = dtype
     engine = build_engine(model, config, settings)
     loader = build_loader(config, prepared, ranks)
-    task = TASKS[config.task.name](config.loss, ranks.device)
+    task = TASKS[config.task.name](config.loss, ranks.device, False)
     run = Run(config, ranks, engine, task, loader, 3, None)
     engine.train()
     at_start = _messages(comm.comms_logger.comms_dict)

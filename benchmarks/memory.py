@@ -155,7 +155,7 @@ def measure_rank(rank: int, world_size: int, port: int, overrides: list[str], ou
     settings = deepspeed_config(config, num_trained)
     engine = build_engine(model, config, settings)
     loader = build_loader(config, prepared, ranks)
-    task = TASKS[config.task.name](config.loss, ranks.device)
+    task = TASKS[config.task.name](config.loss, ranks.device, False)
     run = Run(config, ranks, engine, task, loader, 3, None)
     engine.train()
     for step in range(2):  # the optimizer makes its state in the first

@@ -66,7 +66,7 @@ class WithLoss(nn.Module):
 
         super().__init__()
         self.model = model
-        self.token_loss = TokenLoss(model, LossSection(gamma=GAMMA), "torch")
+        self.token_loss = TokenLoss(model, LossSection(gamma=GAMMA, backend="torch"))
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         backbone = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model

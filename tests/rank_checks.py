@@ -52,7 +52,7 @@ def report_group_timeout(arguments: list[str]) -> int:
 def run_out_of_memory(arguments: list[str]) -> int:
     """Train until the third step, where the device has no memory left."""
     from launcher.train import main
-    from trainer.losses.classification import Classification
+    from trainer.losses.tasks import Classification
 
     loss_sum, calls = Classification.loss_sum, []
 
@@ -75,8 +75,8 @@ def read_poison(arguments: list[str]) -> int:
     What was read with it stands in poison.txt of the run folder.
     """
     from launcher.train import main
-    from trainer.losses.classification import Classification
     from trainer.losses.loss import LossSum
+    from trainer.losses.tasks import Classification
 
     loss_sum = Classification.loss_sum
     kind = "gradient" if "POISON=gradient" in arguments else "loss"

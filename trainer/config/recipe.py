@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from trainer.config.capabilities import STACK_LIMITS, refusals
 from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
 from trainer.config.preset import ROOT, load_preset
+from trainer.config.renamed import is_saved, older_key_message, with_current_keys
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 
@@ -31,7 +32,8 @@ _PATH_KEYS = (
 _OF_FUNCTIONS = {
     "data": ("normalize_whitespace", "sampling", "leak_groups"),
     "loss": ("alpha", "class_weights", "group_weights"),
-    "eval": ("window_score", "compat_population"),
+    "eval": ("window_score",),
+    "replication": ("compat_population",),
 }
 _OF_LANGUAGE = {
     "data": ("records", "template", "supervise", "isolate", "order"),
@@ -78,6 +80,8 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{recipe}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     values = _absolute_paths(_read_yaml(text, str(recipe)), ROOT)
+    if is_saved(recipe):
+        values = with_current_keys(values)
     given = [_parse_override(text) for text in overrides]
     for section, key, value in given:
         block = values.setdefault(section, {})
@@ -177,7 +181,8 @@ def _explain(error: ValidationError) -> list[str]:
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"][:2])  # deeper parts name union members
         if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key {name}{_nearest_key(fault['loc'])}")
+            unknown = f"unknown key {name}{_nearest_key(fault['loc'])}"
+            lines.append(older_key_message(name) or unknown)
         elif fault["type"] == "missing":
             lines.append(f"{name} is required; set it in the recipe or on the command line")
         else:

@@ -120,9 +120,6 @@ class LossSection(Section):
     group_weights: dict[str, NotNegative] = Field(
         default_factory=dict, description="weight by the record's status, 1 where not named"
     )
-    detach_modulator: bool = Field(
-        False, description="drop the modulator's gradient, only to reproduce work that did"
-    )
     backend: Literal["auto", "triton", "torch", "reference"] = Field(
         "auto", description="of a language model's loss; the choice and its reason are printed"
     )
@@ -171,11 +168,6 @@ class EvalSection(Section):
     window_score: Literal["max", "mean"] = Field(
         "max", description="of a function cut into windows"
     )
-    compat_population: bool = Field(
-        False,
-        description="leave dropped functions out of the metrics, only to compare with work"
-        " that did; the whole split is scored otherwise",
-    )
     prompts: list[str] = Field(
         default_factory=list,
         description="what a language model answers at every validation; default: the first"
@@ -198,6 +190,17 @@ class SaveSection(Section):
     keep: Annotated[int, Field(ge=2)] = Field(2, description="newest kept, besides the best")
 
 
+class ReplicationSection(Section):
+    """Only for comparing with published work that did the same."""
+
+    detach_modulator: bool = Field(
+        False, description="no gradient flows through the modulator of the focal loss"
+    )
+    compat_population: bool = Field(
+        False, description="dropped functions are left out of the metrics, not scored by the prior"
+    )
+
+
 class RunConfig(Section):
     """A whole recipe."""
 
@@ -212,6 +215,7 @@ class RunConfig(Section):
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()
     save: SaveSection = SaveSection()
+    replication: ReplicationSection = ReplicationSection()
 
     @property
     def output_dir(self) -> Path:

@@ -57,8 +57,8 @@ class PackedLanguageModel(nn.Module):
     Args:
         model: A causal language model of transformers under its tuning method.
         attention: Resolved back end.
-        loss: gamma and detach_modulator.
-        loss_backend: Settled back end.
+        loss: gamma, and the settled back end.
+        detach_modulator: As in `linear_focal_loss`.
 
     Raises:
         ModelError: The output layer is not one plain linear layer.
@@ -69,12 +69,12 @@ class PackedLanguageModel(nn.Module):
         model: "PeftModel | PlainModel",
         attention: str,
         loss: LossSection,
-        loss_backend: str,
+        detach_modulator: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
-        self.loss = TokenLoss(model, loss, loss_backend)
+        self.loss = TokenLoss(model, loss, detach_modulator)
         self.scores = TokenScores(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor] | Tensor:

@@ -29,20 +29,23 @@ class TokenLoss(nn.Module):
 
     Args:
         model: Owns the output layer, tied or not; it is not registered a second time.
-        loss: gamma and detach_modulator.
-        backend: Settled back end.
+        loss: gamma, and the settled back end.
+        detach_modulator: As in `linear_focal_loss`.
 
     Raises:
         ModelError: The output layer is not one plain linear layer.
     """
 
     def __init__(
-        self, model: "PreTrainedModel | PeftModel | PlainModel", loss: LossSection, backend: str
+        self,
+        model: "PreTrainedModel | PeftModel | PlainModel",
+        loss: LossSection,
+        detach_modulator: bool = False,
     ) -> None:
         super().__init__()
         self._head = (output_layer(model),)  # in a tuple: not a child of this module
         self.loss = loss
-        self.backend = backend
+        self.detach_modulator = detach_modulator
 
     def forward(
         self, hidden_TD: Tensor, targets_T: Tensor, weights_T: Tensor | None = None
@@ -59,8 +62,8 @@ class TokenLoss(nn.Module):
             self.loss.gamma,
             bias_V=head.bias,
             weights_T=weights_T,
-            detach_modulator=self.loss.detach_modulator,
-            backend=self.backend,
+            detach_modulator=self.detach_modulator,
+            backend=self.loss.backend,
         )
         return loss.sum, loss.count
 

@@ -70,7 +70,8 @@ def build_model(config: RunConfig) -> PackedModel:
     attention = config.model.attention
     model: PackedModel
     if config.is_language:
-        model = PackedLanguageModel(tuned, attention, config.loss, config.loss.backend)
+        detach_modulator = config.replication.detach_modulator
+        model = PackedLanguageModel(tuned, attention, config.loss, detach_modulator)
     else:
         model = PackedClassifier(tuned, attention)
     if config.engine.precision == "fp32":  # also over a 16-bit frozen base

@@ -190,9 +190,10 @@ def _build(
         for line in banner_lines(recipe, ranks, model, prepared, loader, total_steps):
             log.say(line)
     engine = build_engine(model, config, settings)
+    detach_modulator = config.replication.detach_modulator
+    task = TASKS[config.task.name](config.loss, ranks.device, detach_modulator)
     run = Run(
-        config, ranks, engine, TASKS[config.task.name](config.loss, ranks.device), loader,
-        total_steps, log,
+        config, ranks, engine, task, loader, total_steps, log,
     )  # fmt: skip
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
     session = Session(run, prepared, model, recipe, identity, state, evaluation)

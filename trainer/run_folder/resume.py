@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.prepared.prepare import Prepared
+from trainer.config.renamed import with_current_keys
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.errors import ConfigError, ModelError
@@ -19,6 +20,7 @@ from trainer.run_folder.folder import CHECKPOINTS
 
 # A change in these sections makes it another run; the others say where and how to compute.
 DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
+_DECISIVE_KEYS = (("run", "seed"), ("engine", "precision"), ("replication", "detach_modulator"))
 _FREE = {
     # Paths may move: the digests of their content are compared instead.
     "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
@@ -124,13 +126,20 @@ def refuse_other_run(
 def config_changes(
     saved: Mapping[str, Any], given: Mapping[str, Any], sections: Sequence[str] = DECISIVE
 ) -> list[str]:
-    """Decisive keys of these sections that differ, as "optim.lr: 0.001 -> 0.002"."""
+    """Decisive keys of these sections that differ, as "optim.lr: 0.001 -> 0.002".
+
+    Args:
+        saved: The recipe of a run, perhaps one of an older version.
+        given: The recipe that is compared with it.
+        sections: Compared whole.
+    """
+    saved = with_current_keys(saved)
     pairs = [
         (f"{section}.{key}", saved.get(section, {}).get(key), value)
         for section in sections
         for key, value in given[section].items()
     ]
-    for section, key in (("run", "seed"), ("engine", "precision")):
+    for section, key in _DECISIVE_KEYS:
         pairs.append((f"{section}.{key}", saved[section][key], given[section][key]))
     return [
         f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and name not in _FREE

@@ -32,7 +32,7 @@ def finished_result(cell: Cell) -> Result:
     # config.yaml is written whenever a run begins, the report when it ends.
     if report.stat().st_mtime_ns < recipe.stat().st_mtime_ns:
         raise UnfinishedError("has begun again since its report and is not at its end")
-    given, sections = cell.config.to_json(), (*DECISIVE, "eval")
+    given, sections = cell.config.to_json(), (*DECISIVE, "eval", "replication")
     if changes := take(recipe, _read_yaml, lambda saved: config_changes(saved, given, sections)):
         raise UnfinishedError(f"was run with other settings ({'; '.join(changes)})")
     facts = take(report, read_json, lambda values: dict(values["facts"]))

@@ -108,9 +108,9 @@ def test_an_override_is_read_as_yaml(base, override, section, key, value):
 
 
 def test_an_override_stands_above_the_recipe_and_the_last_one_wins(base):
-    with_text(base, "loss: {gamma: 1.0, detach_modulator: true}\n")
+    with_text(base, "loss: {gamma: 1.0, backend: torch}\n")
     loss = load_run_config(base, ["loss.gamma=2", "loss.gamma=3"]).loss
-    assert (loss.gamma, loss.detach_modulator) == (3.0, True)
+    assert (loss.gamma, loss.backend) == (3.0, "torch")
 
 
 def test_epochs_of_a_recipe_give_way_to_steps_on_the_command_line_only_if_emptied(base):

@@ -28,7 +28,8 @@ YOUDEN = 0.5 + 2 / 3 - 1  # one of two negatives and two of three positives are 
 CONFIG = SimpleNamespace(
     data=DataConfig.model_construct(seq_length=8, packing=False, isolate=True),
     optim=SimpleNamespace(micro_batch_size=2),
-    eval=SimpleNamespace(window_score="max", compat_population=False),
+    eval=SimpleNamespace(window_score="max"),
+    replication=SimpleNamespace(compat_population=False),
 )
 
 

@@ -33,7 +33,7 @@ def test_a_compat_population_leaves_dropped_functions_out_of_the_report_and_says
         folder = tmp_path / str(compat)
         command = [
             str(tiny_recipe), f"run.output_dir={folder}", "data.seq_length=128", "save.interval=8",
-            "data.long_functions=drop", f"eval.compat_population={str(compat).lower()}",
+            "data.long_functions=drop", f"replication.compat_population={str(compat).lower()}",
         ]  # fmt: skip
         assert run_ranks(command, 1, tmp_path / "printed.txt") == [0]
         report = json.loads((folder / "report" / "test.json").read_text())

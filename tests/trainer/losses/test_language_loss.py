@@ -62,7 +62,7 @@ def packed(base, gamma: float = 0.0, attention: str = SEGMENT_SDPA) -> PackedLan
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return PackedLanguageModel(model, attention, LossSection(gamma=gamma), "torch")
+    return PackedLanguageModel(model, attention, LossSection(gamma=gamma, backend="torch"))
 
 
 def naive(model: PackedLanguageModel, texts: list[tuple[list[int], list[bool]]], gamma: float):

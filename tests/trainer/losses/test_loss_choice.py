@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config
 
 from data.batches.batch import collate
 from trainer.config.sections import LossSection, TuningSection
-from trainer.losses.classification import Classification
+from trainer.losses.tasks import Classification
 from trainer.models.heads import PackedClassifier
 from trainer.tuning.lora import add_lora
 

@@ -81,4 +81,4 @@ def test_an_output_layer_with_adapters_is_refused():
     settings = LoraConfig(r=2, target_modules=["lm_head"])
     model = get_peft_model(build(False, "full"), settings)
     with pytest.raises(ModelError, match=r"tuning\.target_modules"):
-        TokenLoss(model, LossSection(), "torch")
+        TokenLoss(model, LossSection(backend="torch"))

@@ -1,6 +1,7 @@
 """A run that is cut off anywhere and started again gives the same numbers as one that is not."""
 
 import functools
+import hashlib
 import json
 import os
 import random
@@ -14,6 +15,8 @@ import yaml
 from conftest import sample_rows, write_rows
 from rank_pool import run_ranks, start_ranks, wait_ranks
 
+from launcher.evaluate import main as evaluate_main
+from launcher.export import main as export_main
 from trainer.engine.state import TrainState
 from trainer.errors import ModelError
 from trainer.run_folder.metrics import read_log
@@ -30,6 +33,7 @@ KILLED = [  # ranks and stage, each once
     (1, 0), (2, 1), (1, 2), (2, 3), (2, 0), (1, 1), (2, 2), (1, 3),
 ]  # fmt: skip
 ROUNDING = 5e-6
+WRITTEN = ("trainer.json", "MANIFEST.json")
 
 
 def losses(folder):
@@ -245,6 +249,47 @@ def test_a_lost_best_checkpoint_is_replaced_by_a_new_validation(copy, tiny_recip
     best.unlink()
     assert run_ranks(arguments(tiny_recipe, copy), 1, tmp_path / "printed") == [0]
     assert json.loads((copy / "adapter" / "focaltune.json").read_text())["step"] == STEPS
+
+
+def as_an_older_version_wrote_it(folder):
+    """Put the renamed keys of a run's saved recipes back under their older names."""
+
+    def older(recipe):
+        block = recipe.pop("replication")
+        recipe["loss"]["detach_modulator"] = block["detach_modulator"]
+        recipe["eval"]["compat_population"] = block["compat_population"]
+        return recipe
+
+    recipe = folder / "config.yaml"
+    recipe.write_text(yaml.safe_dump(older(yaml.safe_load(recipe.read_text()))))
+    for step in (folder / "checkpoints").iterdir():
+        trainer, manifest = (json.loads((step / f).read_text()) for f in WRITTEN)
+        content = json.dumps(trainer | {"recipe": older(trainer["recipe"])}).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        manifest["files"]["trainer.json"] = {"bytes": len(content), "sha256": digest}
+        (step / "trainer.json").write_bytes(content)
+        (step / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_with_renamed_keys_continues_evaluates_and_exports(
+    copy, tiny_recipe, tiny_data, tmp_path
+):
+    as_an_older_version_wrote_it(copy)
+    test = str(tiny_data / "test.jsonl")
+    assert evaluate_main([str(copy), test, "--name", "again"]) == 0
+    first, second = (
+        json.loads((copy / "report" / f"{name}.json").read_text())["predictors"]["model"]
+        for name in ("test", "again")
+    )
+    assert second == first
+    assert export_main([str(copy), "--merge", "--output", str(tmp_path / "merged")]) == 0
+    printed = tmp_path / "printed"
+    assert run_ranks(arguments(tiny_recipe, copy, "optim.max_steps=17"), 1, printed) == [2]
+    assert "optim.max_steps: 16 -> 17" in printed.read_text()
+    assert "detach_modulator" not in printed.read_text()
+    shutil.rmtree(max((copy / "checkpoints").iterdir()))
+    assert run_ranks(arguments(tiny_recipe, copy), 1, printed) == [0]
+    assert len(losses(copy)) == STEPS
 
 
 def test_the_counters_of_another_version_are_named_not_guessed():

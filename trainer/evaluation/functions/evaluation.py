@@ -50,7 +50,7 @@ class FunctionEvaluation:
         """Score the validation split; the deciding score and the threshold of the highest F1."""
         valid = self.prepared.splits["valid"]
         scores = score_functions(self.model, valid.examples, self.prior, self.config, self.ranks)
-        scored = population(valid.examples, self.config.eval.compat_population)
+        scored = population(valid.examples, self.config.replication.compat_population)
         scores, targets = scores[scored], np.array(valid.targets)[scored]
         threshold = best_threshold(scores, targets)
         values = classification_metrics(scores, targets, threshold)
@@ -73,7 +73,7 @@ class FunctionEvaluation:
             threshold,
             splits,
             facts,
-            compat_population=config.eval.compat_population,
+            compat_population=config.replication.compat_population,
         )
 
     def show(self, report: dict[str, Any]) -> None:

@@ -99,5 +99,5 @@ def of_functions(
 
 
 def population(examples: ExampleSet, compat: bool) -> npt.NDArray[np.int64]:
-    """Functions that metrics are taken over: all, or with eval.compat_population the kept ones."""
+    """Functions in the metrics: all, or those kept with replication.compat_population."""
     return np.unique(examples.record_E) if compat else np.arange(examples.num_records)
