@@ -8,23 +8,29 @@ import pytest
 from sklearn import metrics as sk
 
 from trainer.evaluation import resampling
-from trainer.evaluation.functions.metrics import (
-    bootstrap,
-    paired_auc_difference,
-)
+from trainer.evaluation.functions import metrics
 from trainer.evaluation.resampling import (
     cluster_ids,
     f1_from_counts,
     mcc_from_counts,
     percentile_interval,
+    resamples,
     two_class_resamples,
     weighted_average_precision,
     weighted_roc_auc,
 )
 
 
+def bootstrap(scores, labels, threshold, groups_N=None, num_resamples=1000, seed=0, level=0.95):
+    return metrics.bootstrap(scores, labels, threshold, groups_N, num_resamples, seed, level)
+
+
 def bootstrap_intervals(*arguments, **options):
     return bootstrap(*arguments, **options).intervals
+
+
+def paired_auc_difference(scores, baseline, labels, groups_N=None, num=1000, level=0.95):
+    return metrics.paired_auc_difference(scores, baseline, labels, groups_N, num, 0, level)
 
 
 def sample(seed, num=80, decimals=1):
@@ -106,9 +112,16 @@ def test_one_class_draws_are_redrawn_and_counted():
 
 
 def test_no_interval_without_two_classes_and_two_clusters():
-    assert bootstrap_intervals([0.1, 0.9], [1, 1], 0.5) == {}
-    assert bootstrap_intervals([0.1, 0.9], [0, 1], 0.5, groups_N=["c", "c"]) == {}
-    assert paired_auc_difference([0.1, 0.9], [0.2, 0.3], [1, 1]) is None
+    nothing = metrics.Bootstrap({}, num_clusters=2, num_redrawn=0)
+    for one_class in ([1, 1], [0, 0]):
+        assert bootstrap([0.1, 0.9], one_class, 0.5) == nothing
+        assert paired_auc_difference([0.1, 0.9], [0.2, 0.3], one_class) is None
+    one_cluster = {"groups_N": ["c", "c"]}
+    assert bootstrap([0.1, 0.9], [0, 1], 0.5, **one_cluster) == metrics.Bootstrap({}, 1, 0)
+    assert paired_auc_difference([0.1, 0.9], [0.2, 0.3], [0, 1], **one_cluster) is None
+    # Two clusters, and a function of each class: the least that can be resampled.
+    assert bootstrap([0.1, 0.9], [0, 1], 0.5).intervals["f1"] == (1.0, 1.0)
+    assert paired_auc_difference([0.1, 0.9], [0.1, 0.9], [0, 1]) is not None
 
 
 def test_bad_resampling_is_named():
@@ -119,6 +132,16 @@ def test_bad_resampling_is_named():
         bootstrap_intervals(scores, labels, 0.5, level=95)
     with pytest.raises(ValueError, match="num_resamples is 0"):
         bootstrap_intervals(scores, labels, 0.5, num_resamples=0)
+    with pytest.raises(ValueError, match="num_resamples is 0"):
+        paired_auc_difference(scores, scores, labels, num=0)
+    for level in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"level is {level}"):
+            paired_auc_difference(scores, scores, labels, level=level)
+    low, high = bootstrap_intervals(scores, labels, 0.5, num_resamples=1)["f1"]
+    assert low == high  # a single resample is allowed
+    for one_class in (np.zeros(2, int), np.ones(2, int)):
+        with pytest.raises(AssertionError, match="needs both classes"):
+            next(two_class_resamples(one_class, np.arange(2), 1, seed=0))
 
 
 def test_the_interval_covers_the_true_auc_about_95_times_in_100():
@@ -182,3 +205,57 @@ def test_average_precision_of_a_resample_without_the_best_function_by_hand():
     # Second: 1 of 1, then 2 of 3, then 3 of 4.
     expected = [(1 * 1 / 2 + 2 * 3 / 4) / 3, (1 + 2 / 3 + 3 / 4) / 3]
     assert weighted_average_precision(scores, labels, weights_RN) == pytest.approx(expected)
+
+
+def drawn_by_hand(labels, groups, num, seed):
+    """Rows of every resample, one draw after the other, and how many of one class were left out."""
+    members = [[n for n, g in enumerate(groups) if g == name] for name in dict.fromkeys(groups)]
+    generator, kept, num_redrawn = np.random.default_rng(seed), [], 0
+    while len(kept) < num:
+        chosen = generator.integers(len(members), size=len(members))
+        rows = [n for group in chosen for n in members[group]]
+        if 0 < labels[rows].sum() < len(rows):
+            kept.append(rows)
+        else:
+            num_redrawn += 1
+    return kept, num_redrawn
+
+
+def test_intervals_are_the_percentiles_of_a_plain_loop_over_clusters():
+    scores, other = sample(3, num=9)[0], sample(4, num=9)[0]
+    groups = ["b", "a", "b", "c", "a", "d", "d", "d", "e"]
+    labels = np.array([int(group == "a") for group in groups])  # many a draw misses them
+    kept, num_redrawn = drawn_by_hand(labels, groups, 60, seed=5)
+    assert num_redrawn > 0
+    by_hand = {
+        "roc_auc": [sk.roc_auc_score(labels[rows], scores[rows]) for rows in kept],
+        "f1": [sk.f1_score(labels[rows], scores[rows] >= 0.5) for rows in kept],
+    }
+    found = bootstrap(scores, labels, 0.5, groups, 60, 5, 0.9)
+    assert (found.num_clusters, found.num_redrawn) == (5, num_redrawn)
+    for name, values in by_hand.items():
+        assert found.intervals[name] == pytest.approx(np.quantile(values, [0.05, 0.95]))
+    theirs = [sk.roc_auc_score(labels[rows], other[rows]) for rows in kept]
+    differences = np.subtract(by_hand["roc_auc"], theirs)
+    paired = metrics.paired_auc_difference(scores, other, labels, groups, 60, 5, 0.9)
+    assert (paired.low, paired.high) == pytest.approx(np.quantile(differences, [0.05, 0.95]))
+
+
+def test_resamples_of_every_record_alone_are_those_of_a_plain_loop(monkeypatch):
+    generator = np.random.default_rng(2)
+    by_hand = [np.bincount(generator.integers(4, size=4), minlength=4) for _ in range(7)]
+    for chunk in (2**21, 12, 1):  # all at once, three and one at a time
+        monkeypatch.setattr(resampling, "MAX_CHUNK_ELEMENTS", chunk)
+        parts = list(resamples(4, 7, seed=2))
+        assert max(map(len, parts)) == min(7, max(1, chunk // 4))
+        assert np.concatenate(parts).tolist() == np.array(by_hand).tolist()
+
+
+def test_a_chunk_of_resamples_takes_16_mib_and_at_least_a_row(monkeypatch):
+    labels, clusters = np.arange(100_000) % 2, np.arange(100_000)
+    weights, num_redrawn = next(two_class_resamples(labels, clusters, 50, seed=0))
+    assert weights.shape == (16 * 2**20 // 8 // 100_000, 100_000)
+    assert num_redrawn == 0
+    monkeypatch.setattr(resampling, "MAX_CHUNK_ELEMENTS", 1)
+    chunks = [weights for weights, _ in two_class_resamples(labels[:9], clusters[:9], 3, seed=0)]
+    assert [len(chunk) for chunk in chunks if len(chunk)] == [1, 1, 1]

@@ -115,12 +115,13 @@ def test_best_threshold_equals_a_search_over_every_candidate(seed):
     candidates = [0.0, *((distinct[1:] + distinct[:-1]) / 2)]
     found = best_threshold(scores, labels)
     assert found in candidates
-    assert quality(scores, labels, found) == max(quality(scores, labels, t) for t in candidates)
+    best = quality(scores, labels, found)
+    assert best == max(quality(scores, labels, t) for t in candidates)
     # No other cut is better either, wherever it lies between the scores.
     for threshold in np.linspace(0, 1, 101):
         answers = scores >= threshold
         f1 = 2 * (answers & (labels == 1)).sum() / (answers.sum() + labels.sum())
-        assert f1 <= quality(scores, labels, found)[0] + 1e-12  # rounding of one division
+        assert f1 <= best[0] + 1e-12  # rounding of one division
 
 
 def test_equal_f1_goes_to_the_higher_correlation():

@@ -66,30 +66,6 @@ def four_saves_until(root: Path, crash_at: int) -> tuple[int, int]:
     return code, max(acknowledged, default=0)
 
 
-def test_a_kill_at_every_writing_call_keeps_every_acknowledged_checkpoint(tmp_path):
-    crash_at, codes = 0, []
-    while not codes or codes[-1] != 0:
-        crash_at += 1
-        root = tmp_path / str(crash_at)
-        code, acknowledged = four_saves_until(root, crash_at)
-        codes.append(code)
-        found, passed_over = newest_checkpoint(root)
-        assert (found.step if found else 0) >= acknowledged, f"lost at call {crash_at}"
-        assert passed_over == []  # nothing half written has a published name
-        if found:
-            assert found.tensors()["weight"][0, 0] == found.step
-        if acknowledged >= 1:
-            assert (root / "step-00000001").exists()  # the best one is never rotated away
-        remove_leftovers(root)
-        save(root, 9)
-        newest = newest_checkpoint(root)[0]
-        assert newest is not None
-        assert newest.step == 9
-        assert all(path.name.startswith("step-") for path in root.iterdir())
-    assert codes[:-1] == [137] * (len(codes) - 1)
-    assert len(codes) > 60  # every call of four saves and two rotations was a crash point
-
-
 def test_the_newest_and_the_best_stay_and_the_others_go(tmp_path):
     for step in range(1, 6):
         save(tmp_path, step)
@@ -263,3 +239,27 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path):
     assert found is not None
     assert found.step == 1
     assert "the manifest is of step 2" in reason
+
+
+def test_a_kill_at_every_writing_call_keeps_every_acknowledged_checkpoint(tmp_path):
+    crash_at, codes = 0, []
+    while not codes or codes[-1] != 0:
+        crash_at += 1
+        root = tmp_path / str(crash_at)
+        code, acknowledged = four_saves_until(root, crash_at)
+        codes.append(code)
+        found, passed_over = newest_checkpoint(root)
+        assert (found.step if found else 0) >= acknowledged, f"lost at call {crash_at}"
+        assert passed_over == []  # nothing half written has a published name
+        if found:
+            assert found.tensors()["weight"][0, 0] == found.step
+        if acknowledged >= 1:
+            assert (root / "step-00000001").exists()  # the best one is never rotated away
+        remove_leftovers(root)
+        save(root, 9)
+        newest = newest_checkpoint(root)[0]
+        assert newest is not None
+        assert newest.step == 9
+        assert all(path.name.startswith("step-") for path in root.iterdir())
+    assert codes[:-1] == [137] * (len(codes) - 1)
+    assert len(codes) > 60  # every call of four saves and two rotations was a crash point

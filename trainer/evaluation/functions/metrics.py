@@ -122,10 +122,10 @@ def bootstrap(
     scores_N: npt.ArrayLike,
     labels_N: npt.ArrayLike,
     threshold: float,
-    groups_N: Sequence[object] | npt.NDArray[np.generic] | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    groups_N: Sequence[object] | npt.NDArray[np.generic] | None,
+    num_resamples: int,
+    seed: int,
+    level: float,
 ) -> Bootstrap:
     """Resample whole groups and take the percentiles of each metric.
 
@@ -167,10 +167,10 @@ def paired_auc_difference(
     scores_N: npt.ArrayLike,
     baseline_N: npt.ArrayLike,
     labels_N: npt.ArrayLike,
-    groups_N: Sequence[object] | npt.NDArray[np.generic] | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    groups_N: Sequence[object] | npt.NDArray[np.generic] | None,
+    num_resamples: int,
+    seed: int,
+    level: float,
 ) -> AucDifference | None:
     """Take ROC AUC of `scores_N` minus that of `baseline_N` on the same resamples.
 
