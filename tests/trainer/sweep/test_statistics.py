@@ -62,7 +62,7 @@ def test_the_p_value_is_the_share_of_all_orders_that_are_as_extreme(y):
 def test_the_p_value_of_many_pairs_is_never_0():
     assert kendall_p(np.arange(12.0), np.arange(12.0)) == pytest.approx(2 / math.factorial(12))
     tied = np.r_[0.0, np.arange(11.0)]
-    # Of 5,040 drawn orders none is as extreme; the found one is added, on both sides (Phipson 2010).
+    # None of 5,040 drawn orders is as extreme; the found one counts, on both sides (Phipson 2010).
     assert kendall_p(tied, tied) == pytest.approx(2 / 5041)
 
 
