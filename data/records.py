@@ -1,4 +1,4 @@
-"""What a reader yields: immutable records that know where they came from."""
+"""Records: what a reader yields, immutable and with their origin. `text` is what a record says."""
 
 from dataclasses import dataclass
 
@@ -31,6 +31,11 @@ class CodeSample:
     project: str = ""
     cve: str = ""
 
+    @property
+    def text(self) -> str:
+        """The code."""
+        return self.code
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -50,14 +55,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns of which the assistant's are to be learned.
+    """Turns; the assistant's are learned.
 
     Attributes:
         id: The dataset's own identifier, or the origin where it has none.
         turns: At most one system turn, first; a user turn before every assistant turn.
         origin: "file:line" of the row.
         source: Name of the file it came from.
-        kind: Kind of record it was, one of data.records; decides what template "auto" is.
+        kind: Its kind, one of data.records; decides what template "auto" is.
     """
 
     id: str
@@ -66,14 +71,15 @@ class Conversation:
     source: str
     kind: str = "chat"
 
+    @property
+    def text(self) -> str:
+        """All turns, without a template."""
+        return "\n".join(turn.content for turn in self.turns)
+
 
 @dataclass(frozen=True, slots=True)
 class RecordSource:
-    """What is kept of a conversation or document beside its tokens.
-
-    Attributes:
-        id, origin, source: As of the record.
-    """
+    """The fields of a conversation or document that are kept beside its tokens."""
 
     id: str
     origin: str

@@ -1,4 +1,4 @@
-"""Files -> the splits of a cache entry: read, assigned, encoded and written in one pass."""
+"""Files -> the splits of a cache entry: read, dealt, encoded and written in one pass."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +17,8 @@ from data.records import Document
 from data.text.tokenization import Pieces
 from data.text.tokenizer import CodeTokenizer
 
-_CHUNK = 1024  # records in memory at a time, twice,
-_CHUNK_CHARACTERS = 1 << 24  # or as many as hold this much text
+_CHUNK = 1024  # records of a chunk, of which two are in memory
+_CHUNK_CHARACTERS = 1 << 24  # a chunk ends earlier when it holds this much text
 
 Progress = Callable[[str, int, int], None]  # split, records and tokens so far
 
@@ -35,17 +35,17 @@ def build_splits(
 
     Args:
         folder: Exists.
-        config: How they are read and encoded.
+        config: How records are read and encoded.
         sources: Files of every split.
-        tokenizer: Encodes and ends.
-        kind: Functions or language.
+        tokenizer: Encodes the records and ends each example.
+        kind: Functions or language records.
         progress: Called after every chunk.
 
     Returns:
-        The facts of the splits and what they share.
+        Facts about the splits and what they share.
 
     Raises:
-        DataError: A row that cannot be used, or a split of which nothing is left.
+        DataError: A row cannot be used, or a split has no record left.
     """
     keys, facts = {}, {}
     with _parallel_tokenizer():
@@ -67,12 +67,12 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
     with SplitWriter(building.folder, tokenizer.vocab_size, kind.stored) as writer:
         for path in building.source.paths:
             building.begins_file = True
-            for chunk, pieces in _encoded(_chunks(_records(path, building, kind), kind), encode):
+            for chunk, pieces in _encoded(_chunks(_records(path, building, kind)), encode):
                 for message in pieces.refused.values():
                     building.rows.bad(message, config.max_bad_rows)
                 kept = [r for n, r in enumerate(chunk) if n not in pieces.refused]
-                writer.append([kind.stored_as(record) for record in kept], pieces)
-                building.keys.append([kind.text(record) for record in kept])
+                writer.append(kept, pieces)
+                building.keys.append([record.text for record in kept])
                 kind.add(building, kept, pieces)
                 if progress is not None:
                     progress(building.name, writer.num_records, writer.num_tokens)
@@ -98,7 +98,7 @@ def part_of(text: str, held_out: Sequence[str]) -> str:
 
 
 def _question(record: Any) -> str:
-    """Everything before the first answer; all of a document."""
+    """Everything before the first answer, or a whole document."""
     if isinstance(record, Document):
         return record.text
     first = next(n for n, turn in enumerate(record.turns) if turn.role == "assistant")
@@ -108,7 +108,7 @@ def _question(record: Any) -> str:
 def _encoded(
     chunks: Iterable[Sequence[Any]], encode: Callable[[Sequence[Any]], Pieces]
 ) -> Iterator[tuple[Sequence[Any], Pieces]]:
-    """Chunks of records with their tokens; encoding runs beside reading, as it leaves the GIL."""
+    """Chunks of records with their tokens; encoding releases the GIL and runs beside reading."""
     with ThreadPoolExecutor(1) as pool:
         waiting: tuple[Sequence[Any], Future[Pieces]] | None = None
         for chunk in chunks:
@@ -120,12 +120,12 @@ def _encoded(
             yield waiting[0], waiting[1].result()
 
 
-def _chunks(records: Iterator[Any], kind: Kind) -> Iterator[list[Any]]:
+def _chunks(records: Iterator[Any]) -> Iterator[list[Any]]:
     chunk: list[Any] = []
     num_characters = 0
     for record in records:
         chunk.append(record)
-        num_characters += len(kind.text(record))
+        num_characters += len(record.text)
         if len(chunk) == _CHUNK or num_characters >= _CHUNK_CHARACTERS:
             yield chunk
             chunk, num_characters = [], 0
@@ -135,7 +135,7 @@ def _chunks(records: Iterator[Any], kind: Kind) -> Iterator[list[Any]]:
 
 @contextmanager
 def _parallel_tokenizer() -> Iterator[None]:
-    """The tokenizer on all cores: no other process of ours works while data is built."""
+    """Run the tokenizer on all cores: no other process of ours works while data is built."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:

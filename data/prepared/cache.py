@@ -11,15 +11,15 @@ import os
 import shutil
 import uuid
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data.prepared.table import R, RecordTable, RecordWriter
+from data.prepared.table import R, RecordClass, RecordTable, RecordWriter
 from data.records import CodeSample
 from data.text.tokenization import ExampleSet, Pieces
 
@@ -28,7 +28,7 @@ RECORDS, _TOKENS, _SUPERVISED = "records.arrow", "tokens.bin", "supervised.bin"
 
 
 def default_root() -> Path:
-    """Where prepared data is kept if the recipe does not say."""
+    """Where prepared data is kept without data.cache_dir."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "focaltune"
 
 
@@ -36,7 +36,7 @@ def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> 
     """The folder of an entry: the first process builds it while the others wait.
 
     Args:
-        root: Made readable by its owner alone: it holds copies of the user's code.
+        root: Created readable for its owner only, as it holds copies of the user's code.
         key: Digest of everything that decides the content.
         build: Fills a new folder and returns its facts.
 
@@ -44,13 +44,14 @@ def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> 
         A complete folder: an interrupted build leaves none.
     """
     entry = root / key
-    if _is_whole(entry):  # also where nothing may be written
+    if _is_whole(entry):  # before anything is written: the root can be read-only
         return entry
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"data.cache_dir {root} cannot be made: {error}; name another") from error
-    with _locked(root / f"{key}.lock"):
+    with (root / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_whole(entry):
             return entry
         _remove_abandoned(root, key)
@@ -64,9 +65,9 @@ def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> 
                 json.dumps({**facts, "bytes": _sizes(building)}, indent=1), encoding="utf-8"
             )
             for path in (*building.rglob("*"), building):
-                _to_disk(path)
+                to_disk(path)
             os.rename(building, entry)
-            _to_disk(root)
+            to_disk(root)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
@@ -79,16 +80,16 @@ def read_facts(entry: Path) -> dict[str, Any]:
     return facts
 
 
-class SplitWriter(AbstractContextManager["SplitWriter[R]"], Generic[R]):
+class SplitWriter(AbstractContextManager["SplitWriter"]):
     """Write the records and tokens of a split as they come.
 
     Args:
         folder: New folder of the split.
         vocab_size: Decides the bytes of a token.
-        kind: Class of the records.
+        kind: Class whose fields are kept.
     """
 
-    def __init__(self, folder: Path, vocab_size: int, kind: type[R]) -> None:
+    def __init__(self, folder: Path, vocab_size: int, kind: RecordClass) -> None:
         folder.mkdir()
         self.folder = folder
         self._dtype = token_dtype(vocab_size)
@@ -100,9 +101,9 @@ class SplitWriter(AbstractContextManager["SplitWriter[R]"], Generic[R]):
             self._supervised = stack.enter_context((folder / _SUPERVISED).open("wb"))
             self._stack = stack.pop_all()
 
-    def append(self, samples: Sequence[R], pieces: Pieces) -> None:
+    def append(self, records: Sequence[Any], pieces: Pieces) -> None:
         """Add records and their tokens."""
-        self._table.append(samples)
+        self._table.append(records)
         self._tokens.write(pieces.tokens.astype(self._dtype).tobytes())
         if pieces.supervised is not None:
             self._supervised.write(pieces.supervised.tobytes())
@@ -149,7 +150,7 @@ def open_split(folder: Path, vocab_size: int, kind: type[R]) -> tuple[RecordTabl
 
 
 def code_lengths(folder: Path) -> npt.NDArray[np.int32]:
-    """Tokens of every function's whole code, -1 where it was too long to be tokenised."""
+    """Tokens of every record's whole text; -1 where it was too long to be tokenised."""
     return _mapped(folder, "length")
 
 
@@ -164,19 +165,12 @@ def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
 
 
 def _flat(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    is_empty = not path.stat().st_size  # which cannot be mapped
+    is_empty = not path.stat().st_size  # an empty file cannot be mapped
     return np.zeros(0, dtype) if is_empty else np.memmap(path, dtype, "r")
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _remove_abandoned(root: Path, own_key: str) -> None:
-    """Remove builds whose process is gone: nobody holds the lock of their key."""
+    """Remove builds whose process has ended: nobody holds the lock of their key."""
     for building in root.glob(".*-*"):
         key = building.name[1:].partition("-")[0]
         with (root / f"{key}.lock").open("w") as lock:
@@ -204,7 +198,8 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The steps from files to a split that differ between functions and language records."""
+"""Functions and language records: the steps from files to a split that differ between them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,16 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.prepared.cache import code_lengths, open_split
 from data.prepared.splits import SplitKeys
+from data.prepared.table import RecordClass
 from data.readers import ReadFacts, language_paths, read_language, read_records, split_path
 from data.records import CodeSample, Conversation, Document, RecordSource
-from data.text.language import LanguageFacts, encode_language, record_text, supervised_facts
+from data.text.language import LanguageFacts, encode_language, supervised_facts
 from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_facts
 from data.text.tokenizer import CodeTokenizer
 from data.text.whitespace import collapse_damage
 
 HELD_OUT = {"valid": 0.05, "test": 0.05}
-"""Share of train's language records that a split without files of its own gets."""
+"""Share of train's language records that a split without its own files gets."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Source:
 
     Attributes:
         paths: Its files, in order; one for functions.
-        held_out: Splits that get a part of these files; the split itself is one of them, or gets
-            what they leave.
+        held_out: Splits that take a part of these files; the split is one of them, or gets the
+            rest.
     """
 
     paths: tuple[Path, ...]
@@ -39,7 +40,7 @@ class Source:
 
 @dataclass
 class FileFacts:
-    """Counts of what a split of language records has from one file."""
+    """Counts of the language records that a split has from one file."""
 
     name: str
     num_records: int = 0
@@ -49,7 +50,7 @@ class FileFacts:
 
 @dataclass
 class Building:
-    """A split while it is built: what it is made from, and counts of what was read so far."""
+    """A split while it is built: its source and settings, and counts so far."""
 
     name: str
     folder: Path
@@ -69,24 +70,20 @@ class Building:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of record; everything else about a split is the same for all kinds.
+    """What differs between functions and language records; all other steps are the same.
 
     Attributes:
-        stored: Class of what is kept on disk beside the tokens.
+        stored: Class whose fields are kept on disk beside the tokens.
         paths: Files of a split.
         read: Records of a file: path, split, settings and the facts to fill.
-        text: What a record says: leaks are found by it.
-        stored_as: What is kept of a record.
         encode: A chunk of records to tokens.
         add: Count a chunk in the building.
-        facts: Facts of the complete split for facts.json.
+        facts: Facts about the complete split for facts.json.
     """
 
-    stored: type[CodeSample] | type[RecordSource]
+    stored: RecordClass
     paths: Callable[[DataConfig, str], Sequence[Path]]
     read: Callable[[Path, str, DataConfig, ReadFacts], Iterator[Any]]
-    text: Callable[[Any], str]
-    stored_as: Callable[[Any], Any]
     encode: Callable[[Sequence[Any], CodeTokenizer, DataConfig], Pieces]
     add: Callable[[Building, Sequence[Any], Pieces], None]
     facts: Callable[[Building], dict[str, Any]]
@@ -96,13 +93,12 @@ def _function_facts(building: Building) -> dict[str, Any]:
     """Counts of a split of functions.
 
     Raises:
-        DataError: No function is left, with the count of each reason.
+        DataError: No function is left; says how many were dropped for which reason.
     """
-    config, rows, folder = building.config, building.rows, building.folder
-    samples, examples = open_split(folder, building.tokenizer.vocab_size, CodeSample)
-    tokens = token_facts(
-        code_lengths(folder), samples.targets, len(examples), config, building.tokenizer.num_added
-    )
+    config, rows, tokenizer = building.config, building.rows, building.tokenizer
+    samples, examples = open_split(building.folder, tokenizer.vocab_size, CodeSample)
+    lengths_N, num_examples = code_lengths(building.folder), len(examples)
+    tokens = token_facts(lengths_N, samples.targets, num_examples, config, tokenizer.num_added)
     if not tokens.num_examples:
         raise DataError(_no_function(building.name, rows, tokens))
     if config.normalize_whitespace == "collapse":
@@ -148,7 +144,7 @@ def _language_facts(building: Building) -> dict[str, Any]:
     """Counts of a split of language records.
 
     Raises:
-        DataError: No record or no target is left, with the reason and the remedy.
+        DataError: No record or no target is left; says why, and what to do.
     """
     folder, config = building.folder, building.config
     _, examples = open_split(folder, building.tokenizer.vocab_size, RecordSource)
@@ -180,8 +176,8 @@ def _nothing_learned(building: Building, facts: LanguageFacts) -> str:
         )
     if building.source.held_out:
         return (
-            f"none of {rows.num_rows} records of data.train fell to its held-out"
-            f" {HELD_OUT.get(name, 1):.0%}; name a file of its own by data.{name}"
+            f"none of {rows.num_rows} records of data.train fell into its held-out"
+            f" {HELD_OUT.get(name, 1):.0%}; give it a file with data.{name}"
         )
     return (
         f"no record left of {rows.num_rows}: {rows.num_empty} were blank, {rows.num_bad} were bad"
@@ -210,8 +206,6 @@ FUNCTIONS: Final = Kind(
     stored=CodeSample,
     paths=lambda config, split: (split_path(config, split),),
     read=read_records,
-    text=lambda sample: str(sample.code),
-    stored_as=lambda sample: sample,
     encode=lambda samples, tokenizer, config: encode_functions(
         [sample.code for sample in samples], tokenizer, config
     ),
@@ -222,8 +216,6 @@ LANGUAGE: Final = Kind(
     stored=RecordSource,
     paths=language_paths,
     read=read_language,
-    text=record_text,
-    stored_as=lambda record: RecordSource(record.id, record.origin, record.source),
     encode=encode_language,
     add=_add_language,
     facts=_language_facts,
@@ -231,5 +223,5 @@ LANGUAGE: Final = Kind(
 
 
 def kind_of(language: bool) -> Kind:
-    """The kind of a task's records."""
+    """The kind of records that a task reads."""
     return LANGUAGE if language else FUNCTIONS

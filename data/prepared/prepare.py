@@ -25,9 +25,9 @@ from data.text.language import LanguageFacts
 from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
 from data.text.tokenizer import CodeTokenizer
 
-# Libraries that decide records, tokens or their files.
+# Libraries on which records, tokens or their files depend.
 _LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
-# Settings that decide the rows of a run but not the content of the cache.
+# Settings on which the rows of a run depend, but not the content of the cache.
 _NOT_IN_KEY = {
     "path", "train", "valid", "test", "tokenizer", "cache_dir", "packing", "packing_window",
     "sampling", "leak_groups", "allow_leaks", "isolate", "order",
@@ -41,9 +41,9 @@ class Split:
     Attributes:
         samples: Its records, on disk: whole functions, or the origins of language records.
         examples: Their tokens, on disk.
-        tokens: Counts of the tokens, and of what was dropped or cut.
-        folder: Holds both.
-        files: First record of each file of a language split, by name, in their order.
+        tokens: Counts of tokens, and of examples dropped or cut.
+        folder: Holds records and tokens.
+        files: For language records: the first record of each file, by name, in the files' order.
     """
 
     samples: RecordTable[Any]
@@ -54,7 +54,7 @@ class Split:
 
     @cached_property
     def targets(self) -> list[int]:
-        """Target of every function, dropped ones included."""
+        """Target of every function, also of dropped ones."""
         targets: list[int] = self.samples.targets.tolist()
         return targets
 
@@ -70,8 +70,8 @@ class Prepared:
 
     Attributes:
         splits: By name.
-        tokenizer: Encoded them.
-        facts: The content of data.json: digests, counts, what was dropped, leaks.
+        tokenizer: Has encoded them.
+        facts: The content of data.json: digests, counts, dropped records, leaks.
     """
 
     splits: dict[str, Split]
@@ -80,17 +80,17 @@ class Prepared:
 
     @property
     def sharing(self) -> SplitFacts:
-        """What the splits share and repeat."""
+        """What splits share, and repetitions within one."""
         return SplitFacts(**self.facts["sharing"])
 
     @property
     def leaks(self) -> dict[str, dict[str, int]]:
-        """What is in two splits and must not be, by kind and pair of splits."""
+        """What two splits must not share but do, by kind and pair of splits."""
         return self.sharing.leaks(self.facts["leak_groups"])
 
     @property
     def digests(self) -> dict[str, str]:
-        """sha256 of everything that decides the rows."""
+        """sha256 of everything on which the rows depend."""
         digests: dict[str, str] = self.facts["sha256"]
         return digests
 
@@ -104,9 +104,9 @@ def prepare(
     class_weights: str = "none",
     progress: Progress | None = None,
 ) -> Prepared:
-    """The three splits of a run, checked: from the cache, which is filled first where needed.
+    """The three splits of a run, checked: from the cache, which is filled first if necessary.
 
-    A split of a language task that has no files is held out of train's.
+    For language tasks, a split without files takes a part of train's.
 
     Args:
         config: Where they are and how they are read.
@@ -117,7 +117,7 @@ def prepare(
         progress: Called after every chunk while something is built.
 
     Raises:
-        DataError: A file, a record or a combination of splits that cannot be used.
+        DataError: A file, a record or a combination of splits cannot be used.
     """
     prepared = open_splits(config, tokenizer_folder, language=language, progress=progress)
     refuse_leaks(prepared.sharing, prepared.facts["leak_groups"], config.allow_leaks)
@@ -143,7 +143,7 @@ def open_splits(
     """The three splits as they are, also those that training refuses.
 
     Raises:
-        DataError: A file or a record that cannot be read.
+        DataError: A file or a record cannot be read.
     """
     kind = kind_of(language)
     prepared = _open(config, _sources(config, kind), tokenizer_folder, kind, progress)
@@ -160,7 +160,7 @@ def read_split(
     *,
     language: bool = False,
 ) -> tuple[Split, dict[str, Any]]:
-    """A split of its own, for an evaluation after training; functions are in one file."""
+    """A single split, for an evaluation after training; functions are in one file."""
     sources = {name: Source(tuple(paths))}
     prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
@@ -168,7 +168,7 @@ def read_split(
 
 
 def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) -> dict[str, str]:
-    """`Prepared.digests` of a recipe from its files alone: nothing is tokenised.
+    """`Prepared.digests` of a recipe, from its files alone: nothing is tokenised.
 
     Raises:
         DataError: A split is missing.
@@ -189,13 +189,13 @@ def sources_digest(paths: Sequence[Path]) -> str:
 def _loss_weights(
     train: Split, group_weights: Mapping[str, float], class_weights: str
 ) -> npt.NDArray[np.float32]:
-    """Weight of every training function: that of its group times that of its class.
+    """Weight of every training function: the weight of its group times the weight of its class.
 
-    "balanced" gives class c the weight N / (2 N_c) of the N functions that are trained on (King and
-    Zeng 2001), whose mean over functions is 1.
+    "balanced" gives class c the weight N / (2 N_c), with N functions that are not dropped (King and
+    Zeng 2001); its mean over functions is 1.
 
     Raises:
-        DataError: A weight for a status that no function has, which is a slip of the pen.
+        DataError: A weight names a status that no function has.
     """
     weight_N = np.ones(len(train.samples), dtype=np.float32)
     if group_weights:
@@ -217,14 +217,12 @@ def _loss_weights(
 
 
 def _sources(config: DataConfig, kind: Kind) -> dict[str, Source]:
-    """Files of the splits; those without any share train's."""
+    """Files of the splits; a split without files shares train's."""
     paths = {name: tuple(kind.paths(config, name)) for name in SPLITS}
     held_out = tuple(name for name in HELD_OUT if not paths[name])
+    sharing = Source(paths["train"], held_out)
     return {
-        name: Source(
-            paths[name] or paths["train"], held_out if name in ("train", *held_out) else ()
-        )
-        for name in SPLITS
+        name: sharing if name in ("train", *held_out) else Source(paths[name]) for name in SPLITS
     }
 
 
@@ -235,13 +233,13 @@ def _open(
     kind: Kind,
     progress: Progress | None,
 ) -> Prepared:
-    """Splits from the cache, which is filled first where it does not hold them."""
+    """Splits from the cache, which is filled first if it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
     digests = _digests(sources, tokenizer.path, kind)
     held_out = {name: HELD_OUT[name] for s in sources.values() for name in s.held_out}
     content = {
         "digests": digests,
-        # every origin begins with one
+        # every origin begins with a file's name
         "names": {name: [path.name for path in s.paths] for name, s in sources.items()},
         "held_out": held_out,
         "kind": kind.stored.__name__,
@@ -274,7 +272,7 @@ def _open(
 def _digests(sources: Mapping[str, Source], tokenizer_file: Path, kind: Kind) -> dict[str, str]:
     by_paths = {paths: sources_digest(paths) for paths in {s.paths for s in sources.values()}}
     digests = {name: by_paths[source.paths] for name, source in sources.items()}
-    digests = {"tokenizer": source_digest(tokenizer_file), **digests}
+    digests["tokenizer"] = source_digest(tokenizer_file)
     if kind is LANGUAGE:
         template = json.dumps(own_template(tokenizer_file.parent))
         digests["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
@@ -292,7 +290,7 @@ def _open_split(folder: Path, facts: Mapping[str, Any], vocab_size: int, kind: K
 
 
 def _first_records(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Name -> first record; the second file of a name, in another folder, gets a number."""
+    """Name -> first record; another file of the same name, in another folder, gets a number."""
     starts: dict[str, int] = {}
     first = 0
     for place, file in enumerate(files, 1):

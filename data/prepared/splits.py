@@ -1,7 +1,7 @@
-"""Functions and groups in several splits, or with different labels in one.
+"""Functions and groups that are in several splits, or have different labels in one.
 
-Functions are compared by 8 bytes of a digest, so that millions fit in memory: among 5 million, two
-different ones are taken for the same with a chance of 1 in 1.5 million.
+Functions are compared by a digest of 8 bytes, so that millions fit in memory: among 5 million, the
+chance that two different ones look the same is 1 in 1.5 million.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ Digests = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What splits share, by pair such as "train/test", and what repeats within one.
+    """What two splits share, by pair such as "train/test", and what repeats within one.
 
     Attributes:
-        shared_functions: Functions of both, equal after whitespace.
+        shared_functions: Functions in both, whitespace aside.
         shared_groups: By field: values in both.
         duplicates: By split: functions that repeat an earlier one.
-        contradictory: By split: functions with both labels there.
-        examples: "train.jsonl:3 = test.jsonl:9".
+        contradictory: By split: functions with both labels.
+        examples: Such as "train.jsonl:3 = test.jsonl:9".
     """
 
     shared_functions: dict[str, int]
@@ -43,7 +43,7 @@ class SplitFacts:
     examples: list[str]
 
     def leaks(self, groups: Sequence[str]) -> dict[str, dict[str, int]]:
-        """What is in two splits and must not be, by kind and pair of splits."""
+        """What two splits must not share but do, by kind and pair of splits."""
         found = {"functions": self.shared_functions} | {
             f"{group}s": self.shared_groups[group] for group in groups
         }
@@ -61,11 +61,11 @@ class SplitKeys:
         self.cwes: Counter[tuple[str, int]] = Counter()
 
     def append(self, texts: Sequence[str]) -> None:
-        """Add records by what they say."""
+        """Add the texts of records."""
         self._codes.frombytes(b"".join(map(collapsed_digest, texts)))
 
     def append_groups(self, samples: Sequence[CodeSample]) -> None:
-        """Add the groups and classes of functions; language records have neither."""
+        """Add the groups and classes of functions; language records have none."""
         for group, keys in self._groups.items():
             values = [getattr(s, group) for s in samples]
             keys.frombytes(b"".join(text_digest(v) if v else bytes(8) for v in values))
@@ -83,11 +83,11 @@ class SplitKeys:
         return np.frombuffer(self._targets, np.int8)
 
     def group_N(self, field: str) -> Digests:
-        """Value of a group field of every function; 0 where it has none."""
+        """Digest of a group field of every function; 0 where it has no value."""
         return np.frombuffer(self._groups[field], np.uint64)
 
     def groups(self, field: str) -> Digests:
-        """Distinct values of a group field."""
+        """Distinct digests of a group field."""
         keys: Digests = np.unique(self.group_N(field))
         return keys[1:] if len(keys) and not keys[0] else keys  # 0 means that there is no value
 
@@ -109,7 +109,7 @@ def compare_splits(
     """Count what splits share, and repetitions within one.
 
     Args:
-        splits: Records, read for the origins of a few examples alone.
+        splits: Records; only the origins of a few examples are read.
         keys: Their digests.
     """
     functions: dict[str, int] = {}
@@ -135,15 +135,10 @@ def compare_splits(
 
 
 def refuse_leaks(facts: SplitFacts, groups: Sequence[str], allow: bool) -> None:
-    """Stop a training run whose splits share functions or groups.
-
-    Args:
-        facts: What its splits share.
-        groups: Fields that must not be shared.
-        allow: Let it pass.
+    """Stop a training run whose splits share functions or the values of these groups.
 
     Raises:
-        DataError: Something is in two splits and the recipe does not allow it.
+        DataError: Something is in two splits, and `allow` is false.
     """
     leaks = facts.leaks(groups)
     if leaks and not allow:
@@ -161,10 +156,9 @@ def refuse_one_class(targets: npt.ArrayLike, name: str) -> None:
     Raises:
         DataError: Every function has the same target.
     """
-    present = np.unique(np.asarray(targets))
+    present, counts = np.unique(targets, return_counts=True)
     if len(present) < 2:
-        count = len(np.asarray(targets))
-        raise DataError(f"{name}: all {count} functions have target {present[0]}; need both")
+        raise DataError(f"{name}: all {counts[0]} functions have target {present[0]}; need both")
 
 
 def _contradictions(keys: SplitKeys) -> int:

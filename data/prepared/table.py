@@ -1,11 +1,11 @@
-"""The records of a split on disk: an Arrow file that is memory-mapped, never loaded."""
+"""The records of a split on disk: an Arrow file that is mapped, never loaded into memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,27 +13,29 @@ import numpy.typing as npt
 from data.records import CodeSample, RecordSource
 
 R = TypeVar("R", bound=CodeSample | RecordSource)
+RecordClass = type[CodeSample] | type[RecordSource]
 
 
-class RecordWriter(AbstractContextManager["RecordWriter[R]"], Generic[R]):
+class RecordWriter(AbstractContextManager["RecordWriter"]):
     """Append records to an Arrow file, a batch at a time.
 
     Args:
         path: New file.
-        kind: Class of the records.
+        kind: Class whose fields are written.
     """
 
-    def __init__(self, path: Path, kind: type[R]) -> None:
+    def __init__(self, path: Path, kind: RecordClass) -> None:
         import pyarrow as pa
 
         self._pa = pa
         self._names = [field.name for field in fields(kind)]
-        kinds = {"target": pa.int8()}
-        self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in self._names])
+        self._schema = pa.schema(
+            [(name, pa.int8() if name == "target" else pa.string()) for name in self._names]
+        )
         self._writer = pa.ipc.new_file(str(path), self._schema)
 
-    def append(self, records: Sequence[R]) -> None:
-        """Write records as one batch; together they hold less than 2 GiB of text."""
+    def append(self, records: Sequence[Any]) -> None:
+        """Write records as one batch, with less than 2 GiB of text."""
         columns = {name: [getattr(r, name) for r in records] for name in self._names}
         self._writer.write_batch(self._pa.record_batch(columns, schema=self._schema))
 

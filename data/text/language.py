@@ -142,13 +142,6 @@ def encode_spans(
     return tokenizer.encode(texts, [is_first for _, is_first in flat], plain)
 
 
-def record_text(record: Conversation | Document) -> str:
-    """What a record itself says, without its template."""
-    if isinstance(record, Document):
-        return record.text
-    return "\n".join(turn.content for turn in record.turns)
-
-
 def cut_supervised(
     ids: Tokens, mask: Mask, limit: int, policy: str, overlap: int = 0
 ) -> list[tuple[Tokens, Mask]]:
@@ -283,7 +276,7 @@ def _rendered(
             continue
         found.spans_N.append(spans)
         if spans and not spans[0].plain:
-            token = tokenizer.first_special(record_text(record))
+            token = tokenizer.first_special(record.text)
             found.control_tokens += [token] if token else []
     return found
 

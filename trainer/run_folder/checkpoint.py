@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.prepared.cache import to_disk
 from trainer.errors import ModelError
 
 if TYPE_CHECKING:
@@ -95,14 +96,14 @@ def write_checkpoint(
     try:
         for name, content in (*contents.items(), (MANIFEST, _json_bytes(manifest))):
             _write_synced(temporary / name, content)
-        _sync_folder(temporary)
+        to_disk(temporary)
         if final.exists():  # damaged, or the recipe has changed since
             discard(final)
         os.rename(temporary, final)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(root)
+    to_disk(root)
     return final
 
 
@@ -200,14 +201,6 @@ def _write_synced(path: Path, content: bytes) -> None:
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view[:_CHUNK]) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
