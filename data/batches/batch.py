@@ -141,7 +141,7 @@ def _taken(
     values: npt.NDArray[Any], sources: Ints, padding_B: Ints, shape: tuple[int, int]
 ) -> npt.NDArray[Any]:
     """Values laid out in rows, 0 in their padding."""
-    if not len(values) or padding_B.sum() == len(sources):
+    if not len(values):
         return np.zeros(shape, values.dtype)
     # clip: places of the padding can lie behind the last token; they are overwritten
     laid_out = np.asarray(values).take(sources, mode="clip").reshape(shape)

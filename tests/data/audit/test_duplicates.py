@@ -1,13 +1,15 @@
 """Exact and near duplicates, pairs of a fix, shared groups and contradictions are found."""
 
 import dataclasses
+from zlib import crc32
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY
 
+from data.audit import near as near_module
 from data.audit.columns import read_columns
-from data.audit.near import THRESHOLD, jaccard, near_duplicates, shingles
+from data.audit.near import METHOD, THRESHOLD, jaccard, near_duplicates, shingles
 from data.audit.shared import contradictions, duplicate_ids, exact_duplicates, shared_groups
 from data.config import DataConfig
 from data.readers import read_records
@@ -135,6 +137,63 @@ def test_shingles_see_tokens_and_neither_layout_nor_comments():
     assert jaccard(one, other) == pytest.approx(6 / 8)  # 7 shingles each, the last differs
 
 
+def test_a_digest_is_five_checksums_mixed_as_integers_of_64_bits():
+    odd = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93,
+           0xA0761D6478BD642F)  # fmt: skip
+
+    def mixed(tokens: list[str]) -> int:
+        checksums = [crc32(token.encode()) for token in tokens] + [0] * (5 - len(tokens))
+        total = sum(c * o for c, o in zip(checksums, odd, strict=True)) % 2**64
+        return ((total ^ total >> 32) * odd[1]) % 2**64 >> 32
+
+    for code in ("a b c d e f g", "x = 1 ;", "}"):
+        tokens = code.split()
+        runs = [tokens[n : n + 5] for n in range(max(1, len(tokens) - 4))]
+        assert shingles(code).tolist() == sorted(map(mixed, runs))
+
+
+def test_the_method_is_said_with_its_numbers():
+    assert METHOD == (
+        "MinHash (128 permutations, 18 bands of 7) over runs of 5 code tokens without comments;"
+        " pairs verified by exact Jaccard similarity >= 0.8"
+    )
+
+
+def twins(num: int, **changes) -> list[CodeSample]:
+    """Functions of which each two share all runs but those of their last statement."""
+    lines = "\n".join(random_code(np.random.default_rng(1), 40))
+    return [
+        CodeSample(str(i), f"{lines}\nlast({i});", i % 2, f"train:{i}", **changes)
+        for i in range(num)
+    ]
+
+
+def test_sixteen_twins_of_one_split_and_label_represent_all_others():
+    alike = [dataclasses.replace(twin, target=0) for twin in twins(20)]
+    # The first 16 are compared with all before them; they represent the crowd for 4 more.
+    assert search(train=alike).pairs[0].num_pairs == 16 * 15 // 2 + 4 * 16
+    assert search(train=twins(20)).pairs[0].num_pairs == 20 * 19 // 2  # ten of a label
+    within, _, across = search(train=alike[:12], test=alike[12:]).pairs
+    assert (within.num_pairs, across.num_pairs) == (12 * 11 // 2, 12 * 8)
+
+
+def test_the_most_alike_are_listed_first_and_equal_ones_in_their_order():
+    train = random_split("train", 12, 1)
+    train[9] = dataclasses.replace(train[2], code=f"{train[2].code}\nmore(1, 2, 3);")
+    train[8] = dataclasses.replace(train[3], code=f"{train[3].code}\nx();", origin="train:8")
+    train[7] = dataclasses.replace(train[1], code=f"{train[1].code}\nx();", origin="train:7")
+    (pairs,) = search(train=train).pairs
+    assert [example.rsplit(" ", 1)[0] for example in pairs.examples] == [
+        "train:1 ~ train:7", "train:3 ~ train:8", "train:2 ~ train:2"
+    ]  # fmt: skip
+
+
+def test_functions_per_second_are_those_of_the_clock(monkeypatch):
+    clock = iter([10.0, 13.0])
+    monkeypatch.setattr(near_module.time, "perf_counter", lambda: next(clock))
+    assert search(train=random_split("train", 7, 1)).functions_per_second == 2.3
+
+
 def test_near_twins_within_and_across_are_found_and_counted():
     train, test = random_split("train", 60, 1), random_split("test", 30, 2)
     train[40] = edited(train[3], target=1 - train[3].target, commit="other", origin="train:40")
@@ -223,6 +282,7 @@ def test_a_thousand_copies_with_one_number_changed_are_one_cluster_in_bounded_ti
     assert near.clusters["num_functions"] == near.clusters["largest"] == 1000
     assert near.pairs[0].num_functions == {"train": 1000}
     assert 999 <= near.pairs[0].num_pairs <= 1000 * 16  # not a thousand squared
+    assert len(near.pairs[0].examples) == 1000
 
 
 def test_a_large_split_is_sampled_by_seed_and_says_so():

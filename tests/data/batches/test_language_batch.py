@@ -63,11 +63,13 @@ def test_targets_are_those_of_a_loop_over_tokens(num_examples, num_rows, isolate
 
 def test_without_isolation_a_row_is_one_segment_with_positions_that_run_on():
     examples = language_set([[A, B, C], [D, E]], [[1, 1, 1], [1, 1]])
-    batch = collate(examples, rows_of([0, 1], [1]), isolate=False)
+    batch = collate(examples, rows_of([0, 1], [1], [0]), isolate=False)
     assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert batch.segment_ids_BT.tolist() == [[0] * 5 + [1] * 3, [0] * 2 + [1] * 6]
-    assert batch.segment_lengths == (5, 3, 2, 6)
-    assert batch.labels_S.tolist() == [B, C, E, E]  # no first token of an example
+    assert batch.segment_ids_BT.tolist() == [
+        [0] * 5 + [1] * 3, [0] * 2 + [1] * 6, [0] * 3 + [1] * 5
+    ]  # fmt: skip
+    assert batch.segment_lengths == (5, 3, 2, 6, 3, 5)
+    assert batch.labels_S.tolist() == [B, C, E, E, B, C]  # no first token of an example
 
 
 def test_the_padding_of_a_batch_without_rows_is_never_a_target():

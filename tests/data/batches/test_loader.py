@@ -9,6 +9,7 @@ from example_sets import example_set, language_set, random_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.batches import loader as loader_module
 from data.batches.loader import Batching, TrainLoader, evaluation_batches
 from data.batches.order import epoch_rng
 from data.batches.packing import pack
@@ -142,6 +143,7 @@ def test_a_step_depends_on_its_number_alone():
         ahead, range(2 * steps + 1, 3 * steps)
     )
     assert seen(resumed, range(steps)) == in_order[:40]  # back to the first epoch as well
+    assert seen(loader(examples), range(steps, 2 * steps)) == in_order[40:80]
 
 
 def test_fill_is_the_share_of_real_tokens():
@@ -255,3 +257,64 @@ def test_an_epoch_of_exactly_as_many_rows_as_steps_has_an_order_of_its_own():
     first, second = seen(train, range(12)), seen(train, range(12, 24))
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
+
+
+def test_the_imbalance_of_a_step_is_counted_by_hand_and_its_mean_over_the_first_steps():
+    examples = random_examples(240, SEQ_LENGTH)
+    ranks = [
+        loader(examples, rank=rank, world_size=2, packing=False, global_batch_size=2)
+        for rank in range(2)
+    ]
+    expected = []
+    for step in range(ranks[0].plan.steps_per_epoch):
+        costs_WA = [
+            [
+                sum(6 * 2048 * n + n * n for n in examples.lengths[batch.example_S].tolist())
+                for batch in rank.step(step).micro_batches
+            ]
+            for rank in ranks
+        ]
+        mean = sum(map(sum, costs_WA)) / 2
+        worst = max(map(sum, costs_WA)) / mean
+        expected.append((sum(map(max, zip(*costs_WA, strict=True))) / mean, worst))
+        found = ranks[0].imbalance(step)
+        assert (found.micro_step, found.optimizer_step) == pytest.approx(expected[-1], rel=1e-9)
+    assert len(expected) == 120
+    for mean_of, first in ((ranks[0].mean_imbalance(), 100), (ranks[1].mean_imbalance(7), 7)):
+        means = np.mean(expected[:first], axis=0)
+        assert (mean_of.micro_step, mean_of.optimizer_step) == pytest.approx(means, rel=1e-9)
+
+
+def test_a_loader_alone_is_rank_0_of_1():
+    examples = random_examples(20, SEQ_LENGTH)
+    alone = TrainLoader(examples, loader(examples).batching)
+    assert alone.plan.world_size == 1
+    assert seen(alone, range(alone.plan.steps_per_epoch)) == seen(
+        loader(examples), range(alone.plan.steps_per_epoch)
+    )
+
+
+def test_the_first_epoch_is_packed_once(monkeypatch):
+    packed = []
+    monkeypatch.setattr(
+        loader_module, "epoch_rng", lambda *where: packed.append(where) or epoch_rng(*where)
+    )
+    train = loader(random_examples(40, SEQ_LENGTH))
+    seen(train, range(2 * train.plan.steps_per_epoch))
+    assert packed == [(1, 0), (1, 1)]
+
+
+def test_evaluation_deals_the_costliest_rows_to_different_ranks():
+    # Row costs 6 x 2048 x tokens + tokens squared, a row each: 9 and 8, then 2 and 1 tokens.
+    examples = example_set([[1] * 9, [2], [3] * 8, [4] * 2])
+    read = [
+        [
+            batch.example_S.tolist()
+            for batch in evaluation_batches(
+                examples, seq_length=9, packing=False, micro_batch_size=1, rank=rank, world_size=2
+            )
+        ]
+        for rank in range(2)
+    ]
+    # 9 and 8 differ more and are dealt first; the rank of 8 has less and takes 2.
+    assert read == [[[0], [1]], [[2], [3]]]

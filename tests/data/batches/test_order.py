@@ -176,6 +176,10 @@ def test_a_row_costs_its_tokens_in_the_matrices_and_the_square_of_each_function(
     costs_R = row_costs(np.array(lengths, dtype=np.int32), rows, places, hidden_size=5)
     assert costs_R.dtype == np.int64
     assert costs_R.tolist() == naive
+    tokens = np.array(lengths, dtype=np.int32)
+    assert row_costs(tokens, rows, places).tolist() == (
+        row_costs(tokens, rows, places, hidden_size=2048).tolist()
+    )
 
 
 def test_a_step_of_the_second_epoch_takes_the_places_of_the_first():

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 import rank_checks
@@ -10,7 +12,7 @@ from rank_pool import run_ranks
 
 from trainer.cluster.roll_call import roll_faults
 from trainer.errors import ConfigError, MachineError
-from trainer.processes import launched
+from trainer.processes import launched, ranks
 from trainer.processes.launched import check_launch, hostfile_of, is_filtered
 from trainer.processes.ranks import adopt_launcher, first_host, own_address
 
@@ -24,6 +26,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "6", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
 }  # fmt: skip
+NEEDED = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST"}
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -37,11 +40,55 @@ def test_srun_gives_the_ranks_that_torch_wants():
     assert adopted(SLURM) == ("3", "1", "4", "2", "gpu003", "24711")
     other = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_JOB_ID": "12000"}
     assert adopted(other) == ("3", "1", "4", "1", "gpu003", "20000")
+    second_step = other | {"SLURM_STEP_ID": "5"}
+    assert adopted(second_step)[-1] == "20005"  # two steps of a job get two ports
+    # A node that the list of counts does not reach has as many ranks as the last one.
+    assert adopted(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1,2", "SLURM_NODEID": "3"})[3] == "2"
+    alone = {name: value for name, value in SLURM.items() if name in NEEDED}
+    assert adopted(alone) == ("3", "1", "4", "1", "gpu003", "20000")
 
 
 def test_mpirun_gives_the_ranks_and_the_users_master_stays():
     assert adopted(OPEN_MPI) == ("5", "1", "6", "2", "10.0.0.1", "29500")
     assert adopted(SLURM | OPEN_MPI)[0] == "5"  # mpirun inside a Slurm job: its ranks count
+
+
+class FakeWorld:
+    """What mpi4py's COMM_WORLD does for one rank; rank 0's answer is kept for the others."""
+
+    answer = b""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def Bcast(self, message: list[object], root: int) -> None:
+        buffer, _ = message
+        assert isinstance(buffer, bytearray)
+        assert (len(buffer), root) == (64, 0)  # of all ranks, or MPI stops
+        if self.rank == root:
+            type(self).answer = bytes(buffer)
+        buffer[:] = self.answer
+
+
+@pytest.mark.parametrize("given", [{}, {"MASTER_ADDR": "10.0.0.9"}, {"MASTER_PORT": "1234"}])
+def test_mpirun_without_a_master_takes_that_of_rank_0(given, monkeypatch):
+    monkeypatch.setattr(ranks, "own_address", lambda: "10.0.0.7")
+    finalized = []
+    started = {name: value for name, value in OPEN_MPI.items() if not name.startswith("MASTER")}
+    for rank in (0, 5):
+        mpi = SimpleNamespace(
+            COMM_WORLD=FakeWorld(rank, 6), BYTE="b", Finalize=lambda: finalized.append(1),
+            Get_library_version=lambda: "Open MPI v5, package",
+        )  # fmt: skip
+        monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=mpi))
+        *_, address, port = adopted(started | given)
+        assert address == given.get("MASTER_ADDR", "10.0.0.7")
+        assert port == given.get("MASTER_PORT") or int(port) > 1023
+        assert FakeWorld.answer.split()[0] == b"10.0.0.7"
+        assert port in (FakeWorld.answer.split()[1].decode(), "1234")
+    assert finalized == [1, 1]
+    with pytest.raises(MachineError, match=r"started 7 ranks, mpi4py's Open MPI v5 counts 6"):
+        adopted(started | {"OMPI_COMM_WORLD_SIZE": "7"})
 
 
 def test_what_deepspeed_or_torchrun_set_stays_and_nothing_is_made_up():
@@ -58,6 +105,10 @@ def test_mpich_without_a_master_is_refused_with_the_remedy():
         adopted(environment)
     local = {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "MASTER_ADDR": "a"}
     assert adopted(environment | local) == ("1", "1", "2", "2", "a", "29500")
+    for missing in ("MPI_LOCALRANKID", "MASTER_ADDR"):
+        with pytest.raises(MachineError, match="rank 1 of 2"):
+            adopted(environment | {n: v for n, v in local.items() if n != missing})
+    assert adopted({"PMI_RANK": "0", "PMI_SIZE": "1"}) == (None,) * 6  # alone
 
 
 @pytest.mark.parametrize(
