@@ -13,30 +13,24 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from trainer.errors import MachineError, StoppedError
 from trainer.processes.distributed import end_now, is_member
 from trainer.processes.outcome import write_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFECT = 1
-MACHINE = 5
 INTERRUPTED = 130  # a shell's 128 + SIGINT
-STOPPED = 75  # BSD's EX_TEMPFAIL: the same command continues
 
 
 class _Print(argparse.Action):
-    """Prints what `const` makes of the parser and exits; nothing is made before that."""
+    """Prints the text that `const` makes of the parser and exits; no other command makes it."""
 
     def __call__(self, parser: ArgumentParser, *_: object) -> None:
         """Print and exit."""
         print(self.const(parser).rstrip())
         parser.exit()
-
-
-def _help_with_keys(parser: ArgumentParser) -> str:
-    from trainer.config.recipe import describe_keys
-
-    return f"{parser.format_help()}\nkeys of a recipe, with their defaults:\n{describe_keys()}"
 
 
 def version(root: Path = ROOT) -> str:
@@ -56,27 +50,21 @@ def version(root: Path = ROOT) -> str:
     return f"{number} (git {done.stdout.strip()})"
 
 
-def _version_line(_: ArgumentParser) -> str:
-    return f"focaltune {version()}"
-
-
 def command_parser(
     description: str | None,
     help_text: Callable[[ArgumentParser], str] = ArgumentParser.format_help,
 ) -> ArgumentParser:
     """A parser with --help and --version that prints the description as it is written."""
-    parser = ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    parser.add_argument(
-        "-h", "--help", action=_Print, nargs=0, const=help_text, help="print this text"
-    )
-    parser.add_argument(
-        "--version", action=_Print, nargs=0, const=_version_line, help="print the version"
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser(description=description, formatter_class=as_written, add_help=False)
+    options: dict[str, Any] = {"action": _Print, "nargs": 0}
+    parser.add_argument("-h", "--help", const=help_text, help="print this text", **options)
+    parser.add_argument("--version", const=_version_line, help="print the version", **options)
     return parser
+
+
+def _version_line(_: ArgumentParser) -> str:
+    return f"focaltune {version()}"
 
 
 def recipe_parser(description: str | None) -> ArgumentParser:
@@ -90,15 +78,16 @@ def recipe_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
-def main(
-    parser: ArgumentParser,
-    action: Callable[[Namespace], int | None],
-    arguments: list[str],
-) -> int:
-    """Parse, run the action, return the exit code: the whole of an entry point.
+def _help_with_keys(parser: ArgumentParser) -> str:
+    from trainer.config.recipe import describe_keys
 
-    Options may stand between RECIPE and its overrides.
-    """
+    return f"{parser.format_help()}\nkeys of a recipe, with their defaults:\n{describe_keys()}"
+
+
+def main(
+    parser: ArgumentParser, action: Callable[[Namespace], int | None], arguments: list[str]
+) -> int:
+    """Parse, run the action, return the exit code. Options may come between RECIPE and its keys."""
     # Intermixed parsing would take apart what follows "--", the command that supervise.py starts.
     parse = parser.parse_args if "--" in arguments else parser.parse_intermixed_args
     given = parse(arguments)
@@ -124,16 +113,14 @@ def _run(action: Callable[[], int | None]) -> int:
     try:
         code = action() or 0
     except OSError as error:
-        _say(ValueError(error), MACHINE)
-        return _end(MACHINE, error)
+        return _end(MachineError.exit_code, error)
     except Exception as error:
         known = getattr(error, "exit_code", None)
         if isinstance(error, ValueError) and known is not None:
-            _say(error, int(known))
             return _end(int(known), error)
         if is_member():
             traceback.print_exc()
-            _end(DEFECT, error)
+            _leave(DEFECT, error)
         raise
     write_outcome(code)
     return code
@@ -151,23 +138,23 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def _end(code: int, error: BaseException) -> int:
+def _end(code: int, error: Exception) -> int:
+    """Say it in one write, because ranks share a terminal; only rank 0 reports a stop."""
+    rank = int(os.environ.get("RANK", "0"))
+    is_stop = code == StoppedError.exit_code
+    if not (is_stop and rank):
+        where = f"[rank {rank}] " if rank else ""
+        sys.stderr.write(f"{where}{'' if is_stop else 'error: '}{error}\n")
+        sys.stderr.flush()
+    return _leave(code, error)
+
+
+def _leave(code: int, error: Exception) -> int:
     """Write the outcome; one rank of many then ends at once."""
     write_outcome(code, type(error).__name__, str(error))
     if is_member():
         end_now(code)
     return code
-
-
-def _say(error: ValueError, code: int) -> None:
-    """One line in one write, because ranks share a terminal; only rank 0 reports a stop."""
-    rank = int(os.environ.get("RANK", "0"))
-    if code == STOPPED and rank:
-        return
-    where = f"[rank {rank}] " if rank else ""
-    kind = "" if code == STOPPED else "error: "
-    sys.stderr.write(f"{where}{kind}{error}\n")
-    sys.stderr.flush()
 
 
 def _offline_and_quiet() -> None:

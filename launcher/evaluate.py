@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _evaluate(given: Namespace) -> None:
-    from trainer.run.finished import evaluate_run
+    from trainer.run.commands import evaluate_run
 
     evaluate_run(given.run, given.file, given.name)
 

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _merge(given: Namespace) -> None:
-    from trainer.run.finished import merge_run
+    from trainer.run.commands import merge_run
 
     merge_run(given.run, given.output or given.run / "merged", given.onto)
 

@@ -1,12 +1,7 @@
 """Will it fit, how long, what to change: launcher/plan.py RECIPE [--device NAME] [KEY=VALUE ...].
 
 Arithmetic on the model's config.json and the data's counts; needs no GPU, no weights, no torch.
-
-    --device NAME          T4, RTX3060, RTX4080, RTX4090, V100-16, V100-32, A100-40, A100-80, H100
-                           or H200; without it, a table of all of them
-    --gpus N               ranks (default 1)
-    --memory G             GiB of a GPU that is not in the table
-    --json                 one JSON object instead of the picture
+Without --device or --memory it adds a table of all GPUs it knows.
 """
 
 import json
@@ -23,10 +18,13 @@ from launcher import command
 def main(arguments: list[str]) -> int:
     """Print the plan; return the exit code, 5 if the named device is too small."""
     parser = command.recipe_parser(__doc__)
-    parser.add_argument("--device", help="a GPU of the table")
-    parser.add_argument("--gpus", type=int, default=1, help="ranks")
-    parser.add_argument("--memory", type=float, help="GiB of a GPU that is not in the table")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--device", metavar="NAME",
+        help="T4, RTX3060, RTX4080, RTX4090, V100-16, V100-32, A100-40, A100-80, H100 or H200",
+    )  # fmt: skip
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of a GPU not in the table")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks (default: 1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object, not the picture")
     return command.main(parser, _plan, arguments)
 
 

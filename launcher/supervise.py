@@ -7,7 +7,6 @@ hosts do not answer, or none of the last attempts reached a new checkpoint; 2, 3
 where another attempt would fail alike; 130 stopped by a signal before the first checkpoint.
 """
 
-import math
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -17,25 +16,18 @@ if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repo
 
 from launcher import command
 
-SCRIPT = Path(__file__).resolve().with_name("train.py")
-
 
 def main(arguments: list[str]) -> int:
     """Supervise a run; return the exit code."""
     parser = command.command_parser(__doc__)
-    parser.add_argument("--hostfile", type=Path, required=True, help="NAME slots=GPUS a line")
-    parser.add_argument("--launcher", choices=("pdsh", "openmpi"), default="pdsh")
-    parser.add_argument("--launcher_args", default="", help="passed on to pdsh or mpirun")
-    parser.add_argument(
-        "--max-restarts", type=int, default=3, help="in a row without a new checkpoint"
-    )
-    parser.add_argument(
-        "--wait", type=float, default=300.0, help="seconds for hosts that stopped answering"
-    )
-    parser.add_argument(
-        "--continue-without-dead", action="store_true", help="go on with the hosts that answer"
-    )
-    parser.add_argument("train", nargs="+", help="train.py RECIPE [section.key=value ...]")
+    add = parser.add_argument
+    add("--hostfile", type=Path, required=True, help="NAME slots=GPUS a line")
+    add("--launcher", choices=("pdsh", "openmpi"), default="pdsh")
+    add("--launcher_args", default="", help="passed on to pdsh or mpirun")
+    add("--max-restarts", type=int, default=3, help="in a row without a new checkpoint")
+    add("--wait", type=float, default=300.0, help="seconds for hosts that stopped answering")
+    add("--continue-without-dead", action="store_true", help="go on with the hosts that answer")
+    add("train", nargs="+", help="train.py RECIPE [section.key=value ...]")
     return command.main(parser, _supervise, arguments)
 
 
@@ -46,24 +38,18 @@ def _supervise(given: Namespace) -> int:
     from trainer.processes.hostfile import read_hostfile, refuse_aliases
 
     script, *rest = given.train
-    if Path(script).name != SCRIPT.name:
+    own_script = Path(__file__).resolve().with_name("train.py")
+    if Path(script).name != own_script.name:
         raise ConfigError(f"{script!r} cannot be supervised; give train.py RECIPE after --")
-    if given.max_restarts < 0 or not 0 <= given.wait < math.inf:
-        raise ConfigError("--max-restarts and --wait must be 0 or above")
     train = command.recipe_parser("train.py").parse_args(rest)
+    limits = Limits(given.max_restarts, given.wait, given.continue_without_dead)
     nodes = read_hostfile(given.hostfile)
     refuse_aliases(given.hostfile, nodes)
-    run = SupervisedRun(
-        load_run_config(train.recipe, train.overrides), nodes, given.launcher,
-        given.launcher_args, SCRIPT,
-    )  # fmt: skip
-    limits = Limits(given.max_restarts, given.wait, given.continue_without_dead)
-    return supervise(run, limits, Signals(), _say)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"supervise: {line}\n")
-    sys.stderr.flush()
+    config = load_run_config(train.recipe, train.overrides)
+    run = SupervisedRun(config, nodes, given.launcher, given.launcher_args, own_script)
+    return supervise(
+        run, limits, Signals(), lambda line: print(f"supervise: {line}", file=sys.stderr)
+    )
 
 
 if __name__ == "__main__":

@@ -126,7 +126,9 @@ def test_the_sources_are_found():
     assert {"data.readers", "trainer.evaluation", "trainer.run.loop"} <= set(SOURCES)
     report = "trainer.evaluation.functions.report"
     assert "trainer.evaluation.functions.figures" in set(imported(TREES[report]))
-    assert "trainer.run.training" in set(imported(TREES["launcher.train"]))  # inside a function
+    assert "trainer.run.training" in set(
+        imported(TREES["trainer.run.commands"])
+    )  # inside a function
 
 
 @pytest.mark.parametrize(

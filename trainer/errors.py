@@ -42,9 +42,9 @@ class HungError(NoProgressError):
 
 
 class StoppedError(ValueError):
-    """A signal asked the run to stop; everything is saved and the same command continues it."""
+    """A signal stopped the run; everything is saved and the same command continues it."""
 
-    exit_code = 75
+    exit_code = 75  # BSD's EX_TEMPFAIL
 
 
 class AbandonedError(StoppedError):

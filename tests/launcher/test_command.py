@@ -150,7 +150,7 @@ def test_the_rank_that_a_launcher_puts_first_is_taken_and_overrides_follow(rank)
         (ModelError, 4, "error: why\n"),
         (MachineError, 5, "error: why\n"),
         (DivergedError, 6, "error: why\n"),
-        (StoppedError, 75, "why\n"),  # saved as asked: no error
+        (StoppedError, 75, "why\n"),  # all is saved: no error
     ],
 )
 def test_each_error_of_ours_is_one_line_and_its_exit_code(kind, code, shown, capsys, monkeypatch):

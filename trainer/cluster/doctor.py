@@ -22,6 +22,7 @@ from trainer.cluster.checks import (
 from trainer.cluster.facts import NodeFacts, nearest_folder
 from trainer.cluster.mpi_ring import RingError, measure_ring, mpirun
 from trainer.cluster.remote import NodeError, RemoteNode, ask_all, clock_offset
+from trainer.errors import ConfigError
 from trainer.processes.hostfile import Node, read_hostfile, refuse_aliases
 
 _ANSWER_SECONDS = 40.0  # a cold import of torch over a network file system
@@ -48,11 +49,6 @@ class Examination:
     num_nodes: int = 1
     seconds: float = 0.0
 
-    @property
-    def has_faults(self) -> bool:
-        """Whether a run would fail."""
-        return any(check.verdict == FAULT for check in self.checks)
-
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -62,11 +58,19 @@ class PlannedRun:
         recipe: Its recipe, which every node must have; None: no recipe and no run folder.
         overrides: Keys set on the command line.
         port: The master's port, which must be free on the first node.
+
+    Raises:
+        ConfigError: The port is not one.
     """
 
     recipe: str | None
     overrides: Sequence[str]
     port: int
+
+    def __post_init__(self) -> None:
+        """Check the port."""
+        if not 0 < self.port < 1 << 16:
+            raise ConfigError(f"--master_port must be 1 to 65535, found {self.port}")
 
     def introduction(self, hosts: Sequence[str], is_master: bool) -> dict[str, Any]:
         """The request to a node."""

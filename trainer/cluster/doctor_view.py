@@ -1,41 +1,48 @@
-"""Print an examination."""
+"""Examine, and print what was found."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from trainer.cluster.checks import FAULT, NOTE, OK, WARNING, Check, gpu_kinds
-from trainer.cluster.doctor import Examination
+from trainer.cluster.doctor import Examination, PlannedRun, examine_cluster, examine_machine
+from trainer.errors import MachineError
 
 _PRINTED_WIDTH = 110  # where there is no terminal
 _STYLES = {OK: "green", NOTE: "", WARNING: "yellow", FAULT: "bold red"}
 
 
-def print_machine(found: Examination) -> None:
-    """Every check of one machine."""
-    console = _console()
-    console.print(_checks_table(found.checks, has_hosts=False))
-    console.print(_verdict(found), highlight=False, soft_wrap=True)
+def show_examination(planned: PlannedRun, hostfile: Path | None) -> None:
+    """Print every check of this machine, or a row for each node and every finding with its hosts.
 
-
-def print_cluster(found: Examination) -> None:
-    """A row for each node, then every finding with its hosts."""
-    console = _console()
-    console.print(_nodes_table(found))
+    Raises:
+        ConfigError: The hostfile is wrong.
+        MachineError: A run would fail.
+    """
+    is_cluster = hostfile is not None
+    found = examine_cluster(hostfile, planned) if hostfile else examine_machine(planned)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PRINTED_WIDTH
+    if is_cluster:
+        console.print(_nodes_table(found))
     if found.checks:
-        console.print(_checks_table(found.checks, has_hosts=True))
-    is_whole = len(found.facts) == found.num_nodes
-    answered = "" if is_whole else f"{len(found.facts)} of {found.num_nodes} nodes answered; "
-    console.print(f"{answered}{_verdict(found)}", highlight=False, soft_wrap=True)
+        console.print(_checks_table(found.checks, has_hosts=is_cluster))
+    console.print(_verdict(found), highlight=False, soft_wrap=True)
+    if any(check.verdict == FAULT for check in found.checks):
+        raise MachineError("a run would fail: see the faults above")
 
 
 def _verdict(found: Examination) -> str:
+    is_whole = len(found.facts) == found.num_nodes
+    answered = "" if is_whole else f"{len(found.facts)} of {found.num_nodes} nodes answered; "
     counts = {
         name: sum(check.verdict == name for check in found.checks) for name in (FAULT, WARNING)
     }
     words = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
-    return f"{', '.join(words) or 'all well'} ({found.seconds:.1f} s)"
+    return f"{answered}{', '.join(words) or 'all well'} ({found.seconds:.1f} s)"
 
 
 def _nodes_table(found: Examination) -> Table:
@@ -62,18 +69,10 @@ def _checks_table(checks: Sequence[Check], *, has_hosts: bool) -> Table:
     names = ("check", *(["host"] if has_hosts else []), "found", "", "what to do")
     for name in names:
         table.add_column(name, overflow="fold")
-    ordered = checks
     if has_hosts:
-        ordered = sorted(checks, key=lambda check: [FAULT, WARNING, NOTE].index(check.verdict))
-    for check in ordered:
+        checks = sorted(checks, key=lambda check: [FAULT, WARNING, NOTE].index(check.verdict))
+    for check in checks:
         where = [", ".join(check.hosts)] if has_hosts else []
         cells = [check.name, *where, check.found, check.verdict, check.remedy]
         table.add_row(*cells, style=_STYLES[check.verdict])
     return table
-
-
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PRINTED_WIDTH
-    return console

@@ -11,6 +11,7 @@ host that answers before the next attempt, which has a new port and continues fr
 checkpoint that verifies.
 """
 
+import math
 import os
 import re
 import secrets
@@ -91,11 +92,19 @@ class Limits:
         max_restarts: In a row without a new checkpoint.
         wait_seconds: How long to wait for hosts that do not answer after an attempt.
         without_dead: Continue at once with the hosts that answer.
+
+    Raises:
+        ConfigError: A number is below 0 or not finite.
     """
 
     max_restarts: int
     wait_seconds: float
     without_dead: bool
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.max_restarts < 0 or not 0 <= self.wait_seconds < math.inf:
+            raise ConfigError("--max-restarts and --wait must be 0 or above")
 
 
 class Signals:

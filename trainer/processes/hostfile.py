@@ -1,14 +1,14 @@
 """Hostfiles, read more strictly than DeepSpeed reads them.
 
 DeepSpeed accepts slots=0, slots=4abc, a byte-order mark as part of a name, and `$(id)` as a host,
-which a shell then runs; without the hostfile it silently trains on one machine. Here each is an
+which a shell then runs. Without the hostfile it silently trains on one machine. Here each is an
 error, and all faults of a file are reported before anything starts.
 """
 
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MOST_SLOTS = 1024  # of one node; more is a typing error
 _SLOTS = re.compile(r"slots=(\S*)")
 _FORMAT = "NAME slots=GPUS"
+_ONCE = "name a machine once, with all its slots"
 
 
 @dataclass(frozen=True)
@@ -63,60 +64,58 @@ def read_hostfile(path: Path) -> list[Node]:
             faults.append(f"line {number}: {node}")
         else:
             nodes.append(node)
-    faults += _duplicates(nodes)
+    faults += [
+        f"line {node.line}: {node.host} is already on line {other.line}; {_ONCE}"
+        for node, other in _same(nodes, lambda host: [host.lower()])
+    ]
     if not nodes and not faults:
         faults.append(f"it names no node; a line reads {_FORMAT}")
-    if faults:
-        raise ConfigError("\n".join(f"hostfile {path}: {fault}" for fault in faults))
+    _refuse(path, faults)
     return nodes
 
 
-def addresses(host: str) -> frozenset[str]:
-    """The addresses of a name on this machine; all loopback addresses count as one.
-
-    Raises:
-        OSError: The name is unknown.
-    """
-    found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    return frozenset(
-        "this machine" if ipaddress.ip_address(item.split("%")[0]).is_loopback else item
-        for item in found
-    )
-
-
-def alias_faults(nodes: Sequence[Node]) -> list[str]:
-    """Faults where two names mean one machine; unknown names are reported elsewhere."""
-    faults: list[str] = []
-    first_by_address: dict[str, Node] = {}
-    for node in nodes:
-        try:
-            found = addresses(node.host)
-        except OSError:
-            continue
-        others = {first_by_address[item].host for item in found if item in first_by_address}
-        faults += [
-            f"line {node.line}: {node.host} is the same machine as {other}, at"
-            f" {', '.join(sorted(found))}; name a machine once, with all its slots"
-            for other in sorted(others)
-        ]
-        for item in found:
-            first_by_address.setdefault(item, node)
-    return faults
-
-
 def refuse_aliases(path: Path, nodes: Sequence[Node]) -> None:
-    """Refuse a hostfile that names one machine twice.
+    """Refuse a hostfile in which two names mean one machine; unknown names are left to the doctor.
 
     Raises:
         ConfigError: It lists every alias.
     """
-    if faults := alias_faults(nodes):
+    faults = [
+        f"line {node.line}: {node.host} is the same machine as {other.host}, at"
+        f" {', '.join(sorted(_addresses(node.host)))}; {_ONCE}"
+        for node, other in _same(nodes, _addresses)
+    ]
+    _refuse(path, faults)
+
+
+def _refuse(path: Path, faults: Sequence[str]) -> None:
+    if faults:
         raise ConfigError("\n".join(f"hostfile {path}: {fault}" for fault in faults))
 
 
-def num_slots(nodes: Iterable[Node]) -> int:
-    """Ranks of a run over all nodes."""
-    return sum(node.slots for node in nodes)
+def _same(
+    nodes: Sequence[Node], names_of: Callable[[str], Collection[str]]
+) -> Iterator[tuple[Node, Node]]:
+    """Each node with the earlier ones that share one of its names."""
+    first: dict[str, Node] = {}
+    for node in nodes:
+        names = names_of(node.host)
+        others = {first[name].host: first[name] for name in names if name in first}
+        yield from ((node, others[host]) for host in sorted(others))
+        for name in names:
+            first.setdefault(name, node)
+
+
+def _addresses(host: str) -> set[str]:
+    """The addresses of a name; all loopback addresses count as one, an unknown name has none."""
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return set()
+    return {
+        "this machine" if ipaddress.ip_address(item.split("%")[0]).is_loopback else item
+        for item in found
+    }
 
 
 def _node(content: str, line: int) -> Node | str:
@@ -124,8 +123,8 @@ def _node(content: str, line: int) -> Node | str:
     host, *rest = content.split()
     if not HOST.fullmatch(host):
         return (
-            f"host {host!r} must begin with a letter or digit and hold letters, digits, '.', '_'"
-            f" and '-' alone{_why_not(host)}"
+            f"host {host!r} must begin with a letter or digit and hold only letters, digits, '.',"
+            f" '_' and '-'{_why_not(host)}"
         )
     if len(rest) != 1 or not (found := _SLOTS.fullmatch(rest[0])):
         return f"found {' '.join(rest)!r} after {host}; a line reads {_FORMAT}"
@@ -140,20 +139,4 @@ def _why_not(host: str) -> str:
         return "; the file begins with a byte-order mark: save it as UTF-8 without one"
     if host.startswith("-"):
         return "; ssh would read it as an option"
-    if "," in host:
-        return "; one node a line"
-    return ""
-
-
-def _duplicates(nodes: Sequence[Node]) -> list[str]:
-    faults: list[str] = []
-    first: dict[str, Node] = {}
-    for node in nodes:
-        name = node.host.lower()
-        if name in first:
-            faults.append(
-                f"line {node.line}: {node.host} is already on line {first[name].line}; name a"
-                " machine once, with all its slots"
-            )
-        first.setdefault(name, node)
-    return faults
+    return "; one node a line" if "," in host else ""

@@ -1,14 +1,14 @@
 """Checks that the launcher started the ranks of its hostfile.
 
 Without its hostfile DeepSpeed trains on this machine only, with one warning among many lines. The
-launcher's command line is read from the processes above this one; under pdsh a node has none.
+launcher's command line is read from the processes above this one; under pdsh there is none.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import ConfigError
-from trainer.processes.hostfile import num_slots, read_hostfile
+from trainer.processes.hostfile import read_hostfile
 from trainer.processes.launchers import ancestors, command_line, folder_of
 
 _FLAGS = ("-H", "--hostfile", "-hostfile")
@@ -16,10 +16,7 @@ _FILTERS = ("--include", "-i", "--exclude", "-e", "--num_nodes", "--num_gpus")
 
 
 def check_launch(world_size: int) -> None:
-    """Refuse to train where the launcher's hostfile is wrong or has another number of ranks.
-
-    Args:
-        world_size: Number of ranks that were started.
+    """Refuse to train if the launcher's hostfile is wrong or does not have `world_size` slots.
 
     Raises:
         ConfigError: The hostfile's faults, or both counts.
@@ -30,11 +27,11 @@ def check_launch(world_size: int) -> None:
         if given is None:
             continue
         path = folder_of(process) / given
-        slots = num_slots(read_hostfile(path))
+        slots = sum(node.slots for node in read_hostfile(path))
         if slots != world_size and not is_filtered(words):
             raise ConfigError(
-                f"hostfile {path} asks for {slots} ranks, {world_size} were started; mend its slots"
-                " or the launcher's arguments"
+                f"hostfile {path} has {slots} slots, but {world_size} ranks were started; correct"
+                " its slots or the launcher's arguments"
             )
         return
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.processes.hostfile import Node, num_slots, read_hostfile, refuse_aliases
+from trainer.processes.hostfile import Node, read_hostfile, refuse_aliases
 
 
 def hostfile(folder: Path, content: bytes) -> Path:
@@ -39,7 +39,7 @@ REFUSED = {
     "107-option": (b"-oProxyCommand=id slots=2\n", "ssh would read it as an option"),
     "107-dash": (b"-w slots=2\n", "line 1: host '-w' must begin with a letter or digit"),
     "107-command": (b"$(id) slots=2\n", "line 1: host '$(id)' must begin"),
-    "107-backquotes": (b"a`id` slots=2\n", "letters, digits, '.', '_' and '-' alone"),
+    "107-backquotes": (b"a`id` slots=2\n", "hold only letters, digits, '.', '_' and '-'"),
     "107-semicolon": (b"a;id slots=2\n", "host 'a;id' must begin"),
     "107-two-hosts": (b"a,b slots=2\n", "one node a line"),
     "107-user": (b"root@a slots=2\n", "host 'root@a' must begin"),
@@ -72,7 +72,7 @@ ACCEPTED = {
 def test_harmless_differences_are_accepted(content, tmp_path):
     nodes = read_hostfile(hostfile(tmp_path, content))
     assert [(node.host, node.slots) for node in nodes] == [("a", 2), ("c.local", 4)]
-    assert num_slots(nodes) == 6
+    assert sum(node.slots for node in nodes) == 6
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_two_names_of_one_machine_are_refused(first, second, tmp_path):
 
 
 def test_an_unknown_name_is_no_alias(tmp_path):
-    """104: names that do not resolve are told with the unreachable ones, all at once."""
+    """104: names that do not resolve are reported with the unreachable ones, all at once."""
     refuse_aliases(tmp_path, [Node("a.invalid", 1, 1), Node("b.invalid", 1, 2)])
 
 
@@ -98,7 +98,7 @@ def test_a_missing_hostfile_is_refused_though_deepspeed_would_train_locally(tmp_
         read_hostfile(tmp_path / "hosts")
 
 
-def test_every_fault_of_a_file_is_told_at_once(tmp_path):
+def test_every_fault_of_a_file_is_reported_at_once(tmp_path):
     path = hostfile(tmp_path, b"a slots=0\n-x slots=1\nb slots=2\nb slots=2\n")
     with pytest.raises(ConfigError) as caught:
         read_hostfile(path)

@@ -151,8 +151,8 @@ def test_the_hostfile_of_a_launchers_command_line(words, hostfile):
     ("words", "world_size", "message"),
     [
         ("hosts launcher/train.py", 3, None),
-        ("hosts launcher/train.py", 2, r"hosts asks for 3 ranks, 2 were started"),
-        ("hosts --num_gpus 1 launcher/train.py", 2, None),  # fewer, as asked
+        ("hosts launcher/train.py", 2, r"hosts has 3 slots, but 2 ranks were started"),
+        ("hosts --num_gpus 1 launcher/train.py", 2, None),  # fewer, by the flag
         ("absent launcher/train.py", 3, "absent .* is not readable"),
     ],
 )

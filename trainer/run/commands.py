@@ -1,7 +1,9 @@
-"""What the commands do with a finished run; torch is imported only after its input is sound."""
+"""What the commands do with a recipe or a run; torch is imported only after the input is sound."""
 
 import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import DataError
@@ -10,7 +12,24 @@ from data.readers import named_files
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
+from trainer.models.files import check_model_files
+from trainer.processes.launched import check_launch
+from trainer.processes.launchers import Launcher
+from trainer.processes.ranks import adopt_launcher
 from trainer.run.preparation import prepare_run
+
+
+def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]) -> None:
+    """Train a recipe as one rank of those that the launchers above started."""
+    config = load_run_config(path, overrides)
+    adopt_launcher(os.environ)
+    check_launch(int(os.environ.get("WORLD_SIZE", "1")))
+    prepared = prepare_run(config)
+    check_model_files(config, prepared.tokenizer.vocab_size)
+
+    from trainer.run.training import run_training
+
+    run_training(config, prepared, above)
 
 
 def evaluate_run(run: Path, file: Path, name: str | None) -> None:
