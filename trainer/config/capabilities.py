@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.config.machines import Device
+from trainer.config.methods import LORA, choose_lora_backend
 from trainer.config.preset import Preset
 from trainer.config.sections import RunConfig
 
@@ -47,6 +48,15 @@ STACK_LIMITS = (
         lambda c, *_: c.tuning.variant == "dora" and c.tuning.base_quant_type == "int8",
         "tuning.variant dora with tuning.quant_type int8: bitsandbytes 0.50 finds no scales after"
         " PEFT 0.21 has read the weights, and the first step fails; take tuning.quant_type=nf4",
+    ),
+    Limit(
+        lambda c, *_: (
+            c.tuning.method in LORA
+            and c.tuning.lora_backend == "fused"
+            and choose_lora_backend(c.tuning)[0] == "peft"
+        ),
+        "tuning.lora_backend fused supports neither tuning.variant dora nor a quantised base; take"
+        " auto or peft",
     ),
     Limit(
         lambda c, preset, _: preset.is_offloaded and c.optim.optimizer != "adamw",

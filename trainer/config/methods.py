@@ -2,6 +2,7 @@
 
 from trainer.config.sections import TuningSection
 
+LORA = ("lora", "qlora")
 BOTTLENECKS = ("adapter_h", "adapter_p", "parallel")
 HEAD = "score"
 _SIZES = {"ptuning": 30, "adapter_h": 256, "adapter_p": 256, "parallel": 256}  # Astraios
@@ -16,3 +17,18 @@ def adapter_size(tuning: TuningSection) -> int:
 def num_virtual_tokens(tuning: TuningSection) -> int:
     """Positions before every function that P-Tuning takes."""
     return adapter_size(tuning) if tuning.method == "ptuning" else 0
+
+
+def choose_lora_backend(tuning: TuningSection) -> tuple[str, str]:
+    """What computes the layers that LoRA adapts, and the reason for it.
+
+    The recipe decides it, so the planner knows it too. Layers of a type of the model's own are
+    PEFT's in either case: only the model shows them (tuning/fused_lora.py).
+    """
+    if tuning.lora_backend == "peft":
+        return "peft", "set by the recipe"
+    if tuning.variant == "dora":
+        return "peft", "the fused layer does not support dora"
+    if tuning.base_quant_type is not None:
+        return "peft", "the fused layer does not support a quantised base"
+    return "fused", "plain linear layers: no fp32 copy of the activations"

@@ -187,7 +187,7 @@ def _bottleneck_bytes(recipe: Resolved, linear: Linear) -> float:
 
 def _lora_bytes(recipe: Resolved, adapted: Sequence[Linear]) -> float:
     rank, has_dropout = recipe.tuning.lora_r, bool(recipe.tuning.lora_dropout)
-    if recipe.is_fused:  # inputs in their own dtype, a mask of one byte an element
+    if recipe.tuning.lora_backend == "fused":  # inputs in their dtype, a byte of mask an element
         masks = sum(linear.inputs for linear in adapted) if has_dropout else 0
         width = recipe.base_bytes
         return masks + rank * width * len(adapted) + width * _read_elements(recipe, adapted)

@@ -5,6 +5,7 @@ import re
 from trainer.architectures.shapes import ModelShape
 from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
 from trainer.config.machines import Machine
+from trainer.config.methods import LORA, choose_lora_backend
 from trainer.config.preset import Preset, load_preset
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError, ModelError
@@ -49,6 +50,9 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
         "model.attention": why_attention,
         "loss.backend": why_backend,
     }
+    if config.tuning.method in LORA:
+        lora_backend, reasons["tuning.lora_backend"] = choose_lora_backend(config.tuning)
+        settled = settled.changed("tuning", lora_backend=lora_backend)
     faults = _faults(config, settled, preset, machine)
     return Resolved(config, settled, reasons, preset, shape, machine, faults)
 

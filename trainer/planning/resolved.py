@@ -76,13 +76,6 @@ class Resolved:
         return self.accumulation is None or self.accumulation > 1
 
     @property
-    def is_fused(self) -> bool:
-        """Whether LoRA's layers are ours, as `choose_lora_backend` says once they are there."""
-        tuning = self.tuning
-        is_plain = tuning.method == "lora" and tuning.base_quant_type is None
-        return is_plain and tuning.lora_backend != "peft" and tuning.variant != "dora"
-
-    @property
     def num_saved_modules_parameters(self) -> int:
         """Trained whole beside the adapters."""
         tables = [name for name in self.tuning.modules_to_save if name in _TABLES]

@@ -6,7 +6,7 @@ from typing import Any
 from data.batches.loader import TrainLoader
 from data.prepared.prepare import Prepared
 from data.text.language import LanguageFacts
-from trainer.config.methods import adapter_size
+from trainer.config.methods import LORA, adapter_size
 from trainer.config.sections import RunConfig
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
@@ -16,7 +16,6 @@ from trainer.processes.distributed import Ranks
 from trainer.run.data_report import order_lines, remark_lines
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import modules_reason
-from trainer.tuning.lora import lora_backend
 
 _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that are trained
 
@@ -44,7 +43,7 @@ def banner_lines(
         f"  attention  {recipe.choice('model.attention')}",
         *_base_lines(config, model),
         f"  loss       {recipe.choice('loss.backend')}",
-        *_method_lines(config, model),
+        *_method_lines(recipe, model),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
         f" {_method_name(config)})",
         *_data_lines(prepared),
@@ -69,15 +68,15 @@ def idle_share(loader: TrainLoader) -> float:
     return 1 - used / micro_batches
 
 
-def _method_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
+def _method_lines(recipe: Resolved, model: PackedModel) -> Sequence[str]:
     """The layers that are adapted and, for LoRA, what computes them."""
-    tuning = config.tuning
+    tuning = recipe.tuning
     if tuning.method in ("full", "ptuning"):
         return []
     reason = modules_reason(tuning, model.model.get_base_model().config.model_type)
     lines = [f"  modules    {', '.join(_modules(model))} ({reason})"]
-    if tuning.method in ("lora", "qlora"):
-        lines.append("  lora       {} ({})".format(*lora_backend(model.model, tuning.lora_backend)))
+    if tuning.method in LORA:
+        lines.append(f"  lora       {recipe.choice('tuning.lora_backend')}")
     return lines
 
 

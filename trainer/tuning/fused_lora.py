@@ -12,9 +12,9 @@ from trainer.kernels.lora_linear import lora_linear
 class FusedLoraLinear(Linear):  # type: ignore[misc]
     """A drop-in for PEFT's layer over nn.Linear or Conv1D.
 
-    Only training with one active adapter is fused; PEFT does the rest: merging, disabled adapters,
-    several adapters. Under ZeRO-3 this forward reads the weights, so DeepSpeed gathers them for
-    this layer, in the forward and the backward pass.
+    Only a plain layer with one active adapter is fused. PEFT does the rest: merging, disabled or
+    several adapters, layers of a type of the model's own. Under ZeRO-3 this forward reads the
+    weights, so DeepSpeed gathers them for this layer, in the forward and the backward pass.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
@@ -25,9 +25,10 @@ class FusedLoraLinear(Linear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the dtype of x."""
         names = [name for name in self.active_adapters if name in self.lora_A]
-        is_plain = not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
         base = self.base_layer
-        if not is_plain or len(names) != 1 or x.dtype != base.weight.dtype:
+        is_plain = type(base) in (nn.Linear, Conv1D) and x.dtype == base.weight.dtype
+        is_other = args or kwargs or self.disable_adapters or self.merged or self.lora_variant
+        if not is_plain or is_other or len(names) != 1:
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
         (name,) = names

@@ -1,15 +1,14 @@
 """LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024) through PEFT."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from trainer.architectures.adapters import is_named
-from trainer.config.methods import HEAD
+from trainer.config.methods import HEAD, choose_lora_backend
 from trainer.config.sections import TuningSection
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
 from trainer.tuning.layers import (
     adapted,
     check_modules,
@@ -22,7 +21,7 @@ from trainer.tuning.layers import (
 )
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -36,7 +35,6 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
     Raises:
         ModelError: A name matches no layer, or the rank is above a layer's size.
-        ConfigError: The recipe wants the fused layer, which does not fit.
     """
     from peft import LoraConfig
 
@@ -55,7 +53,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         use_rslora=tuning.variant == "rslora",
         use_dora=tuning.variant == "dora",
     )
-    if choose_lora_backend(tuning.lora_backend, settings, layers)[0] == "fused":
+    if choose_lora_backend(tuning)[0] == "fused":
         from transformers.pytorch_utils import Conv1D
 
         from trainer.tuning.fused_lora import FusedLoraLinear
@@ -83,45 +81,6 @@ def add_frozen_head(model: "PeftModel", folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     head = {f"base_model.model.{HEAD}.base_layer.weight": model.frozen_head.cpu()}
     save_file(load_file(path) | head, path, metadata={"format": "pt"})
-
-
-def choose_lora_backend(
-    wanted: str, settings: "LoraConfig", layers: Iterable[nn.Module]
-) -> tuple[str, str]:
-    """The back end of the adapted layers, and why it was chosen.
-
-    Args:
-        wanted: tuning.lora_backend of the recipe.
-        settings: PEFT's settings.
-        layers: The layers below the adapters.
-
-    Raises:
-        ConfigError: The recipe wants the fused layer, which does not fit.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    # Not isinstance: quantised layers are nn.Linear by inheritance.
-    kinds = {type(layer) for layer in layers} - {nn.Linear, Conv1D}
-    odd = [f"layers of type {name}" for name in sorted(kind.__name__ for kind in kinds)]
-    odd += [name for name in ("use_dora", "lora_bias") if getattr(settings, name)]
-    odd += ["trained biases"] if settings.bias != "none" else []
-    if wanted == "peft":
-        return wanted, "set by the recipe"
-    if not odd:
-        return "fused", "plain linear layers: no fp32 copy of the activations"
-    if wanted == "fused":
-        raise ConfigError(
-            f"tuning.lora_backend fused does not support {', '.join(odd)}; take auto or peft"
-        )
-    return "peft", f"the fused layer does not support {', '.join(odd)}"
-
-
-def lora_backend(model: "PeftModel", wanted: str) -> tuple[str, str]:
-    """`choose_lora_backend` of a model with its adapters."""
-    from peft.tuners.lora import LoraLayer
-
-    layers = [m.get_base_layer() for m in model.modules() if isinstance(m, LoraLayer)]
-    return choose_lora_backend(wanted, model.peft_config["default"], layers)
 
 
 def _check_rank(layers: dict[str, nn.Module], names: list[str], rank: int) -> None:

@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
+from trainer.config.methods import choose_lora_backend
 from trainer.config.sections import TuningSection
-from trainer.errors import ConfigError
 from trainer.kernels.lora_linear import lora_linear
 from trainer.tuning.fused_lora import FusedLoraLinear
-from trainer.tuning.lora import add_lora, choose_lora_backend, lora_backend
+from trainer.tuning.lora import add_lora
 
 BASES = {
     "linear": lambda: nn.Linear(12, 20),
@@ -167,35 +167,42 @@ def test_a_model_takes_either_and_names_its_weights_alike():
     assert models["auto"].state_dict().keys() == models["peft"].state_dict().keys()
     configs = [model.peft_config["default"].to_dict() for model in models.values()]
     assert configs[0] == configs[1]
-    assert lora_backend(models["auto"], "auto")[0] == "fused"
-    assert lora_backend(models["peft"], "peft") == ("peft", "set by the recipe")
 
 
-class Quantised(nn.Linear):
-    """Stands for bitsandbytes' layers, which are nn.Linear by inheritance."""
+class Own(nn.Linear):
+    """A linear layer of a model's own type, which may compute something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_layer_of_a_type_of_the_models_own_is_pefts():
+    settings = LoraConfig(r=2, init_lora_weights=False)
+    layer = FusedLoraLinear(Own(4, 3), "default", config=settings, r=2, lora_alpha=4)
+    x = torch.randn(5, 4)
+    expected = PeftLinear.forward(layer, x)
+    assert torch.equal(layer(x), expected)
+    plain = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    assert (expected - plain).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(
-    ("layer", "options", "said"),
+    ("keys", "said"),
     [
-        (Quantised(2, 2), {}, "layers of type Quantised"),
-        (nn.Linear(2, 2), {"use_dora": True}, "use_dora"),
-        (nn.Linear(2, 2), {"lora_bias": True}, "lora_bias"),
-        (nn.Linear(2, 2), {"bias": "lora_only"}, "trained biases"),
+        ({"variant": "dora"}, "does not support dora"),
+        ({"method": "qlora"}, "does not support a quantised base"),
+        ({"quant_type": "int8"}, "does not support a quantised base"),
+        ({"lora_backend": "peft"}, "set by the recipe"),
     ],
 )
-def test_what_the_fused_layer_does_not_know_goes_to_peft_with_the_reason(layer, options, said):
-    settings = LoraConfig(**options)
-    backend, reason = choose_lora_backend("auto", settings, [nn.Linear(2, 2), layer])
-    assert backend == "peft"
-    assert said in reason
-    with pytest.raises(ConfigError, match=f"{said}; take auto or peft"):
-        choose_lora_backend("fused", settings, [layer])
+def test_what_the_fused_layer_does_not_know_goes_to_peft_with_the_reason(keys, said):
+    backend, reason = choose_lora_backend(TuningSection(**keys))
+    assert (backend, said in reason) == ("peft", True)
 
 
 def test_rank_stabilised_scaling_is_known():
     settings = LoraConfig(r=4, target_modules=["c_attn"], use_rslora=True, fan_in_fan_out=True)
-    assert choose_lora_backend("fused", settings, [Conv1D(2, 2)])[0] == "fused"
+    assert choose_lora_backend(TuningSection(variant="rslora"))[0] == "fused"
     settings._register_custom_module({Conv1D: FusedLoraLinear})
     model = get_peft_model(gpt2(), settings)
     fused = next(m for m in model.modules() if isinstance(m, FusedLoraLinear))

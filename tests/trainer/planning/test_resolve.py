@@ -28,7 +28,7 @@ def test_no_auto_is_left_and_the_recipe_is_kept_as_written():
         section, name = key.split(".")
         assert getattr(getattr(recipe.written, section), name) == "auto"
         assert getattr(getattr(recipe.config, section), name) != "auto"
-    assert len(recipe.reasons) == 4
+    assert len(recipe.reasons) == 5
     assert (
         recipe.choice("engine.precision") == "fp16 (GPU older than sm80 has no bf16 tensor cores)"
     )
@@ -110,6 +110,26 @@ def test_flash_attention_is_refused_where_it_cannot_run(machine, precision, is_r
     wanted = "model.attention=flash_attention_2"
     faults = resolved(machine, wanted, f"engine.precision={precision}").faults
     assert [isinstance(fault, ModelError) for fault in faults] == [True] * is_refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "choice"),
+    [
+        ([], "fused (plain linear layers: no fp32 copy of the activations)"),
+        (["tuning.method=qlora"], "peft (the fused layer does not support a quantised base)"),
+        (["tuning.variant=dora"], "peft (the fused layer does not support dora)"),
+        (["tuning.lora_backend=peft"], "peft (set by the recipe)"),
+    ],
+)
+def test_what_computes_lora_follows_the_recipe(overrides, choice):
+    assert resolved(CPU, *overrides).choice("tuning.lora_backend") == choice
+
+
+@pytest.mark.parametrize("other", ["tuning.variant=dora", "tuning.method=qlora"])
+def test_the_fused_layer_is_refused_where_it_cannot_be_had(other):
+    with pytest.raises(ConfigError, match=r"supports neither .*; take auto or peft"):
+        resolved(CPU, "tuning.lora_backend=fused", other)
+    assert "tuning.lora_backend" not in resolved(CPU, "tuning.method=ia3").reasons
 
 
 def test_fp16_is_refused_where_the_machine_does_not_compute_in_it():
