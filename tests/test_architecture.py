@@ -125,7 +125,7 @@ def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_the_sources_are_found():
     assert {"data.readers", "trainer.evaluation", "trainer.run.loop"} <= set(SOURCES)
     report = "trainer.evaluation.functions.report"
-    assert "trainer.evaluation.functions.figures" in set(imported(TREES[report]))
+    assert "trainer.evaluation.figures" in set(imported(TREES[report]))
     assert "trainer.run.training" in set(
         imported(TREES["trainer.run.commands"])
     )  # inside a function

@@ -18,7 +18,7 @@ sys.path[0] = str(ROOT)
 from rich.console import Console
 from rich.text import Text
 
-from trainer.evaluation.functions.report import print_table
+from trainer.evaluation.report import print_report
 
 WIDTH = 126  # the table of the report on one line
 
@@ -44,7 +44,7 @@ def main(run: Path) -> None:
     console.print(Text("$ make quickstart", "bold"))
     for line in lines:
         console.print(line, highlight=False, markup=False)
-    print_table(json.loads((run / "report" / "test.json").read_text()), console)
+    print_report(json.loads((run / "report" / "test.json").read_text()), console)
     drawn = console.export_svg(title="focaltune")
     drawn = re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL)  # fonts of a foreign host
     folder = Path(__file__).parent

@@ -1,21 +1,23 @@
-"""MEASURES[name] is one number of a predictor, used wherever models are measured or compared.
+"""MEASURES[name] is one number of a predictor: its heading, direction, function and interval.
 
-Evaluation, validation, the choice of the best step, reports and sweeps take names, headings,
-directions and intervals from here.
+Evaluation, validation, the choice of the best step, reports and sweeps all use it.
 
 Shapes: N functions, R resamples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 
 from trainer.evaluation.resampling import (
+    Bootstrap,
     FloatArray,
     IntArray,
+    Resampling,
+    bootstrap,
     f1_from_counts,
     mcc_from_counts,
     weighted_average_precision,
@@ -32,7 +34,7 @@ TASK_MEASURES: dict[str, Measured] = {
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of N functions beside their labels; positive at a score >= threshold."""
+    """Scores of N functions and their labels; a score >= threshold predicts the class 1."""
 
     scores_N: FloatArray
     labels_N: IntArray
@@ -54,14 +56,13 @@ class Measure:
     """One number of a predictor.
 
     Attributes:
-        of: What it is measured on: "functions" gives `Scored`, "tokens" gives `TokenSums`.
-        title: Heading in tables and logs; "" keeps the number to the JSON.
+        of: "functions": computed from `Scored`; "tokens": from `TokenSums`.
+        title: Heading in tables and logs; with "" the number is in the JSON only.
         higher_is_better: Its direction.
-        function: The number; None where it is undefined.
-        resampled: The same for R resamples of functions, from multiplicities (R, N); gives the
-            interval.
-        decides: Whether it chooses the best step; one measure of each kind does.
-        swept: Whether a sweep compares it; the first one is drawn.
+        function: Computes it; None where it is undefined.
+        resampled: Computes it for R resamples, from multiplicities (R, N), to give an interval.
+        decides: It chooses the best step; one measure of each kind does.
+        swept: A sweep compares it; pictures show the first one.
         digits: After the point, in tables.
     """
 
@@ -69,7 +70,7 @@ class Measure:
     title: str
     higher_is_better: bool
     function: Callable[[Any], float | None]
-    resampled: Callable[[Scored, FloatArray], FloatArray] | None = None
+    resampled: Callable[[Any, FloatArray], FloatArray] | None = None
     decides: bool = False
     swept: bool = False
     digits: int = 3
@@ -79,21 +80,55 @@ class Measure:
         """The title at the head of a column."""
         return self.title[:1].upper() + self.title[1:]
 
-    def text(self, value: float | None, interval: tuple[float, float] | None = None) -> str:
+    def text(self, value: float | None, interval: Sequence[float] | None = None) -> str:
         """A value for people, e.g. 0.712 [0.640, 0.781]."""
-        if value is None:
-            return "undefined"
-        ends = "" if interval is None else " [{:.{d}f}, {:.{d}f}]".format(*interval, d=self.digits)
-        return f"{value:.{self.digits}f}{ends}"
+        return with_interval(value, interval, f".{self.digits}f")
+
+    def verdict(self, difference: Sequence[float]) -> str:
+        """In words, the interval of a model minus another."""
+        low, high = difference
+        if low <= 0 <= high:
+            return "not distinguishable from"
+        return "better than" if (low > 0) == self.higher_is_better else "worse than"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None, digits: str) -> str:
+    """A number and its interval in a format, e.g. +0.60 [+0.20, +0.81] for "+.2f"."""
+    if value is None:
+        return "undefined"
+    ends = [] if interval is None else [f"[{interval[0]:{digits}}, {interval[1]:{digits}}]"]
+    return " ".join([f"{value:{digits}}", *ends])
 
 
 def measures_of(of: Measured) -> dict[str, Measure]:
-    """The measures of functions, or those of tokens, by name."""
+    """The measures of functions, or of tokens, by name."""
     return {name: measure for name, measure in MEASURES.items() if measure.of == of}
 
 
+def measured(of: Measured, predictor: Any) -> dict[str, float | None]:
+    """Every measure of functions, or of tokens, for a `Scored` or `TokenSums`."""
+    return {name: measure.function(predictor) for name, measure in measures_of(of).items()}
+
+
+def bootstrapped(
+    of: Measured,
+    predictors: Mapping[str, Any],
+    cluster_N: IntArray,
+    draws: Resampling,
+    labels_N: IntArray | None = None,
+) -> Bootstrap:
+    """Every resampled measure of every predictor; other arguments are those of `bootstrap`."""
+    values = {
+        (name, key): partial(measure.resampled, predictor)
+        for name, predictor in predictors.items()
+        for key, measure in measures_of(of).items()
+        if measure.resampled is not None
+    }
+    return bootstrap(values, cluster_N, draws, labels_N)
+
+
 def shown_measures(of: Measured) -> dict[str, Measure]:
-    """Those of them that tables and logs show."""
+    """The measures that tables and logs show."""
     return {name: measure for name, measure in measures_of(of).items() if measure.title}
 
 
@@ -104,7 +139,7 @@ def swept_measures(task: str) -> dict[str, Measure]:
 
 
 def deciding_score(of: Measured, values: dict[str, Any]) -> float | None:
-    """The value that chooses the best step, turned so that higher is better."""
+    """The value that chooses the best step, negated where lower is better."""
     [(name, measure)] = [(n, m) for n, m in measures_of(of).items() if m.decides]
     value: float | None = values[name]
     return value if value is None or measure.higher_is_better else -value
@@ -133,8 +168,7 @@ def _answers(scorer: str, **options: float) -> Callable[[Scored], float]:
 
 
 def _mcc(s: Scored) -> float:
-    # With one class or one answer MCC is 0/0. scikit-learn warns in some of these cases and
-    # returns 0 in all.
+    # With one class or one answer MCC is 0/0: scikit-learn gives 0 and sometimes warns.
     varies = s.has_both and 0 < s.predicted_N.sum() < len(s.predicted_N)
     return _answers("matthews_corrcoef")(s) if varies else 0.0
 
@@ -182,7 +216,13 @@ MEASURES: dict[str, Measure] = {
     "accuracy": Measure("functions", "", True, _answers("accuracy_score")),
     "brier": Measure("functions", "", False, _brier),
     "loss": Measure(
-        "tokens", "loss (nats a token)", False, lambda sums: sums.loss, decides=True, digits=4
+        "tokens",
+        "loss (nats a token)",
+        False,
+        lambda sums: sums.loss,
+        lambda sums, weights_RN: weights_RN @ sums.nll_N / np.maximum(weights_RN @ sums.count_N, 1),
+        decides=True,
+        digits=4,
     ),
     "perplexity": Measure("tokens", "perplexity", False, lambda sums: sums.perplexity, digits=2),
     "token_accuracy": Measure(

@@ -23,7 +23,7 @@ from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.errors import ConfigError
-from trainer.evaluation.functions.validation import split_batches
+from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
@@ -106,13 +106,10 @@ def _logits(
 
     Of a language task, nll and margin of the first targets.
     """
-    model.eval()
-    batches = split_batches(
-        examples, config, Ranks(rank=0, local_rank=0, world_size=1, device=device)
-    )
-    with torch.no_grad():
-        rows = [model(batch)[:, :2].float().cpu() for batch in islice(batches, _MOST_BATCHES)]
-    return torch.cat(rows)
+    alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
+    batches = split_batches(examples, config.data, config.optim.micro_batch_size, alone)
+    scored = outputs(model, islice(batches, _MOST_BATCHES))
+    return torch.cat([scores[:, :2].float().cpu() for _, scores in scored])
 
 
 def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:

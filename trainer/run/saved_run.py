@@ -10,6 +10,7 @@ from data.prepared.prepare import Prepared, read_split
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
 from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.evaluation.report import print_report
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.processes.distributed import Ranks
@@ -55,7 +56,7 @@ def evaluate_files(
     facts |= {"task": config.task.name, f"sha256_{name}": found["sha256"]}
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, model, None)
     report = evaluation.test(split, name, state["threshold"], facts)()
-    evaluation.show(report)
+    print_report(report)
     return report
 
 

@@ -14,7 +14,7 @@ from trainer.engine.state import (
     restore_weights,
 )
 from trainer.errors import MachineError
-from trainer.evaluation.evaluation import Evaluation
+from trainer.evaluation.scoring import Evaluation
 from trainer.models.heads import PackedModel
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import agreed

@@ -17,6 +17,7 @@ from trainer.config.sections import RunConfig
 from trainer.engine.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
 from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.evaluation.report import print_report
 from trainer.generation.prompts import run_prompts
 from trainer.losses.tasks import TASKS
 from trainer.models.isolation import check_isolation, refuse_leaking
@@ -142,7 +143,7 @@ def _train(
         if run.log is not None:
             run.log.close()
     if report is not None:
-        session.evaluation.show(report)
+        print_report(report)
     return report
 
 

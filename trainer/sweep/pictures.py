@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.evaluation.functions.figures import DPI, png
+from trainer.evaluation.figures import panels, png
 from trainer.sweep.findings import Comparison, Group, front_of
 from trainer.sweep.results import Result
 
@@ -184,15 +184,8 @@ def _metric(cell: Result) -> float:
 
 
 def _panels(title: str, num: int) -> tuple["Figure", list["Axes"]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0 if num == 1 else 4.2 * num, 5.2), dpi=DPI, layout="constrained")
+    figure, axes = panels(num, 7.0 if num == 1 else 4.2 * num, 5.2)
     figure.suptitle(title)
-    axes = [figure.add_subplot(1, num, place + 1) for place in range(num)]
-    for axis in axes:
-        axis.grid(visible=True, color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 

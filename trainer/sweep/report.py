@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.audit.markdown import fill
-from trainer.evaluation.page import write_files
+from trainer.evaluation.report import write_files
 from trainer.sweep import pictures
 from trainer.sweep.answer import answer_lines, limit_lines
 from trainer.sweep.findings import Comparison, front_of

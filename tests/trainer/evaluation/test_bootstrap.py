@@ -8,29 +8,29 @@ import pytest
 from sklearn import metrics as sk
 
 from trainer.evaluation import resampling
-from trainer.evaluation.functions import metrics
+from trainer.evaluation.measures import Scored, bootstrapped
 from trainer.evaluation.resampling import (
+    Bootstrap,
+    Resampling,
     cluster_ids,
     f1_from_counts,
     mcc_from_counts,
     percentile_interval,
     resamples,
-    two_class_resamples,
     weighted_average_precision,
     weighted_roc_auc,
 )
 
 
-def bootstrap(scores, labels, threshold, groups_N=None, num_resamples=1000, seed=0, level=0.95):
-    return metrics.bootstrap(scores, labels, threshold, groups_N, num_resamples, seed, level)
+def bootstrap(labels, *scores, threshold=0.5, groups_N=None, **draws):
+    labels = np.asarray(labels)
+    predictors = {str(n): Scored(np.asarray(s), labels, threshold) for n, s in enumerate(scores)}
+    clusters = cluster_ids(groups_N, len(labels))
+    return bootstrapped("functions", predictors, clusters, Resampling(**draws), labels)
 
 
-def bootstrap_intervals(*arguments, **options):
-    return bootstrap(*arguments, **options).intervals
-
-
-def paired_auc_difference(scores, baseline, labels, groups_N=None, num=1000, level=0.95):
-    return metrics.paired_auc_difference(scores, baseline, labels, groups_N, num, 0, level)
+def bootstrap_intervals(scores, labels, threshold, **options):
+    return bootstrap(labels, scores, threshold=threshold, **options).intervals("0")
 
 
 def sample(seed, num=80, decimals=1):
@@ -44,7 +44,7 @@ def sample(seed, num=80, decimals=1):
 def test_resampled_metrics_equal_scikit_learn_on_the_repeated_functions(decimals):
     scores, labels = sample(decimals, decimals=decimals)
     assert (len(np.unique(scores)) < len(scores)) == (decimals < 12)  # ties, and none
-    weights, _ = next(two_class_resamples(labels, cluster_ids(None, len(labels)), 50, seed=1))
+    weights, _ = next(resamples(cluster_ids(None, len(labels)), Resampling(50, 1), labels))
     answers = (scores >= 0.5).astype(float)
     tp, predicted = weights @ (answers * labels), weights @ answers
     positives, total = weights @ labels.astype(float), weights.sum(axis=1)
@@ -88,14 +88,14 @@ def test_the_percentiles_leave_half_of_the_rest_on_each_side():
 
 def test_a_score_equal_to_the_threshold_is_positive_in_the_resamples_too():
     intervals = bootstrap_intervals([0.5, 0.5, 0.1, 0.2], [1, 1, 0, 0], 0.5)
-    assert intervals["f1"] == intervals["mcc"] == (1.0, 1.0)
+    assert intervals["f1"] == intervals["mcc"] == [1.0, 1.0]
 
 
 def test_a_cluster_is_drawn_whole():
     labels = np.array([0, 1, 0, 1, 1])
     clusters = cluster_ids(["a", "b", "a", "b", "c"], 5)
     assert clusters.tolist() == [0, 1, 0, 1, 2]
-    weights, _ = next(two_class_resamples(labels, clusters, 200, seed=0))
+    weights, _ = next(resamples(clusters, Resampling(200), labels))
     assert (weights[:, 0] == weights[:, 2]).all()
     assert (weights[:, 1] == weights[:, 3]).all()
     assert (weights[:, [0, 1, 4]].sum(axis=1) == 3).all()  # three clusters drawn each time
@@ -104,24 +104,20 @@ def test_a_cluster_is_drawn_whole():
 
 def test_one_class_draws_are_redrawn_and_counted():
     # One positive of four: a draw misses it with probability (3/4)^4 = 0.316, takes it alone 0.004.
-    result = bootstrap([0.1, 0.2, 0.3, 0.9], [0, 0, 0, 1], 0.5, num_resamples=2000)
+    result = bootstrap([0, 0, 0, 1], [0.1, 0.2, 0.3, 0.9], num_resamples=2000)
     share = result.num_redrawn / (2000 + result.num_redrawn)
     # Standard error sqrt(0.32 * 0.68 / 2900) = 0.009; four of them.
     assert share == pytest.approx(0.75**4 + 0.25**4, abs=0.035)
-    assert result.intervals["roc_auc"] == (1.0, 1.0)
+    assert result.intervals("0")["roc_auc"] == [1.0, 1.0]
 
 
 def test_no_interval_without_two_classes_and_two_clusters():
-    nothing = metrics.Bootstrap({}, num_clusters=2, num_redrawn=0)
+    nothing = Bootstrap({}, 0, 0.95)
     for one_class in ([1, 1], [0, 0]):
-        assert bootstrap([0.1, 0.9], one_class, 0.5) == nothing
-        assert paired_auc_difference([0.1, 0.9], [0.2, 0.3], one_class) is None
-    one_cluster = {"groups_N": ["c", "c"]}
-    assert bootstrap([0.1, 0.9], [0, 1], 0.5, **one_cluster) == metrics.Bootstrap({}, 1, 0)
-    assert paired_auc_difference([0.1, 0.9], [0.2, 0.3], [0, 1], **one_cluster) is None
+        assert bootstrap(one_class, [0.1, 0.9]) == nothing
+    assert bootstrap([0, 1], [0.1, 0.9], groups_N=["c", "c"]) == nothing
     # Two clusters, and a function of each class: the least that can be resampled.
-    assert bootstrap([0.1, 0.9], [0, 1], 0.5).intervals["f1"] == (1.0, 1.0)
-    assert paired_auc_difference([0.1, 0.9], [0.1, 0.9], [0, 1]) is not None
+    assert bootstrap([0, 1], [0.1, 0.9]).intervals("0")["f1"] == [1.0, 1.0]
 
 
 def test_bad_resampling_is_named():
@@ -132,16 +128,14 @@ def test_bad_resampling_is_named():
         bootstrap_intervals(scores, labels, 0.5, level=95)
     with pytest.raises(ValueError, match="num_resamples is 0"):
         bootstrap_intervals(scores, labels, 0.5, num_resamples=0)
-    with pytest.raises(ValueError, match="num_resamples is 0"):
-        paired_auc_difference(scores, scores, labels, num=0)
     for level in (0.0, 1.0):
         with pytest.raises(ValueError, match=f"level is {level}"):
-            paired_auc_difference(scores, scores, labels, level=level)
+            Resampling(level=level)
     low, high = bootstrap_intervals(scores, labels, 0.5, num_resamples=1)["f1"]
     assert low == high  # a single resample is allowed
     for one_class in (np.zeros(2, int), np.ones(2, int)):
         with pytest.raises(AssertionError, match="needs both classes"):
-            next(two_class_resamples(one_class, np.arange(2), 1, seed=0))
+            next(resamples(np.arange(2), Resampling(1), one_class))
 
 
 def test_the_interval_covers_the_true_auc_about_95_times_in_100():
@@ -176,19 +170,18 @@ def test_the_paired_interval_separates_what_separate_intervals_do_not():
     scores, labels = sample(7, num=300, decimals=6)
     generator = np.random.default_rng(8)
     worse = np.clip(scores + 0.12 * generator.standard_normal(300), 0, 1)
-    result = paired_auc_difference(scores, worse, labels)
-    expected = sk.roc_auc_score(labels, scores) - sk.roc_auc_score(labels, worse)
-    assert result.difference == pytest.approx(expected, abs=1e-12)
-    assert 0 < result.low < result.difference < result.high
-    ours = bootstrap_intervals(scores, labels, 0.5)["roc_auc"]
-    theirs = bootstrap_intervals(worse, labels, 0.5)["roc_auc"]
+    result = bootstrap(labels, scores, worse)
+    low, high = result.difference("roc_auc", "0", "1")
+    found = sk.roc_auc_score(labels, scores) - sk.roc_auc_score(labels, worse)
+    assert 0 < low < found < high
+    ours, theirs = (result.intervals(name)["roc_auc"] for name in "01")
     assert theirs[1] > ours[0]  # apart they overlap
 
 
 def test_a_predictor_does_not_differ_from_itself():
     scores, labels = sample(1)
-    result = paired_auc_difference(scores, scores, labels)
-    assert (result.difference, result.low, result.high) == (0, 0, 0)
+    result = bootstrap(labels, scores, scores)
+    assert result.difference("roc_auc", "0", "1") == [0, 0]
 
 
 def test_600_functions_take_less_than_two_cpu_seconds():
@@ -231,14 +224,15 @@ def test_intervals_are_the_percentiles_of_a_plain_loop_over_clusters():
         "roc_auc": [sk.roc_auc_score(labels[rows], scores[rows]) for rows in kept],
         "f1": [sk.f1_score(labels[rows], scores[rows] >= 0.5) for rows in kept],
     }
-    found = bootstrap(scores, labels, 0.5, groups, 60, 5, 0.9)
-    assert (found.num_clusters, found.num_redrawn) == (5, num_redrawn)
+    draws = {"num_resamples": 60, "seed": 5, "level": 0.9}
+    found = bootstrap(labels, scores, other, groups_N=groups, **draws)
+    assert found.num_redrawn == num_redrawn
     for name, values in by_hand.items():
-        assert found.intervals[name] == pytest.approx(np.quantile(values, [0.05, 0.95]))
+        assert found.intervals("0")[name] == pytest.approx(np.quantile(values, [0.05, 0.95]))
     theirs = [sk.roc_auc_score(labels[rows], other[rows]) for rows in kept]
     differences = np.subtract(by_hand["roc_auc"], theirs)
-    paired = metrics.paired_auc_difference(scores, other, labels, groups, 60, 5, 0.9)
-    assert (paired.low, paired.high) == pytest.approx(np.quantile(differences, [0.05, 0.95]))
+    paired = found.difference("roc_auc", "0", "1")
+    assert paired == pytest.approx(np.quantile(differences, [0.05, 0.95]))
 
 
 def test_resamples_of_every_record_alone_are_those_of_a_plain_loop(monkeypatch):
@@ -246,16 +240,16 @@ def test_resamples_of_every_record_alone_are_those_of_a_plain_loop(monkeypatch):
     by_hand = [np.bincount(generator.integers(4, size=4), minlength=4) for _ in range(7)]
     for chunk in (2**21, 12, 1):  # all at once, three and one at a time
         monkeypatch.setattr(resampling, "MAX_CHUNK_ELEMENTS", chunk)
-        parts = list(resamples(4, 7, seed=2))
+        parts = [weights for weights, _ in resamples(np.arange(4), Resampling(7, 2))]
         assert max(map(len, parts)) == min(7, max(1, chunk // 4))
         assert np.concatenate(parts).tolist() == np.array(by_hand).tolist()
 
 
 def test_a_chunk_of_resamples_takes_16_mib_and_at_least_a_row(monkeypatch):
     labels, clusters = np.arange(100_000) % 2, np.arange(100_000)
-    weights, num_redrawn = next(two_class_resamples(labels, clusters, 50, seed=0))
+    weights, num_redrawn = next(resamples(clusters, Resampling(50), labels))
     assert weights.shape == (16 * 2**20 // 8 // 100_000, 100_000)
     assert num_redrawn == 0
     monkeypatch.setattr(resampling, "MAX_CHUNK_ELEMENTS", 1)
-    chunks = [weights for weights, _ in two_class_resamples(labels[:9], clusters[:9], 3, seed=0)]
+    chunks = [weights for weights, _ in resamples(clusters[:9], Resampling(3), labels[:9])]
     assert [len(chunk) for chunk in chunks if len(chunk)] == [1, 1, 1]

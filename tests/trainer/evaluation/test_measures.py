@@ -13,11 +13,12 @@ from sweep_cells import cells_of, write_cell
 
 from data.config import DataConfig
 from trainer.evaluation.functions.evaluation import FunctionEvaluation
-from trainer.evaluation.functions.report import Prediction, write_report
-from trainer.evaluation.functions.validation import score_functions
+from trainer.evaluation.functions.report import Prediction, write_function_report
+from trainer.evaluation.functions.scores import of_functions, score_examples
 from trainer.evaluation.language.report import LanguageScores, write_language_report
 from trainer.evaluation.language.tokens import TokenSums
 from trainer.evaluation.measures import MEASURES, Measure, deciding_score
+from trainer.evaluation.scoring import outputs, split_batches
 from trainer.processes.distributed import Ranks
 from trainer.sweep.findings import compare
 from trainer.sweep.report import write_report as write_sweep_report
@@ -61,7 +62,7 @@ def test_a_measure_of_functions_reaches_report_and_validation(monkeypatch, tmp_p
         Prediction(str(n), f"a.c:{n}", label, score, int(score >= 0.5), "", "", "read", 1)
         for n, (label, score) in enumerate(zip(LABELS, SCORES, strict=True))
     ]
-    write_report(tmp_path, "test", rows, 0.5, "by hand", {}, {})
+    write_function_report(tmp_path, "test", rows, 0.5, {}, {})
     report = json.loads((tmp_path / "test.json").read_text())
     assert report["predictors"]["model"]["metrics"]["youden"] == pytest.approx(YOUDEN)
     page = (tmp_path / "test.md").read_text()
@@ -118,5 +119,7 @@ def test_a_measure_of_tokens_reaches_report_and_sweep(monkeypatch, base, tmp_pat
 
 def test_a_function_scored_exactly_0_keeps_its_score_and_is_not_given_the_prior(ranks):
     examples = example_set([[1, 2], [3, 4], [5, 6]])
-    scores = score_functions(Scores([0.0, 0.25, 1.0]), examples, 0.7, CONFIG, ranks)
+    batches = split_batches(examples, CONFIG.data, 2, ranks)
+    scores_E = score_examples(outputs(Scores([0.0, 0.25, 1.0]), batches), len(examples), ranks)
+    scores = of_functions(scores_E, examples, 0.7, "max")
     assert scores.tolist() == [0.0, 0.25, 1.0]

@@ -7,7 +7,7 @@ import pytest
 from example_sets import example_set
 from rank_pool import run_ranks
 
-from trainer.evaluation.functions.validation import of_functions, population
+from trainer.evaluation.functions.scores import of_functions, population
 
 # Functions 0 and 2 have windows, function 1 was dropped.
 WINDOWS = example_set([[1], [1, 2], [3, 4], [5], [6]], records=[0, 0, 2, 2, 2])

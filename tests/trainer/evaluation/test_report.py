@@ -10,7 +10,9 @@ from rich.console import Console
 from sklearn import metrics as sk
 
 from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline, constant_baselines
-from trainer.evaluation.functions.report import DROPPED, Prediction, print_table, write_report
+from trainer.evaluation.functions.report import DROPPED, Prediction, write_function_report
+from trainer.evaluation.report import print_report
+from trainer.evaluation.resampling import Resampling
 
 THRESHOLD = 0.5
 FACTS = {"recipe": "recipes/a|b.yaml", "step": 400, "digests": {"train": "ab12"}}
@@ -49,7 +51,7 @@ def baselines_for(rows, seed=1):
 
 def write(folder, rows, split="test", baselines=None, facts=FACTS):
     baselines = baselines_for(rows) if baselines is None else baselines
-    return write_report(folder, split, rows, THRESHOLD, "highest F1 on valid", baselines, facts)
+    return write_function_report(folder, split, rows, THRESHOLD, baselines, facts)
 
 
 def test_the_json_holds_what_scikit_learn_computes_from_the_written_predictions(tmp_path):
@@ -86,7 +88,7 @@ def test_the_page_states_population_table_confusion_facts_and_figures(tmp_path):
     assert '| digests | {"train": "ab12"} |' in page
     assert "](test_roc.png)" in page
     assert "](test_pr.png)" in page
-    assert "highest F1 on valid" in page
+    assert "highest F1 on validation" in page
 
 
 def test_each_cwe_is_counted_by_hand(tmp_path):
@@ -160,7 +162,7 @@ def test_one_class_is_called_undefined_everywhere_and_nothing_fails(tmp_path, la
 
 def test_the_number_of_resamples_is_the_callers_and_is_stated(tmp_path):
     rows = predictions(num=20)
-    report = write_report(tmp_path, "test", rows, THRESHOLD, "given", {}, {}, num_resamples=50)
+    report = write_function_report(tmp_path, "test", rows, THRESHOLD, {}, {}, Resampling(50))
     assert report["bootstrap"]["num_resamples"] == 50
     assert "50 resamples" in (tmp_path / "test.md").read_text()
 
@@ -204,7 +206,7 @@ def test_a_failed_write_leaves_the_old_report_and_no_temporary_file(tmp_path, mo
 def test_the_printed_table_has_a_row_and_an_interval_for_each_predictor(tmp_path):
     report = write(tmp_path, predictions())
     console = Console(file=io.StringIO(), width=160)
-    print_table(report, console)
+    print_report(report, console)
     printed = console.file.getvalue()
     for name, predictor in report["predictors"].items():
         low, high = predictor["intervals"]["mcc"]

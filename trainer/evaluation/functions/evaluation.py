@@ -1,47 +1,32 @@
-"""Classification: validation chooses the best step and the threshold; the test report uses both."""
+"""Classification: validation chooses the best step and the threshold; the report uses both."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+import numpy.typing as npt
 
-from data.prepared.prepare import Prepared, Split
-from trainer.config.sections import RunConfig
+from data.batches.sampling import at_most
+from data.prepared.prepare import Split
+from trainer.evaluation.functions.baselines import (
+    TFIDF_LOGISTIC,
+    Baseline,
+    constant_baselines,
+    tfidf_baseline,
+    tfidf_logistic,
+)
 from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
-from trainer.evaluation.functions.report import print_table
-from trainer.evaluation.functions.split_report import write_split_report
-from trainer.evaluation.functions.validation import Validation, population, score_functions
-from trainer.evaluation.measures import deciding_score, shown_measures
-from trainer.processes.distributed import Ranks
-from trainer.run_folder.folder import REPORT
-from trainer.run_folder.metrics import RunLog
+from trainer.evaluation.functions.report import DROPPED, Prediction, write_function_report
+from trainer.evaluation.functions.scores import of_functions, population, score_examples
+from trainer.evaluation.measures import deciding_score
+from trainer.evaluation.scoring import Evaluation, Validation
+
+# The matrix of word pairs has to fit in memory: the baseline learns from these many functions.
+MOST_BASELINE_FUNCTIONS = 50_000
 
 
-@dataclass
-class FunctionEvaluation:
-    """Evaluation of a run that detects vulnerable functions.
-
-    Attributes:
-        config: The recipe.
-        prepared: Its data.
-        ranks: This process among all.
-        model: Batch -> logits (S, 2).
-        log: On rank 0; None elsewhere.
-    """
-
-    config: RunConfig
-    prepared: Prepared
-    ranks: Ranks
-    model: nn.Module
-    log: RunLog | None
-
-    @property
-    def prior(self) -> float:
-        """Share of vulnerable functions in training."""
-        targets = self.prepared.splits["train"].targets
-        return sum(targets) / len(targets)
+class FunctionEvaluation(Evaluation):
+    """Evaluation of a run that detects vulnerable functions."""
 
     def begin(self) -> None:
         """Nothing: the baselines are learned at the end."""
@@ -49,33 +34,88 @@ class FunctionEvaluation:
     def validate(self, step: int) -> Validation:
         """Score the validation split; the deciding score and the threshold of the highest F1."""
         valid = self.prepared.splits["valid"]
-        scores = score_functions(self.model, valid.examples, self.prior, self.config, self.ranks)
-        scored = population(valid.examples, self.config.replication.compat_population)
-        scores, targets = scores[scored], np.array(valid.targets)[scored]
-        threshold = best_threshold(scores, targets)
-        values = classification_metrics(scores, targets, threshold)
-        if self.log is not None:
-            shown = {name: values[name] for name in shown_measures("functions")}
-            self.log.validation({"step": step, **shown, "threshold": threshold})
+        scores_N = self._score(valid)
+        scored_P = population(valid.examples, self.config.replication.compat_population)
+        scores_P, targets_P = scores_N[scored_P], np.array(valid.targets)[scored_P]
+        threshold = best_threshold(scores_P, targets_P)
+        values = classification_metrics(scores_P, targets_P, threshold)
+        self.log_validation(step, "functions", values, threshold=threshold)
         return Validation(deciding_score("functions", values), threshold)
 
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; the report compares the model with the baselines."""
-        config, splits = self.config, self.prepared.splits
-        scores = score_functions(self.model, split.examples, self.prior, config, self.ranks)
-        return lambda: write_split_report(
-            config.output_dir / REPORT,
-            name,
-            split,
-            scores,
-            threshold,
-            splits,
-            facts,
-            compat_population=config.replication.compat_population,
-        )
+        scores_N = self._score(split)
 
-    def show(self, report: dict[str, Any]) -> None:
-        """Print the predictors."""
-        print_table(report)
+        def write() -> dict[str, Any]:
+            compat = self.config.replication.compat_population
+            scored_P = population(split.examples, compat)
+            baselines, num_learned = self._baselines(split, scored_P)
+            of_report = {
+                "baseline_functions": num_learned,
+                "compat_population": compat,
+                "num_left_out": len(split.samples) - len(scored_P),
+            }
+            rows = predictions(split, scores_N, threshold, scored_P)
+            return write_function_report(
+                self.report_folder, name, rows, threshold, baselines, {**facts, **of_report}
+            )
+
+        return write
+
+    def _score(self, split: Split) -> npt.NDArray[np.float64]:
+        """P(vulnerable) of every function; the prior is the share in training."""
+        scores_E = score_examples(self.outputs(split), len(split.examples), self.ranks)
+        targets = self.prepared.splits["train"].targets
+        prior = sum(targets) / len(targets)
+        return of_functions(scores_E, split.examples, prior, self.config.eval.window_score)
+
+    def _baselines(
+        self, split: Split, scored_P: npt.NDArray[np.int64]
+    ) -> tuple[dict[str, Baseline], int]:
+        """What the model has to beat on some functions of a split, and how many taught it."""
+        train, valid = self.prepared.splits["train"], self.prepared.splits["valid"]
+        learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples), seed=0)
+        scorer = tfidf_logistic(*_codes_and_labels(train, learned_F))
+        valid_P = population(valid.examples, self.config.replication.compat_population)
+        codes, _ = _codes_and_labels(split, scored_P)
+        words = tfidf_baseline(scorer, *_codes_and_labels(valid, valid_P), codes)
+        constant = constant_baselines(train.targets, scored_P)
+        return {TFIDF_LOGISTIC: words, **constant}, len(learned_F)
+
+
+def predictions(
+    split: Split,
+    scores_N: npt.NDArray[np.float64],
+    threshold: float,
+    population_P: npt.NDArray[np.int64],
+) -> list[Prediction]:
+    """One prediction for every function of a population."""
+    record_E, num = split.examples.record_E, split.examples.num_records
+    seen_N, member_N = (np.isin(np.arange(num), places) for places in (record_E, population_P))
+    columns = (scores_N, split.code_lengths, seen_N, member_N)
+    return [
+        Prediction(
+            id=sample.id,
+            origin=sample.origin,
+            label=sample.target,
+            score=score,
+            predicted=int(score >= threshold),
+            group=sample.commit,
+            cwe=sample.cwe,
+            status=sample.status,
+            num_tokens=max(0, num_tokens),
+            note="" if is_seen else DROPPED,
+        )
+        for sample, score, num_tokens, is_seen, is_member in zip(
+            split.samples, *(column.tolist() for column in columns), strict=True
+        )
+        if is_member
+    ]
+
+
+def _codes_and_labels(split: Split, places: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
+    # One by one: taking from the column would first join all of it in memory.
+    codes = [split.samples[place].code for place in places.tolist()]
+    return codes, [split.targets[place] for place in places.tolist()]

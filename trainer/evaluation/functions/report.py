@@ -1,4 +1,4 @@
-"""The evaluation report: one JSON, the page and figures made from it, and every prediction.
+"""The report of a classifier: metrics with intervals, its baselines, and every prediction.
 
 Shapes: N functions, in the order of the predictions.
 """
@@ -9,40 +9,44 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from data.audit.markdown import fill
-from trainer.evaluation.functions import figures
+from trainer.evaluation.figures import pr_png, roc_png
 from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline
-from trainer.evaluation.functions.metrics import (
-    bootstrap,
-    classification_metrics,
-    paired_auc_difference,
+from trainer.evaluation.functions.metrics import classification_metrics
+from trainer.evaluation.measures import MEASURES, Scored, bootstrapped
+from trainer.evaluation.report import MODEL, file_names, write_report
+from trainer.evaluation.resampling import (
+    USUAL_DRAWS,
+    Bootstrap,
+    Resampling,
+    cluster_ids,
+    weighted_roc_auc,
 )
-from trainer.evaluation.measures import shown_measures
-from trainer.evaluation.page import facts_table, json_text, print_report, table, write_files
-from trainer.evaluation.resampling import FloatArray, IntArray, cluster_ids
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
-MODEL = "model"
 DROPPED = "dropped: scored by the prior"
 _PAGE = Path(__file__).with_name("report.md.jinja")
-SEED, LEVEL = 0, 0.95
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model said about one function.
+    """The model's prediction for one function.
 
-    `origin` is file:line, `group` the commit (empty: on its own), `cwe` may be empty, `status` says
-    how the text was read, and a `note` that begins with DROPPED marks a function the model never
-    saw.
+    Attributes:
+        id: Of the record.
+        origin: file:line.
+        label: 0 or 1.
+        score: P(class 1).
+        predicted: 0 or 1.
+        group: Its commit; empty: it is a group of its own.
+        cwe: May be empty.
+        status: Of the record.
+        num_tokens: Of the code.
+        note: Begins with DROPPED where the model never saw the function.
     """
 
     id: str
@@ -57,153 +61,113 @@ class Prediction:
     note: str = ""
 
 
-def write_report(
+def write_function_report(
     folder: Path,
-    split_name: str,
+    name: str,
     predictions: Sequence[Prediction],
     threshold: float,
-    threshold_source: str,
     baselines: Mapping[str, Baseline],
     facts: Mapping[str, Json],
-    num_resamples: int = 1000,
+    draws: Resampling = USUAL_DRAWS,
 ) -> dict[str, Any]:
-    """Measure the predictions; write <split>.json, .md, _roc.png, _pr.png and predictions.
-
-    Each file is written under a temporary name and then renamed; <split>.json comes last, so where
-    it lies the report is whole.
+    """Measure the predictions; write <name>.json, .md, _roc.png, _pr.png and predictions.
 
     Args:
         folder: Receives the files; created when absent.
-        split_name: Letters, digits, "-" and "_"; "test" names its predictions predictions.jsonl,
-            any other split <split>_predictions.jsonl.
-        predictions: One per function of the split, none left out.
-        threshold: The model says positive when score >= threshold.
-        threshold_source: How it was chosen, e.g. "highest F1 on the validation split"; printed as
-            it is.
+        name: Of the split, in letters, digits, "-" and "_". The predictions of "test" are in
+            predictions.jsonl, those of any other split in <name>_predictions.jsonl.
+        predictions: One for each function of the split.
+        threshold: The model predicts 1 at a score >= threshold; chosen on validation.
         baselines: Name -> scores in the order of `predictions`. The one named TFIDF_LOGISTIC is
-            compared pairwise.
+            compared with the model, function by function.
         facts: What the reader needs to repeat the run: recipe, step, digests.
-        num_resamples: Of the bootstrap behind every interval.
+        draws: Of the bootstrap behind every interval.
 
     Returns:
-        The content of <split>.json.
+        The content of <name>.json.
 
     Raises:
-        ValueError: A bad split name, score or label, a `predicted` that contradicts the threshold,
-            or a baseline with the wrong number of scores.
+        ValueError: A bad name, score or label, a `predicted` that contradicts the threshold, or a
+            baseline with the wrong number of scores.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", split_name):
-        raise ValueError(f"split name {split_name!r} names files; use letters, digits, '-' and '_'")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"split name {name!r} names files; use letters, digits, '-' and '_'")
+    _check_predicted(predictions, threshold)
     labels_N = np.array([p.label for p in predictions], dtype=np.int64)
     model = Baseline(np.array([p.score for p in predictions], dtype=np.float64), threshold)
-    _check_predicted(predictions, threshold)
-    predictors = {MODEL: model, **baselines}
-    report = {
-        "split": split_name,
-        "threshold": threshold,
-        "threshold_source": threshold_source,
-        **_measure(split_name, predictions, predictors, labels_N, num_resamples),
-        "facts": dict(facts),
-        "files": _file_names(split_name),
+    predictors = {
+        key: Scored(p.scores_N, labels_N, p.threshold)
+        for key, p in {MODEL: model, **baselines}.items()
     }
-    _write_files(folder, report, predictions, predictors, labels_N)
+    listed = "predictions.jsonl" if name == "test" else f"{name}_predictions.jsonl"
+    report = {
+        "split": name,
+        "threshold": threshold,
+        "threshold_source": "highest F1 on validation",
+        **_measure(name, predictions, predictors, draws),
+        "facts": dict(facts),
+        "files": file_names(name, "roc", "pr", predictions=listed),
+    }
+    lines = [json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) for p in predictions]
+    contents: dict[str, bytes | str] = {"predictions": "".join(f"{line}\n" for line in lines)}
+    write_report(folder, report, _PAGE, {**contents, **_figures(report, predictors)})
     return report
 
 
-def print_table(report: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print the predictors of a report, one row each, and how the model compares with words."""
-    print_report(report, _header(), _rows(report), console)
-
-
-def render(report: Mapping[str, Any]) -> str:
-    """The report as one Markdown page; nothing is computed."""
-    return fill(
-        _PAGE,
-        r=report,
-        predictors=table(_header(), _rows(report)),
-        facts=facts_table(report["facts"]),
-    )
-
-
-def _header() -> list[str]:
-    return ["Predictor", *(measure.heading for measure in shown_measures("functions").values())]
-
-
-def _rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """One row per predictor: its name, then "value [low, high]" for each measure."""
-    return [
-        [
-            name,
-            *(
-                measure.text(p["metrics"][key], p["intervals"].get(key))
-                for key, measure in shown_measures("functions").items()
-            ),
-        ]
-        for name, p in report["predictors"].items()
-    ]
-
-
 def _measure(
-    split_name: str,
+    name: str,
     predictions: Sequence[Prediction],
-    predictors: Mapping[str, Baseline],
-    labels_N: IntArray,
-    num_resamples: int,
+    predictors: Mapping[str, Scored],
+    draws: Resampling,
 ) -> dict[str, Any]:
-    # A function without a commit stands for itself: its index cannot equal a commit, which is text.
+    metrics = {
+        key: classification_metrics(p.scores_N, p.labels_N, p.threshold)
+        for key, p in predictors.items()
+    }
+    # A function without a commit is its own group: its index never equals a commit, which is text.
     cluster_N = cluster_ids([p.group or i for i, p in enumerate(predictions)], len(predictions))
-    measured, counts = {}, {"num_clusters": 0, "num_redrawn": 0}
-    for name, p in predictors.items():
-        metrics = classification_metrics(p.scores_N, labels_N, p.threshold)
-        drawn = bootstrap(p.scores_N, labels_N, p.threshold, cluster_N, num_resamples, SEED, LEVEL)
-        # The draws depend on labels and clusters alone, so these counts are the same for every
-        # predictor.
-        counts = {"num_clusters": drawn.num_clusters, "num_redrawn": drawn.num_redrawn}
-        intervals = {metric: list(ends) for metric, ends in drawn.intervals.items()}
-        measured[name] = {"metrics": metrics, "intervals": intervals}
+    labels_N, num_clusters = predictors[MODEL].labels_N, int(cluster_N.max()) + 1
+    drawn = bootstrapped("functions", predictors, cluster_N, draws, labels_N)
     return {
         "population": {
             "num": len(predictions),
             "num_positive": int(labels_N.sum()),
-            "num_groups": counts["num_clusters"],
+            "num_groups": num_clusters,
             "num_scored_by_prior": sum(p.note.startswith(DROPPED) for p in predictions),
             "by_status": dict(sorted(Counter(p.status for p in predictions).items())),
         },
-        "bootstrap": {"num_resamples": num_resamples, "seed": SEED, "level": LEVEL, **counts},
-        "predictors": measured,
-        "comparison": _compare(
-            split_name, predictors, measured, labels_N, cluster_N, num_resamples
-        ),
+        "bootstrap": asdict(draws)
+        | {"num_clusters": num_clusters, "num_redrawn": drawn.num_redrawn},
+        "predictors": {
+            key: {"metrics": metrics[key], "intervals": drawn.intervals(key)} for key in predictors
+        },
+        "comparison": _compare(name, predictors, drawn),
         "by_cwe": _by_cwe(predictions),
     }
 
 
 def _compare(
-    split_name: str,
-    predictors: Mapping[str, Baseline],
-    measured: Mapping[str, Any],
-    labels_N: IntArray,
-    cluster_N: IntArray,
-    num_resamples: int,
+    name: str, predictors: Mapping[str, Scored], drawn: Bootstrap
 ) -> dict[str, Any] | None:
-    if TFIDF_LOGISTIC not in predictors:
+    """The model's ROC AUC minus that of the word counts, on the same resamples."""
+    if TFIDF_LOGISTIC not in predictors or not drawn.values:
         return None
-    ours, theirs = predictors[MODEL].scores_N, predictors[TFIDF_LOGISTIC].scores_N
-    paired = paired_auc_difference(ours, theirs, labels_N, cluster_N, num_resamples, SEED, LEVEL)
-    if paired is None:
-        return None
-    (low, high), (their_low, their_high) = (
-        measured[name]["intervals"]["roc_auc"] for name in (MODEL, TFIDF_LOGISTIC)
+    whole_1N = np.ones((1, len(predictors[MODEL].labels_N)))
+    auc, their_auc = (
+        weighted_roc_auc(predictors[key].scores_N, predictors[key].labels_N, whole_1N)[0]
+        for key in (MODEL, TFIDF_LOGISTIC)
     )
-    verdict = "not distinguishable from"
-    if paired.low > 0 or paired.high < 0:
-        verdict = "better than" if paired.low > 0 else "worse than"
+    interval = drawn.difference("roc_auc", MODEL, TFIDF_LOGISTIC)
+    (low, high), (their_low, their_high) = (
+        drawn.intervals(key)["roc_auc"] for key in (MODEL, TFIDF_LOGISTIC)
+    )
+    verdict = MEASURES["roc_auc"].verdict(interval)
     return {
         "baseline": TFIDF_LOGISTIC,
-        "auc_difference": paired.difference,
-        "interval": [paired.low, paired.high],
+        "auc_difference": float(auc - their_auc),
+        "interval": interval,
         "separate_intervals_overlap": low <= their_high and their_low <= high,
-        "verdict": f"{verdict} the word-count baseline on this {split_name} set",
+        "verdict": f"{verdict} the word-count baseline on this {name} set",
     }
 
 
@@ -241,50 +205,18 @@ def _check_predicted(predictions: Sequence[Prediction], threshold: float) -> Non
             )
 
 
-def _file_names(split_name: str) -> dict[str, str]:
-    is_test = split_name == "test"
-    return {
-        "roc": f"{split_name}_roc.png",
-        "pr": f"{split_name}_pr.png",
-        "predictions": "predictions.jsonl" if is_test else f"{split_name}_predictions.jsonl",
-        "markdown": f"{split_name}.md",
-        "json": f"{split_name}.json",
-    }
-
-
-def _write_files(
-    folder: Path,
-    report: Mapping[str, Any],
-    predictions: Sequence[Prediction],
-    predictors: Mapping[str, Baseline],
-    labels_N: IntArray,
-) -> None:
-    files = report["files"]
-    lines = [json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) for p in predictions]
-    contents: dict[str, bytes | str] = {
-        files["predictions"]: "".join(f"{line}\n" for line in lines),
-        **_figures(report, predictors, labels_N),
-        files["markdown"]: render(report),
-        files["json"]: json_text(report),
-    }
-    write_files(folder, contents)
-
-
-def _figures(
-    report: Mapping[str, Any], predictors: Mapping[str, Baseline], labels_N: IntArray
-) -> dict[str, bytes]:
-    roc_curves: dict[str, FloatArray] = {}
-    pr_curves: dict[str, FloatArray] = {}
-    for name, p in predictors.items():
-        if name == MODEL or figures.varies(p.scores_N):
-            metrics = report["predictors"][name]["metrics"]
-            roc_curves[f"{name} (AUC {metrics['roc_auc'] or 0:.3f})"] = p.scores_N
-            pr_curves[f"{name} (AP {metrics['pr_auc'] or 0:.3f})"] = p.scores_N
+def _figures(report: Mapping[str, Any], predictors: Mapping[str, Scored]) -> dict[str, bytes]:
+    labels_N, name = predictors[MODEL].labels_N, report["split"]
+    curves: dict[str, dict[str, Any]] = {"AUC": {}, "AP": {}}
+    for key, p in predictors.items():
+        if key == MODEL or np.ptp(p.scores_N) > 0:  # a constant predictor has no curve
+            metrics = report["predictors"][key]["metrics"]
+            for title, measure in (("AUC", "roc_auc"), ("AP", "pr_auc")):
+                curves[title][f"{key} ({title} {metrics[measure] or 0:.3f})"] = p.scores_N
     m = report["predictors"][MODEL]["metrics"]
-    false_positive_rate = m["fp"] / max(1, m["fp"] + m["tn"])
-    split, files = report["split"], report["files"]
-    roc_point, pr_point = (false_positive_rate, m["recall"]), (m["recall"], m["precision"])
+    roc_point = m["fp"] / max(1, m["fp"] + m["tn"]), m["recall"]
+    pr_point = m["recall"], m["precision"]
     return {
-        files["roc"]: figures.roc_png(f"ROC on {split}", labels_N, roc_curves, roc_point),
-        files["pr"]: figures.pr_png(f"Precision-recall on {split}", labels_N, pr_curves, pr_point),
+        "roc": roc_png(f"ROC on {name}", labels_N, curves["AUC"], roc_point),
+        "pr": pr_png(f"Precision-recall on {name}", labels_N, curves["AP"], pr_point),
     }

@@ -1,50 +1,31 @@
 """Language tasks: loss on validation picks the step; the report compares with before training."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from data.prepared.prepare import Prepared, Split
-from trainer.config.sections import RunConfig
-from trainer.evaluation.functions.validation import Validation
+from data.prepared.prepare import Split
 from trainer.evaluation.language.report import (
     LanguageScores,
-    print_language_table,
     sample_page,
     write_language_report,
 )
 from trainer.evaluation.language.tokens import TokenSums, score_tokens, unigram_loss
-from trainer.evaluation.measures import deciding_score, shown_measures
+from trainer.evaluation.measures import deciding_score, measured
+from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.generation.decoding import Prompt, greedy
 from trainer.generation.prompts import run_prompts
-from trainer.processes.distributed import Ranks, agreed
-from trainer.run_folder.folder import LOG, REPORT, write_arrays
-from trainer.run_folder.metrics import RunLog, read_log
+from trainer.processes.distributed import agreed
+from trainer.run_folder.folder import LOG, write_arrays
+from trainer.run_folder.metrics import read_log
 
 _BEFORE = "before_training.npz"
 
 
-@dataclass
-class LanguageEvaluation:
-    """Evaluation of a run that learns tokens.
-
-    Attributes:
-        config: The recipe.
-        prepared: Its data.
-        ranks: This process among all.
-        model: Batch -> scores (S, 3) in evaluation mode.
-        log: On rank 0; None elsewhere.
-    """
-
-    config: RunConfig
-    prepared: Prepared
-    ranks: Ranks
-    model: nn.Module
-    log: RunLog | None
+class LanguageEvaluation(Evaluation):
+    """Evaluation of a run that learns tokens."""
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -54,8 +35,8 @@ class LanguageEvaluation:
     def begin(self) -> None:
         """Measure validation and test before the first step.
 
-        That is the base, for adapters start as nothing; but with tuning.init_from what it names,
-        and with P-Tuning the base behind virtual tokens that are not trained yet.
+        Adapters change nothing yet, so this measures the base; with tuning.init_from the adapter
+        it names, with P-Tuning the base behind untrained virtual tokens.
         """
         self._log_validation(0, self._score(self.prepared.splits["valid"]))
         sums = self._score(self.prepared.splits["test"])
@@ -73,7 +54,7 @@ class LanguageEvaluation:
         self._log_validation(step, sums)
         if self.log is not None:
             self.log.samples(samples, [sample_page(sample) for sample in samples], step)
-        return Validation(deciding_score("tokens", sums.measured()))
+        return Validation(deciding_score("tokens", measured("tokens", sums)))
 
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
@@ -81,7 +62,7 @@ class LanguageEvaluation:
         """Score a split; the report compares the model with itself before training."""
         model, samples = self._score(split), self.answers()
         return lambda: write_language_report(
-            self.config.output_dir / REPORT,
+            self.report_folder,
             name,
             LanguageScores(
                 model=model,
@@ -98,10 +79,6 @@ class LanguageEvaluation:
             facts,
         )
 
-    def show(self, report: dict[str, Any]) -> None:
-        """Print the predictors."""
-        print_language_table(report)
-
     def answers(self) -> list[dict[str, Any]]:
         """The model's greedy answers to the run's prompts."""
         tokenizer, prompts = self.prepared.tokenizer, self.prompts
@@ -112,26 +89,19 @@ class LanguageEvaluation:
             self.ranks.device,
             seq_length=self.config.data.seq_length,
         )
-        return [
-            _sample(prompt, answer, tokenizer.end_id, tokenizer.decode)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        return [self._sample(*pair) for pair in zip(prompts, answers, strict=True)]
 
     def _score(self, split: Split) -> TokenSums:
-        return score_tokens(self.model, split.examples, self.config, self.ranks)
+        return score_tokens(self.outputs(split), split.examples, self.ranks)
 
     def _log_validation(self, step: int, sums: TokenSums) -> None:
-        if self.log is None:
-            return
-        values = sums.measured()
-        shown = {name: values[name] for name in shown_measures("tokens")}
-        self.log.validation({"step": step, **shown})
+        self.log_validation(step, "tokens", measured("tokens", sums))
         files = self.prepared.splits["valid"].files
-        if len(files) > 1:
+        if self.log is not None and len(files) > 1:
             self.log.files("valid_file", sums.by_file(files), step)
 
     def _before(self, split: Split) -> TokenSums | None:
-        """What `begin` measured, where it was this split."""
+        """What `begin` measured, if on this split."""
         path = self.config.output_dir / _BEFORE
         if not path.is_file():
             return None
@@ -149,14 +119,12 @@ class LanguageEvaluation:
             for kind in ("train", "valid")
         }
 
-
-def _sample(
-    prompt: Prompt, answer: list[int], end_id: int, decode: Callable[[list[int]], str]
-) -> dict[str, Any]:
-    ended = answer[-1:] == [end_id]
-    return {
-        "prompt": prompt.text,
-        "answer": decode(answer[:-1] if ended else answer),
-        "reference": prompt.reference,
-        "ended": ended,
-    }
+    def _sample(self, prompt: Prompt, answer: list[int]) -> dict[str, Any]:
+        tokenizer = self.prepared.tokenizer
+        ended = answer[-1:] == [tokenizer.end_id]
+        return {
+            "prompt": prompt.text,
+            "answer": tokenizer.decode(answer[:-1] if ended else answer),
+            "reference": prompt.reference,
+            "ended": ended,
+        }

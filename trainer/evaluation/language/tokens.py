@@ -10,16 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from data.text.tokenization import ExampleSet
-from trainer.config.sections import RunConfig
-from trainer.errors import DivergedError
-from trainer.evaluation.functions.validation import split_batches
-from trainer.evaluation.measures import measures_of
-from trainer.processes.distributed import Ranks, all_reduce_sum
-
-FloatArray = npt.NDArray[np.float64]
+from trainer.evaluation.resampling import FloatArray
+from trainer.evaluation.scoring import Outputs, sum_of_ranks
+from trainer.processes.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -51,10 +46,6 @@ class TokenSums:
         """Share of targets that are the first choice."""
         return float(self.correct_N.sum() / self.count_N.sum())
 
-    def measured(self) -> dict[str, float | None]:
-        """Every measure of tokens by name."""
-        return {name: measure.function(self) for name, measure in measures_of("tokens").items()}
-
     def by_file(self, files: Mapping[str, int]) -> dict[str, float]:
         """Loss of each file that has targets.
 
@@ -66,15 +57,12 @@ class TokenSums:
         return {name: float(a / b) for name, a, b in zip(files, nll, count, strict=True) if b}
 
 
-def score_tokens(
-    model: nn.Module, examples: ExampleSet, config: RunConfig, ranks: Ranks
-) -> TokenSums:
-    """Sums of every record, equal on all ranks; called by all ranks.
+def score_tokens(outputs: Outputs, examples: ExampleSet, ranks: Ranks) -> TokenSums:
+    """Sums of every record, equal on all ranks; all ranks call this.
 
     Args:
-        model: Batch -> scores (S, 3) in evaluation mode; left in training mode.
+        outputs: This rank's batches with their scores (S, 3).
         examples: The split.
-        config: Row length, packing, isolation and micro-batch of the run.
         ranks: This process among all.
 
     Raises:
@@ -82,17 +70,11 @@ def score_tokens(
     """
     num = examples.num_records
     sums_2N = torch.zeros(2, num, dtype=torch.float64, device=ranks.device)
-    model.eval()
-    with torch.no_grad():
-        for batch in split_batches(examples, config, ranks):
-            scores_S3 = model(batch)
-            record_S = torch.from_numpy(examples.record_E[batch.example_S]).to(ranks.device)
-            sums_2N[0].index_add_(0, record_S, scores_S3[:, 0].double())
-            sums_2N[1].index_add_(0, record_S, (scores_S3[:, 1] > 0).double())
-    model.train()
-    nll_N, correct_N = all_reduce_sum(sums_2N).cpu().numpy()
-    if not np.isfinite(nll_N).all():
-        raise DivergedError("the model's losses are not finite; lower optim.lr or check the base")
+    for batch, scores_S3 in outputs:
+        record_S = torch.from_numpy(examples.record_E[batch.example_S]).to(ranks.device)
+        sums_2N[0].index_add_(0, record_S, scores_S3[:, 0].double())
+        sums_2N[1].index_add_(0, record_S, (scores_S3[:, 1] > 0).double())
+    nll_N, correct_N = sum_of_ranks(sums_2N, ranks)
     count_N: FloatArray = np.bincount(examples.record_E, examples.count_E, num).astype(np.float64)
     return TokenSums(nll_N, correct_N, count_N)
 
@@ -103,9 +85,9 @@ def perplexity(loss: float) -> float:
 
 
 def unigram_loss(learned: ExampleSet, scored: ExampleSet, vocab_size: int) -> float:
-    """Mean loss of a model that knows nothing but how often a target occurs, in nats.
+    """Mean loss, in nats, of a model that knows only how often each target occurs.
 
-    Counts of the learned split with one added to each token (Laplace), on the scored split.
+    Counts come from the learned split, with one added to each token (Laplace).
     """
     counts_V, scored_V = (target_counts(split, vocab_size) for split in (learned, scored))
     logs_V = np.log((counts_V + 1) / (counts_V.sum() + vocab_size))

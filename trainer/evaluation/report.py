@@ -1,0 +1,135 @@
+"""The report writer: tables, a page made by a template, and every file written whole.
+
+A report is a dict with `split`, `predictors`, `comparison`, `facts` and `files`, and whatever the
+page of its kind shows besides. It becomes the JSON as it is.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.audit.markdown import cell, fill
+from trainer.evaluation.measures import shown_measures
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from rich.console import Console
+
+MODEL = "model"  # the predictor that others are compared with
+_FILE_WIDTH = 132  # characters
+
+
+def file_names(name: str, *pictures: str, **others: str) -> dict[str, str]:
+    """The files of a report by what they hold, in the order in which they are written."""
+    drawn = {picture: f"{name}_{picture}.png" for picture in pictures}
+    return drawn | others | {"markdown": f"{name}.md", "json": f"{name}.json"}
+
+
+def write_report(
+    folder: Path,
+    report: Mapping[str, Any],
+    template: Path,
+    contents: Mapping[str, bytes | str],
+    **parts: Any,
+) -> None:
+    """Write the files of a report; its JSON comes last, so where it lies the report is whole.
+
+    Args:
+        folder: Receives the files; created when absent.
+        report: Content of the JSON.
+        template: Of the page; its values are `r`, the report, `predictors` and `facts`, the tables.
+        contents: Every other file, by its key in report["files"].
+        parts: More values of the template.
+
+    Raises:
+        ValueError: A number of the report is not finite; nothing is written.
+    """
+    page = fill(
+        template,
+        r=report,
+        predictors=table(*predictor_rows(report)),
+        facts=_facts_table(report["facts"]),
+        **parts,
+    )
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    all_contents = {**contents, "markdown": page, "json": text}
+    write_files(folder, {report["files"][key]: content for key, content in all_contents.items()})
+
+
+def predictor_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of predictors: a name, then "value [low, high]" by measure."""
+    is_classified = "metrics" in report["predictors"][MODEL]
+    measures = shown_measures("functions" if is_classified else "tokens")
+    rows = []
+    for name, predictor in report["predictors"].items():
+        values, intervals = predictor.get("metrics", predictor), intervals_of(predictor)
+        texts = [
+            measure.text(values[key], intervals.get(key)) if key in values else "-"
+            for key, measure in measures.items()
+        ]
+        rows.append([name, *texts])
+    return ["Predictor", *(measure.heading for measure in measures.values())], rows
+
+
+def intervals_of(predictor: Mapping[str, Any]) -> Mapping[str, Sequence[float] | None]:
+    """The intervals of a predictor by measure; one of tokens has that of its loss alone."""
+    found: Mapping[str, Sequence[float] | None] = predictor.get(
+        "intervals", {"loss": predictor.get("interval")}
+    )
+    return found
+
+
+def print_report(report: Mapping[str, Any], console: "Console | None" = None) -> None:
+    """Print the table of a report's predictors, and how the model compares."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = console or Console()
+    if not console.is_terminal:  # a file or a pipe has no width: a row then stays on one line
+        console.width = max(console.width, _FILE_WIDTH)
+    shown = Table(title=f"Evaluation on {report['split']}")
+    header, rows = predictor_rows(report)
+    for place, column in enumerate(header):
+        shown.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    console.print(shown)
+    if report["comparison"] is not None:
+        console.print(f"The model is {report['comparison']['verdict']}.")
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[Any]], others_align: str = "---:"
+) -> "Markup":
+    """A Markdown table, safe in a template; the first column is aligned left."""
+    from markupsafe import Markup
+
+    rule = ["---", *[others_align] * (len(header) - 1)]
+    lines = [header, rule, *([cell(value) for value in row] for row in rows)]
+    return Markup("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> None:
+    """Write files by name in this order, each whole or not at all; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        # A model's answer may hold half of a character, which UTF-8 has no bytes for.
+        raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            temporary.write_bytes(raw)
+            os.replace(temporary, folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _facts_table(facts: Mapping[str, Any]) -> "Markup":
+    """What the numbers of a report rest on, one fact a row."""
+    rows = [
+        [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        for key, value in facts.items()
+    ]
+    return table(["Fact", "Value"], rows, others_align="---")
