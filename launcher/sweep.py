@@ -39,19 +39,13 @@ def main(arguments: list[str]) -> int:
 
 def _sweep(given: Namespace) -> None:
     from trainer.errors import ConfigError
-    from trainer.sweep.grid import Request, expand
+    from trainer.sweep.grid import expand
 
     if given.gpus is not None and given.gpus < 1:
         raise ConfigError("--gpus must be above 0")
-    request = Request(
-        given.recipe,
-        tuple(given.overrides),
-        tuple(given.methods),
-        tuple(given.models),
-        tuple(given.seeds),
-        tuple(given.set),
+    root, cells = expand(
+        given.recipe, given.overrides, given.methods, given.models, given.seeds, given.set
     )
-    root, cells = expand(request)
 
     from trainer.sweep.sweep import run_sweep
 

@@ -8,7 +8,7 @@ import yaml
 
 from data.prepared.prepare import data_digests
 from trainer.models.files import base_digest
-from trainer.sweep.grid import Cell, Request, expand
+from trainer.sweep.grid import Cell, expand
 
 NUM_LOGGED = 20  # a final train loss is the mean of the last two
 
@@ -18,7 +18,7 @@ def cells_of(
 ) -> tuple[Path, list[Cell]]:
     """The grid of a recipe below a folder, of the task "instruction"."""
     keys = (f"run.output_dir={folder}", "task.name=instruction", "data.packing=false")
-    return expand(Request(recipe, keys, methods, models, tuple(range(num_seeds))))
+    return expand(recipe, keys, methods, models, range(num_seeds))
 
 
 def write_cell(

@@ -1,24 +1,21 @@
 """What a sweep shows and what it does not, in words."""
 
-from collections.abc import Sequence
 from math import comb, isclose
 
-from trainer.sweep.findings import FEWEST, Comparison, Order, models_of
-from trainer.sweep.results import Result
+from trainer.sweep.findings import FEWEST, Comparison, Order
 
 _SURE = 0.05
 _FEW_SEEDS = 5
 
 
 def answer_lines(comparison: Comparison) -> list[str]:
-    """Whether the smallest model's order of methods predicts the largest's, and how surely."""
-    loss_name = comparison.loss_name
-    if not comparison.orders or comparison.orders[0].model != next(iter(comparison.models)):
+    """Whether the order of methods on the smallest model predicts that on the largest."""
+    loss_name, order = comparison.loss_name, next(iter(comparison.orders), None)
+    if order is None or order.model != next(iter(comparison.models)):
         return [
             f"Not answered: it takes {FEWEST} methods or more that have finished every seed on the"
             " smallest and on the largest size."
         ]
-    order = comparison.orders[0]
     if order.tau is None:
         return [f"Not answered: on one size all methods have the same {loss_name}."]
     best = order.methods[0]
@@ -38,7 +35,7 @@ def answer_lines(comparison: Comparison) -> list[str]:
 
 
 def verdict(order: Order) -> str:
-    """Yes, no or not shown: by the interval over seeds and by chance among so few methods."""
+    """Yes, no or not shown, by the interval over seeds and the p value."""
     if order.num_seeds == 1:
         return "Not shown: there is one seed."
     if order.tau_interval is None or order.p is None:
@@ -63,13 +60,13 @@ def limit_lines(comparison: Comparison) -> list[str]:
         f"Nothing beyond these {len(sizes)} sizes ({sizes[0]:,} to {sizes[-1]:,} parameters), this"
         " data, these steps and the one learning rate of each method: another rate can reorder"
         " methods more than size does.",
-        f"{num_seeds} seed{'s' * (num_seeds != 1)} a cell: [lowest, highest] is not an interval of"
-        f" confidence. Seeds change {_changed_by_seeds(results)}; the train losses of two seeds"
-        " are of other rows.",
-        "All cells are scored on the same test records. What other records would say is in no"
-        " interval here; the interval of each cell over its records stands in report.csv.",
-        "Time is of this machine and of whatever else ran on it. On a CPU, measured memory is that"
-        " of the whole process, most of it libraries: there the planned memory is compared.",
+        f"{num_seeds} seed{'s' * (num_seeds != 1)} a cell: [lowest, highest] is not a confidence"
+        f" interval. Seeds change {_changed_by_seeds(comparison)}; the train losses of two seeds"
+        " come from different rows.",
+        "All cells are scored on the same test records. No interval here says what other records"
+        " would give; report.csv has the interval of each cell over its records.",
+        "Times depend on this machine and on what else ran on it. On a CPU, measured memory is that"
+        " of the whole process, mostly libraries, so the planned memory is compared.",
     ]
     if "token_accuracy" in comparison.measures:
         lines.append(
@@ -80,25 +77,25 @@ def limit_lines(comparison: Comparison) -> list[str]:
         lines.append("The task has no loss on test: methods are ordered by their training loss.")
     if len({result.data for result in results}) > 1:
         lines.append(
-            "**Cells were trained on different data** (their digests differ): they do not compare."
+            "**Cells were trained on different data** (their digests differ): do not compare them."
         )
     if len({result.num_steps for result in results}) > 1:
         lines.append("**Cells were trained for different numbers of steps.**")
     incomplete = len(results) < len(comparison.methods) * len(sizes) * num_seeds
-    return lines + (["Cells are missing; means are over those there are."] * incomplete)
+    return lines + (["Cells are missing; means are over the finished ones."] * incomplete)
 
 
-def _changed_by_seeds(results: Sequence[Result]) -> str:
-    """What run.seed draws: the base too, where a model has no weights."""
-    drawn = models_of([result for result in results if result.is_base_random])
-    if not drawn:
+def _changed_by_seeds(comparison: Comparison) -> str:
+    """What run.seed draws: also the base of a model without weights."""
+    random = {result.model for result in comparison.results if result.is_base_random}
+    if not random:
         return "the order of the data and new weights, not the base"
-    names = ", ".join(drawn)
+    names = ", ".join(model for model in comparison.models if model in random)
     return f"the order of the data, new weights and the base, which is random for {names}"
 
 
 def _pairs(order: Order) -> str:
-    """How many pairs of methods keep their order; seeds that could overlap take two at least."""
+    """How many pairs of methods keep their order; it takes two seeds to tell them apart."""
     if order.num_seeds == 1:
         return f"Of {order.num_pairs} pairs of methods, {order.num_kept} keep their order."
     return (
@@ -117,7 +114,7 @@ def _interval(order: Order) -> str:
 
 def _trust(num_seeds: int) -> str:
     if num_seeds == 1:
-        return "One seed: nothing is known about how much of this is chance; run more seeds."
+        return "One seed cannot show how much of this is chance; run more seeds."
     if num_seeds >= _FEW_SEEDS:
         return f"The interval draws {num_seeds} seeds anew at each size, the same for all methods."
     num_distinct = comb(2 * num_seeds - 1, num_seeds) ** 2

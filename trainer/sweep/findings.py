@@ -1,14 +1,16 @@
-"""What the cells of a grid say together: means over seeds, orders of methods, the Pareto front.
+"""Findings of a sweep: means over seeds, orders of methods, loss and metric, the Pareto front.
 
 M methods, S seeds, N points.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 
-from trainer.evaluation.measures import Measure, swept_measures
+from trainer.evaluation.measures import Measure
 from trainer.sweep.results import Result
 from trainer.sweep.statistics import (
     FloatArray,
@@ -21,55 +23,82 @@ from trainer.sweep.statistics import (
     spearman,
 )
 
-FEWEST = 3  # methods, or cells, of which an order says anything
+FEWEST = 3  # methods, or cells, that an order needs
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a report is made of.
+    """Everything that a report shows.
 
     Attributes:
-        results: Of the finished cells.
-        groups: By model, smallest first, and method.
-        orders: Every model against the largest, smallest first.
-        relations: Of loss and metric, over all cells and within each model.
-        measures: What the task is measured by, by name.
-        loss_name: What methods are compared by.
-        memory_name: What their memory is.
+        results: One for each finished cell.
+        measures: By name; those of the task that sweeps compare.
     """
 
     results: tuple[Result, ...]
-    groups: tuple["Group", ...]
-    orders: tuple["Order", ...]
-    relations: tuple["Relation", ...]
     measures: Mapping[str, Measure]
-    loss_name: str
-    memory_name: str
 
     @property
     def metric(self) -> str:
-        """The first measure, which pictures and correlations use, for people."""
+        """Title of the first measure, which pictures and correlations use."""
         return next(iter(self.measures.values())).title
 
     @property
     def methods(self) -> list[str]:
         """In the order of the grid."""
-        return methods_of(self.results)
+        return list(dict.fromkeys(result.method for result in self.results))
 
     @property
     def models(self) -> dict[str, int]:
         """Parameters of each base, smallest first."""
-        return models_of(self.results)
+        sizes = {result.model: result.num_base for result in self.results}
+        return dict(sorted(sizes.items(), key=lambda item: item[1]))
 
     @property
     def seeds(self) -> list[int]:
-        """Of any cell."""
+        """Seeds of all cells."""
         return sorted({result.seed for result in self.results})
+
+    @cached_property
+    def groups(self) -> list["Group"]:
+        """By model, smallest first, and method, in the order of the grid."""
+        groups = []
+        for model, method in product(self.models, self.methods):
+            cells = tuple(r for r in self.results if (r.method, r.model) == (method, model))
+            if cells:
+                groups.append(Group(method, model, cells))
+        return groups
+
+    @cached_property
+    def orders(self) -> list["Order"]:
+        """Every model with enough methods against the largest, smallest first."""
+        *smaller, largest = self.models
+        found = (_order(self.results, model, largest) for model in smaller)
+        return [order for order in found if order is not None]
+
+    @cached_property
+    def relations(self) -> list["Relation"]:
+        """Loss and metric over all cells and within each model that has enough cells."""
+        parts = {"all": list(self.results)}
+        parts |= {model: [r for r in self.results if r.model == model] for model in self.models}
+        return [_relation(where, part) for where, part in parts.items() if len(part) >= FEWEST]
+
+    @property
+    def loss_name(self) -> str:
+        """The loss that methods are compared by."""
+        has_test = all(result.test_loss is not None for result in self.results)
+        return "test loss" if has_test else "train loss"
+
+    @property
+    def memory_name(self) -> str:
+        """The memory that methods are compared by."""
+        is_planned = any(result.is_on_cpu for result in self.results)
+        return "planned peak memory" if is_planned else "peak memory"
 
 
 @dataclass(frozen=True)
 class Group:
-    """The cells of a method on a model, a seed each."""
+    """The cells of a method on a model, one for each seed."""
 
     method: str
     model: str
@@ -87,19 +116,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Order:
-    """How the order of methods by loss on one model resembles that on another.
+    """How well the order of methods by loss on one model predicts the order on a larger one.
 
     Attributes:
-        model, other: The smaller one and the larger one.
-        methods: That have every seed on both, best first on the smaller one.
-        places: Their places on the larger one, 1 is best.
+        model, other: The smaller and the larger model.
+        methods: Methods with every seed on both, best first on the smaller model.
+        places: Their places on the larger model, 1 is best.
         num_seeds: S.
         tau, rho: Kendall's and Spearman's correlation of the mean losses.
-        tau_interval, rho_interval: Over seeds; None of one seed.
-        p: Two-sided, of tau: how often a random order does as well.
-        num_pairs, num_apart, num_kept: Pairs of methods; those whose seeds do not overlap on either
-            model; of these, those in the same order on both.
-        regret: Loss on the larger one of the smaller one's best method, above the lowest there.
+        tau_interval, rho_interval: Over seeds; None with one seed.
+        p: How often a random order gives a tau as far from 0.
+        num_pairs, num_apart, num_kept: Pairs of methods; pairs whose seeds do not overlap on either
+            model; pairs of these in the same order on both.
+        regret: On the larger model, loss of the smaller model's best method above the lowest loss.
     """
 
     model: str
@@ -123,10 +152,10 @@ class Relation:
     """Spearman's correlation of loss and metric over some cells.
 
     Attributes:
-        where: A model, or all.
+        where: A model, or "all".
         num: Cells.
         rho: None where one side does not vary.
-        interval: Over methods x models, whose seeds are drawn together.
+        interval: Over methods x models, all seeds of one drawn together.
     """
 
     where: str
@@ -135,57 +164,22 @@ class Relation:
     interval: tuple[float, float] | None
 
 
-def compare(results: Sequence[Result], task: str) -> Comparison:
-    """Everything that a report says about finished cells, at least one, of a task."""
-    has_test = all(result.test_loss is not None for result in results)
-    is_planned = any(result.is_on_cpu for result in results)
-    return Comparison(
-        results=tuple(results),
-        groups=tuple(grouped(results)),
-        orders=tuple(orders(results)),
-        relations=tuple(relations(results)),
-        measures=swept_measures(task),
-        loss_name="test loss" if has_test else "train loss",
-        memory_name="planned peak memory" if is_planned else "peak memory",
+def front_of(groups: Sequence[Group], cost: Callable[[Result], float]) -> list[Group]:
+    """The groups that no other beats in both mean cost and mean loss, cheapest first."""
+    cost_N, loss_N = (
+        np.array([group.mean(value) for group in groups])
+        for value in (cost, lambda cell: cell.loss)
     )
+    return [groups[n] for n in pareto_front(cost_N, loss_N)]
 
 
-def grouped(results: Sequence[Result]) -> list[Group]:
-    """By model, smallest first, and method, in the order of the grid."""
-    methods, models = methods_of(results), models_of(results)
-    groups = []
-    for model in models:
-        for method in methods:
-            cells = tuple(r for r in results if (r.method, r.model) == (method, model))
-            if cells:
-                groups.append(Group(method, model, cells))
-    return groups
-
-
-def methods_of(results: Sequence[Result]) -> list[str]:
-    """In the order of the grid."""
-    return list(dict.fromkeys(result.method for result in results))
-
-
-def models_of(results: Sequence[Result]) -> dict[str, int]:
-    """Parameters of each base, smallest first."""
-    return dict(sorted({r.model: r.num_base for r in results}.items(), key=lambda item: item[1]))
-
-
-def orders(results: Sequence[Result]) -> list[Order]:
-    """Every model against the largest, smallest first; without those that share too few methods."""
-    *smaller, largest = models_of(results)
-    found = (order_between(results, model, largest) for model in smaller)
-    return [order for order in found if order is not None]
-
-
-def order_between(results: Sequence[Result], model: str, other: str) -> Order | None:
-    """Compare two models; None where fewer than three methods have every seed on both."""
+def _order(results: Sequence[Result], model: str, other: str) -> Order | None:
+    """Compare two models; None if fewer than three methods have every seed on both."""
     losses = {(r.method, r.model, r.seed): r.loss for r in results}
     seeds = sorted({r.seed for r in results if r.model in (model, other)})
     methods = [
         method
-        for method in methods_of(results)
+        for method in dict.fromkeys(result.method for result in results)
         if all((method, one, seed) in losses for one in (model, other) for seed in seeds)
     ]
     if len(methods) < FEWEST:
@@ -213,23 +207,6 @@ def order_between(results: Sequence[Result], model: str, other: str) -> Order | 
         num_kept=num_kept,
         regret=float(y_M[by_loss[0]] - y_M.min()),
     )
-
-
-def relations(results: Sequence[Result]) -> list[Relation]:
-    """Loss against metric over all cells and within each model, where there are enough cells."""
-    places = {"all": results} | {
-        model: [r for r in results if r.model == model] for model in models_of(results)
-    }
-    return [_relation(where, cells) for where, cells in places.items() if len(cells) >= FEWEST]
-
-
-def front_of(groups: Sequence[Group], cost: Callable[[Result], float]) -> list[Group]:
-    """The groups that no other beats in both mean cost and mean loss, cheapest first."""
-    cost_N, loss_N = (
-        np.array([group.mean(value) for group in groups])
-        for value in (cost, lambda cell: cell.loss)
-    )
-    return [groups[n] for n in pareto_front(cost_N, loss_N)]
 
 
 def _relation(where: str, cells: Sequence[Result]) -> Relation:

@@ -1,10 +1,10 @@
-"""The cells of a grid: what launcher/train.py is given for each, checked before any starts."""
+"""The cells of a grid: the recipe of each, checked before the first one starts."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from trainer.config.recipe import load_run_config
@@ -13,27 +13,6 @@ from trainer.errors import ConfigError
 from trainer.planning.plan import read_shape
 
 _OWNED = ("tuning.method", "model.path", "model.config", "run.seed", "run.output_dir")
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of the command line.
-
-    Attributes:
-        recipe: Of every cell.
-        overrides: section.key=value, of every cell.
-        methods: Of tuning.method.
-        models: FOLDER or NAME=FOLDER; none: the recipe's own.
-        seeds: Of run.seed; none: the recipe's own.
-        settings: METHOD:section.key=value, of the cells of a method.
-    """
-
-    recipe: Path
-    overrides: tuple[str, ...]
-    methods: tuple[str, ...]
-    models: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,31 +33,47 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """METHOD/MODEL/seed-N, also the run folder's place below run.output_dir."""
+        """METHOD/MODEL/seed-N, also its run folder below the recipe's run.output_dir."""
         return f"{self.method}/{self.model}/seed-{self.seed}"
 
 
-def expand(request: Request) -> tuple[Path, list[Cell]]:
-    """The folder of the grid and its cells, by seed, model, method: a whole comparison comes early.
+def expand(
+    recipe: Path,
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    models: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    settings: Sequence[str] = (),
+) -> tuple[Path, list[Cell]]:
+    """The folder of the grid and its cells, by seed, model, method: the first seed comes first.
+
+    Args:
+        recipe: Of every cell.
+        overrides: section.key=value, for every cell.
+        methods: Values of tuning.method.
+        models: FOLDER or NAME=FOLDER; none: the recipe's own model.
+        seeds: Values of run.seed; none: the recipe's own seed.
+        settings: METHOD:section.key=value, for the cells of one method.
 
     Raises:
-        ConfigError: A cell that could not run as written, with every fault found.
-        ModelError: A model whose sizes are not known.
+        ConfigError: Cells that could not run; the message lists every fault.
+        ModelError: The sizes of a model are not known.
     """
-    own, models = _settings(request), _model_overrides(request)
+    _check_lists(methods, models, seeds)
+    own, folders = _settings(overrides, methods, settings), _model_overrides(models)
     roots: list[Path] = []
     cells: list[Cell] = []
     faults: dict[str, str] = {}
-    for seed, model, method in product(request.seeds or (None,), models, request.methods):
-        given = (*request.overrides, *models[model], f"tuning.method={method}", *own[method])
-        given += () if seed is None else (f"run.seed={seed}",)
+    for seed, model, method in product(seeds or (None,), folders, methods):
+        keys = (*overrides, *folders[model], f"tuning.method={method}", *own[method])
+        keys += () if seed is None else (f"run.seed={seed}",)
         try:
-            config = load_run_config(request.recipe, given)
+            config = load_run_config(recipe, keys)
         except ConfigError as error:
             faults.setdefault(str(error), f"{method} {model}".strip())
             continue
         roots.append(config.output_dir)
-        cells.append(_cell(config, model or _checked_name(config.model_folder.name), given))
+        cells.append(_cell(config, model or _checked_name(config.model_folder.name), keys))
     if faults:
         raise ConfigError("\n".join(f"{name}: {fault}" for fault, name in faults.items()))
     for config in {cell.model: cell.config for cell in cells}.values():
@@ -86,41 +81,49 @@ def expand(request: Request) -> tuple[Path, list[Cell]]:
     return roots[0], cells
 
 
-def _cell(config: RunConfig, model: str, given: tuple[str, ...]) -> Cell:
+def _cell(config: RunConfig, model: str, keys: tuple[str, ...]) -> Cell:
     """A cell in its own folder below the recipe's run.output_dir."""
     method, seed = config.tuning.method, config.run.seed
     folder = str(config.output_dir / method / model / f"seed-{seed}")
-    run = config.run.model_copy(update={"output_dir": folder})
-    given += (f"run.output_dir={json.dumps(folder)}",)
-    return Cell(method, model, seed, given, config.model_copy(update={"run": run}))
+    keys += (f"run.output_dir={json.dumps(folder)}",)
+    return Cell(method, model, seed, keys, config.changed("run", output_dir=folder))
 
 
-def _settings(request: Request) -> dict[str, list[str]]:
+def _check_lists(methods: Sequence[str], models: Sequence[str], seeds: Sequence[int]) -> None:
+    for option, texts in (("--methods", methods), ("--models", models)):
+        for text in texts:  # an option takes every argument after it, also overrides
+            key, equals, _ = text.partition("=")
+            section, dot, _ = key.partition(".")
+            if equals and dot and section in RunConfig.model_fields:
+                raise ConfigError(f"{option} {text}: keys for all cells follow RECIPE directly")
+    for option, values in (("--methods", methods), ("--seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{option} {' '.join(map(str, values))}: name each only once")
+
+
+def _settings(
+    overrides: Sequence[str], methods: Sequence[str], settings: Sequence[str]
+) -> dict[str, list[str]]:
     """The overrides of each method."""
-    _refuse_overrides("--methods", request.methods)
-    for name, asked in (("--methods", request.methods), ("--seeds", request.seeds)):
-        if len(set(asked)) < len(asked):
-            raise ConfigError(f"{name} {' '.join(map(str, asked))}: one stands twice")
-    own: dict[str, list[str]] = {method: [] for method in request.methods}
-    for text in request.settings:
+    own: dict[str, list[str]] = {method: [] for method in methods}
+    for text in settings:
         method, colon, override = text.partition(":")
         if not colon or method not in own:
             raise ConfigError(
-                f"--set {text}: it reads METHOD:section.key=value, METHOD one of {list(own)}"
+                f"--set {text}: write METHOD:section.key=value, METHOD one of {list(own)}"
             )
         own[method].append(override)
-    for override in [*request.overrides, *(text for texts in own.values() for text in texts)]:
+    for override in [*overrides, *chain.from_iterable(own.values())]:
         key = override.partition("=")[0]
-        if key in _OWNED[:1] or (key in _OWNED and override not in request.overrides):
+        if key in _OWNED[:1] or (key in _OWNED and override not in overrides):
             raise ConfigError(f"{override}: a sweep sets {key} of every cell; remove it")
     return own
 
 
-def _model_overrides(request: Request) -> dict[str, tuple[str, ...]]:
-    """The overrides of each model by its name: weights where the folder has them, else random."""
-    _refuse_overrides("--models", request.models)
+def _model_overrides(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The overrides of each model by its name; a folder without weights gives random ones."""
     models: dict[str, tuple[str, ...]] = {}
-    for text in request.models:
+    for text in texts:
         name, equals, folder = text.partition("=")
         path = Path(folder if equals else text).resolve()
         name = _checked_name(name if equals else path.name)
@@ -130,15 +133,6 @@ def _model_overrides(request: Request) -> dict[str, tuple[str, ...]]:
         key, other = ("path", "config") if has_weights else ("config", "path")
         models[name] = (f"model.{key}={json.dumps(str(path))}", f"model.{other}=null")
     return models or {"": ()}
-
-
-def _refuse_overrides(option: str, texts: Sequence[str]) -> None:
-    """An option takes every argument after it, also overrides of the recipe."""
-    for text in texts:
-        key, equals, _ = text.partition("=")
-        section, dot, _ = key.partition(".")
-        if equals and dot and section in RunConfig.model_fields:
-            raise ConfigError(f"{option} {text}: keys of all cells stand right behind RECIPE")
 
 
 def _checked_name(name: str) -> str:

@@ -1,11 +1,12 @@
 """The pictures of a sweep: a colour and a marker for each method, a marker size for each model."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainer.evaluation.figures import panels, png
+from trainer.evaluation.measures import with_interval
 from trainer.sweep.findings import Comparison, Group, front_of
 from trainer.sweep.results import Result
 
@@ -24,147 +25,21 @@ STYLES = {
     "adapter_p": ("#E69F00", "P"),
     "parallel": ("#9A8700", "X"),
 }
-_AREA, _MORE_AREA = 36, 45  # of the smallest model's marker, and of each larger one's
 _SMOOTHED = 0.1  # share of the logged steps in a running mean
+
+Value = Callable[[Result], float]
 
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
     """All pictures by their file names."""
     return {
-        "loss_by_size.png": loss_by_size(comparison),
-        "loss_over_steps.png": loss_over_steps(comparison),
-        "resources.png": resources(comparison),
-        "metric_by_trained.png": metric_by_trained(comparison),
-        "metric_by_loss.png": metric_by_loss(comparison),
-        "cost.png": cost_and_loss(comparison),
+        "loss_by_size.png": _loss_by_size(comparison),
+        "loss_over_steps.png": _loss_over_steps(comparison),
+        "resources.png": _resources(comparison),
+        "metric_by_trained.png": _metric_by_trained(comparison),
+        "metric_by_loss.png": _metric_by_loss(comparison),
+        "cost.png": _cost_and_loss(comparison),
     }
-
-
-def loss_by_size(comparison: Comparison) -> bytes:
-    """Final train and test loss over the size of the base; bars: lowest and highest seed."""
-    panels: dict[str, Callable[[Result], float]] = {
-        "train loss, last tenth of the steps": lambda cell: cell.train_loss
-    }
-    groups = comparison.groups
-    if comparison.loss_name == "test loss":
-        panels["test loss"] = lambda cell: cell.loss
-    figure, axes = _panels("Final loss by size", len(panels))
-    for axis, (name, value) in zip(axes, panels.items(), strict=True):
-        for method, members in _by(groups, "method").items():
-            sizes = [group.cells[0].num_base for group in members]
-            _line(axis, method, sizes, members, value)
-        axis.set(xscale="log", xlabel="parameters of the base", ylabel=f"{name} (nats)")
-        _name_sizes(axis, groups)
-    _method_legend(figure, axes[0])
-    return png(figure)
-
-
-def loss_over_steps(comparison: Comparison) -> bytes:
-    """Training loss over steps, a panel for each model: running mean, then mean over seeds."""
-    models = _by(comparison.groups, "model")
-    figure, axes = _panels("Training loss, running mean over a tenth of the run", len(models))
-    for axis, members in zip(axes, models.values(), strict=True):
-        for group in members:
-            steps, losses = mean_curve(group)
-            axis.plot(
-                steps, losses, color=STYLES[group.method][0], linewidth=1.5, label=group.method
-            )
-        axis.set(title=_model_name(members), xlabel="optimizer step")
-    axes[0].set_ylabel("loss (nats)")
-    _method_legend(figure, axes[0])
-    return png(figure)
-
-
-def resources(comparison: Comparison) -> bytes:
-    """Trainable share, time and peak memory of each method, a marker for each model."""
-    panels: dict[str, Callable[[Result], float]] = {
-        "trainable share of parameters (%)": lambda cell: 100 * cell.trained_share,
-        "training time (s)": lambda cell: cell.train_seconds,
-        f"{comparison.memory_name} (GiB)": lambda cell: cell.peak_gib,
-    }
-    figure, axes = _panels("Trainable share, time and peak memory", len(panels))
-    groups, methods = comparison.groups, comparison.methods
-    for axis, (name, value) in zip(axes, panels.items(), strict=True):
-        for place, members in enumerate(_by(groups, "model").values()):
-            for group in members:
-                colour, marker = STYLES[group.method]
-                axis.scatter(
-                    group.mean(value), methods.index(group.method), _area(place), color=colour,
-                    marker=marker, alpha=0.75, edgecolors="white", linewidths=0.5,
-                )  # fmt: skip
-        axis.set(xlabel=name, yticks=range(len(methods)))
-        axis.set_yticklabels(methods if axis is axes[0] else [])
-        axis.set_ylim(len(methods) - 0.5, -0.5)
-    axes[0].set_xscale("log")
-    axes[0].xaxis.set_major_formatter("{x:g}")
-    _size_legend(figure, groups)
-    return png(figure)
-
-
-def metric_by_trained(comparison: Comparison) -> bytes:
-    """The task's metric over trained parameters."""
-    groups, metric = comparison.groups, comparison.metric
-    figure, axes = _panels(f"Test {metric} against trainable parameters", 1)
-    _points(axes[0], groups, lambda cell: cell.num_trained, _metric)
-    axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"{metric} on test")
-    _both_legends(figure, groups)
-    return png(figure)
-
-
-def metric_by_loss(comparison: Comparison) -> bytes:
-    """The task's metric over loss, a point for each cell, with their rank correlation."""
-    groups, metric, loss_name = comparison.groups, comparison.metric, comparison.loss_name
-    note = "".join(
-        f"\nSpearman {with_interval(found.rho, found.interval)}"
-        for found in comparison.relations[:1]
-    )
-    cells = [Group(g.method, g.model, (cell,)) for g in groups for cell in g.cells]
-    figure, axes = _panels(f"Test {metric} against {loss_name}{note}", 1)
-    _points(axes[0], cells, lambda cell: cell.loss, _metric)
-    axes[0].set(xlabel=f"{loss_name} (nats)", ylabel=f"{metric} on test")
-    _both_legends(figure, groups)
-    return png(figure)
-
-
-def cost_and_loss(comparison: Comparison) -> bytes:
-    """Loss over training time and over peak memory, with the Pareto fronts."""
-    groups, loss_name = comparison.groups, comparison.loss_name
-    panels: dict[str, Callable[[Result], float]] = {
-        "training time (s)": lambda cell: cell.train_seconds,
-        f"{comparison.memory_name} (GiB)": lambda cell: cell.peak_gib,
-    }
-    figure, axes = _panels("Cost and performance, with the Pareto front", len(panels))
-    for axis, (name, cost) in zip(axes, panels.items(), strict=True):
-        front = front_of(groups, cost)
-        x, y = [g.mean(cost) for g in front], [g.mean(_loss) for g in front]
-        axis.step(x, y, where="post", color="0.6", linewidth=1.2, zorder=1)
-        _points(axis, groups, cost, _loss)
-        for group in front:  # cheaper and better than a point of the front, nothing stands
-            axis.annotate(
-                f"{group.method} {group.model}", (group.mean(cost), group.mean(_loss)),
-                xytext=(-6, -5), textcoords="offset points", ha="right", va="top", fontsize=7,
-            )  # fmt: skip
-        axis.set(xlabel=name, ylabel=f"{loss_name} (nats)")
-        _cost_scale(axis, [group.mean(cost) for group in groups])
-    _both_legends(figure, groups)
-    return png(figure)
-
-
-def mean_curve(group: Group) -> tuple[list[int], list[float]]:
-    """Steps that every seed logged and the mean of their running means."""
-    curves = [dict(cell.curve) for cell in group.cells]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    losses = np.mean([[curve[step] for step in steps] for curve in curves], axis=0)
-    width = max(1, round(_SMOOTHED * len(steps)))
-    return steps, [float(losses[max(0, n - width + 1) : n + 1].mean()) for n in range(len(steps))]
-
-
-def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    """A correlation for people, e.g. +0.60 [+0.20, +0.81]."""
-    if value is None:
-        return "undefined"
-    ends = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
-    return f"{value:+.2f}{ends}"
 
 
 def parameters(number: int) -> str:
@@ -175,6 +50,110 @@ def parameters(number: int) -> str:
     return str(number)
 
 
+def _loss_by_size(comparison: Comparison) -> bytes:
+    """Final train and test loss over the size of the base; bars: lowest and highest seed."""
+    losses: dict[str, Value] = {"train loss, last tenth of the steps": lambda cell: cell.train_loss}
+    if comparison.loss_name == "test loss":
+        losses["test loss"] = _loss
+    names = {size: _model_name(comparison, model) for model, size in comparison.models.items()}
+    figure, axes = _panels("Final loss by size", len(losses))
+    for axis, (name, value) in zip(axes, losses.items(), strict=True):
+        for method in comparison.methods:
+            _line(axis, [g for g in comparison.groups if g.method == method], value)
+        axis.set(xscale="log", xlabel="parameters of the base", ylabel=f"{name} (nats)")
+        axis.set_xticks(list(names), list(names.values()), fontsize=8)  # ticks only at the models
+        axis.set_xticks([], minor=True)
+    _method_legend(figure, axes[0])
+    return png(figure)
+
+
+def _loss_over_steps(comparison: Comparison) -> bytes:
+    """Training loss over steps, a panel for each model: running mean, then mean over seeds."""
+    figure, axes = _panels(
+        "Training loss, running mean over a tenth of the run", len(comparison.models)
+    )
+    for axis, model in zip(axes, comparison.models, strict=True):
+        for group in comparison.groups:
+            if group.model == model:
+                colour, _ = STYLES[group.method]
+                axis.plot(*_mean_curve(group), color=colour, linewidth=1.5, label=group.method)
+        axis.set(title=_model_name(comparison, model), xlabel="optimizer step")
+    axes[0].set_ylabel("loss (nats)")
+    _method_legend(figure, axes[0])
+    return png(figure)
+
+
+def _resources(comparison: Comparison) -> bytes:
+    """Trainable share, time and peak memory of each method, a marker for each model."""
+    resources: dict[str, Value] = {
+        "trainable share of parameters (%)": lambda cell: 100 * cell.trained_share,
+        **_costs(comparison),
+    }
+    figure, axes = _panels("Trainable share, time and peak memory", len(resources))
+    methods = comparison.methods
+    for axis, (name, value) in zip(axes, resources.items(), strict=True):
+        _points(axis, comparison, value, lambda cell: methods.index(cell.method))
+        axis.set(xlabel=name, yticks=range(len(methods)))
+        axis.set_yticklabels(methods if axis is axes[0] else [])
+        axis.set_ylim(len(methods) - 0.5, -0.5)
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    _legend(figure, comparison, with_methods=False)
+    return png(figure)
+
+
+def _metric_by_trained(comparison: Comparison) -> bytes:
+    """The task's metric over trained parameters."""
+    metric = comparison.metric
+    figure, [axis] = _panels(f"Test {metric} against trainable parameters", 1)
+    _points(axis, comparison, lambda cell: cell.num_trained, _metric)
+    axis.set(xscale="log", xlabel="trainable parameters", ylabel=f"{metric} on test")
+    _legend(figure, comparison)
+    return png(figure)
+
+
+def _metric_by_loss(comparison: Comparison) -> bytes:
+    """The task's metric over loss, a point for each cell, with their rank correlation."""
+    metric, loss_name = comparison.metric, comparison.loss_name
+    note = "".join(
+        f"\nSpearman {with_interval(found.rho, found.interval, '+.2f')}"
+        for found in comparison.relations[:1]
+    )
+    cells = [Group(g.method, g.model, (cell,)) for g in comparison.groups for cell in g.cells]
+    figure, [axis] = _panels(f"Test {metric} against {loss_name}{note}", 1)
+    _points(axis, comparison, _loss, _metric, cells)
+    axis.set(xlabel=f"{loss_name} (nats)", ylabel=f"{metric} on test")
+    _legend(figure, comparison)
+    return png(figure)
+
+
+def _cost_and_loss(comparison: Comparison) -> bytes:
+    """Loss over training time and over peak memory, with the Pareto fronts."""
+    groups, costs = comparison.groups, _costs(comparison)
+    figure, axes = _panels("Cost and performance, with the Pareto front", len(costs))
+    for axis, (name, cost) in zip(axes, costs.items(), strict=True):
+        front = front_of(groups, cost)
+        points = [(group.mean(cost), group.mean(_loss)) for group in front]
+        axis.step(*zip(*points, strict=True), where="post", color="0.6", linewidth=1.2, zorder=1)
+        _points(axis, comparison, cost, _loss)
+        for point, group in zip(points, front, strict=True):  # no point is left of and below these
+            axis.annotate(
+                f"{group.method} {group.model}", point, xytext=(-6, -5),
+                textcoords="offset points", ha="right", va="top", fontsize=7,
+            )  # fmt: skip
+        axis.set(xlabel=name, ylabel=f"{comparison.loss_name} (nats)")
+        _cost_scale(axis, [group.mean(cost) for group in groups])
+    _legend(figure, comparison)
+    return png(figure)
+
+
+def _costs(comparison: Comparison) -> Mapping[str, Value]:
+    return {
+        "training time (s)": lambda cell: cell.train_seconds,
+        f"{comparison.memory_name} (GiB)": lambda cell: cell.peak_gib,
+    }
+
+
 def _loss(cell: Result) -> float:
     return cell.loss
 
@@ -183,47 +162,46 @@ def _metric(cell: Result) -> float:
     return float("nan") if cell.metric is None else cell.metric
 
 
+def _mean_curve(group: Group) -> tuple[list[int], list[float]]:
+    """Steps that every seed logged and the mean of their running means."""
+    curves = [dict(cell.curve) for cell in group.cells]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    losses = np.mean([[curve[step] for step in steps] for curve in curves], axis=0)
+    width = max(1, round(_SMOOTHED * len(steps)))
+    return steps, [float(losses[max(0, n - width + 1) : n + 1].mean()) for n in range(len(steps))]
+
+
 def _panels(title: str, num: int) -> tuple["Figure", list["Axes"]]:
     figure, axes = panels(num, 7.0 if num == 1 else 4.2 * num, 5.2)
     figure.suptitle(title)
     return figure, axes
 
 
-def _by(groups: Sequence[Group], key: str) -> dict[str, list[Group]]:
-    parts: dict[str, list[Group]] = {}
-    for group in groups:
-        parts.setdefault(getattr(group, key), []).append(group)
-    return parts
-
-
-def _line(
-    axis: "Axes",
-    method: str,
-    sizes: Sequence[int],
-    members: Sequence[Group],
-    value: Callable[[Result], float],
-) -> None:
+def _line(axis: "Axes", members: Sequence[Group], value: Value) -> None:
+    """The line of a method over the sizes of its models."""
+    sizes = [group.cells[0].num_base for group in members]
     means = [group.mean(value) for group in members]
-    ends = np.array([group.ends(value) for group in members]).T
-    errors = np.abs(ends - np.array(means))
-    colour, marker = STYLES[method]
+    errors = np.abs(np.array([group.ends(value) for group in members]).T - means)
+    colour, marker = STYLES[members[0].method]
     axis.errorbar(
         sizes, means, yerr=errors, color=colour, marker=marker, markersize=6, linewidth=1.3,
-        elinewidth=1, capsize=3, label=method,
+        elinewidth=1, capsize=3, label=members[0].method,
     )  # fmt: skip
 
 
 def _points(
     axis: "Axes",
-    groups: Sequence[Group],
-    x: Callable[[Result], float],
-    y: Callable[[Result], float],
+    comparison: Comparison,
+    x: Value,
+    y: Value,
+    groups: Sequence[Group] | None = None,
 ) -> None:
-    places = {model: place for place, model in enumerate(_by(groups, "model"))}
-    for group in groups:
+    """A point for each group, of the comparison where none are given."""
+    areas = _areas(comparison)
+    for group in groups or comparison.groups:
         colour, marker = STYLES[group.method]
         axis.scatter(
-            group.mean(x), group.mean(y), _area(places[group.model]), color=colour, marker=marker,
+            group.mean(x), group.mean(y), areas[group.model], color=colour, marker=marker,
             alpha=0.75, edgecolors="white", linewidths=0.5, zorder=2,
         )  # fmt: skip
 
@@ -241,19 +219,13 @@ def _cost_scale(axis: "Axes", costs: Sequence[float]) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
 
 
-def _area(place: int) -> int:
-    return _AREA + _MORE_AREA * place
+def _areas(comparison: Comparison) -> dict[str, int]:
+    """Area of the marker of each model, the smallest model first."""
+    return {model: 36 + 45 * place for place, model in enumerate(comparison.models)}
 
 
-def _model_name(members: Sequence[Group]) -> str:
-    return f"{members[0].model} ({parameters(members[0].cells[0].num_base)})"
-
-
-def _name_sizes(axis: "Axes", groups: Sequence[Group]) -> None:
-    """Ticks where the models are, and nowhere else."""
-    sizes = {members[0].cells[0].num_base: members for members in _by(groups, "model").values()}
-    axis.set_xticks(list(sizes), [_model_name(members) for members in sizes.values()], fontsize=8)
-    axis.set_xticks([], minor=True)
+def _model_name(comparison: Comparison, model: str) -> str:
+    return f"{model} ({parameters(comparison.models[model])})"
 
 
 def _method_legend(figure: "Figure", axis: "Axes") -> None:
@@ -261,29 +233,20 @@ def _method_legend(figure: "Figure", axis: "Axes") -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
 
 
-def _size_legend(figure: "Figure", groups: Sequence[Group]) -> None:
+def _legend(figure: "Figure", comparison: Comparison, *, with_methods: bool = True) -> None:
+    """Sizes of the models' markers, after the methods' own markers."""
     from matplotlib.lines import Line2D
 
-    handles = _size_handles(groups, Line2D)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
-
-
-def _both_legends(figure: "Figure", groups: Sequence[Group]) -> None:
-    from matplotlib.lines import Line2D
-
-    methods = [
-        Line2D([], [], linestyle="", color=STYLES[m][0], marker=STYLES[m][1], label=m)
-        for m in _by(groups, "method")
-    ]
-    handles = [*methods, *_size_handles(groups, Line2D)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
-
-
-def _size_handles(groups: Sequence[Group], line: type) -> list[object]:
-    return [
-        line(
-            [], [], linestyle="", color="0.5", marker="o", markersize=_area(place) ** 0.5,
-            label=_model_name(members),
-        )
-        for place, members in enumerate(_by(groups, "model").values())
+    sizes: list[Any] = [
+        {"color": "0.5", "marker": "o", "markersize": area**0.5,
+         "label": _model_name(comparison, model)}
+        for model, area in _areas(comparison).items()
     ]  # fmt: skip
+    methods = [
+        {"color": STYLES[method][0], "marker": STYLES[method][1], "label": method}
+        for method in comparison.methods
+    ]
+    shown = [*methods, *sizes] if with_methods else sizes
+    handles = [Line2D([], [], linestyle="", **style) for style in shown]
+    ncols = 5 if with_methods else len(handles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, fontsize=8)

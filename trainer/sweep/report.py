@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.audit.markdown import fill
+from trainer.evaluation.measures import with_interval
 from trainer.evaluation.report import write_files
 from trainer.sweep import pictures
 from trainer.sweep.answer import answer_lines, limit_lines
@@ -87,7 +88,7 @@ def render(
         mean=_mean,
         over_seeds=_over_seeds,
         parameters=pictures.parameters,
-        with_interval=pictures.with_interval,
+        with_interval=lambda value, ends: with_interval(value, ends, "+.2f"),
     )
 
 

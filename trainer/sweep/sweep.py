@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import CellsFailedError, ConfigError
+from trainer.evaluation.measures import swept_measures
 from trainer.run_folder.folder import RunLock
-from trainer.sweep.findings import compare
+from trainer.sweep.findings import Comparison
 from trainer.sweep.finished import finished_result
 from trainer.sweep.grid import Cell
 from trainer.sweep.report import write_report
@@ -62,8 +63,8 @@ def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> N
         raise ConfigError(
             f"no cell is finished with these settings under {root}: {first} {missing[first]}"
         )
-    compared = compare(results, cells[0].config.task.name)
-    page = write_report(root / "report", compared, failures, missing)
+    comparison = Comparison(tuple(results), swept_measures(cells[0].config.task.name))
+    page = write_report(root / "report", comparison, failures, missing)
     _say(f"report: {page}")
     if missing:
         _say(f"{len(missing)} of {len(cells)} cells are not finished; the report says why")

@@ -17,10 +17,10 @@ from trainer.evaluation.functions.report import Prediction, write_function_repor
 from trainer.evaluation.functions.scores import of_functions, score_examples
 from trainer.evaluation.language.report import LanguageScores, write_language_report
 from trainer.evaluation.language.tokens import TokenSums
-from trainer.evaluation.measures import MEASURES, Measure, deciding_score
+from trainer.evaluation.measures import MEASURES, Measure, deciding_score, swept_measures
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.processes.distributed import Ranks
-from trainer.sweep.findings import compare
+from trainer.sweep.findings import Comparison
 from trainer.sweep.report import write_report as write_sweep_report
 from trainer.sweep.results import read_result
 
@@ -109,7 +109,8 @@ def test_a_measure_of_tokens_reaches_report_and_sweep(monkeypatch, base, tmp_pat
         values = json.loads(path.read_text())
         values["predictors"]["model"]["bits"] = 3.25 + place
         path.write_text(json.dumps(values))
-    compared = compare([read_result(cell) for cell in cells], "instruction")
+    results = tuple(read_result(cell) for cell in cells)
+    compared = Comparison(results, swept_measures("instruction"))
     text = write_sweep_report(tmp_path / "sweep", compared).read_text()
     assert "| Test loss | Token accuracy | Bits a token | Seconds |" in text
     assert "| 0.5000 | 4.2500 | 10.0 |" in text

@@ -127,7 +127,7 @@ def test_validation_report_and_tensorboard_say_what_was_learned(whole):
     report = json.loads((whole / "report" / "test.json").read_text())
     predictors = report["predictors"]
     assert predictors["model"]["loss"] < predictors["before training"]["loss"]
-    assert report["comparison"]["verdict"].startswith("better than it was")
+    assert report["comparison"]["verdict"].startswith("better than before")
     assert report["population"]["num_targets"] > 10
     page = (whole / "report" / "test.md").read_text()
     assert "unigram of train" in page

@@ -12,7 +12,7 @@ from sweep_cells import cells_of, write_cell
 from trainer.errors import ConfigError, MachineError
 from trainer.run_folder.folder import RunLock
 from trainer.sweep.finished import unfinished
-from trainer.sweep.grid import Cell, Request, expand
+from trainer.sweep.grid import Cell, expand
 from trainer.sweep.running import train_command
 from trainer.sweep.sweep import run_sweep
 
@@ -48,8 +48,7 @@ def test_the_command_of_a_cell_gives_train_py_the_recipe_that_was_checked(base, 
 
 
 def test_without_models_and_seeds_the_recipes_own_are_taken(base, tmp_path):
-    request = Request(base, (f"run.output_dir={tmp_path}", "run.seed=5"), ("lora",))
-    _, [cell] = expand(request)
+    _, [cell] = expand(base, (f"run.output_dir={tmp_path}", "run.seed=5"), ("lora",))
     assert cell.name == "lora/model/seed-5"
     assert cell.config.model.config == MODEL
 
@@ -59,7 +58,7 @@ def test_a_folder_with_weights_is_a_path_and_one_without_gives_random_weights(ba
     weights.mkdir()
     (weights / "model.safetensors").touch()
     (weights / "config.json").write_bytes((SAMPLES / "model" / "config.json").read_bytes())
-    cells = expand(Request(base, (), ("lora",), (MODEL, str(weights))))[1]
+    cells = expand(base, (), ("lora",), (MODEL, str(weights)))[1]
     assert [(cell.config.model.path, cell.config.model.config) for cell in cells] == [
         (None, MODEL),
         (str(weights), None),
@@ -67,24 +66,25 @@ def test_a_folder_with_weights_is_a_path_and_one_without_gives_random_weights(ba
 
 
 def test_a_setting_of_one_method_changes_its_cells_alone(base, tmp_path):
-    request = Request(base, ("optim.lr=1e-3",), ("full", "lora"), settings=("full:optim.lr=1e-6",))
-    rates = {cell.method: cell.config.optim.lr for cell in expand(request)[1]}
+    keys, own = ("optim.lr=1e-3",), ("full:optim.lr=1e-6",)
+    _, cells = expand(base, keys, ("full", "lora"), settings=own)
+    rates = {cell.method: cell.config.optim.lr for cell in cells}
     assert rates == {"full": 1e-6, "lora": 1e-3}
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("changed", "message"),
     [
         ({"methods": ("full", "lorra")}, "^lorra: tuning.method: .*found 'lorra'"),
         ({"settings": ("ia3:optim.lr=1",)}, r"METHOD one of \['full', 'lora'\]"),
         ({"settings": ("optim.lr=1",)}, "METHOD:section.key=value"),
         ({"settings": ("full:run.seed=3",)}, "a sweep sets run.seed of every cell"),
         ({"overrides": ("tuning.method=ia3",)}, "a sweep sets tuning.method"),
-        ({"methods": ("full", "full")}, "--methods full full: one stands twice"),
+        ({"methods": ("full", "full")}, "--methods full full: name each only once"),
         ({"models": (MODEL, MODEL)}, "two are named model; write NAME=FOLDER"),
         ({"models": (f"a b={MODEL}",)}, "'a b' cannot name"),
-        ({"models": (MODEL, "run.output_dir=X")}, "^--models run.output_dir=X: .* behind RECIPE"),
-        ({"methods": ("full", "optim.lr=1")}, "^--methods optim.lr=1: .* right behind RECIPE"),
+        ({"models": (MODEL, "run.output_dir=X")}, "^--models run.output_dir=X: .* follow RECIPE"),
+        ({"methods": ("full", "optim.lr=1")}, "^--methods optim.lr=1: .* follow RECIPE"),
         # What one method alone cannot do is said before another has run for hours.
         (
             {"overrides": ("tuning.modules_to_save=[wte]",)},
@@ -92,10 +92,10 @@ def test_a_setting_of_one_method_changes_its_cells_alone(base, tmp_path):
         ),
     ],
 )
-def test_what_cannot_run_is_refused_before_the_first_cell(base, asked, message):
-    request = Request(base, (), ("full", "lora"))
+def test_what_cannot_run_is_refused_before_the_first_cell(base, changed, message):
+    given = {"recipe": base, "overrides": (), "methods": ("full", "lora")}
     with pytest.raises(ConfigError, match=message):
-        expand(Request(**vars(request) | asked))
+        expand(**given | changed)
 
 
 def test_a_cell_is_finished_when_its_report_is_of_a_whole_run_with_these_settings(base, tmp_path):
@@ -132,7 +132,7 @@ def test_a_cell_of_another_base_or_other_data_is_not_finished_wherever_these_lie
     def cell(model: str, data: str) -> Cell:
         keys = (f"run.output_dir={tmp_path / 'grid'}", f"data.path={tmp_path / data}")
         keys += ("task.name=instruction", "data.packing=false")
-        [found] = expand(Request(base, keys, ("lora",), (str(places[model]),)))[1]
+        [found] = expand(base, keys, ("lora",), (str(places[model]),))[1]
         return found
 
     first = cell("a", "data")

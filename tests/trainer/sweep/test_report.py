@@ -9,8 +9,9 @@ import pytest
 from conftest import SAMPLES
 from sweep_cells import cells_of, write_cell
 
+from trainer.evaluation.measures import swept_measures
 from trainer.sweep.answer import limit_lines
-from trainer.sweep.findings import compare, orders, relations
+from trainer.sweep.findings import Comparison
 from trainer.sweep.report import write_report
 from trainer.sweep.results import final_loss, read_result
 from trainer.sweep.running import Failure
@@ -20,6 +21,10 @@ METHODS = ("full", "lora", "ia3", "ptuning", "adapter_h")
 SMALL = {"full": 3.0, "lora": 3.2, "ia3": 3.6, "ptuning": 3.4, "adapter_h": 3.8}
 LARGE = {"full": 2.2, "lora": 2.1, "ia3": 2.4, "ptuning": 2.6, "adapter_h": 2.8}
 TRAINED = {"full": 1000, "lora": 40, "ia3": 4, "ptuning": 30, "adapter_h": 200}
+
+
+def compare(results):
+    return Comparison(tuple(results), swept_measures("instruction"))
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def test_the_final_loss_is_the_mean_of_the_last_tenth_and_of_one_step_at_least()
 
 
 def test_the_order_of_methods_is_compared_from_the_smallest_size_to_the_largest(finished):
-    [order] = orders([read_result(cell) for cell in finished])
+    [order] = compare([read_result(cell) for cell in finished]).orders
     assert (order.model, order.other) == ("small", "large")
     assert order.methods == ("full", "lora", "ptuning", "ia3", "adapter_h")
     assert order.places == (2, 1, 4, 3, 5)
@@ -75,13 +80,15 @@ def test_the_order_of_methods_is_compared_from_the_smallest_size_to_the_largest(
 def test_a_method_that_lacks_a_seed_is_left_out_of_the_order(finished):
     results = [read_result(cell) for cell in finished]
     lacking = [r for r in results if (r.method, r.model, r.seed) != ("full", "small", 1)]
-    [order] = orders(lacking)
+    [order] = compare(lacking).orders
     assert order.methods == ("lora", "ptuning", "ia3", "adapter_h")
-    assert orders([r for r in results if r.method in ("full", "lora")]) == []  # two are no order
+    assert (
+        compare([r for r in results if r.method in ("full", "lora")]).orders == []
+    )  # two are no order
 
 
 def test_loss_and_metric_are_related_over_all_cells_and_within_each_model(finished):
-    related = relations([read_result(cell) for cell in finished])
+    related = compare([read_result(cell) for cell in finished]).relations
     assert [(r.where, r.num) for r in related] == [("all", 20), ("small", 10), ("large", 10)]
     assert all(r.rho == pytest.approx(-1) for r in related)  # accuracy is 1 - loss / 10
 
@@ -92,7 +99,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     results = [read_result(cell) for cell in finished]
     failure = Failure("qlora/small/seed-0", 4, ("error: no weights",), Path("seed-0.txt"))
     missing = {"qlora/small/seed-0": "no", "qlora/large/seed-0": "has no report yet"}
-    compared = compare(results, "instruction")
+    compared = compare(results)
     page = write_report(tmp_path / "report", compared, [failure], missing)
     text = page.read_text()
     assert "**Not shown: " in text  # tau .6 of five methods: p = .23 of random orders
@@ -124,7 +131,7 @@ def test_the_same_order_on_both_sizes_is_answered_yes_and_other_data_is_named(fi
     for cell in finished:
         write_cell(cell, SMALL[cell.method] - (cell.model == "large"), digest=cell.model)
     results = [read_result(cell) for cell in finished]
-    text = write_report(tmp_path / "report", compare(results, "instruction")).read_text()
+    text = write_report(tmp_path / "report", compare(results)).read_text()
     assert "**Yes, here it does.**" in text
     assert "p = 0.0167" in text  # 2 / 5!
     assert "full, is also the best on large." in text
@@ -133,7 +140,7 @@ def test_the_same_order_on_both_sizes_is_answered_yes_and_other_data_is_named(fi
 
 
 def test_one_size_and_one_cell_still_make_a_report(finished, tmp_path):
-    compared = compare([read_result(finished[0])], "instruction")
+    compared = compare([read_result(finished[0])])
     text = write_report(tmp_path / "report", compared).read_text()
     assert "Not answered: it takes 3 methods or more" in text
     assert "Too few cells" in text
@@ -141,7 +148,7 @@ def test_one_size_and_one_cell_still_make_a_report(finished, tmp_path):
 
 def test_one_seed_gives_no_interval_and_tells_no_methods_apart(finished, tmp_path):
     results = [read_result(cell) for cell in finished if cell.seed == 0]
-    text = write_report(tmp_path / "report", compare(results, "instruction")).read_text()
+    text = write_report(tmp_path / "report", compare(results)).read_text()
     assert "**Not shown: there is one seed.**" in text
     assert "is +0.60 (5 methods, p = 0.2333 against random orders)" in text
     assert "Of 10 pairs of methods, 8 keep their order. The best" in text
@@ -152,11 +159,11 @@ def test_one_seed_gives_no_interval_and_tells_no_methods_apart(finished, tmp_pat
 
 def test_the_report_says_whether_a_seed_also_draws_the_base(finished):
     results = [read_result(cell) for cell in finished]
-    drawn = " ".join(limit_lines(compare(results, "instruction")))
+    drawn = " ".join(limit_lines(compare(results)))
     assert "new weights and the base, which is random for small, large;" in drawn
     mixed = [replace(r, is_base_random=r.model == "small") for r in results]
-    lines = " ".join(limit_lines(compare(mixed, "instruction")))
+    lines = " ".join(limit_lines(compare(mixed)))
     assert "new weights and the base, which is random for small;" in lines
     loaded = [replace(r, is_base_random=False) for r in results]
-    lines = " ".join(limit_lines(compare(loaded, "instruction")))
+    lines = " ".join(limit_lines(compare(loaded)))
     assert "the order of the data and new weights, not the base;" in lines
