@@ -3,7 +3,10 @@
 T tokens, D hidden, V vocabulary.
 """
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # A GEMM tile of a GPU; a CPU's kernels want a multiple of 16 rows.
 _TILE_ROWS, _TILE_COLUMNS, _CPU_ROWS = 128, 256, 16
@@ -18,7 +21,7 @@ def plan_chunk(
     num_tokens: int,
     hidden_size: int,
     vocab_size: int,
-    dtype: torch.dtype,
+    dtype: "torch.dtype",
     budget_bytes: int,
     num_sms: int = 0,
 ) -> int:
@@ -47,9 +50,15 @@ def plan_chunk(
 
 
 def device_chunk(
-    num_tokens: int, hidden_size: int, vocab_size: int, dtype: torch.dtype, device: torch.device
+    num_tokens: int,
+    hidden_size: int,
+    vocab_size: int,
+    dtype: "torch.dtype",
+    device: "torch.device",
 ) -> int:
     """`plan_chunk` with the budget and the multiprocessors of a device."""
+    import torch  # here, because the planner reads BUDGET_BYTES without it
+
     num_sms = 0
     if device.type == "cuda":
         num_sms = torch.cuda.get_device_properties(device).multi_processor_count

@@ -13,12 +13,20 @@ stay in their own dtype: fp32 adapters over a 16-bit base are rounded to it, X i
 T tokens, I inputs, O outputs, R rank.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class _Settings:
+    scale: float
+    dropout: float
+    is_transposed: bool
 
 
 def lora_linear(
@@ -43,7 +51,7 @@ def lora_linear(
         is_transposed: The layout of GPT-2's Conv1D.
     """
     y: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias_O, a_RI, b_OR, scale, dropout, is_transposed
+        x, weight, bias_O, a_RI, b_OR, _Settings(scale, dropout, is_transposed)
     )
     return y
 
@@ -57,44 +65,43 @@ class _LoraLinear(torch.autograd.Function):
         bias_O: Tensor | None,
         a_RI: Tensor,
         b_OR: Tensor,
-        scale: float,
-        dropout: float,
-        is_transposed: bool,
+        settings: _Settings,
     ) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        y_TO = F.linear(x_TI, weight.t() if is_transposed else weight, bias_O)
+        y_TO = F.linear(x_TI, weight.t() if settings.is_transposed else weight, bias_O)
         dropped_TI, mask_TI = x_TI, None
-        if dropout and len(x_TI):
-            dropped_TI, mask_TI = torch.native_dropout(x_TI, dropout, True)
+        if settings.dropout and len(x_TI):
+            dropped_TI, mask_TI = torch.native_dropout(x_TI, settings.dropout, True)
         h_TR = torch.mm(dropped_TI, a_RI.to(x.dtype).t())
-        y_TO.addmm_(h_TR, b_OR.to(x.dtype).t(), alpha=scale)
+        y_TO.addmm_(h_TR, b_OR.to(x.dtype).t(), alpha=settings.scale)
         # Parameters, not views: under ZeRO-3 they are empty until gathered again.
         ctx.save_for_backward(x_TI, weight, a_RI, b_OR, h_TR, mask_TI)
-        ctx.scale, ctx.dropout, ctx.is_transposed = scale, dropout, is_transposed
+        ctx.settings = settings
         return y_TO.view(*x.shape[:-1], y_TO.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, weight, a_RI, b_OR, h_TR, mask_TI = ctx.saved_tensors
+        scale, enlarged = ctx.settings.scale, 1 / (1 - ctx.settings.dropout)
         g_TO = upstream.reshape(-1, upstream.shape[-1])
-        k_TR = torch.mm(g_TO, b_OR.to(g_TO.dtype)).mul_(ctx.scale)
-        gradient_b = _product(g_TO.t(), h_TR, b_OR.dtype).mul_(ctx.scale)
+        k_TR = torch.mm(g_TO, b_OR.to(g_TO.dtype)).mul_(scale)
+        gradient_b = _product(g_TO.t(), h_TR, b_OR.dtype).mul_(scale)
         # fill, not a product with the mask: a CPU would first convert the mask.
         lost_TI = None if mask_TI is None else ~mask_TI
         kept_TI = x_TI if lost_TI is None else x_TI.masked_fill(lost_TI, 0)
-        gradient_a = _product(k_TR.t(), kept_TI, a_RI.dtype).mul_(1 / (1 - ctx.dropout))
+        gradient_a = _product(k_TR.t(), kept_TI, a_RI.dtype).mul_(enlarged)
         gradient_x = None
         if ctx.needs_input_grad[0]:
-            gradient_x = torch.mm(g_TO, weight.t() if ctx.is_transposed else weight)
+            gradient_x = torch.mm(g_TO, weight.t() if ctx.settings.is_transposed else weight)
             narrow_RI = a_RI.to(g_TO.dtype)
             if lost_TI is None:
                 gradient_x.addmm_(k_TR, narrow_RI)
             else:
                 through_TI = torch.mm(k_TR, narrow_RI, out=kept_TI).masked_fill_(lost_TI, 0)
-                gradient_x.add_(through_TI, alpha=1 / (1 - ctx.dropout))
+                gradient_x.add_(through_TI, alpha=enlarged)
             gradient_x = gradient_x.view(*upstream.shape[:-1], gradient_x.shape[1])
-        return gradient_x, None, None, gradient_a, gradient_b, None, None, None
+        return gradient_x, None, None, gradient_a, gradient_b, None
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

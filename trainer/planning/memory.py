@@ -22,12 +22,12 @@ from dataclasses import dataclass, fields, replace
 from trainer.architectures.adapters import adapted_layers, is_feed_forward, place_of
 from trainer.architectures.shapes import Linear
 from trainer.config.methods import BOTTLENECKS, adapter_size
+from trainer.kernels.chunks import BUDGET_BYTES
 from trainer.planning.resolved import EAGER, FLASH, SEGMENT_SDPA, Resolved
 
 _MOMENT_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
 _CUDA_CONTEXT = 0.6 * 2**30  # context and cuBLAS workspace of one process, GPUs of sm70 to sm90
 _FRAGMENTATION = 0.05  # of all the allocator holds: blocks are rounded up and cached
-LOSS_CHUNK_BYTES = {"cuda": 640 << 20, "cpu": 16 << 20}  # kernels.chunks, which imports torch
 
 
 @dataclass(frozen=True)
@@ -262,4 +262,4 @@ def _loss_bytes(recipe: Resolved) -> float:
         return 0.0
     states = 2 * shape.hidden * width * recipe.num_tokens
     head = shape.vocabulary * shape.hidden * (4 + width) if recipe.trains_vocabulary else 0
-    return states + head + LOSS_CHUNK_BYTES["cuda" if recipe.on_gpu else "cpu"]
+    return states + head + BUDGET_BYTES["cuda" if recipe.on_gpu else "cpu"]

@@ -18,7 +18,7 @@ from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest
 from trainer.run_folder.folder import write_json
-from trainer.tuning.lora import add_frozen_head
+from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import is_prompted, save_prompt
 

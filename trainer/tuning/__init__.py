@@ -1,11 +1,11 @@
 """METHODS: base and settings in, model with its trained parameters out.
 
+A base is a model of transformers, for sequence classification or causal language modelling.
 Imports losses/ and the rooms above.
 """
 
 from trainer.tuning.bottleneck import add_bottlenecks
-from trainer.tuning.ia3 import add_ia3
-from trainer.tuning.lora import add_lora
+from trainer.tuning.peft_layers import add_ia3, add_lora
 from trainer.tuning.plain import train_all
 from trainer.tuning.ptuning import add_prompt
 

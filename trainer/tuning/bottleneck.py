@@ -30,11 +30,11 @@ from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning.layers import (
     adapted,
-    check_modules,
     choose_modules,
     features,
     has_head,
     layers_named,
+    trained_whole,
 )
 from trainer.tuning.plain import PlainModel
 
@@ -54,18 +54,18 @@ class BottleneckSettings:
     method: str
     size: int
     activation: str
-    places: dict[str, Place]  # end of a layer's name -> where its adapter stands
+    places: dict[str, Place]  # end of a layer's name -> where its adapter is
     modules_to_save: list[str]
 
 
 class BottleneckLinear(nn.Module):
-    """A linear layer with an adapter before it, behind it or beside it.
+    """A frozen linear layer with an adapter before it, behind it or beside it.
 
     Args:
-        base_layer: Frozen, of any linear kind.
+        base_layer: Of any linear kind.
         place: Place of the adapter.
         size: Inner width of the adapter.
-        dropout: Dropout on the adapter's input.
+        dropout: On the adapter's input.
         is_identity: Start with up at zero; else start as LLM-Adapters does.
     """
 
@@ -104,12 +104,7 @@ class BottleneckLinear(nn.Module):
 
 
 class BottleneckModel(PlainModel):
-    """A base with bottleneck adapters in its layers.
-
-    Args:
-        base: A base with its adapters.
-        settings: The content of adapter_config.json.
-    """
+    """A base with bottleneck adapters in its layers, and the content of adapter_config.json."""
 
     def __init__(self, base: "PreTrainedModel", settings: BottleneckSettings) -> None:
         super().__init__(base)
@@ -129,16 +124,11 @@ class BottleneckModel(PlainModel):
 def add_bottlenecks(base: "PreTrainedModel", tuning: TuningSection) -> BottleneckModel:
     """Freeze the base, put adapters into its layers, train them and a classifier's head.
 
-    Args:
-        base: A sequence-classification or causal language model.
-        tuning: Method, size, start and the names of the layers and of modules trained whole.
-
     Raises:
         ModelError: A name matches no layer, or no side of a layer is as wide as the model.
     """
     layers = layers_named(base, choose_modules(base, tuning))
-    check_modules(base, tuning.modules_to_save)
-    whole = [*tuning.modules_to_save, *([HEAD] if has_head(base) else [])]
+    whole = (trained_whole(base, tuning) or []) + ([HEAD] if has_head(base) else [])
     places = {path: _place(base, path, layer, tuning.method) for path, layer in layers.items()}
     base.requires_grad_(False)
     size, is_identity = adapter_size(tuning), tuning.variant != "llm_adapters"

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.architectures.adapters import is_named
 from trainer.architectures.families import FAMILIES
-from trainer.config.methods import HEAD
+from trainer.config.methods import HEAD, LORA
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 
@@ -44,8 +44,7 @@ def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
     for name, module in base.base_model.named_modules():
         if isinstance(module, nn.Linear) or is_conv1d(module):
             path = _within_block(name)
-            if path not in layers or smallest_side(module) < smallest_side(layers[path]):
-                layers[path] = module
+            layers[path] = min(layers.get(path, module), module, key=lambda one: min(features(one)))
     return layers
 
 
@@ -58,12 +57,11 @@ def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
     layers, method = linear_layers(base), tuning.method
     kind = base.config.model_type
     if tuning.target_modules != "auto":
-        if method in ("lora", "qlora") and has_head(base):
-            layers |= {HEAD: base.get_submodule(HEAD)}
+        paths = [*layers, *([HEAD] if method in LORA and has_head(base) else [])]
         for name in tuning.target_modules:
-            _check_module(name, layers)
+            _check_module(name, sorted(paths))
         return list(tuning.target_modules)
-    if method in ("lora", "qlora"):
+    if method in LORA:
         return sorted({path.rpartition(".")[2] for path in layers})
     entry = FAMILIES.get(kind)
     names = entry(base.config.to_dict()).auto_modules.get(method) if entry else None
@@ -79,7 +77,7 @@ def modules_reason(tuning: TuningSection, model_type: str) -> str:
     """Why `choose_modules` chose its layers."""
     if tuning.target_modules != "auto":
         return "set by the recipe"
-    if tuning.method in ("lora", "qlora"):
+    if tuning.method in LORA:
         return "auto: every linear layer"
     return f"auto: {tuning.method} on {model_type}"
 
@@ -103,19 +101,20 @@ def adapted(base: "PreTrainedModel", names: list[str]) -> dict[str, nn.Module]:
     }
 
 
-def check_modules(base: "PreTrainedModel", names: list[str]) -> None:
-    """Refuse modules_to_save that the model lacks.
+def trained_whole(base: "PreTrainedModel", tuning: TuningSection) -> list[str] | None:
+    """A copy of tuning.modules_to_save, to which PEFT adds the head; None where it is empty.
 
     Raises:
-        ModelError: It lists the modules of the model.
+        ModelError: The model lacks one; the message lists the modules of the model.
     """
     present = {name.rpartition(".")[2] for name, _ in base.named_modules()} - {""}
-    for name in names:
+    for name in tuning.modules_to_save:
         if name not in present:
             raise ModelError(
                 f"tuning.modules_to_save: {name!r} matches no module; the model has"
                 f" {sorted(part for part in present if not part.isdigit())}"
             )
+    return list(tuning.modules_to_save) or None
 
 
 def is_conv1d(layer: nn.Module) -> bool:
@@ -131,16 +130,11 @@ def features(layer: nn.Module) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
-def smallest_side(layer: nn.Module) -> int:
-    """The smaller of inputs and outputs."""
-    return min(features(layer))
-
-
-def _check_module(name: str, layers: dict[str, nn.Module]) -> None:
-    if not any(is_named(path, name) for path in layers):
+def _check_module(name: str, paths: list[str]) -> None:
+    if not any(is_named(path, name) for path in paths):
         raise ModelError(
             f"tuning.target_modules: {name!r} matches no linear layer of the model; it has"
-            f" {sorted(layers)}, which end in {sorted({p.rpartition('.')[2] for p in layers})}"
+            f" {paths}, which end in {sorted({path.rpartition('.')[2] for path in paths})}"
         )
 
 

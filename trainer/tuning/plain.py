@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 class PlainModel(nn.Module):
-    """A base that trains its own parameters, with the methods of PeftModel that a run uses.
-
-    Args:
-        base: A sequence-classification or causal language model.
-    """
+    """A base that trains its own parameters, with the methods of PeftModel that a run uses."""
 
     def __init__(self, base: "PreTrainedModel") -> None:
         super().__init__()
@@ -35,12 +31,7 @@ class PlainModel(nn.Module):
         return self.base_model
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a plain transformers folder.
-
-        Args:
-            folder: A new folder.
-            state: The trained weights by their names in this module.
-        """
+        """Write a plain transformers folder with the trained weights, named as in this module."""
         own = {name.removeprefix("base_model."): value for name, value in state.items()}
         self.base_model.save_pretrained(str(folder), state_dict=own)
 

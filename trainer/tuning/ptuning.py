@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.config.methods import adapter_size
 from trainer.config.sections import TuningSection
-from trainer.tuning.layers import check_modules, task_type, with_peft
+from trainer.tuning.layers import task_type, trained_whole, with_peft
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,33 +30,25 @@ _KEPT = ".modules_to_save.default"
 def add_prompt(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     """Freeze the base, train virtual tokens through an MLP as wide as the model, and the head.
 
-    Args:
-        base: A sequence-classification or causal language model.
-        tuning: The number of virtual tokens and modules trained whole.
-
     Raises:
-        ModelError: A name of modules_to_save matches nothing.
+        ModelError: A name of tuning.modules_to_save matches nothing.
     """
     from peft import PromptEncoderConfig
 
-    check_modules(base, tuning.modules_to_save)
     embeddings: Any = base.get_input_embeddings()
     settings = PromptEncoderConfig(
         task_type=task_type(base),
         num_virtual_tokens=adapter_size(tuning),
         encoder_hidden_size=embeddings.weight.shape[1],
-        modules_to_save=list(tuning.modules_to_save) or None,
+        modules_to_save=trained_whole(base, tuning),
     )
     return with_peft(base, settings)
 
 
 def virtual_tokens(model: nn.Module) -> Tensor | None:
     """The embeddings (1, P, D) before every function; None for other methods."""
-    if not is_prompted(model):
-        return None
     prompted: Any = model
-    tokens: Tensor = prompted.get_prompt(1)
-    return tokens
+    return prompted.get_prompt(1) if is_prompted(model) else None
 
 
 def is_prompted(model: nn.Module) -> bool:
@@ -66,14 +58,10 @@ def is_prompted(model: nn.Module) -> bool:
 
 
 def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write PEFT's layout and the encoder beside it.
+    """Write PEFT's layout and the encoder beside it, into a new folder.
 
-    PEFT itself would read the virtual tokens from the live model, which ZeRO-3 has sharded.
-
-    Args:
-        model: Its settings are read, its weights are not.
-        folder: A new folder.
-        state: The trained weights by their names in the model.
+    The weights come from `state`, by their names in the model: PEFT itself would read the virtual
+    tokens from the live model, which ZeRO-3 has sharded.
     """
     from safetensors.torch import save_file
 
@@ -85,14 +73,9 @@ def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -
     replace(
         settings, inference_mode=True, base_model_name_or_path=base.name_or_path
     ).save_pretrained(str(folder))
-    tokens_PD = _encoded(encoder)
-    kind = {"format": "pt"}
-    save_file(
-        whole | {"prompt_embeddings": tokens_PD},
-        folder / "adapter_model.safetensors",
-        metadata=kind,
-    )
-    save_file(encoder, folder / ENCODER_FILE, metadata=kind)
+    whole["prompt_embeddings"] = _encoded(encoder)
+    for name, tensors in (("adapter_model.safetensors", whole), (ENCODER_FILE, encoder)):
+        save_file(tensors, folder / name, metadata={"format": "pt"})
 
 
 def take_encoder(model: "PeftModel", weights: Mapping[str, Tensor]) -> None:

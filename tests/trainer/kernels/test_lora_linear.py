@@ -16,7 +16,7 @@ from trainer.config.methods import choose_lora_backend
 from trainer.config.sections import TuningSection
 from trainer.kernels.lora_linear import lora_linear
 from trainer.tuning.fused_lora import FusedLoraLinear
-from trainer.tuning.lora import add_lora
+from trainer.tuning.peft_layers import add_lora
 
 BASES = {
     "linear": lambda: nn.Linear(12, 20),

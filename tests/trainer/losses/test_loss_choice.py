@@ -10,7 +10,7 @@ from data.batches.batch import collate
 from trainer.config.sections import LossSection, TuningSection
 from trainer.losses.tasks import Classification
 from trainer.models.heads import PackedClassifier
-from trainer.tuning.lora import add_lora
+from trainer.tuning.peft_layers import add_lora
 
 CPU = torch.device("cpu")
 # Operations that wait until the device has computed.

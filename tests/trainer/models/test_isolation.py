@@ -19,7 +19,7 @@ from trainer.errors import ModelError
 from trainer.models.heads import PackedClassifier
 from trainer.models.isolation import check_isolation, refuse_leaking
 from trainer.models.packed_attention import attention_inputs
-from trainer.tuning.lora import add_lora
+from trainer.tuning.peft_layers import add_lora
 
 VOCABULARY = 300
 LENGTHS = (37, 5, 120, 64, 1, 90)

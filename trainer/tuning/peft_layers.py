@@ -1,24 +1,15 @@
-"""LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024) through PEFT."""
+"""LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024) and IA3, by PEFT."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from trainer.architectures.adapters import is_named
+from trainer.architectures.adapters import is_feed_forward
 from trainer.config.methods import HEAD, choose_lora_backend
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
-from trainer.tuning.layers import (
-    adapted,
-    check_modules,
-    choose_modules,
-    is_conv1d,
-    linear_layers,
-    smallest_side,
-    task_type,
-    with_peft,
-)
+from trainer.tuning import layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,28 +19,24 @@ if TYPE_CHECKING:
 def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     """Freeze the base, add adapters to its linear layers, train them and a classifier's head.
 
-    Args:
-        base: A sequence-classification or causal language model.
-        tuning: Rank, scale, dropout, names of the layers and of modules trained whole. With "score"
-            among the layers the head gets an adapter and is not trained whole.
+    With "score" among tuning.target_modules the head gets an adapter and is not trained whole.
 
     Raises:
         ModelError: A name matches no layer, or the rank is above a layer's size.
     """
     from peft import LoraConfig
 
-    names = choose_modules(base, tuning)
-    _check_rank(linear_layers(base), names, tuning.lora_r)
-    check_modules(base, tuning.modules_to_save)
-    layers = adapted(base, names).values()
+    names = layers.choose_modules(base, tuning)
+    _check_rank(base, names, tuning.lora_r)
+    adapted = layers.adapted(base, names).values()
     settings = LoraConfig(
-        task_type=None if HEAD in names else task_type(base),  # else PEFT trains it whole
+        task_type=None if HEAD in names else layers.task_type(base),  # else PEFT trains it whole
         r=tuning.lora_r,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
         target_modules=names,
-        modules_to_save=list(tuning.modules_to_save) or None,  # a copy: PEFT adds the head to it
-        fan_in_fan_out=any(is_conv1d(layer) for layer in layers),
+        modules_to_save=layers.trained_whole(base, tuning),
+        fan_in_fan_out=any(layers.is_conv1d(layer) for layer in adapted),
         use_rslora=tuning.variant == "rslora",
         use_dora=tuning.variant == "dora",
     )
@@ -60,7 +47,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
         # PEFT's own way to give its layers another class.
         settings._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
-    model = with_peft(base, settings)
+    model = layers.with_peft(base, settings)
     if HEAD in names:
         weight = base.get_submodule(HEAD).base_layer.weight
         model.register_buffer("frozen_head", weight.detach().clone(), persistent=False)
@@ -83,10 +70,31 @@ def add_frozen_head(model: "PeftModel", folder: Path) -> None:
     save_file(load_file(path) | head, path, metadata={"format": "pt"})
 
 
-def _check_rank(layers: dict[str, nn.Module], names: list[str], rank: int) -> None:
-    for path, layer in layers.items():
-        side = smallest_side(layer)
-        if rank > side and any(is_named(path, name) for name in names):
+def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
+    """Freeze the base, scale attention's outputs and what the feed-forward's last layer reads.
+
+    IA3 (Liu et al. 2022) trains a scale for every feature of these layers.
+
+    Raises:
+        ModelError: A name matches no layer.
+    """
+    from peft import IA3Config
+
+    scaled = layers.layers_named(base, layers.choose_modules(base, tuning))
+    settings = IA3Config(
+        task_type=layers.task_type(base),
+        target_modules=list(scaled),
+        feedforward_modules=[path for path in scaled if is_feed_forward(path)],
+        modules_to_save=layers.trained_whole(base, tuning),
+        fan_in_fan_out=any(layers.is_conv1d(layer) for layer in scaled.values()),
+    )
+    return layers.with_peft(base, settings)
+
+
+def _check_rank(base: "PreTrainedModel", names: list[str], rank: int) -> None:
+    for path, layer in layers.layers_named(base, names).items():
+        side = min(layers.features(layer))
+        if rank > side:
             raise ModelError(
                 f"tuning.lora_r {rank} is above the smaller side {side} of {path!r}; lower it"
             )
