@@ -178,7 +178,7 @@ class TrainLoader:
             chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
         records = self.examples.record_E[chosen]
         starts = list((self.files or {}).values())
-        parts = np.split(chosen, np.searchsorted(records, starts[1:]))
+        parts = np.split(chosen, np.searchsorted(records, starts))
         rows = joined([self._rows_from(part, rng) for part in parts if len(part)])
         if epoch and len(rows) < self.plan.steps_per_epoch:
             return self._pack(0)

@@ -130,6 +130,10 @@ def test_a_micro_batch_without_rows_is_padding_only_and_can_be_indexed():
     assert batch.input_ids_BT[batch.row_S, batch.read_S].shape == (0,)
 
 
+def test_a_split_without_examples_gives_a_batch_of_padding_too():
+    assert collate(example_set([]), []).input_ids_BT.tolist() == [[0] * 8]
+
+
 def test_indices_are_int64_and_move_with_the_batch():
     batch = collate(example_set([[A, END]]), rows_of([0])).to(torch.device("meta"))
     tensors = {

@@ -288,10 +288,18 @@ def test_the_imbalance_of_a_step_is_counted_by_hand_and_its_mean_over_the_first_
 def test_a_loader_alone_is_rank_0_of_1():
     examples = random_examples(20, SEQ_LENGTH)
     alone = TrainLoader(examples, loader(examples).batching)
-    assert alone.plan.world_size == 1
+    assert (alone.rank, alone.plan.world_size) == (0, 1)
     assert seen(alone, range(alone.plan.steps_per_epoch)) == seen(
         loader(examples), range(alone.plan.steps_per_epoch)
     )
+
+
+def test_balanced_sampling_reads_the_rarer_class_as_often_as_the_other():
+    examples = example_set([[1] * 5] * 12, labels=[0] * 9 + [1] * 3)
+    train = loader(examples, sampling="balanced")
+    read = seen(train, range(train.plan.steps_per_epoch))
+    assert sorted(read) == sorted([*range(9), *[9, 10, 11] * 3])
+    assert train.num_records == 18
 
 
 def test_the_first_epoch_is_packed_once(monkeypatch):

@@ -1,5 +1,6 @@
 """Functions in several splits stop a training run, unless the recipe says otherwise."""
 
+import dataclasses
 import hashlib
 
 import pytest
@@ -95,6 +96,30 @@ def test_a_group_on_both_sides_is_a_leak_only_where_the_recipe_forbids_it(group)
     with pytest.raises(DataError, match=rf"'{group}s': {{'train/test': 1}}"):
         refuse_leaks(facts, [group], allow=False)
     refuse_leaks(facts, sorted(others), allow=False)
+
+
+def test_functions_without_a_group_share_none():
+    facts = compared(
+        train=split("t", "a", commit="c1") + split("t", "b"),
+        test=split("e", "c", commit="c2") + split("e", "d"),
+    )
+    assert facts.shared_groups["commit"] == {"train/test": 0}
+
+
+def test_three_examples_of_a_pair_are_kept_and_quoted():
+    codes = ("a", "b", "c", "d", "e")
+    facts = compared(train=split("t", *codes), test=split("e", *codes))
+    assert facts.examples == ["t:1 = e:1", "t:2 = e:2", "t:3 = e:3"]
+    more = dataclasses.replace(facts, examples=[*facts.examples, "t:4 = e:4"])
+    with pytest.raises(DataError, match="t:2 = e:2; t:3 = e:3. Remove"):
+        refuse_leaks(more, [], allow=False)
+
+
+def test_the_200_most_frequent_weaknesses_are_named():
+    keys = SplitKeys()
+    for number in range(201):
+        keys.append_groups(split("t", *"a" * (2 if number else 1), cwe=f"CWE-{number}"))
+    assert list(keys.cwe_table()) == [f"CWE-{number}" for number in range(1, 201)]
 
 
 def test_a_function_with_both_labels_in_a_split_is_counted_once():
