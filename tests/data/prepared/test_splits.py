@@ -111,7 +111,7 @@ def test_three_examples_of_a_pair_are_kept_and_quoted():
     facts = compared(train=split("t", *codes), test=split("e", *codes))
     assert facts.examples == ["t:1 = e:1", "t:2 = e:2", "t:3 = e:3"]
     more = dataclasses.replace(facts, examples=[*facts.examples, "t:4 = e:4"])
-    with pytest.raises(DataError, match="t:2 = e:2; t:3 = e:3. Remove"):
+    with pytest.raises(DataError, match=r"t:2 = e:2; t:3 = e:3\. Remove"):
         refuse_leaks(more, [], allow=False)
 
 
@@ -127,6 +127,12 @@ def test_a_function_with_both_labels_in_a_split_is_counted_once():
     facts = compared(train=both, test=split("e", "c;", "c;"))
     assert facts.contradictory == {"train": 1, "test": 0}
     assert facts.duplicates == {"train": 1, "test": 1}  # "a;" and "a ;" differ
+
+
+def test_language_records_have_no_class_and_contradict_nothing():
+    keys = SplitKeys()
+    keys.append(["a", "b"])
+    assert compare_splits({"train": []}, {"train": keys}).contradictory == {"train": 0}
 
 
 def test_the_weaknesses_of_a_split_are_counted_by_class_the_most_frequent_first():
