@@ -82,13 +82,6 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
             "what both classes share is counted",
         ),
     ],
-    "data/prepared/splits.py": [
-        (
-            "(keys.code_N[keys.target_N == target]",
-            ["keys.target_N == target -> keys.target_N != target"],
-            "what both classes share is counted",
-        ),
-    ],
     "trainer/evaluation/functions/metrics.py": [
         ("mcc_K = np.round(", ["12 -> 13", "12 -> 11"], "unlike values differ by more"),
     ],
