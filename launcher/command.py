@@ -2,6 +2,7 @@
 
 import argparse
 import configparser
+import errno
 import logging
 import os
 import signal
@@ -10,14 +11,15 @@ import sys
 import traceback
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from trainer.errors import MachineError, StoppedError
 from trainer.processes.distributed import end_now, is_member
-from trainer.processes.outcome import write_outcome
+from trainer.processes.outcome import own_rank, write_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFECT = 1
@@ -88,6 +90,7 @@ def main(
     parser: ArgumentParser, action: Callable[[Namespace], int | None], arguments: list[str]
 ) -> int:
     """Parse, run the action, return the exit code. Options may come between RECIPE and its keys."""
+    _in_utf8()
     # Intermixed parsing would take apart what follows "--", the command that supervise.py starts.
     parse = parser.parse_args if "--" in arguments else parser.parse_intermixed_args
     given = parse(arguments)
@@ -104,7 +107,8 @@ def run_command(action: Callable[[], int | None]) -> int:
     _offline_and_quiet()
     before = signal.signal(signal.SIGINT, _interrupted)
     try:
-        return _run(action)
+        with _lasting_output():
+            return _run(action)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -133,14 +137,68 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     """
     shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # the cursor, which a bar hides
     message = "stopped, nothing saved; the same command starts again or continues"
-    os.write(2, f"{shown}{message}\n".encode())
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"{shown}{message}\n".encode())
     write_outcome(INTERRUPTED, "KeyboardInterrupt", message)
     os._exit(INTERRUPTED)
 
 
+class _LastingStream:
+    """A stream that survives the end of its reader: a closed terminal, `| head`, a killed tee.
+
+    The program finishes, or saves and stops; it does not die of a line that nobody reads.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.is_read = stream, True
+
+    def write(self, text: str) -> int:
+        """Write, as long as somebody reads."""
+        self._unless_gone(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, as long as somebody reads."""
+        self._unless_gone(self.stream.flush)
+
+    def _unless_gone(self, action: Callable[[], object]) -> None:
+        try:
+            if self.is_read:
+                action()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.is_read = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def _lasting_output() -> Iterator[None]:
+    streams = {name: _LastingStream(getattr(sys, name)) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+    try:
+        yield
+    finally:
+        for name, stream in streams.items():
+            stream.flush()
+            setattr(sys, name, stream.stream)
+            if not stream.is_read:  # what is left in its buffer would change the exit code
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _in_utf8() -> None:
+    """Start again in UTF-8 mode where the locale has paths and output in another encoding."""
+    if sys.getfilesystemencoding() != "utf-8" or sys.getdefaultencoding() != "utf-8":
+        arguments = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, "PYTHONUTF8": "1"})
+
+
 def _end(code: int, error: Exception) -> int:
     """Say it in one write, because ranks share a terminal; only rank 0 reports a stop."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = own_rank()
     is_stop = code == StoppedError.exit_code
     if not (is_stop and rank):
         where = f"[rank {rank}] " if rank else ""

@@ -49,6 +49,23 @@ def report_group_timeout(arguments: list[str]) -> int:
     return 0
 
 
+def report_listening(arguments: list[str]) -> int:
+    """Print the addresses on which this rank listens once the ranks have talked to each other."""
+    import psutil
+
+    from trainer.processes.distributed import barrier, start, stop
+
+    start(60)
+    barrier()
+    connections = psutil.Process().net_connections(kind="inet")
+    found = [one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN]
+    sys.stdout.write(" ".join(["listening", *found]) + "\n")
+    sys.stdout.flush()
+    barrier()
+    stop()
+    return 0
+
+
 def run_out_of_memory(arguments: list[str]) -> int:
     """Train until the third step, where the device has no memory left."""
     from launcher.train import main

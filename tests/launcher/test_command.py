@@ -1,5 +1,7 @@
 """The training command answers help and bad input at once, from anywhere, without heavy imports."""
 
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -172,3 +174,53 @@ def test_a_defect_keeps_its_traceback_and_success_is_0(monkeypatch):
     with pytest.raises(ValueError, match="not for the user"):
         run_command(fail)
     assert run_command(lambda: None) == 0
+
+
+def test_output_that_nobody_reads_ends_nothing():
+    """`prepare.py RECIPE | head`, a killed tee: the command ends with its code."""
+    program = (
+        "import sys, time; from launcher.command import run_command\n"
+        "def work():\n"
+        "    for _ in range(50): print('x' * 4000); time.sleep(0.01)\n"
+        "    sys.stderr.write('whole'); return 7\n"
+        "sys.exit(run_command(work))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        running.stdout.read(10)
+        running.stdout.close()
+        assert running.stderr is not None
+        assert running.stderr.read() == "whole"
+        assert running.wait(30) == 7
+
+
+def test_another_locale_changes_neither_paths_nor_output(tmp_path):
+    recipe = tmp_path / "größe 中.yaml"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, recipe], capture_output=True, timeout=60, check=False,
+        env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": "/usr/bin"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert str(recipe) in done.stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(pty, "fork"), reason="no pseudo-terminals here")
+def test_a_closed_terminal_saves_and_ends_with_75(tiny_recipe, tmp_path):
+    """SIGHUP, and every write fails from then on."""
+    folder = tmp_path / "run"
+    words = [SCRIPT, tiny_recipe, f"run.output_dir={folder}", "optim.max_steps=4000"]
+    words += ["log.interval=1", "save.interval=4000", "eval.interval=never"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, *map(str, words)])
+    shown = b""
+    while b"/4000" not in shown or b"loss" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert (saved / "MANIFEST.json").exists()

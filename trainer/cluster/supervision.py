@@ -35,6 +35,7 @@ from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError
 from trainer.processes.hostfile import Node
 from trainer.processes.outcome import FOLDER, Outcome, read_outcomes
+from trainer.processes.signals import receive_stops
 from trainer.run_folder.checkpoint import newest_checkpoint
 from trainer.run_folder.folder import CHECKPOINTS, write_whole
 
@@ -112,8 +113,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._receive)
+        receive_stops(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number)

@@ -157,6 +157,7 @@ class EngineSection(Section):
         "auto", description="of training; auto: bf16 on sm80+, fp16 on older GPUs, fp32 on CPU"
     )
     timeout_seconds: Positive = Field(1800, description="of every collective")
+    join_seconds: Positive = Field(60, description="in which all ranks have to start")
 
 
 class EvalSection(Section):

@@ -30,8 +30,7 @@ def this_machine(device: torch.device, world_size: int) -> Machine:
     """
     from deepspeed.accelerator import get_accelerator
 
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
-    num_nodes = max(1, world_size // max(1, int(local)))
+    num_nodes = max(1, world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     has_fp16 = bool(get_accelerator().is_fp16_supported())
     if device.type != "cuda":
         return Machine(None, world_size, num_nodes, has_fp16=has_fp16)

@@ -14,10 +14,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from trainer.errors import LostRankError, MachineError
+from trainer.processes.ranks import adopt_launcher
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
+    from torch.distributed.distributed_c10d import Store
 
 Result = TypeVar("Result")
 
@@ -46,25 +48,28 @@ class Ranks:
         return self.rank == 0
 
 
-def start(timeout_seconds: int) -> Ranks:
+def start(timeout_seconds: int, store: "Store | None" = None) -> Ranks:
     """Join the process group through DeepSpeed, alone or as one rank of many.
 
     Args:
         timeout_seconds: Timeout of every collective, ZeRO's own groups included.
+        store: Where the ranks have met; by default they meet now.
 
     Raises:
-        MachineError: More ranks on this node than GPUs.
+        LostRankError: Ranks are missing, or cannot connect to each other.
+        MachineError: More ranks on this node than GPUs; a port in use; contradicting variables.
     """
     import torch
 
-    _single_process_defaults()
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+    adopt_launcher(os.environ)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR") or "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
             # Ranks share the cores this process may use; a thread too many costs a factor of 40.
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    _join(timeout_seconds)
+    _check_accelerator()
+    _join(timeout_seconds, store)
     local_rank = int(os.environ["LOCAL_RANK"])
     return Ranks(
         rank=torch.distributed.get_rank(),
@@ -164,24 +169,26 @@ def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def _single_process_defaults() -> None:
-    """Set a launcher's variables in a process that was started without one."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+def _check_accelerator() -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    try:
+        if get_accelerator().is_available():
+            return
+        reason = "torch sees no such device"
+    except Exception as error:
+        reason = str(error)
+    chosen = os.environ.get("DS_ACCELERATOR")
+    raise MachineError(f"DS_ACCELERATOR={chosen}: {reason}; unset it, or set cpu or cuda")
 
 
-def _join(timeout_seconds: int) -> None:
+def _join(timeout_seconds: int, store: "Store | None") -> None:
     import deepspeed
     import deepspeed.ops
     from torch.distributed import DistError
     from torch.distributed import distributed_c10d as c10d
+
+    from trainer.processes import rendezvous
 
     # The shared-memory operator compiles for 24 s and leaks in /dev/shm; only inference gains.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -189,15 +196,23 @@ def _join(timeout_seconds: int) -> None:
     # ZeRO makes groups of its own, which init_distributed(timeout=) does not reach.
     c10d.default_pg_timeout = timeout
     c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
+    rendezvous.register(store or rendezvous.meet(timeout_seconds), timeout)
+    if rendezvous.is_one_machine():  # nothing listens on an interface that others reach
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     try:
-        deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timeout)
+        deepspeed.init_distributed(
+            verbose=False,
+            auto_mpi_discovery=False,
+            timeout=timeout,
+            init_method=rendezvous.METHOD,
+        )
     except DistError as error:
         reason = str(error).partition("\n")[0]
         raise LostRankError(
             f"rank {os.environ['RANK']} on {socket.gethostname()}: not all"
-            f" {os.environ['WORLD_SIZE']} ranks met at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within engine.timeout_seconds; look for a host that did"
-            f" not start, or launcher/doctor.py --hostfile FILE. torch says: {reason}"
+            f" {os.environ['WORLD_SIZE']} ranks could connect to each other within"
+            f" engine.timeout_seconds; try launcher/doctor.py --hostfile FILE. torch says: {reason}"
         ) from error
 
 

@@ -32,12 +32,18 @@ class Outcome:
     message: str
 
 
+def own_rank() -> int:
+    """This process's rank as far as its environment says; an error is reported under it."""
+    value = os.environ.get("RANK", "0")
+    return int(value) if value.isdecimal() else 0
+
+
 def write_outcome(exit_code: int, error: str = "", message: str = "") -> None:
     """Write this rank's outcome, whole or not at all; a missing folder is only reported."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return
-    rank = int(os.environ.get("RANK", "0"))
+    rank = own_rank()
     outcome = Outcome(rank, socket.gethostname(), exit_code, error, message[:4000])
     path = Path(folder) / f"rank-{rank}.json"
     temporary = path.with_suffix(".tmp")

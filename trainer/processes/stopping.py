@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,11 +14,11 @@ from torch import nn
 from trainer.errors import AbandonedError, StoppedError
 from trainer.processes.distributed import Ranks
 from trainer.processes.launchers import Launcher, is_abandoned
+from trainer.processes.signals import receive_stops
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST = 1.0  # seconds in which no person repeats SIGINT
 
 
@@ -51,9 +51,7 @@ class StopRequest:
         if ranks.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")
         self._launchers = above
-        self._previous: dict[signal.Signals, Any] = {
-            number: signal.signal(number, self._receive) for number in _SIGNALS
-        }
+        self._previous = receive_stops(self._receive)
 
     def error(self, agreed: Agreed, progress: str) -> StoppedError:
         """The error that ends this rank once all ranks stop; its message ends with `progress`."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,14 +23,21 @@ from trainer.run.preparation import prepare_run
 def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]) -> None:
     """Train a recipe as one rank of those that the launchers above started."""
     config = load_run_config(path, overrides)
-    adopt_launcher(os.environ)
-    check_launch(int(os.environ.get("WORLD_SIZE", "1")))
+    remarks = adopt_launcher(os.environ)
+    if os.environ["RANK"] == "0":
+        sys.stderr.write("".join(f"{line}\n" for line in remarks))
+    check_launch(int(os.environ["WORLD_SIZE"]))
+    store = None
+    if os.environ["WORLD_SIZE"] != "1":  # before the data: a node may have to prepare it for long
+        from trainer.processes.rendezvous import meet
+
+        store = meet(config.engine.join_seconds)
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size)
 
     from trainer.run.training import run_training
 
-    run_training(config, prepared, above)
+    run_training(config, prepared, above, store)
 
 
 def evaluate_run(run: Path, file: Path, name: str | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.distributed_c10d import Store
 
 from data.batches.loader import TrainLoader
 from data.prepared.prepare import Prepared
@@ -47,7 +48,7 @@ from trainer.tuning.continued import adapter_folder, take_adapter
 
 
 def run_training(
-    config: RunConfig, prepared: Prepared, above: Sequence[Launcher]
+    config: RunConfig, prepared: Prepared, above: Sequence[Launcher], store: Store | None = None
 ) -> dict[str, Any] | None:
     """Train, evaluate and export; returns the test report on rank 0.
 
@@ -55,11 +56,12 @@ def run_training(
         config: The recipe.
         prepared: Its data.
         above: This process's launchers; where they end, the run saves and ends.
+        store: Where the ranks have met; by default they meet now.
 
     Raises:
         ValueError: One of trainer.errors, with its exit code, on every rank.
     """
-    ranks = start(config.engine.timeout_seconds)
+    ranks = start(config.engine.timeout_seconds, store)
     lock: RunLock | None = None
     try:
         ranks = _with_hosts(ranks)

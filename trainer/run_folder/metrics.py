@@ -21,14 +21,6 @@ from trainer.run_folder.folder import LOG, write_whole
 _MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for each
 
 
-class _LastingConsole(Console):
-    """A console that survives the end of its reader; the run continues, or saves and stops."""
-
-    def on_broken_pipe(self) -> None:
-        """Print nothing more; rich would end the process."""
-        self.quiet = True
-
-
 class RunLog:
     """Writes each event once and in order, also when a run continues.
 
@@ -52,7 +44,7 @@ class RunLog:
         tensorboard: bool,
         progress: bool,
     ) -> None:
-        self.console = _LastingConsole(stderr=True)
+        self.console = Console(stderr=True)
         # A run that starts again at step 0 validates again before step 1.
         keep_lines(folder / LOG, first_step or -1, is_scored=is_scored)
         self._file = (folder / LOG).open("a", encoding="utf-8")

@@ -31,6 +31,7 @@ from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, MachineError
 from trainer.processes.hostfile import Node
 from trainer.processes.outcome import FOLDER, Outcome, read_outcomes, write_outcome
+from trainer.processes.signals import STOP_SIGNALS
 
 NODES = [Node("node0", 2, 1), Node("node1", 1, 2)]
 LOST = Outcome(1, "node0", 5, "LostRankError", "the connection broke")
@@ -38,7 +39,7 @@ LOST = Outcome(1, "node0", 5, "LostRankError", "the connection broke")
 
 @pytest.fixture
 def signals():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = STOP_SIGNALS
     before = {number: signal.getsignal(number) for number in numbers}
     yield Signals()
     for number, handler in before.items():

@@ -11,8 +11,8 @@ import rank_checks
 from rank_pool import run_ranks
 
 from trainer.cluster.roll_call import roll_faults
-from trainer.errors import ConfigError, MachineError
-from trainer.processes import launched, ranks
+from trainer.errors import ConfigError, LostRankError, MachineError
+from trainer.processes import launched, ranks, rendezvous
 from trainer.processes.launched import check_launch, hostfile_of, is_filtered
 from trainer.processes.ranks import adopt_launcher, first_host, own_address
 
@@ -38,14 +38,21 @@ def adopted(environment: dict[str, str]) -> tuple[str | None, ...]:
 
 def test_srun_gives_the_ranks_that_torch_wants():
     assert adopted(SLURM) == ("3", "1", "4", "2", "gpu003", "24711")
-    other = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_JOB_ID": "12000"}
-    assert adopted(other) == ("3", "1", "4", "1", "gpu003", "20000")
+    other = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_LOCALID": "0"}
+    other["SLURM_JOB_ID"] = "12000"
+    assert adopted(other) == ("3", "0", "4", "1", "gpu003", "20000")
     second_step = other | {"SLURM_STEP_ID": "5"}
     assert adopted(second_step)[-1] == "20005"  # two steps of a job get two ports
     # A node that the list of counts does not reach has as many ranks as the last one.
     assert adopted(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1,2", "SLURM_NODEID": "3"})[3] == "2"
     alone = {name: value for name, value in SLURM.items() if name in NEEDED}
-    assert adopted(alone) == ("3", "1", "4", "1", "gpu003", "20000")
+    assert adopted(alone) == ("3", "1", "4", None, "gpu003", "20000")
+    for name in NEEDED:
+        with pytest.raises(MachineError, match=name):
+            adopted(
+                {key: value for key, value in alone.items() if key != name}
+                | {"SLURM_STEP_NUM_TASKS": "4", name: ""}
+            )
 
 
 def test_mpirun_gives_the_ranks_and_the_users_master_stays():
@@ -91,11 +98,125 @@ def test_mpirun_without_a_master_takes_that_of_rank_0(given, monkeypatch):
         adopted(started | {"OMPI_COMM_WORLD_SIZE": "7"})
 
 
-def test_what_deepspeed_or_torchrun_set_stays_and_nothing_is_made_up():
-    assert adopted(SLURM | {"RANK": "0"})[:3] == ("0", None, None)
-    assert adopted({}) == (None,) * 6
-    batch_script = {key: SLURM[key] for key in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")}
-    assert adopted(batch_script) == (None,) * 6  # it is no step: a run in it is alone
+ALONE = ("0", "0", "1", "1", None, None)
+MASTER = {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "29511"}
+
+
+def test_what_deepspeed_or_torchrun_set_stays():
+    torchrun = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    assert adopted(SLURM | torchrun | MASTER) == ("1", "1", "4", "2", "10.0.0.9", "29511")
+    deepspeed = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    assert adopted(deepspeed | MASTER)[:4] == ("1", "1", "2", "2")
+    unknown = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    assert adopted(unknown | MASTER)[:4] == ("1", "1", "2", None)  # else ranks would differ
+
+
+@pytest.mark.parametrize(
+    "left_over",
+    [
+        {},
+        {key: SLURM[key] for key in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")},  # no step
+        {"WORLD_SIZE": "2"},
+        {"RANK": "3"},
+        {"LOCAL_RANK": "-1"},
+        {"WORLD_SIZE": "", "RANK": " "},
+        {"PMI_SIZE": "1", "PMI_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+    ],
+)
+def test_a_process_without_a_launcher_is_alone_whatever_another_program_left(left_over):
+    assert adopted(left_over) == ALONE
+
+
+def test_a_pod_is_a_node_with_one_rank():
+    pod = {"RANK": "1", "WORLD_SIZE": "2"} | MASTER
+    assert adopted(pod) == ("1", "0", "2", "1", "10.0.0.9", "29511")
+
+
+def test_variables_that_are_not_obeyed_are_named_once_and_removed():
+    environment = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_X": "1", "HOME": "/h"}
+    remarks = adopt_launcher(environment)
+    assert len(remarks) == 2
+    assert "ACCELERATE_USE_FSDP=true, FSDP_X=1" in remarks[0]
+    assert "WORLD_SIZE=2" in remarks[1]
+    assert not {"ACCELERATE_USE_FSDP", "FSDP_X"} & set(environment)
+    assert environment["WORLD_SIZE"] == "1"
+    assert adopt_launcher(environment) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', expected a number"),
+        ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
+        ({"RANK": "0", "WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is"),
+        ({"RANK": "2", "WORLD_SIZE": "2"} | MASTER, "RANK=2, WORLD_SIZE=2.*contradict"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "2"} | MASTER,
+            "LOCAL_RANK=5.*contradict",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "without MASTER_ADDR and MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "2"} | MASTER | {"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        (SLURM | {"SLURM_NODEID": "b"}, "SLURM_NODEID is 'b'"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""}, "OMPI_COMM_WORLD_SIZE is ''"),
+        ({"PMI_SIZE": "many"}, "PMI_SIZE is 'many'"),
+    ],
+)
+def test_variables_that_cannot_be_read_or_contradict_are_named(environment, message):
+    with pytest.raises(MachineError, match=message):
+        adopted(environment)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def first_of_two(monkeypatch):
+    """The environment of rank 0 of 2 on this machine, where nobody else comes."""
+    port = free_port()
+    environment = {
+        "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return port
+
+
+@pytest.mark.parametrize(
+    ("rank", "missing"), [("0", "for rank 1, "), ("1", "for rank 0 at 127.0.0.1:")]
+)
+def test_a_rank_whose_others_do_not_come_names_them_and_the_variables(
+    rank, missing, first_of_two, monkeypatch, capsys
+):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(rendezvous, "_SILENT_SECONDS", 0.1)
+    with pytest.raises(LostRankError, match=f"{missing}.*RANK={rank}, WORLD_SIZE=2"):
+        rendezvous.meet(0.5)
+    assert ("waits for rank 1" in capsys.readouterr().err) is (rank == "0")
+
+
+def test_110_a_port_in_use_is_named_with_the_remedy(first_of_two):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first_of_two))
+        other.listen()
+        with pytest.raises(MachineError, match=f"port {first_of_two} of .*--master_port"):
+            rendezvous.meet(5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_ranks_of_one_machine_open_no_port_that_others_reach(world_size, tmp_path):
+    printed = tmp_path / "printed"
+    codes = run_ranks([], world_size, printed, entry=rank_checks.report_listening)
+    assert codes == [0] * world_size, printed.read_text()
+    addresses = printed.read_text().split()
+    assert set(addresses) <= {"listening", "127.0.0.1", "::1"}
+    assert addresses.count("listening") == world_size
+    assert "127.0.0.1" in addresses  # else nothing was looked at
 
 
 def test_mpich_without_a_master_is_refused_with_the_remedy():
@@ -108,7 +229,7 @@ def test_mpich_without_a_master_is_refused_with_the_remedy():
     for missing in ("MPI_LOCALRANKID", "MASTER_ADDR"):
         with pytest.raises(MachineError, match="rank 1 of 2"):
             adopted(environment | {n: v for n, v in local.items() if n != missing})
-    assert adopted({"PMI_RANK": "0", "PMI_SIZE": "1"}) == (None,) * 6  # alone
+    assert adopted({"PMI_RANK": "0", "PMI_SIZE": "1"}) == ALONE
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from launcher.evaluate import main as evaluate_main
 from launcher.export import main as export_main
 from trainer.engine.state import TrainState
 from trainer.errors import ModelError
+from trainer.processes.signals import STOP_SIGNALS
 from trainer.run_folder.metrics import read_log
 
 STEPS = 16
@@ -103,7 +104,7 @@ def test_kill_9_and_the_same_command_give_the_same_curve(
     assert read_log(folder / "log.jsonl", "valid") == whole_validations
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_one_rank_saves_and_exits_75_on_all(
     number, uninterrupted, tiny_recipe, tmp_path
 ):
