@@ -59,7 +59,10 @@ def write_cell(
         "interval": [test_loss - 0.1, test_loss + 0.1],
         "token_accuracy": accuracy,
     }
-    _json(folder / "adapter" / "focaltune.json", {"base_sha256": base_digest(cell.config)})
+    _json(
+        folder / "adapter" / "focaltune.json",
+        {"base_sha256": base_digest(cell.config.model, cell.config.run.seed)},
+    )
     data, tokenizer = cell.config.data, cell.config.tokenizer_folder
     found = data_digests(data, tokenizer, language=True)
     digests = {f"sha256_{name}": value for name, value in found.items()}

@@ -45,6 +45,12 @@ class ModelSection(Section):
         None, description="folder that keeps a qlora base quantised; null: quantise at every start"
     )
 
+    @property
+    def config_file(self) -> Path:
+        """The base's config.json."""
+        source = Path(self.path or self.config or "")
+        return source / "config.json" if source.is_dir() else source
+
 
 class TaskSection(Section):
     """What is learned."""
@@ -241,10 +247,7 @@ class RunConfig(Section):
     @property
     def model_folder(self) -> Path:
         """Folder of the base model's config.json."""
-        source = self.model.path or self.model.config
-        assert source is not None  # cross_check refuses a recipe without either
-        path = Path(source)
-        return path if path.is_dir() else path.parent
+        return self.model.config_file.parent
 
     @property
     def tokenizer_folder(self) -> Path:

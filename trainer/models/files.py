@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.methods import num_virtual_tokens
-from trainer.config.sections import RunConfig
+from trainer.config.sections import ModelSection, RunConfig
 from trainer.errors import ConfigError, ModelError
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
@@ -20,7 +20,7 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
 
     Args:
         config: The recipe.
-        vocab_size: Size of the tokenizer, with added tokens.
+        vocab_size: Of the tokenizer, with added tokens.
 
     Returns:
         The model's config.json.
@@ -29,15 +29,14 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
         ModelError: Missing, pickled or remote-code weights; a vocabulary above the embedding.
         ConfigError: data.seq_length is above the model's positions.
     """
-    source = Path(config.model.path or config.model.config or "")
-    path, values = _read_config(source)
+    path, values = config.model.config_file, read_config(config.model)
     if "auto_map" in values:
         raise ModelError(
             f"{path} needs its own code (auto_map), which never runs here; take another base"
         )
-    if config.model.path and not list(source.glob("*.safetensors")):
+    if config.model.path and not list(Path(config.model.path).glob("*.safetensors")):
         raise ModelError(
-            f"{source} holds no .safetensors file; convert its weights with"
+            f"{config.model.path} holds no .safetensors file; convert its weights with"
             " save_pretrained(FOLDER, safe_serialization=True)"
         )
     embedding = values.get("vocab_size")
@@ -57,39 +56,40 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
     return values
 
 
-def hidden_size(config: RunConfig) -> int:
-    """Width of the base model, for the cost of a row.
+def read_config(model: ModelSection) -> dict[str, Any]:
+    """The content of the base's config.json.
 
     Raises:
-        ModelError: config.json is missing.
+        ModelError: It is missing or not JSON.
     """
-    _, values = _read_config(Path(config.model.path or config.model.config or ""))
-    return int(next((values[key] for key in _WIDTH_KEYS if key in values), _USUAL_WIDTH))
-
-
-def _read_config(source: Path) -> tuple[Path, dict[str, Any]]:
-    path = source / "config.json" if source.is_dir() else source
+    path = model.config_file
     if not path.is_file():
         raise ModelError(f"{path} does not exist; a base model needs its config.json")
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}; fetch it again") from error
-    return path, values
+    return values
 
 
-def base_digest(config: RunConfig) -> str:
+def hidden_size(model: ModelSection) -> int:
+    """Width of the base model, for the cost of a row."""
+    values = read_config(model)
+    return int(next((values[key] for key in _WIDTH_KEYS if key in values), _USUAL_WIDTH))
+
+
+def base_digest(model: ModelSection, seed: int) -> str:
     """sha256 of config.json, the headers and a sample of every tensor; it identifies a base.
 
     Reading all of a 30 GB base at every start would take minutes. Headers hold names, shapes and
-    places; the samples differ between fine-tunes of one base.
+    places; the samples differ between fine-tunes of one base. A base without files is drawn from
+    the seed.
     """
-    source = Path(config.model.path or config.model.config or "")
-    digest = hashlib.sha256((source / "config.json" if source.is_dir() else source).read_bytes())
-    if config.model.config:
-        digest.update(f"random weights of seed {config.run.seed}".encode())
+    digest = hashlib.sha256(model.config_file.read_bytes())
+    if model.config:
+        digest.update(f"random weights of seed {seed}".encode())
         return digest.hexdigest()
-    for path in sorted(source.glob("*.safetensors")):
+    for path in sorted(model.config_file.parent.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         _sample_tensors(path, digest)
     return digest.hexdigest()

@@ -1,8 +1,10 @@
 """Heads over packed rows: class logits, or the loss of the next token.
 
-B rows, T tokens per row, D hidden, S positions that are read, C classes.
+B rows, T tokens per row, P virtual tokens of P-Tuning, D hidden, S positions that are read, C
+classes.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -10,9 +12,10 @@ from torch import Tensor, nn
 
 from data.batches.batch import Batch
 from trainer.config.sections import LossSection
-from trainer.models.hidden_states import hidden_states
+from trainer.models.packed_attention import attention_inputs
 from trainer.models.token_loss import TokenLoss, TokenScores
 from trainer.tuning.plain import PlainModel
+from trainer.tuning.ptuning import virtual_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,19 +40,15 @@ class PackedClassifier(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, C) in the head's dtype; `batch` is on the model's device."""
-        hidden_SD = _read_states(self.model, batch, self.attention)
-        classifier = self.model.get_base_model()
-        logits_SC: Tensor = classifier.score(hidden_SD.to(self._head_dtype()))
+        hidden_SD = read_states(self.model, batch, self.attention)
+        # fp32 over a 16-bit base where the run trains in fp32
+        trained = next(p.dtype for p in self.model.parameters() if p.requires_grad)
+        logits_SC: Tensor = self.model.get_base_model().score(hidden_SD.to(trained))
         return logits_SC
-
-    def _head_dtype(self) -> torch.dtype:
-        """Dtype of the trained head: fp32 over a 16-bit base where the run trains in fp32."""
-        dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.requires_grad)
-        return dtype
 
 
 class PackedLanguageModel(nn.Module):
-    """Loss, or scores, of the supervised tokens of a packed batch.
+    """Loss, or scores, of the targets of a packed batch.
 
     The states before targets are gathered first, so other tokens never reach the output layer,
     and B x T x vocabulary logits never exist.
@@ -79,7 +78,7 @@ class PackedLanguageModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor] | Tensor:
         """Sum and count in training; in evaluation the scores (S, 3) of `TokenScores`."""
-        hidden_SD = _read_states(self.model, batch, self.attention)
+        hidden_SD = read_states(self.model, batch, self.attention)
         if not self.training:
             scores_S3: Tensor = self.scores(hidden_SD, batch.labels_S)
             return scores_S3
@@ -90,7 +89,42 @@ class PackedLanguageModel(nn.Module):
 PackedModel: TypeAlias = PackedClassifier | PackedLanguageModel
 
 
-def _read_states(model: "PeftModel | PlainModel", batch: Batch, attention: str) -> Tensor:
-    """Last hidden states (S, D) at the positions that are read."""
-    hidden_BTD = hidden_states(model, batch, attention)
-    return hidden_BTD[batch.row_S, batch.read_S]
+def read_states(model: "PeftModel | PlainModel", batch: Batch, attention: str) -> Tensor:
+    """Last hidden states (S, D) at the positions that are read.
+
+    With virtual tokens, a row holds one function.
+    """
+    base = model.get_base_model()
+    prompt_1PD = virtual_tokens(model)
+    if prompt_1PD is None:
+        inputs = attention_inputs(batch, attention, base.dtype)
+        hidden_BTD = base.base_model(input_ids=batch.input_ids_BT, **inputs).last_hidden_state
+    else:
+        num_virtual = prompt_1PD.shape[1]
+        tokens_BTD = base.get_input_embeddings()(batch.input_ids_BT)
+        prompt_BPD = prompt_1PD.to(tokens_BTD.dtype).expand(len(tokens_BTD), -1, -1)
+        inputs = attention_inputs(prompted(batch, num_virtual), attention, base.dtype)
+        hidden_BTD = base.base_model(
+            inputs_embeds=torch.cat([prompt_BPD, tokens_BTD], dim=1), **inputs
+        ).last_hidden_state[:, num_virtual:]
+    states_SD: Tensor = hidden_BTD[batch.row_S, batch.read_S]
+    return states_SD
+
+
+def prompted(batch: Batch, num_virtual: int) -> Batch:
+    """A batch whose rows begin with virtual tokens, which belong to the row's only function.
+
+    Token ids stay as they are: `read_states` joins the embeddings.
+    """
+    device, num_rows = batch.input_ids_BT.device, len(batch.input_ids_BT)
+    virtual_BP = torch.arange(num_virtual, device=device).expand(num_rows, -1)
+    lengths, start, width = [], 0, batch.input_ids_BT.shape[1]
+    for length in batch.segment_lengths:
+        lengths.append(length + (num_virtual if start % width == 0 else 0))
+        start += length
+    return replace(
+        batch,
+        position_ids_BT=torch.cat([virtual_BP, batch.position_ids_BT + num_virtual], dim=1),
+        segment_ids_BT=torch.cat([torch.zeros_like(virtual_BP), batch.segment_ids_BT], dim=1),
+        segment_lengths=tuple(lengths),
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from trainer.architectures.shapes import NUM_CLASSES
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
 from trainer.models import packed_attention  # noqa: F401 registers segment_sdpa
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NUM_CLASSES = 2
 
 
 def load_base(config: RunConfig) -> "PreTrainedModel":

@@ -3,10 +3,8 @@
 Needs neither torch nor weights nor a GPU.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from trainer.architectures.adapters import num_adapter_parameters
@@ -14,7 +12,7 @@ from trainer.architectures.families import model_shape
 from trainer.architectures.shapes import ModelShape
 from trainer.config.machines import Machine
 from trainer.config.sections import RunConfig
-from trainer.errors import ModelError
+from trainer.models.files import read_config
 from trainer.planning.data_facts import DataFacts
 from trainer.planning.memory import Memory, memory_of
 from trainer.planning.resolved import BYTES, FLASH, SEGMENT_SDPA, Resolved
@@ -92,13 +90,7 @@ def read_shape(config: RunConfig) -> ModelShape:
     Raises:
         ModelError: Not there, not JSON, or a type that transformers does not build.
     """
-    source = Path(config.model.path or config.model.config or "")
-    path = source / "config.json" if source.is_dir() else source
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: the model's config.json is not readable: {error}") from error
-    return model_shape(values, is_language=config.is_language)
+    return model_shape(read_config(config.model), is_language=config.is_language)
 
 
 def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:

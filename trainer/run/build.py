@@ -85,4 +85,4 @@ def _load(config: RunConfig) -> "PreTrainedModel":
     if config.tuning.base_quant_type is None:
         return load_base(config)
     source = Path(config.model.path or config.output_dir / BASE)
-    return load_quantized_base(config, source, base_digest(config))
+    return load_quantized_base(config, source, base_digest(config.model, config.run.seed))

@@ -51,7 +51,7 @@ def training_loader(
         packing_window=data.packing_window,
         isolate=data.isolate,
         sampling=data.sampling,
-        hidden_size=hidden_size(config),
+        hidden_size=hidden_size(config.model),
     )
     files = train.files if data.order == "sequential" else None
     return TrainLoader(train.examples, batching, rank, world_size, files)

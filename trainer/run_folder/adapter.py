@@ -91,6 +91,6 @@ def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> d
         "end_token": prepared.tokenizer.end_token,
         "seq_length": data.seq_length,
         "step": state.best_step,
-        "base_sha256": base_digest(config),
+        "base_sha256": base_digest(config.model, config.run.seed),
         "quantization": quantised if tuning.base_quant_type else None,
     }

@@ -81,7 +81,11 @@ def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainStat
 def run_identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
     """Digests that must be equal to continue: base, tokenizer with its end token, three files."""
     end_token = prepared.tokenizer.end_token
-    return {"base": base_digest(config), "end_token": end_token, **prepared.digests}
+    return {
+        "base": base_digest(config.model, config.run.seed),
+        "end_token": end_token,
+        **prepared.digests,
+    }
 
 
 def moved_lines(checkpoint: Checkpoint, world_size: int) -> list[str]:

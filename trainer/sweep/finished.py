@@ -57,7 +57,7 @@ def _other_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> list
     """Which of base, tokenizer and splits differ from those of the run."""
     config = cell.config
     try:
-        is_other_base = base_digest(config) != base_sha256
+        is_other_base = base_digest(config.model, config.run.seed) != base_sha256
         digests = _data_digests(
             config.data.model_dump_json(), config.tokenizer_folder, config.is_language
         )

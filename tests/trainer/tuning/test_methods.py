@@ -14,8 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from data.batches.batch import collate
 from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, ModelError
-from trainer.models.heads import PackedClassifier
-from trainer.models.hidden_states import prompted
+from trainer.models.heads import PackedClassifier, prompted
 from trainer.models.isolation import check_isolation, refuse_leaking
 from trainer.run_folder.adapter import save_adapter
 from trainer.tuning import METHODS as FUNCTIONS
