@@ -1,4 +1,4 @@
-"""Greedy answers to a few prompts, by the model in training."""
+"""Greedy answers of the model in training to a few prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Prompt:
     """A prompt.
 
     Attributes:
-        ids: Tokens before the answer.
+        ids: Its tokens.
         text: The same as text.
-        reference: The answer of the data; "" where there is none.
+        reference: The answer in the data, or "".
     """
 
     ids: list[int]
@@ -38,43 +38,43 @@ def greedy(
     seq_length: int,
     new_tokens: int = NEW_TOKENS,
 ) -> list[list[int]]:
-    """The most likely continuation of every prompt; called by all ranks.
+    """The most likely continuation of every prompt; all ranks call this.
 
-    Each token is a pass over the whole prompts, without a cache: they go through the same packed
-    forward, under every ZeRO stage, that is trained.
+    Each new token takes a pass over the whole texts, without a cache: it uses the packed forward
+    pass of training, which works under every ZeRO stage.
 
     Args:
-        model: Batch -> scores (S, 3), of which the third column is the first choice; left in
+        model: Batch -> scores (S, 3), whose third column is the most likely token; left in
             training mode.
         prompts: Token ids, none empty.
-        end_id: Where an answer ends; it is part of it.
+        end_id: Last token of an answer.
         device: Of the model.
-        seq_length: Where an answer ends at the latest, its prompt included.
-        new_tokens: Of an answer, at most.
+        seq_length: Most tokens of a prompt and its answer.
+        new_tokens: Most tokens of an answer.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     model.eval()
     with torch.no_grad():
         for _ in range(new_tokens):
-            asked = [
+            unfinished = [
                 n
                 for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
                 if answer[-1:] != [end_id] and len(prompt) + len(answer) < seq_length
             ]
-            if not asked:
+            if not unfinished:
                 break
-            examples = _asked([[*prompts[n], *answers[n]] for n in asked])
-            rows = [np.array([row]) for row in range(len(asked))]
-            # Of one rank: where two tokens are nearly as likely, others could choose otherwise.
+            examples = _examples([[*prompts[n], *answers[n]] for n in unfinished])
+            rows = [np.array([row]) for row in range(len(unfinished))]
+            # One rank chooses: others could differ where two tokens are nearly as likely.
             chosen = of_main(model(collate(examples, rows).to(device))[:, 2].long())
-            for n, token in zip(asked, chosen.tolist(), strict=True):
+            for n, token in zip(unfinished, chosen.tolist(), strict=True):
                 answers[n].append(token)
     model.train()
     return answers
 
 
-def _asked(texts: Sequence[Sequence[int]]) -> ExampleSet:
-    """Examples whose only target is the token after the last."""
+def _examples(texts: Sequence[Sequence[int]]) -> ExampleSet:
+    """Examples whose only target is the next token."""
     tokens = [token for text in texts for token in [*text, 0]]
     starts = np.cumsum([0, *(len(text) + 1 for text in texts)], dtype=np.int64)
     supervised = np.zeros(len(tokens), np.bool_)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import comb, isclose
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from trainer.sweep.statistics import (
 )
 
 FEWEST = 3  # methods, or cells, that an order needs
+_SURE = 0.05  # p value
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Comparison:
         return dict(sorted(sizes.items(), key=lambda item: item[1]))
 
     @property
+    def random_models(self) -> list[str]:
+        """Models whose base is drawn from the seed too, as they have no weights."""
+        random = {result.model for result in self.results if result.is_base_random}
+        return [model for model in self.models if model in random]
+
+    @property
     def seeds(self) -> list[int]:
         """Seeds of all cells."""
         return sorted({result.seed for result in self.results})
@@ -75,6 +83,13 @@ class Comparison:
         *smaller, largest = self.models
         found = (_order(self.results, model, largest) for model in smaller)
         return [order for order in found if order is not None]
+
+    @property
+    def order_of_smallest(self) -> "Order | None":
+        """The smallest model against the largest; None with too few methods."""
+        return next(
+            (order for order in self.orders if order.model == next(iter(self.models))), None
+        )
 
     @cached_property
     def relations(self) -> list["Relation"]:
@@ -145,6 +160,29 @@ class Order:
     num_apart: int
     num_kept: int
     regret: float
+
+    @property
+    def verdict(self) -> str:
+        """Yes, no or not shown, by the interval over seeds and the p value."""
+        if self.num_seeds == 1:
+            return "Not shown: there is one seed."
+        if self.tau_interval is None or self.p is None:
+            return "Not shown."
+        low, high = self.tau_interval
+        if self.p > _SURE or low <= 0 <= high:
+            return (
+                "Not shown: with so few methods, or so much difference between seeds, this could be"
+                " chance."
+            )
+        if high < 0:
+            return "No: here it predicts the reverse."
+        is_exact = isclose(self.tau or 0, 1)
+        return "Yes, here it does." if is_exact else "Largely, here it does, but not in every pair."
+
+    @property
+    def num_distinct(self) -> int:
+        """Distinct resamples of the seeds, drawn for both models apart."""
+        return comb(2 * self.num_seeds - 1, self.num_seeds) ** 2
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a cell is finished: its run folder has a report, and the report is of this very run."""
+"""A cell is finished if its run folder has a report with its settings, base and data."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -31,21 +31,21 @@ def finished_result(cell: Cell) -> Result:
         raise UnfinishedError("has no report yet")
     # config.yaml is written whenever a run begins, the report when it ends.
     if report.stat().st_mtime_ns < recipe.stat().st_mtime_ns:
-        raise UnfinishedError("has begun again since its report and is not at its end")
+        raise UnfinishedError("has begun again since its report and has not ended")
     given, sections = cell.config.to_json(), (*DECISIVE, "eval", "replication")
     if changes := take(recipe, _read_yaml, lambda saved: config_changes(saved, given, sections)):
         raise UnfinishedError(f"was run with other settings ({'; '.join(changes)})")
     facts = take(report, read_json, lambda values: dict(values["facts"]))
     if facts.get("steps") is None:
-        raise UnfinishedError(f"{report} is not that of a training run")
+        raise UnfinishedError(f"{report} is not the report of a training run")
     base = take(folder / ADAPTER / FACTS, read_json, lambda values: str(values["base_sha256"]))
-    if odd := _other_files(cell, base, facts):
-        raise UnfinishedError(f"was run with another {', '.join(odd)}")
+    if changed := _changed_files(cell, base, facts):
+        raise UnfinishedError(f"was run with another {', '.join(changed)}")
     return read_result(cell)
 
 
 def unfinished(cell: Cell) -> str | None:
-    """Why a cell is not finished; None where it is."""
+    """Why a cell is not finished; None if it is."""
     try:
         finished_result(cell)
     except UnfinishedError as error:
@@ -53,7 +53,7 @@ def unfinished(cell: Cell) -> str | None:
     return None
 
 
-def _other_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> list[str]:
+def _changed_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> list[str]:
     """Which of base, tokenizer and splits differ from those of the run."""
     config = cell.config
     try:
@@ -63,11 +63,11 @@ def _other_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> list
         )
     except (OSError, ValueError) as error:
         raise UnfinishedError(f"cannot be compared with its base and data: {error}") from error
-    odd = [name for name, digest in digests.items() if facts.get(f"sha256_{name}") != digest]
-    return ["base"] * is_other_base + odd
+    changed = [name for name, digest in digests.items() if facts.get(f"sha256_{name}") != digest]
+    return ["base"] * is_other_base + changed
 
 
-@cache  # a sweep asks for every cell, and most share the data
+@cache  # most cells of a sweep share the data
 def _data_digests(data: str, tokenizer_folder: Path, is_language: bool) -> dict[str, str]:
     config = DataConfig.model_validate_json(data)
     return data_digests(config, tokenizer_folder, language=is_language)

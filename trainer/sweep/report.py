@@ -9,8 +9,7 @@ from data.audit.markdown import fill
 from trainer.evaluation.measures import with_interval
 from trainer.evaluation.report import write_files
 from trainer.sweep import pictures
-from trainer.sweep.answer import answer_lines, limit_lines
-from trainer.sweep.findings import Comparison, front_of
+from trainer.sweep.findings import FEWEST, Comparison, front_of
 from trainer.sweep.results import Result
 from trainer.sweep.running import Failure
 
@@ -37,13 +36,13 @@ def write_report(
     failures: Sequence[Failure] = (),
     missing: Mapping[str, str] = _NOTHING,
 ) -> Path:
-    """Write report.csv, the pictures and, last, report.md; its path.
+    """Write report.csv, the pictures and, last, report.md; returns its path.
 
     Args:
-        folder: Made where absent.
+        folder: Created when absent.
         comparison: Of the finished cells.
-        failures: Cells that failed now.
-        missing: Names of all cells that are not finished, and why.
+        failures: Cells that failed in this sweep.
+        missing: Name of every cell that is not finished -> why.
     """
     drawn = pictures.draw(comparison)
     page = render(comparison, failures, missing)
@@ -52,7 +51,7 @@ def write_report(
 
 
 def csv_text(results: Sequence[Result]) -> str:
-    """A line for each cell, every digit kept."""
+    """A line for each cell, with every digit."""
     text = io.StringIO()
     others = list(results[0].measures)[1:]  # the first is the metric
     writer = csv.DictWriter(text, [*_COLUMNS, *others], lineterminator="\n", extrasaction="ignore")
@@ -78,8 +77,7 @@ def render(
     return fill(
         _PAGE,
         c=comparison,
-        answer=answer_lines(comparison),
-        limits=limit_lines(comparison),
+        fewest=FEWEST,
         fronts={name: front_of(groups, cost) for name, cost in costs.items()},
         captions=_CAPTIONS,
         failures=failures if missing else (),

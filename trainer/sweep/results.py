@@ -13,12 +13,12 @@ from trainer.run_folder.metrics import read_log
 from trainer.sweep.grid import Cell
 
 _TAIL = 0.1  # share of the logged steps whose mean is the final train loss
-# What taking values from a file raises that is cut short, empty or not what a run writes.
+# Errors of reading a file that is cut short, empty or from another program.
 _DAMAGED = (AttributeError, LookupError, OSError, TypeError, ValueError)
 
 
 class UnfinishedError(ValueError):
-    """A cell has no result; the message says why, behind the cell's name."""
+    """A cell has no result; the message follows the cell's name and says why."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class Result:
     Attributes:
         method, model, seed: Its place in the grid.
         num_base: Parameters of the base.
-        is_base_random: Whether it was drawn from the seed, for want of weights.
-        num_trained: Parameters that were trained.
-        num_parameters: Of base and adapters.
+        is_base_random: The base has no weights and was drawn from the seed.
+        num_trained: Trained parameters.
+        num_parameters: Parameters of base and adapters.
         num_steps: Optimizer steps.
         train_loss: Mean of the last tenth of the logged steps.
-        test_loss: Of the best step, on the whole test split; None where the task has none.
-        test_interval: Its interval over records.
+        test_loss: Of the best step, on the whole test split; None if the task has none.
+        test_interval: Interval of test_loss over records.
         loss_before: On test, before the first step.
-        measures: On test, every measure that sweeps compare, by name.
-        train_seconds: Of the steps, over all starts, without validation and test.
-        memory_gib: Highest logged: of a GPU's tensors, or of the whole process on a CPU.
-        planned_gib: Of tensors at the peak of a step, by the planner.
-        is_on_cpu: Whether it ran without a GPU.
+        measures: On test, by name: every measure that sweeps compare.
+        train_seconds: All steps of all starts, without validation and test.
+        memory_gib: Highest logged, of a GPU's tensors or of the whole process on a CPU.
+        planned_gib: Planned tensors at the peak of a step.
+        is_on_cpu: It ran without a GPU.
         curve: (step, loss) of the logged steps.
-        data: What tells one dataset and recipe's data from another.
+        data: Digests of the splits.
     """
 
     method: str
@@ -72,17 +72,17 @@ class Result:
 
     @property
     def trained_share(self) -> float:
-        """Of all parameters, adapters included."""
+        """Share of all parameters, adapters included."""
         return self.num_trained / self.num_parameters
 
     @property
     def peak_gib(self) -> float:
-        """Memory to compare by: on a CPU the plan, as most of a process there is libraries."""
+        """Memory to compare by: on a CPU the plan, as most of the process is libraries."""
         return self.planned_gib if self.is_on_cpu else self.memory_gib
 
     @property
     def loss(self) -> float:
-        """What methods are compared by: on test, on train where the task has no loss on test."""
+        """Loss to compare by: on test, or on train if the task has no loss on test."""
         return self.train_loss if self.test_loss is None else self.test_loss
 
 
@@ -90,7 +90,7 @@ def read_result(cell: Cell) -> Result:
     """Read a finished cell.
 
     Raises:
-        UnfinishedError: A file is missing, cut short or lacks something.
+        UnfinishedError: A file is missing or damaged.
     """
     folder = cell.config.output_dir
     return Result(
@@ -113,14 +113,14 @@ def take(path: Path, read: Callable[[Path], Any], choose: Callable[[Any], Any]) 
     """Values chosen from a file of a run folder.
 
     Raises:
-        UnfinishedError: They are not there.
+        UnfinishedError: The file is missing or damaged.
     """
     try:
         return choose(read(path))
     except _DAMAGED as error:
         raise UnfinishedError(
-            f"{path} is missing or damaged ({error!r}); where running it again does not mend it,"
-            " remove the cell's folder"
+            f"{path} is missing or damaged ({error!r}); run the cell again; if that does not"
+            " help, remove its folder"
         ) from error
 
 
@@ -130,7 +130,7 @@ def read_json(path: Path) -> Any:
 
 
 def final_loss(losses: Sequence[float]) -> float:
-    """Mean of the last tenth, at least of one: a single step's loss is that of its rows."""
+    """Mean of the last tenth of the losses, at least one: a single loss depends on its rows."""
     tail = losses[-max(1, round(_TAIL * len(losses))) :]
     return sum(tail) / len(tail)
 

@@ -1,7 +1,6 @@
-"""The cells of a grid, one after the other, each in a process that gives its memory back.
+"""Runs the cells of a grid one after the other, each in a process of its own.
 
-Whether a cell is finished is what its run folder says: launchers end with 0 although ranks were
-killed.
+The run folder says whether a cell is finished: launchers end with 0 although ranks were killed.
 """
 
 import os
@@ -11,10 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from trainer.config.preset import ROOT
@@ -24,7 +23,7 @@ from trainer.sweep.grid import Cell
 
 TRAIN = ROOT / "launcher" / "train.py"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_NUM_LINES = 5  # of a failed cell's output
+_NUM_LINES = 5  # of a failed cell's output are shown
 _TAIL_BYTES = 1 << 16
 _POLL_SECONDS = 0.2
 _ENDING_SECONDS = 35  # DeepSpeed's launcher gives ranks 30 to save
@@ -37,8 +36,8 @@ class Failure:
     Attributes:
         cell: Its name.
         code: Exit code of its process; negative: the signal that ended it.
-        lines: The last it printed.
-        output: The file that holds all of it.
+        lines: Its last lines.
+        output: File with everything it printed.
     """
 
     cell: str
@@ -47,72 +46,65 @@ class Failure:
     output: Path
 
 
-class StopSignals:
-    """Counts the signals that ask the sweep to stop; they are passed on to the running cell."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._previous: dict[signal.Signals, Any] = {
-            number: signal.signal(number, self._receive)
-            for number in _SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN  # under nohup, or a shell's &
-        }
-
-    def restore(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self._previous.items():
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the signals that stop the sweep; they are passed on to the running cell."""
+    received: list[int] = []
+    previous: dict[int, Any] = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in _SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN  # under nohup, or a shell's &
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
 
 
 def run_cells(
     cells: Sequence[Cell], recipe: Path, num_gpus: int | None, say: Callable[[str], None]
 ) -> list[Failure]:
-    """Run what is not finished yet; the cells that failed.
+    """Run the cells that are not finished; returns those that failed.
 
     Args:
         cells: In this order.
-        recipe: Of all of them.
+        recipe: Of every cell.
         num_gpus: Ranks through the deepspeed launcher; None: one process without it.
-        say: Takes a line for people.
+        say: Prints a line.
 
     Raises:
         StoppedError: A signal came; the running cell has saved.
     """
     failures: list[Failure] = []
-    stop = StopSignals()
-    try:
+    with stop_signals() as received:
         for number, cell in enumerate(cells, start=1):
             where = f"[{number}/{len(cells)}] {cell.name}"
-            reason = unfinished(cell)
+            reason, output = unfinished(cell), cell.config.output_dir.with_suffix(".txt")
             if reason is None:
                 say(f"{where}: finished before")
                 continue
-            output = cell.config.output_dir.with_suffix(".txt")
             say(f"{where}: {reason}; runs, prints to {output}")
             started = time.monotonic()
-            code = _run(train_command(recipe, cell, num_gpus), output, stop)
+            code = _run(train_command(recipe, cell, num_gpus), output, received)
             seconds = time.monotonic() - started
+            is_stopped = bool(received) or code == StoppedError.exit_code
             reason = unfinished(cell)
             if reason is None:
                 say(f"{where}: finished in {seconds:.0f} s")
-            elif not stop.count and code != StoppedError.exit_code:
+            elif not is_stopped:
                 lines = last_lines(output) + (reason,) * (code == 0)
                 failures.append(Failure(cell.name, code, lines, output))
                 say(f"{where}: failed with code {code} after {seconds:.0f} s")
-                for line in failures[-1].lines:
+                for line in lines:
                     say(f"    {line}")
-            if stop.count or code == StoppedError.exit_code:
+            if is_stopped:
                 raise StoppedError(f"stopped at {cell.name}; the same command continues")
-    finally:
-        stop.restore()
     return failures
 
 
 def train_command(recipe: Path, cell: Cell, num_gpus: int | None) -> list[str]:
-    """The arguments of a cell's process: the entry that every run goes through."""
+    """The command of a cell: launcher/train.py, with num_gpus through the deepspeed launcher."""
     launcher: list[str] = []
     if num_gpus is not None:
         launcher = [
@@ -130,11 +122,11 @@ def last_lines(output: Path) -> tuple[str, ...]:
     return tuple(line for line in text.splitlines() if line.strip())[-_NUM_LINES:]
 
 
-def _run(command: Sequence[str], output: Path, stop: StopSignals) -> int:
-    """Run to the end, passing signals on; the exit code. What it prints is added to `output`.
+def _run(command: Sequence[str], output: Path, received: Sequence[int]) -> int:
+    """Run a command, append what it prints to `output`, and return its exit code.
 
-    The cell is a process group of its own: a terminal's Ctrl-C reaches the sweep alone, which hands
-    on each once, as a second one ends a run without saving.
+    Each signal is passed on once, as a second one ends a run without saving. The cell is a process
+    group of its own, so that Ctrl-C in a terminal reaches only the sweep.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("ab") as file:
@@ -146,7 +138,7 @@ def _run(command: Sequence[str], output: Path, stop: StopSignals) -> int:
         )  # fmt: skip
     num_sent = 0
     while process.poll() is None:
-        if stop.count > num_sent:
+        if len(received) > num_sent:
             num_sent += 1
             _signal_group(process.pid, signal.SIGINT)
         time.sleep(_POLL_SECONDS)
@@ -157,7 +149,7 @@ def _run(command: Sequence[str], output: Path, stop: StopSignals) -> int:
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Signal a process group; whether there was one. Number 0 only asks."""
+    """Signal a process group; returns whether it exists. Number 0 only checks that."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:

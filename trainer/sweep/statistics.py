@@ -32,8 +32,9 @@ def kendall(x_N: FloatArray, y_N: FloatArray) -> float | None:
 
 
 def kendall_p(x_N: FloatArray, y_N: FloatArray) -> float | None:
-    """How often a random order gives a tau at least as far from 0: exact, but with ties and more
-    than 7 pairs, where it is drawn.
+    """How often a random order gives a tau at least as far from 0.
+
+    Exact; with ties and more than 7 pairs, orders are drawn.
     """
     if not _both_vary(x_N, y_N):
         return None
@@ -54,7 +55,7 @@ def grouped_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of a correlation, whole groups drawn with replacement.
 
-    Resamples in which a side does not vary have no correlation and are left out.
+    Resamples without a correlation are left out: one side does not vary.
     """
     names = sorted({str(group) for group in groups_N})
     members = [[n for n, group in enumerate(groups_N) if str(group) == name] for name in names]
@@ -70,10 +71,10 @@ def grouped_interval(
 def seed_interval(
     x_MS: FloatArray, y_MS: FloatArray, correlation: Correlation
 ) -> tuple[float, float] | None:
-    """Percentile interval of the correlation of two rows of means, seeds drawn with replacement.
+    """Percentile interval of the correlation of means over seeds, drawn with replacement.
 
-    A seed is drawn for all methods at once, as they share its order of the data, and for x and y
-    apart, as their models share nothing. One seed says nothing of others: None.
+    All methods get the same drawn seeds, as they share the order of the data; x and y get their
+    own, as their models share nothing. None with one seed.
     """
     if x_MS.shape[1] < 2:
         return None
@@ -92,7 +93,7 @@ def seed_interval(
 
 
 def separated_pairs(x_MS: FloatArray, y_MS: FloatArray) -> tuple[int, int, int]:
-    """Pairs of methods; those whose seeds do not overlap in x nor in y; of these, same order."""
+    """Pairs of methods: all, those whose seeds overlap on neither side, of these in one order."""
     first, second = np.triu_indices(len(x_MS), 1)
     apart, order = [], []
     for v_MS in (x_MS, y_MS):
@@ -105,7 +106,7 @@ def separated_pairs(x_MS: FloatArray, y_MS: FloatArray) -> tuple[int, int, int]:
 
 
 def pareto_front(cost_N: FloatArray, loss_N: FloatArray) -> list[int]:
-    """Points that no other beats: none costs no more, loses no more and is better in one."""
+    """Points that no other beats: at most its cost and loss, and lower in one; cheapest first."""
     front = []
     for n in range(len(cost_N)):
         no_worse = (cost_N <= cost_N[n]) & (loss_N <= loss_N[n])

@@ -18,19 +18,19 @@ _LOCK = ".sweep.lock"
 
 
 def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: int | None) -> None:
-    """Run what is missing and write root/report.
+    """Run the cells that are not finished and write root/report.
 
     Args:
         root: Folder of the grid.
         cells: All of them.
-        recipe: Theirs; None: report what is finished, run nothing.
+        recipe: Of every cell; None: run nothing, report the finished cells.
         num_gpus: Ranks of a cell; None: one process without a launcher.
 
     Raises:
         StoppedError: A signal came.
         MachineError: Another sweep runs cells in root.
-        ConfigError: Nothing is finished that could be reported.
-        CellsFailedError: Cells did not finish; the report is written and names them.
+        ConfigError: No cell is finished.
+        CellsFailedError: Cells failed; the report is written and names them.
     """
     if recipe is None:
         _report(root, cells, ())
@@ -50,7 +50,7 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
 
 
 def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> None:
-    """Write the report of what is finished; a file that is damaged costs its own cell alone."""
+    """Write the report of the finished cells; a damaged file leaves only its own cell out."""
     results: list[Result] = []
     missing: dict[str, str] = {}
     for cell in cells:

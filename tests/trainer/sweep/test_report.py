@@ -10,9 +10,8 @@ from conftest import SAMPLES
 from sweep_cells import cells_of, write_cell
 
 from trainer.evaluation.measures import swept_measures
-from trainer.sweep.answer import limit_lines
 from trainer.sweep.findings import Comparison
-from trainer.sweep.report import write_report
+from trainer.sweep.report import render, write_report
 from trainer.sweep.results import final_loss, read_result
 from trainer.sweep.running import Failure
 
@@ -159,11 +158,35 @@ def test_one_seed_gives_no_interval_and_tells_no_methods_apart(finished, tmp_pat
 
 def test_the_report_says_whether_a_seed_also_draws_the_base(finished):
     results = [read_result(cell) for cell in finished]
-    drawn = " ".join(limit_lines(compare(results)))
-    assert "new weights and the base, which is random for small, large;" in drawn
+    assert "new weights and the base, which is random for small, large;" in render(compare(results))
     mixed = [replace(r, is_base_random=r.model == "small") for r in results]
-    lines = " ".join(limit_lines(compare(mixed)))
-    assert "new weights and the base, which is random for small;" in lines
+    assert "new weights and the base, which is random for small;" in render(compare(mixed))
     loaded = [replace(r, is_base_random=False) for r in results]
-    lines = " ".join(limit_lines(compare(loaded)))
-    assert "the order of the data and new weights, not the base;" in lines
+    assert "the order of the data and new weights, not the base;" in render(compare(loaded))
+
+
+@pytest.mark.parametrize(
+    ("tau", "interval", "p", "verdict"),
+    [
+        (1.0, (0.4, 1.0), 0.01, "Yes, here it does."),
+        (0.8, (0.4, 1.0), 0.01, "Largely, here it does, but not in every pair."),
+        (-0.8, (-1.0, -0.4), 0.01, "No: here it predicts the reverse."),
+        (0.8, (0.4, 1.0), 0.06, "Not shown: with so few methods"),
+        (0.8, (0.0, 1.0), 0.01, "Not shown: with so few methods"),
+        (None, None, None, "Not shown."),
+    ],
+)
+def test_the_verdict_follows_the_interval_over_seeds_and_the_p_value(
+    finished, tau, interval, p, verdict
+):
+    [order] = compare([read_result(cell) for cell in finished]).orders
+    assert replace(order, tau=tau, tau_interval=interval, p=p).verdict.startswith(verdict)
+
+
+def test_the_page_says_how_far_the_number_of_seeds_can_be_trusted(finished):
+    results = [read_result(cell) for cell in finished]
+    five = [replace(r, seed=seed) for r in results[:10] for seed in range(5)]
+    assert "The interval draws 5 seeds anew at each size" in render(compare(five))
+    three = compare([replace(r, seed=seed) for r in results[:10] for seed in range(3)])
+    assert three.orders[0].num_distinct == 10 * 10  # 3 of 3 seeds, in any order: 1 + 6 + 3
+    assert "3 seeds allow only 100 distinct resamples" in render(three)

@@ -12,7 +12,6 @@ from trainer.evaluation.functions.baselines import (
     TFIDF_LOGISTIC,
     Baseline,
     constant_baselines,
-    tfidf_baseline,
     tfidf_logistic,
 )
 from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
@@ -79,9 +78,10 @@ class FunctionEvaluation(Evaluation):
         learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples), seed=0)
         scorer = tfidf_logistic(*_codes_and_labels(train, learned_F))
         valid_P = population(valid.examples, self.config.replication.compat_population)
-        codes, _ = _codes_and_labels(split, scored_P)
-        words = tfidf_baseline(scorer, *_codes_and_labels(valid, valid_P), codes)
-        constant = constant_baselines(train.targets, scored_P)
+        valid_codes, valid_labels = _codes_and_labels(valid, valid_P)
+        threshold = best_threshold(scorer(valid_codes), valid_labels)  # chosen as the model's is
+        words = Baseline(scorer(_codes_and_labels(split, scored_P)[0]), threshold)
+        constant = constant_baselines(train.targets, len(scored_P))
         return {TFIDF_LOGISTIC: words, **constant}, len(learned_F)
 
 
