@@ -30,16 +30,8 @@ from benchmarks.lengths import (
     resampled,
 )
 from benchmarks.tables import Goal, print_goals, print_table
+from data.batches import order
 from data.batches.batch import collate
-from data.batches.order import (
-    MicroBatches,
-    Plan,
-    epoch_rng,
-    imbalance,
-    rank_micro_batches,
-    row_costs,
-    step_rows,
-)
 from data.batches.packing import Rows, pack
 from data.text.tokenization import ExampleSet
 from data.text.tokenizer import CodeTokenizer
@@ -89,7 +81,7 @@ def trl_features(examples: ExampleSet, rows: list[Ints]) -> list[dict[str, list[
 def measure_collation(lengths: Ints, num_batches: int) -> dict[str, float]:
     """Median CPU milliseconds of a batch of 8 rows of 2,048; every collator on the same rows."""
     examples = random_examples(resampled(lengths, 20_000, SEQ_LENGTH), vocabulary=49_152)
-    packed = pack(examples.lengths, SEQ_LENGTH, epoch_rng(0, 0))
+    packed = pack(examples.lengths, SEQ_LENGTH, order.epoch_rng(0, 0))
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, collator in collators(examples, Path(folder)).items():
@@ -137,9 +129,9 @@ def measure_tokenisation(codes: list[str], tokenizer: Path) -> dict[str, float]:
     return {name: num_tokens / seconds for name, seconds in best.items()}
 
 
-def in_order(plan: Plan, step: int) -> MicroBatches:
+def in_order(plan: order.Plan, step: int) -> order.MicroBatches:
     """Row after row to rank after rank: random rows, as others deal them."""
-    rows, size = list(step_rows(plan, step)), plan.micro_batch_size
+    rows, size = list(order.step_rows(plan, step)), plan.micro_batch_size
     starts = range(0, plan.gradient_accumulation_steps * plan.world_size * size, size)
     batches = [rows[start : start + size] for start in starts]
     return [batches[rank :: plan.world_size] for rank in range(plan.world_size)]
@@ -150,14 +142,16 @@ def measure_balance(lengths: Ints, rows: Rows, shape: tuple[int, int, int]) -> d
     world_size, micro_steps, size = shape
     rows_a_step = world_size * micro_steps * size
     num_steps = min(200, len(rows) // rows_a_step)
-    plan = Plan(num_steps * rows_a_step, num_steps, size, world_size)
+    plan = order.Plan(num_steps * rows_a_step, num_steps, size, world_size)
     found, microseconds = [], []
     for step in range(num_steps):
-        costs_R = row_costs(lengths, rows, step_rows(plan, step))
+        costs_R = order.row_costs(lengths, rows, order.step_rows(plan, step))
         started = time.perf_counter_ns()
-        dealt = rank_micro_batches(plan, step, costs_R)
+        dealt = order.rank_micro_batches(plan, step, costs_R)
         microseconds.append((time.perf_counter_ns() - started) / 1000)
-        plain, ours = imbalance(in_order(plan, step), costs_R), imbalance(dealt, costs_R)
+        plain, ours = (
+            order.imbalance(batches, costs_R) for batches in (in_order(plan, step), dealt)
+        )
         found.append((plain.micro_step, plain.optimizer_step, ours.micro_step, ours.optimizer_step))
     names = ("micro, in order", "step, in order", "micro", "step")
     means = dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
@@ -169,7 +163,7 @@ def print_balance(lengths: Ints) -> tuple[dict[str, dict[str, float]], list[Goal
     found: dict[str, dict[str, float]] = {}
     for seq_length in (512, 2048, 4096):
         drawn = resampled(lengths, 200_000, seq_length)
-        rows = pack(drawn, seq_length, epoch_rng(0, 0))
+        rows = pack(drawn, seq_length, order.epoch_rng(0, 0))
         for shape in SHAPES:
             name = f"{seq_length}: {' x '.join(map(str, shape))}"
             found[name] = measure_balance(drawn, rows, shape)

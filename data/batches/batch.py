@@ -13,12 +13,12 @@ from data.text.tokenization import ExampleSet
 
 Ints = npt.NDArray[np.int64]
 
-_WIDTH_MULTIPLE = 8  # tensor cores want it; the padding is never read
+_WIDTH_MULTIPLE = 8  # for tensor cores; the padding is never read
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. B rows, T tokens per row, S places that are read.
+    """One micro-batch. B rows, T tokens in a row, S places whose hidden state is read.
 
     The padding at the end of a row is a segment of its own. Positions count from 0 in every
     segment, so a row of functions reads
@@ -28,21 +28,20 @@ class Batch:
         segments   0 0 0 0 1 1 1 2 2
         labels read at (row, 3) and (row, 6)
 
-    and one of language, of which b, $ and e are supervised, is read before each of them: at
-    (row, 0), (row, 2) and (row, 4) with the labels b, $ and e.
+    A row of language in which b, $ and e are supervised is read before each of them: at (row, 0),
+    (row, 2) and (row, 4), with the labels b, $ and e.
 
     Attributes:
         input_ids_BT: int64.
-        position_ids_BT: int64, restarting at each example, or at the row where nothing is isolated.
+        position_ids_BT: int64, from 0 in each example, or in each row if examples are not isolated.
         segment_ids_BT: int64, counted from 0 in each row.
-        segment_lengths: Tokens of every segment, row by row, padding included: they sum to B x T.
+        segment_lengths: Tokens of every segment, row by row, with padding; their sum is B x T.
         row_S: Row of each place.
         read_S: Its column: the last token of a function, or the token before a target.
         labels_S: Class ids, or token ids.
-        weights_S: float32 loss weights: the example's, times its share of a function.
+        weights_S: float32 loss weights: the example's weight times its share of a function.
         example_S: Indices into the ExampleSet, on the host.
-        count: What the loss sum is divided by, once added over the step: shares of functions, or
-            targets.
+        count: Functions (as shares) or targets. The loss sum is divided by their total in the step.
         num_tokens: Real tokens, without padding.
     """
 
@@ -71,13 +70,13 @@ class Batch:
 def collate(
     examples: ExampleSet, rows: Sequence[npt.NDArray[np.int64]], *, isolate: bool = True
 ) -> Batch:
-    """Lay out rows of examples; no row at all gives a batch of padding without examples.
+    """Lay out rows of examples; without rows, the batch is one row of padding.
 
     Args:
         examples: The split; its tokens are an array or a memory map of any integer type.
         rows: Example indices of each row.
-        isolate: False makes the examples of a row one segment, as pre-training does; the first
-            token of an example is not a target in either case.
+        isolate: False makes the examples of a row one segment, as pre-training does. The first
+            token of an example is never a target.
 
     Returns:
         A batch on the host.
@@ -124,10 +123,10 @@ def collate(
 def _token_places(
     examples: ExampleSet, example_F: Ints, num_examples_B: Ints, padding_B: Ints, width: int
 ) -> tuple[Ints, Ints]:
-    """Tokens of G pieces, and where each place of the rows is taken from.
+    """Lengths of G pieces, and the token that each place of the rows takes.
 
-    The pieces are the examples and, at the end of each row, its padding, which can be of no token
-    and whose places can lie behind the last one.
+    The pieces are the examples and, at the end of each row, its padding. Padding can be empty, and
+    its places can lie behind the last token.
     """
     row_ends_B = np.cumsum(num_examples_B)
     lengths_G = np.insert(examples.lengths[example_F], row_ends_B, padding_B)
@@ -143,7 +142,7 @@ def _taken(
     """Values laid out in rows, 0 in their padding."""
     if not len(values):
         return np.zeros(shape, values.dtype)
-    # clip: places of the padding can lie behind the last token; they are overwritten
+    # clip: places of padding can lie behind the last token; zeros overwrite them
     laid_out = np.asarray(values).take(sources, mode="clip").reshape(shape)
     for row, padding in enumerate(padding_B.tolist()):
         laid_out[row, shape[1] - padding :] = 0
@@ -168,7 +167,7 @@ def _segments(
 def _targets(
     mask_BT: npt.NDArray[np.bool_], lengths_G: Ints, num_examples_B: Ints, example_F: Ints
 ) -> tuple[Ints, Ints, Ints]:
-    """Row, column and example of every supervised token that is not the first of its example."""
+    """Row, column and example of every supervised token but the first token of an example."""
     example_G = np.insert(example_F, np.cumsum(num_examples_B), -1)  # -1: padding
     starts_G = np.cumsum(lengths_G) - lengths_G
     mask = mask_BT.reshape(-1)

@@ -1,7 +1,7 @@
 """The rows that a rank computes in a step: arithmetic on (seed, epoch, step, rank, world size).
 
-Nothing here has state, so a resumed run, or one with another number of ranks, sees the same rows in
-the same steps.
+Nothing here has state. A resumed run, or a run with another number of ranks, therefore sees the
+same rows in the same steps.
 
 R rows of a step, W ranks, A micro-steps (accumulation), M rows of a micro-batch.
 """
@@ -42,7 +42,7 @@ class Plan:
 
 
 def steps_for(num_units: float, units_per_step: int) -> int:
-    """Steps of an epoch so that none holds more than `units_per_step` of its units on average."""
+    """Steps of an epoch, so that a step has at most `units_per_step` units on average."""
     return max(1, int(-(-num_units // units_per_step)))
 
 
@@ -64,8 +64,8 @@ def row_costs(
 ) -> npt.NDArray[np.int64]:
     """Cost of computing rows: 6 x hidden size x tokens + the sum of squared function lengths.
 
-    A layer of a transformer takes about 24 h^2 multiplications a token in its matrices and 4 h l in
-    attention that stays within functions of l tokens; only the ratio matters.
+    For each token, a transformer layer takes about 24 h^2 multiplications in its matrices and 4 h l
+    in attention within functions of l tokens; only the ratio matters.
 
     Args:
         lengths: Tokens of every example.
@@ -79,11 +79,11 @@ def row_costs(
 
 
 def rank_micro_batches(plan: Plan, step: int, costs_R: npt.NDArray[np.int64]) -> MicroBatches:
-    """Deal the rows of a step so that no rank waits long, neither for a micro-step nor for a step.
+    """Deal the rows of a step so that ranks wait little, within a micro-step and at its end.
 
-    Rows of similar cost share a micro-step, the costliest first. The micro-steps that differ most
-    inside are dealt first, each time the costliest micro-batch to the rank with the least so far
-    (Graham 1969), so that later ones even out what is left.
+    Rows of similar cost share a micro-step, the costliest first. Micro-steps whose micro-batches
+    differ most are dealt first, each time the costliest micro-batch to the rank with the least cost
+    so far (Graham 1969); later ones even out the rest.
 
     Args:
         plan: Shape of the epoch.
@@ -91,8 +91,8 @@ def rank_micro_batches(plan: Plan, step: int, costs_R: npt.NDArray[np.int64]) ->
         costs_R: Cost of each row of the step, in the order of `step_rows`, above 0.
 
     Returns:
-        Equal on all ranks, and every rank has the same number of micro-batches, of which some can
-        be empty: a collective in one rank's forward pass must find all others in theirs.
+        The same on all ranks. Every rank has the same number of micro-batches, some possibly empty:
+        a collective in one rank's forward pass must find all others in theirs.
     """
     places = step_rows(plan, step)
     num_steps, world_size = plan.gradient_accumulation_steps, plan.world_size
@@ -120,8 +120,8 @@ class Imbalance:
     """Time with waiting / time without: the slowest rank's cost over the mean rank's.
 
     Attributes:
-        micro_step: Where ranks wait for each other in every micro-step (ZeRO-3).
-        optimizer_step: Where they wait once, at the end of the step (ZeRO 0 to 2).
+        micro_step: If ranks wait for each other in every micro-step (ZeRO-3).
+        optimizer_step: If they wait once, at the end of the step (ZeRO 0 to 2).
     """
 
     micro_step: float
@@ -131,10 +131,10 @@ class Imbalance:
 def imbalance(
     micro_batches: Sequence[Sequence[Sequence[int]]], costs_R: npt.NDArray[np.int64]
 ) -> Imbalance:
-    """How unevenly a step is dealt; no rows at all are even.
+    """How unevenly a step is dealt; a step without rows is even.
 
     Args:
-        micro_batches: [rank][micro-step] -> places of all the rows of the step.
+        micro_batches: [rank][micro-step] -> places of the rows.
         costs_R: Cost of each row of the step, in the order of its places.
     """
     first = min((p for rank in micro_batches for batch in rank for p in batch), default=0)

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# What gives new partners, by the share of pairs that meet again in the next epoch, measured on
-# lengths of real functions resampled to 1,000 - 1,000,000, rows of 512 to 4,096 tokens. Exchanging
-# equal lengths leaves 1.8 to 7 pairs per distinct length among a hundred examples, so 140 examples
-# of each keep it below 5%; ten random windows leave at most 5%, a blur of 16 / sqrt(n) at most 5%
-# (of 0.4, where fewer than 1,600 examples cannot be mixed further without wasting rows, 8%).
+# How to give examples new partners, judged by the share of pairs that meet again in the next epoch.
+# Measured on 1,000 to 1,000,000 lengths resampled from real functions, rows of 512 to 4,096 tokens:
+# exchanging equal lengths leaves 1.8 to 7 pairs for each distinct length among a hundred examples,
+# so 140 examples of each keep the share below 5%; ten random windows leave at most 5%, and so does
+# a blur of 16 / sqrt(n). Its limit of 0.4 leaves 8%: fewer than 1,600 examples cannot be mixed
+# further without wasting rows.
 _EXAMPLES_PER_LENGTH = 140
 _LARGE = 90_000  # from here on windows are quicker than the blur and waste as little
 _WINDOWS = 10
 _WINDOW = 16_384
 
 Integers = npt.NDArray[np.integer[Any]]
-Contents = tuple["Contents", int, int] | None  # what a row held before, a run, how many of it
+Contents = tuple["Contents", int, int] | None  # earlier contents of a row, a run, how many of it
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def pack(
     """Put every example into exactly one row, each row at most `capacity` tokens.
 
     Best-fit decreasing (Johnson 1974): longest first, each into the fullest row that still takes
-    it. With an rng, every epoch has new partners and its rows are in random order: examples of
-    equal length change places, which costs no row. Where few are equal that would change little:
-    there a large set is packed in random windows, for at most 0.1% more rows, and a small one by
-    lengths blurred a little, for at most 0.8%.
+    it. With an rng, examples have new partners in every epoch, and rows come in random order:
+    examples of equal length change places, which costs no row. If few lengths are equal, that would
+    change little: a large set is then packed in random windows, for at most 0.1% more rows, and a
+    small set by slightly blurred lengths, for at most 0.8%.
 
     Args:
         lengths: Tokens of each example, 1 to capacity; any integer type.
@@ -63,7 +64,7 @@ def pack(
     """
     if len(lengths) and not (lengths.min() >= 1 and lengths.max() <= capacity):
         raise ValueError(f"lengths {lengths.min()}..{lengths.max()} do not fit rows of {capacity}")
-    # 16 bits where they suffice: numpy then sorts by radix; ascending space is longest first
+    # 16 bits if they suffice: numpy then sorts by radix; ascending space means longest first
     spaces = np.subtract(capacity, lengths, dtype=np.int64).astype(np.min_scalar_type(capacity))
     order: Integers = np.arange(len(lengths), dtype=np.int32 if len(lengths) < 2**31 else np.int64)
     sort_keys: npt.NDArray[Any] = spaces
@@ -88,7 +89,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 
 def one_per_row(num_examples: int, rng: np.random.Generator | None = None) -> Rows:
-    """Rows of a single example: what packing is compared with."""
+    """Rows of a single example, for data.packing=false."""
     order = np.arange(num_examples) if rng is None else rng.permutation(num_examples)
     return Rows(order.astype(np.int64), np.arange(num_examples + 1, dtype=np.int64))
 
@@ -100,14 +101,14 @@ def _equal_lengths_are_rare(spaces: Integers) -> bool:
 
 
 def _blur(num_examples: int) -> float:
-    """Standard deviation of the logarithm of a length: less where more neighbours lie within it."""
+    """Standard deviation of the logarithm of a length: the more examples, the less is needed."""
     return min(0.4, 16 / math.sqrt(num_examples))
 
 
 def _pack_window(
     examples: Integers, spaces: Integers, sort_keys: npt.NDArray[Any], capacity: int
 ) -> Integers:
-    """Bring the examples in place into the order of their rows; returns how many each row holds."""
+    """Put the examples in the order of their rows, in place; return how many each row holds."""
     longest_first = examples[np.argsort(sort_keys[examples], kind="stable")]
     runs = _runs(spaces[longest_first], capacity)
     return _lay_out(_best_fit(runs, capacity), runs, longest_first, out=examples)
@@ -125,8 +126,8 @@ def _best_fit(runs: list[tuple[int, int]], capacity: int) -> list[tuple[int, Con
     """Rows, equal ones together: (number of rows, contents).
 
     Rows with the same contents are one group, so a run of equal lengths costs a few steps, not one
-    an example. Groups are stacked by the space left; an integer serves as the set of spaces in use,
-    so the smallest sufficient one is one shift and one lowest set bit.
+    for each example. Groups are stacked by the space left. An integer is the set of spaces in use:
+    one shift and the lowest set bit give the smallest sufficient space.
     """
     full: list[tuple[int, Contents]] = []
     groups_with: list[list[tuple[int, Contents]]] = [[] for _ in range(capacity)]
@@ -161,7 +162,7 @@ def _lay_out(
     longest_first: Integers,
     out: Integers,
 ) -> Integers:
-    """Write the examples of every row, one row after the other; returns how many each row holds."""
+    """Write the examples of every row, one row after the other; return how many each row holds."""
     next_of = [0, *np.cumsum([count for _, count in runs]).tolist()]
     start, row_sizes = 0, []
     for num_rows, contents in groups:
@@ -190,7 +191,7 @@ def _longest_first(contents: Contents) -> list[tuple[int, int]]:
 def _as_rows(
     examples: Integers, sizes_of_windows: list[Integers], rng: np.random.Generator | None
 ) -> Rows:
-    """Rows from the number of examples of each; with an rng in random order."""
+    """Rows from their numbers of examples; with an rng in random order."""
     sizes = np.concatenate([np.zeros(0, examples.dtype), *sizes_of_windows])
     if rng is None:
         return Rows(examples.astype(np.int64), np.append(0, np.cumsum(sizes, dtype=np.int64)))

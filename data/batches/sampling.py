@@ -1,4 +1,4 @@
-"""The examples of an epoch, or of a look at a dataset, where these are not simply all."""
+"""Which examples an epoch or an audit takes, if it does not simply take all."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,8 @@ def balanced(
 ) -> npt.NDArray[np.int64]:
     """Examples of an epoch in which both classes have as many functions as the more frequent one.
 
-    No function is left out: every one of the rarer class comes equally often, and a random few,
-    others in every epoch, once more. The windows of a function stay together.
+    No function is left out. Functions of the rarer class come equally often, a random few of them
+    once more; these change in every epoch. The windows of a function stay together.
 
     Args:
         label_E: Class of each example, both present.

@@ -305,7 +305,7 @@ def test_balanced_sampling_reads_the_rarer_class_as_often_as_the_other():
 def test_the_first_epoch_is_packed_once(monkeypatch):
     packed = []
     monkeypatch.setattr(
-        loader_module, "epoch_rng", lambda *where: packed.append(where) or epoch_rng(*where)
+        loader_module.order, "epoch_rng", lambda *where: packed.append(where) or epoch_rng(*where)
     )
     train = loader(random_examples(40, SEQ_LENGTH))
     seen(train, range(2 * train.plan.steps_per_epoch))
