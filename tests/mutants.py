@@ -82,6 +82,14 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
             "what both classes share is counted",
         ),
     ],
+    "data/text/chat.py": [
+        (
+            "(n for n, (a, b) in enumerate(zip(whole, text,",
+            ["zip(whole, text, strict=False) -> zip(text, whole, strict=False)"],
+            "two texts differ at one place, whichever is first",
+        ),
+        ("return str(rendered[0])", ["0 -> -1"], "one conversation is rendered"),
+    ],
     "trainer/evaluation/functions/metrics.py": [
         ("mcc_K = np.round(", ["12 -> 13", "12 -> 11"], "unlike values differ by more"),
     ],

@@ -124,13 +124,13 @@ def _said(record: Conversation, text: str, content: str, close: str) -> str:
     """How a text begins: an answer, which templates may trim, and what closes it."""
     core, blanks = content.strip(), content[len(content.rstrip()) :]
     end = len(text) - len(text.lstrip()) + len(core)
-    kept = [n for n in range(len(blanks), -1, -1) if text.startswith(blanks[:n] + close, end)]
+    kept = [n for n in range(len(blanks) + 1) if text.startswith(blanks[:n] + close, end)]
     if not text[:end].endswith(core) or not kept:
         raise RecordRefused(
             f"{record.origin}: the chat template changes the answer {(core + close)[:40]!r} to"
             f" {text[:40]!r}{_ADVICE}"
         )
-    return text[: end + kept[0] + len(close)]
+    return text[: end + max(kept) + len(close)]
 
 
 def _refuse_other_beginning(

@@ -243,12 +243,21 @@ def test_a_chat_template_that_closes_the_last_turn_otherwise_tells_every_span():
 
 @pytest.mark.parametrize(
     ("trims", "answer"),
-    [("", "\n  x\n\n"), ("| trim", "x"), (".rstrip('\n')", "\n  x"), (".lstrip('\n')", "  x\n\n")],
+    [
+        ("", "\n  x\n\n"),
+        ("| trim", "x"),
+        (".rstrip('\n')", "\n  x"),
+        (".removesuffix('\n')", "\n  x\n"),
+        (".lstrip('\n')", "  x\n\n"),
+    ],
 )
 def test_an_answer_is_learned_with_the_blanks_that_the_chat_template_leaves(trims, answer):
     template = CHATML.replace("m.content }}", f"m.content{trims} }}}}")
     spans = [s.text for s in chat([("user", "q"), ("assistant", "\n  x\n\n")], template)]
     assert spans[1:] == [f"{answer}<|im_end|>", "\n"]
+    assert chat([("user", "q"), ("assistant", "x \n")], MARKLESS)[1:] == [
+        Span("x \n", True, ends=True)
+    ]
 
 
 def test_an_answer_that_quotes_the_prompt_or_the_marker_keeps_its_span():
