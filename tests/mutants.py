@@ -90,6 +90,14 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
         ),
         ("return str(rendered[0])", ["0 -> -1"], "one conversation is rendered"),
     ],
+    "data/text/templates.py": [
+        ("if span.supervised), default=0)", ["0 -> 1", "0 -> -1"], "none is supervised then"),
+        ("template.question.format(instruction=users[0])", ["0 -> -1"], "there is one user turn"),
+    ],
+    "data/text/tokenization.py": [
+        ("TOKENS_FORMAT = 1", ["1 -> 2", "1 -> 0"], "data prepared under another are made anew"),
+        ("_BLOCK = ", ["65536 -> 65537", "65536 -> 65535"], "blocks bound memory alone"),
+    ],
     "trainer/evaluation/functions/metrics.py": [
         ("mcc_K = np.round(", ["12 -> 13", "12 -> 11"], "unlike values differ by more"),
     ],

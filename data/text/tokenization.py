@@ -128,7 +128,7 @@ def normalize_whitespace(code: str, mode: str) -> str:
         return code
     if mode == "collapse":
         return " ".join(code.split())
-    code = code.replace("\r\n", "\n").replace("\r", "\n")  # dedent takes \r for text
+    code = code.replace("\r", "\n")  # dedent takes \r for text; blank lines go below
     lines = [line.rstrip() for line in textwrap.dedent(code.expandtabs(4)).split("\n")]
     return "\n".join(_BLANKS_INSIDE.sub(" ", line) for line in lines if line)
 

@@ -80,7 +80,13 @@ def test_the_padding_of_a_batch_without_rows_is_never_a_target():
 def test_a_subset_keeps_its_targets():
     examples = random_language(12, 3)
     chosen = np.array([7, 2])
-    assert examples.subset(chosen).count_E.tolist() == examples.count_E[chosen].tolist()
+    subset = examples.subset(chosen)
+    assert subset.count_E.tolist() == examples.count_E[chosen].tolist()
+    assert subset.starts.tolist() == [0, *np.cumsum(examples.lengths[chosen])]
+    for place, example in enumerate(chosen):
+        of_subset = subset.tokens[subset.starts[place] : subset.starts[place + 1]]
+        start, end = examples.starts[example : example + 2]
+        assert of_subset.tolist() == examples.tokens[start:end].tolist()
     assert examples.count_E.sum() > 0
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from launched import marked, wait_until
@@ -15,14 +16,18 @@ from trainer.cluster import supervision
 from trainer.cluster.cleanup import signal_hosts
 from trainer.cluster.leftovers import signal_run
 from trainer.cluster.supervision import (
+    RUN_ID,
     Limits,
     Signals,
     SupervisedRun,
     answering,
+    attempt,
     ending,
+    is_over,
     launch_command,
     refuse,
     remote_hosts,
+    saved_step,
     supervise,
     user_exports,
     verdict,
@@ -32,6 +37,7 @@ from trainer.errors import ConfigError, MachineError
 from trainer.processes.hostfile import Node
 from trainer.processes.outcome import FOLDER, Outcome, read_outcomes, write_outcome
 from trainer.processes.signals import STOP_SIGNALS
+from trainer.run_folder.checkpoint import write_checkpoint
 
 NODES = [Node("node0", 2, 1), Node("node1", 1, 2)]
 LOST = Outcome(1, "node0", 5, "LostRankError", "the connection broke")
@@ -274,6 +280,175 @@ def test_the_completion_marker_ends_it_whatever_the_launcher_says(
     assert said[-1] == "done"
     assert len(said) == 2
     assert not marked(job.mark)
+
+
+class FakeLauncher:
+    """Stands for subprocess.Popen; ends after a number of looks at it."""
+
+    def __init__(self, looks):
+        self.looks, self.was_awaited = looks, False
+
+    def __call__(self, command, **options):
+        self.command, self.options = command, options
+        return self
+
+    def poll(self):
+        self.looks -= 1
+        return None if self.looks >= 0 else 0
+
+    def wait(self):
+        self.was_awaited = True
+
+
+@pytest.fixture
+def fake(job, monkeypatch):
+    """A job on two hosts whose launcher, clock and signals are written down."""
+    calls = SimpleNamespace(now=100.0, signalled=[], faults=[{}, {}], launcher=FakeLauncher(1))
+
+    def sleep(seconds):
+        calls.now += seconds
+
+    def signal_hosts(*arguments):
+        calls.signalled.append(arguments)
+        return calls.faults.pop(0)
+
+    def randbelow(count):
+        assert count == 12_000
+        return 5
+
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: calls.now)
+    monkeypatch.setattr(supervision.time, "sleep", sleep)
+    monkeypatch.setattr(supervision, "signal_hosts", signal_hosts)
+    monkeypatch.setattr(supervision.secrets, "randbelow", randbelow)
+    monkeypatch.setattr(
+        supervision, "subprocess",
+        SimpleNamespace(Popen=lambda *a, **o: calls.launcher(*a, **o), DEVNULL=subprocess.DEVNULL),
+    )  # fmt: skip
+    calls.job = replace(job, nodes=NODES)
+    calls.job.folder.mkdir(parents=True)
+    return calls
+
+
+@pytest.mark.parametrize("launcher", ["openmpi", "pdsh"])
+def test_a_launcher_gets_the_port_the_exports_and_a_session_of_its_own(
+    launcher, fake, signals, monkeypatch
+):
+    monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", "-p 2222")
+    job, said = replace(fake.job, launcher=launcher), []
+    fake.faults = [{"node1": "off"}]
+    assert attempt(job, 3, NODES, signals, said.append) == []
+    assert fake.launcher.was_awaited
+    assert fake.launcher.command == launch_command(job, NODES, job.folder / "3/hostfile", 20_005)
+    assert (job.folder / "3/hostfile").read_text() == "node0 slots=2\nnode1 slots=1\n"
+    exported = dict(
+        line.split("=", 1) for line in (job.folder / "environment").read_text().splitlines()
+    )
+    master = {"MASTER_ADDR": "node0", "MASTER_PORT": "20005"} if launcher == "openmpi" else {}
+    assert exported == {RUN_ID: job.run_id, FOLDER: str(job.folder / "3"), **master}
+    environment = fake.launcher.options["env"]
+    assert environment.items() >= exported.items()
+    assert environment["DS_ENV_FILE"] == str(job.folder / "environment")
+    ssh = environment["OMPI_MCA_plm_rsh_args"]
+    assert "BatchMode=yes" in ssh
+    assert environment["PRTE_MCA_plm_ssh_args"] == ssh
+    assert environment["PDSH_SSH_ARGS_APPEND"] == f"-p 2222 {ssh}"
+    assert fake.launcher.options["start_new_session"]
+    assert fake.signalled == [(["node0", "node1"], job.mark, "end", 10.0)]
+    assert said == ["node1: processes may be left: off"]
+
+
+def test_on_this_machine_alone_nobody_sets_a_master(fake, job, signals):
+    attempt(replace(fake.job, launcher="openmpi"), 1, job.nodes, signals, print)
+    assert "MASTER" not in (fake.job.folder / "environment").read_text()
+
+
+def test_a_signal_asks_the_ranks_to_save_once_and_then_ends_what_is_left(fake, signals):
+    fake.launcher.looks, said = 9, []
+    signals.received = signal.SIGTERM
+    attempt(fake.job, 1, NODES, signals, said.append)
+    hosts = ["node0", "node1"]
+    assert [call[0] for call in fake.signalled] == [hosts, hosts]
+    assert [call[2:] for call in fake.signalled] == [("stop", 25.0), ("end", 10.0)]
+    assert said == ["SIGTERM: the ranks are asked to save"]
+
+
+def test_the_other_ranks_have_eight_seconds_once_one_has_ended(fake, signals, monkeypatch):
+    seen = iter([[], [LOST]])
+    monkeypatch.setattr(supervision, "read_outcomes", lambda folder: next(seen, [LOST]))
+    fake.launcher.looks = 1000
+    assert attempt(fake.job, 1, NODES, signals, print) == [LOST]
+    # The second look, after a tick of 0.3 s, sees it; 27 more ticks are the first beyond 8 s.
+    assert fake.now == pytest.approx(100 + 0.3 + 27 * 0.3)
+
+
+def test_a_run_is_over_when_a_rank_failed_or_rank_0_is_done():
+    done = [Outcome(rank, "node0", 0, "", "") for rank in range(3)]
+    assert not is_over([])
+    assert not is_over(done[1:])
+    assert is_over(done[:1])
+    assert is_over([done[1], LOST])
+
+
+@pytest.mark.parametrize(("step", "code"), [(0, 130), (7, 75)])
+def test_a_stop_is_told_from_a_stop_with_nothing_saved(step, code, job, signals, monkeypatch):
+    monkeypatch.setattr(supervision, "saved_step", lambda job: step)
+
+    def stopped(*_):
+        signals.received = signal.SIGTERM
+        return [LOST]
+
+    monkeypatch.setattr(supervision, "attempt", stopped)
+    said = []
+    assert supervise(job, Limits(3, 0, False), signals, said.append) == code
+    assert said[-1] == (
+        f"stopped; the ranks did not save, the newest checkpoint is of step {step}"
+        if step
+        else "stopped; nothing saved"
+    )
+    again = replace(job, run_id="again")  # the signal was received before the first attempt
+    assert supervise(again, Limits(3, 0, False), signals, said.append) == code
+    assert said[-1] == f"SIGTERM: stopped between two attempts, after step {step}"
+
+
+@pytest.mark.parametrize(("codes", "expected"), [([0, 1], 1), ([], 5)])
+def test_giving_up_ends_with_the_first_code_of_a_rank_that_failed(
+    codes, expected, job, signals, monkeypatch
+):
+    clock = iter([100.0, 112.0])
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(supervision, "answering", lambda *_: NODES)
+    outcomes = [Outcome(rank, "node0", code, "", "") for rank, code in enumerate(codes, 1)]
+    monkeypatch.setattr(supervision, "attempt", lambda *_: outcomes)
+    said = []
+    assert supervise(job, Limits(0, 0, False), signals, said.append) == expected
+    assert said[0].startswith("attempt 1 on node0 x 2, node1 x 1, from step 0; run id ")
+    assert said[1].startswith("attempt 1 ended after 12 s: ")
+
+
+def test_an_ending_repeats_the_first_message_of_its_code():
+    saved = [
+        LOST,
+        Outcome(0, "node0", 75, "StoppedError", ""),
+        Outcome(2, "node1", 75, "StoppedError", "saved step 4"),
+        Outcome(3, "node1", 75, "StoppedError", "saved"),
+    ]
+    assert ending(saved, NODES, 75) == "stopped: saved step 4"
+    assert ending([LOST], NODES, 130) == "stopped; nothing saved"
+    assert ending([Outcome(0, "node0", 0, "", "")], NODES, 0) == "done"
+
+
+def test_the_first_of_several_signals_counts(signals):
+    assert signals.received is None
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    assert signals.received == signal.SIGUSR1
+
+
+def test_the_step_to_go_on_from_is_that_of_the_newest_checkpoint(job):
+    assert saved_step(job) == 0
+    for step in (2, 4):
+        write_checkpoint(job.config.output_dir / "checkpoints", step, {}, {}, {})
+    assert saved_step(job) == 4
 
 
 def test_exports_keep_the_users_and_leave_out_what_deepspeed_cannot_read(tmp_path, monkeypatch):
