@@ -15,7 +15,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.readers import read_records
 from data.records import CodeSample
-from data.text.tokenization import cut, normalize_whitespace
+from data.text.tokenization import cut, encode_functions, normalize_whitespace
 from data.text.tokenizer import CodeTokenizer
 
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -79,6 +79,11 @@ def test_line_endings_do_not_change_the_normalised_code(mode, ending, code):
     assert normalize_whitespace(code.replace("\n", ending), mode) == normalize_whitespace(
         code, mode
     )
+
+
+def test_functions_are_all_supervised_by_their_labels(words):
+    pieces = encode_functions(["w", "w w"], words, DataConfig(seq_length=8))
+    assert (pieces.supervised, pieces.num_unsupervised) == (None, 0)
 
 
 def test_lines_breaks_a_line_only_where_a_compiler_does():
