@@ -228,7 +228,7 @@ def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: Dat
 
 
 def cut(
-    ids: npt.NDArray[np.int32], limit: int, policy: str, overlap: int = 0
+    ids: npt.NDArray[np.int32], limit: int, policy: str, overlap: int
 ) -> list[npt.NDArray[np.int32]]:
     """What is kept of a function, as pieces of at most `limit` tokens.
 

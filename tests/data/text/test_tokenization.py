@@ -15,7 +15,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.readers import read_records
 from data.records import CodeSample
-from data.text.tokenization import cut, encode_functions, normalize_whitespace
+from data.text.tokenization import cut, encode_functions, normalize_whitespace, token_facts
 from data.text.tokenizer import CodeTokenizer
 
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -84,6 +84,32 @@ def test_line_endings_do_not_change_the_normalised_code(mode, ending, code):
 def test_functions_are_all_supervised_by_their_labels(words):
     pieces = encode_functions(["w", "w w"], words, DataConfig(seq_length=8))
     assert (pieces.supervised, pieces.num_unsupervised) == (None, 0)
+
+
+def test_functions_that_are_too_long_leave_no_token_and_are_not_measured(words):
+    config = DataConfig(seq_length=8, max_function_bytes=20, long_functions="drop")
+    pieces = encode_functions(["w " * 9, "w " * 20], words, config)
+    assert (pieces.tokens.tolist(), pieces.lengths_E.tolist()) == ([], [])
+    assert pieces.code_lengths_N.tolist() == [9, -1]
+
+
+def test_the_counts_of_a_split_by_hand():
+    lengths = np.array([0, 4, 9, 10, -1], np.int32)
+    config = DataConfig(seq_length=10, long_functions="drop")
+    facts = token_facts(lengths, np.array([1, 0, 1, 1, 1], np.int8), 3, config, num_added=1)
+    assert facts.to_json() == {
+        "num_functions": 5, "num_positive": 4, "tokens_mean": 23 / 4, "tokens_median": 6.5,
+        "tokens_p90": pytest.approx(9.7), "tokens_max": 10, "num_long": 1, "long_positive": 1,
+        "num_oversized": 1, "oversized_positive": 1, "policy": "drop", "num_examples": 3,
+    }  # fmt: skip
+
+
+def test_windows_repeat_all_but_one_token_at_most(words):
+    config = DataConfig(seq_length=8, long_functions="window", window_overlap=6)
+    pieces = encode_functions(["w " * 9], words, config)
+    assert pieces.lengths_E.tolist() == [8, 8, 8]  # 7 words each: 0 to 6, 1 to 7, 2 to 8
+    with pytest.raises(DataError, match="window_overlap=7 must be below 7"):
+        encode_functions(["w"], words, config.model_copy(update={"window_overlap": 7}))
 
 
 def test_lines_breaks_a_line_only_where_a_compiler_does():
