@@ -81,7 +81,8 @@ def lines_of(
         sent = communication_bytes(recipe, ROWS // gpus)
         memory = memory_of(recipe).total
         assert device.peak_tflops is not None
-        work = flops_of_step(recipe, data) / (device.peak_tflops * 1e12 * gpus * sum(MFU) / 2)
+        steps = data.steps(config.data, config.optim, gpus)
+        work = flops_of_step(recipe, steps) / (device.peak_tflops * 1e12 * gpus * sum(MFU) / 2)
         link = NVLINK_BYTES[device_name] if machine.num_nodes == 1 else network_bytes
         host = 4 * recipe.num_trained / gpus / PCIE_BYTES if recipe.preset.is_offloaded else 0.0
         fits = memory <= device.memory_gib * 2**30

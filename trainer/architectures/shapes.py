@@ -12,8 +12,6 @@ class Linear:
 
     Attributes:
         path: Name of the module within a block, e.g. "attn.c_attn".
-        inputs, outputs: Features.
-        has_bias: Whether there is one.
         reads: Layers of a block with the same `reads` share their input tensor.
     """
 
@@ -42,7 +40,6 @@ class ModelShape:
         num_layers, hidden, inner, num_heads, head_size, kv_size: kv_size is that of all key heads.
         vocabulary, positions: Rows of the embeddings; positions is 0 where they are rotary.
         linears: Of one block.
-        num_norm_weights: Elements of one norm.
         dropout: Of residuals, active in training.
         attention_dropout: Of probabilities.
         activation_copies: Tensors of size `inner` that the activation keeps for its backward pass.
@@ -51,7 +48,6 @@ class ModelShape:
         has_fp32_norms: Norms keep an fp32 copy of their input, as Llama's do.
         repeats_keys: Keys of grouped heads are copied for every query head before whole-row
             attention.
-        num_unlisted_parameters: Not among those above.
         head: "classes", which is new and trained; or of a language model "tied", its embedding, or
             "vocabulary", a frozen layer of its own.
     """

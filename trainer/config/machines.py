@@ -14,11 +14,9 @@ class Device:
     """A GPU.
 
     Attributes:
-        name: As --device takes it.
         memory_gib: As nvidia-smi reports it, which is below the name's.
         peak_tflops: Dense 16-bit matrix products with fp32 sums, from the maker's data sheet; None
             where it is not known.
-        compute_capability: As CUDA counts it.
     """
 
     name: str
@@ -41,7 +39,6 @@ class Machine:
         num_ranks: Over all nodes.
         num_nodes: The ranks are spread evenly over them.
         has_flash: flash_attn can be used; None on a machine that is only planned for.
-        has_triton: The package is installed.
         has_fp16: DeepSpeed computes in fp16 here.
     """
 

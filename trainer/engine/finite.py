@@ -28,13 +28,11 @@ _MOST_NAMED = 20  # records of a micro-batch in a message
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank knows of a step.
+    """What a rank knows of a step: a loss sum and the norm of the gradients.
 
     Attributes:
         step: From 1; 0 before the first.
         micro_batch: From 0: the first whose loss is not finite, else the one with the largest loss.
-        loss: Its loss sum.
-        norm: Of the gradients.
     """
 
     step: int = 0

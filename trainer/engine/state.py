@@ -32,12 +32,9 @@ class TrainState:
         step: Optimizer steps begun, skipped ones included: the position in the data.
         skipped_steps: Steps without an update because gradients were not finite, as fp16's are
             while its scale is searched.
-        consecutive_skips: How many of them the last steps were.
-        records_seen, tokens_seen: Over all ranks.
         best_step: Step of the best validation; None before the first.
         best_score: Its ROC AUC, or its loss times -1; None where it is undefined.
         threshold: Of classes, chosen on that validation.
-        train_seconds: Spent training, over all starts.
         is_unscored: The validation after this step is still to come: a signal came in the middle.
     """
 

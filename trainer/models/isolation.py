@@ -31,7 +31,6 @@ class IsolationCheck:
         packed_difference: Packed functions against each function alone.
         neighbour_difference: Last function, when all functions before it change.
         own_difference: Last function, when its own tokens are reversed: the size of a leak.
-        num_functions: Functions in the row.
     """
 
     packed_difference: float

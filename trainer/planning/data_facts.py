@@ -27,8 +27,6 @@ class DataFacts:
         num_functions: Functions, or records of a language task, trained on in an epoch.
         tokens_mean: Of a whole one, without end token.
         source: Where the numbers are from, for people.
-        is_assumed: True where nothing was prepared.
-        unit: "functions" or "records".
     """
 
     num_functions: int
@@ -37,38 +35,42 @@ class DataFacts:
     is_assumed: bool
     unit: str = "functions"
 
-    def tokens_of_record(self, data: DataConfig) -> float:
-        """Tokens of a record in rows, end token included."""
-        whole = self.tokens_mean + 1
-        return whole if data.long_functions == "window" else min(whole, data.seq_length)
-
-    def num_rows(self, data: DataConfig) -> int:
-        """Rows of an epoch."""
-        length = self.tokens_of_record(data)
-        if not data.packing:
-            return round(self.num_functions * max(1.0, length / data.seq_length))
-        return max(1, round(self.num_functions * length / (data.seq_length * _FILL)))
-
-    def steps_per_epoch(self, data: DataConfig, optim: OptimSection) -> int:
-        """Optimizer steps of an epoch."""
-        num_rows = self.num_rows(data)
+    def steps(self, data: DataConfig, optim: OptimSection, num_ranks: int) -> "Steps":
+        """The steps of a run over this split."""
+        length = self.tokens_mean + 1  # with the end token
+        if data.long_functions != "window":
+            length = min(length, data.seq_length)
+        tokens = self.num_functions * length
+        if data.packing:
+            num_rows = max(1, round(tokens / (data.seq_length * _FILL)))
+        else:
+            num_rows = round(self.num_functions * max(1.0, length / data.seq_length))
         units = num_rows if optim.batch_unit == "rows" else self.num_functions
-        return min(steps_for(units, optim.global_batch_size), num_rows)
+        per_epoch = min(steps_for(units, optim.global_batch_size), num_rows)
+        plan = Plan(num_rows, per_epoch, optim.micro_batch_size, num_ranks)
+        return Steps(
+            num=optim.max_steps or (optim.epochs or 0) * per_epoch,
+            accumulation=plan.gradient_accumulation_steps,
+            tokens=tokens / per_epoch,
+            tokens_of_record=length,
+        )
 
-    def num_steps(self, data: DataConfig, optim: OptimSection) -> int:
-        """Optimizer steps of the run."""
-        return optim.max_steps or (optim.epochs or 0) * self.steps_per_epoch(data, optim)
 
-    def accumulation(self, data: DataConfig, optim: OptimSection, world_size: int) -> int:
-        """Micro-batches of a rank in a step."""
-        steps = self.steps_per_epoch(data, optim)
-        plan = Plan(self.num_rows(data), steps, optim.micro_batch_size, world_size)
-        return plan.gradient_accumulation_steps
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a run.
 
-    def tokens_of_step(self, data: DataConfig, optim: OptimSection) -> float:
-        """Real tokens of a step over all ranks."""
-        tokens = self.num_functions * self.tokens_of_record(data)
-        return tokens / self.steps_per_epoch(data, optim)
+    Attributes:
+        num: Optimizer steps.
+        accumulation: Micro-batches of a rank in a step.
+        tokens: Real tokens of a step over all ranks.
+        tokens_of_record: Tokens of a record in rows, end token included.
+    """
+
+    num: int
+    accumulation: int
+    tokens: float
+    tokens_of_record: float
 
 
 def data_facts(config: RunConfig) -> DataFacts:

@@ -13,7 +13,7 @@ from trainer.architectures.shapes import ModelShape
 from trainer.config.machines import Machine
 from trainer.config.sections import RunConfig
 from trainer.models.files import read_config
-from trainer.planning.data_facts import DataFacts
+from trainer.planning.data_facts import DataFacts, Steps
 from trainer.planning.memory import Memory, memory_of
 from trainer.planning.resolved import BYTES, FLASH, SEGMENT_SDPA, Resolved
 
@@ -32,25 +32,15 @@ It stays gathered below stage3_max_live_parameters; recomputation gathers part o
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a recipe needs on a machine; bytes are of one rank.
+    """What a recipe needs on a machine; bytes are of one rank, memory is at the peak of a step.
 
     Attributes:
-        machine: Its name.
-        method: Of tuning.
-        memory: Peak of a training step.
         limit_bytes: What the device has; None on a CPU.
         faults: Why it cannot run whatever its memory.
         largest_micro_batch_size: That fits; 0 where none does, None without a limit.
-        num_steps: Optimizer steps.
-        accumulation: Micro-batches of a rank in a step.
         flops: Of the whole run.
         seconds: Lowest and highest, from `mfu`; None where the device's peak is not known.
         mfu: Share of the peak, lowest and highest assumed.
-        step_communication_bytes: Sent by a rank in a step.
-        checkpoint_bytes: Of one checkpoint on disk.
-        num_trained: Parameters.
-        num_parameters: Of the model.
-        data: What the data is taken for.
     """
 
     machine: str
@@ -96,11 +86,10 @@ def read_shape(config: RunConfig) -> ModelShape:
 def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
     """The whole plan of a resolved recipe."""
     config, machine = recipe.config, recipe.machine
-    accumulation = data.accumulation(config.data, config.optim, machine.num_ranks)
-    recipe = replace(recipe, accumulation=accumulation)
+    steps = data.steps(config.data, config.optim, machine.num_ranks)
+    recipe = replace(recipe, accumulation=steps.accumulation)
     limit = machine.memory_bytes
-    num_steps = data.num_steps(config.data, config.optim)
-    flops = flops_of_step(recipe, data) * num_steps
+    flops = flops_of_step(recipe, steps) * steps.num
     mfu = QUANTISED_MFU if config.tuning.base_quant_type else MFU
     return RunPlan(
         machine=machine.name,
@@ -109,12 +98,12 @@ def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
         limit_bytes=limit,
         faults=tuple(line for fault in recipe.faults for line in str(fault).splitlines()),
         largest_micro_batch_size=None if limit is None else largest_micro_batch(recipe, limit),
-        num_steps=num_steps,
-        accumulation=accumulation,
+        num_steps=steps.num,
+        accumulation=steps.accumulation,
         flops=flops,
         seconds=_seconds(flops, mfu, machine),
         mfu=mfu,
-        step_communication_bytes=communication_bytes(recipe, accumulation),
+        step_communication_bytes=communication_bytes(recipe, steps.accumulation),
         checkpoint_bytes=checkpoint_bytes(recipe),
         num_trained=recipe.num_trained,
         num_parameters=recipe.shape.num_parameters + _num_added(recipe),
@@ -134,7 +123,7 @@ def largest_micro_batch(recipe: Resolved, limit_bytes: float) -> int:
     return lowest
 
 
-def flops_of_step(recipe: Resolved, data: DataFacts) -> float:
+def flops_of_step(recipe: Resolved, steps: Steps) -> float:
     """Floating-point operations of an optimizer step over all ranks.
 
     A token costs 2 operations a weight forward, 2 backward through a frozen base, whose weights
@@ -148,7 +137,7 @@ def flops_of_step(recipe: Resolved, data: DataFacts) -> float:
     adapters = 0 if recipe.tuning.method == "ptuning" else _num_added(recipe)
     looks_at = recipe.config.data.seq_length
     if recipe.config.model.attention in (SEGMENT_SDPA, FLASH):
-        looks_at = min(looks_at, math.ceil(data.tokens_of_record(recipe.config.data)))
+        looks_at = min(looks_at, math.ceil(steps.tokens_of_record))
     attention = 4 * shape.hidden * looks_at * shape.num_layers
     of_token = (
         trains_base * 2 * shape.num_linear_weights
@@ -158,7 +147,7 @@ def flops_of_step(recipe: Resolved, data: DataFacts) -> float:
     if shape.head != "classes":  # logits and the gradient of their states, once for every token
         products = 3 if recipe.trains_vocabulary else 2
         of_token += 2 * products * shape.vocabulary * shape.hidden
-    return of_token * data.tokens_of_step(recipe.config.data, recipe.config.optim)
+    return of_token * steps.tokens
 
 
 def communication_bytes(recipe: Resolved, accumulation: int) -> float:

@@ -22,11 +22,8 @@ class Resolved:
 
     Attributes:
         written: The recipe as its author wrote it: what a run folder keeps, and a resume compares.
-        config: The recipe with preset, precision, attention and loss back end settled.
+        config: The recipe with every `auto` of `reasons` settled.
         reasons: Why, by key, in the order of the banner.
-        preset: What engine.preset names.
-        shape: Sizes of the model.
-        machine: Where it runs.
         faults: Why it cannot run there, with exit codes, in the order they are found.
         accumulation: Micro-batches of a rank in a step; None, taken as several, before the data is
             known.

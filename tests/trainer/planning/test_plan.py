@@ -158,7 +158,7 @@ def starcoder(base, tmp_path):
 
 def resolved(config, machine):
     """Resolved for a machine, with the accumulation of the assumed data."""
-    accumulation = ASSUMED.accumulation(config.data, config.optim, machine.num_ranks)
+    accumulation = ASSUMED.steps(config.data, config.optim, machine.num_ranks).accumulation
     return replace(resolve(config, read_shape(config), machine), accumulation=accumulation)
 
 
@@ -437,9 +437,11 @@ def test_the_steps_of_the_plan_are_those_of_the_run_and_the_start_shows_both(tin
     for facts in (data_facts(config), data_facts(config.changed("run", output_dir="/none"))):
         assert not facts.is_assumed
         assert facts.num_functions == 40
-        assert f"steps      {facts.num_steps(config.data, config.optim)} (" in printed.read_text()
+        assert (
+            f"steps      {facts.steps(config.data, config.optim, 1).num} (" in printed.read_text()
+        )
     plan = json.loads((folder / "plan.json").read_text())
-    assert plan["num_steps"] == facts.num_steps(config.data, config.optim)
+    assert plan["num_steps"] == facts.steps(config.data, config.optim, 1).num
     line = next(line for line in printed.read_text().splitlines() if "  memory  " in line)
     planned, measured = (
         float(line.split(f"{word} ")[-1].split(" ")[0].rstrip(","))
