@@ -47,8 +47,6 @@ def derived_shape(config: Mapping[str, Any], *, is_language: bool) -> ModelShape
         dropout=getattr(settings, "resid_pdrop", getattr(settings, "hidden_dropout", 0.0)) or 0.0,
         attention_dropout=getattr(settings, "attention_dropout", 0.0) or 0.0,
         activation_copies=3,
-        mask_bytes=0,
-        auto_modules={},
         has_fp32_norms=True,
         repeats_keys=True,
         head=head,

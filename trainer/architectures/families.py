@@ -59,8 +59,6 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
         mask_bytes=positions**2 if is_big_code else 0,
         activation_copies=4 if activation == "gelu_new" else 1,  # written in Python, or one kernel
         auto_modules=_GPT_MODULES,
-        has_fp32_norms=False,
-        repeats_keys=False,
     )
 
 
@@ -92,9 +90,7 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
             Linear("mlp.down_proj", inner, hidden, mlp_bias, "activation"),
         ),
         num_norm_weights=hidden,
-        dropout=0.0,
         attention_dropout=config.get("attention_dropout", 0.0),
-        mask_bytes=0,
         activation_copies=3,  # gate, up and silu(gate)
         auto_modules=_LLAMA_MODULES,
         has_fp32_norms=True,

@@ -1,7 +1,7 @@
 """The sizes of a model and what follows from them, whatever its type."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NUM_CLASSES = 2
 
@@ -62,13 +62,13 @@ class ModelShape:
     positions: int
     linears: tuple[Linear, ...]
     num_norm_weights: int
-    dropout: float
-    attention_dropout: float
     activation_copies: int
-    mask_bytes: int
-    auto_modules: Mapping[str, tuple[str, ...]]
-    has_fp32_norms: bool
-    repeats_keys: bool
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    mask_bytes: int = 0
+    auto_modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_fp32_norms: bool = False
+    repeats_keys: bool = False
     num_unlisted_parameters: int = 0
     head: str = "classes"
 

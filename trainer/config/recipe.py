@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ _PATH_KEYS = (
     *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer", "cache_dir")),
     *(("model", name) for name in ("path", "config", "quantize_cache")),
     ("tuning", "init_from"),
-    ("run", "output_dir"),
-)
+    ("run", "output_dir"), ("run", "resume"),
+)  # fmt: skip
+_WORDS = (("resume", "auto"), ("resume", "never"))  # what else a path key may hold
 _OF_FUNCTIONS = {
     "data": ("normalize_whitespace", "sampling", "leak_groups"),
     "loss": ("alpha", "class_weights", "group_weights"),
@@ -106,15 +107,11 @@ def cross_check(config: RunConfig) -> None:
     Raises:
         ConfigError: With every combination found.
     """
-    faults = [
-        *_source_faults(config),
-        *_data_faults(config),
-        *_optim_faults(config),
-        *_precision_faults(config),
-        *_tuning_faults(config),
-        *_task_faults(config),
-    ]
-    if faults:
+    checks = (
+        _source_faults, _data_faults, _optim_faults, _precision_faults, _tuning_faults,
+        _whole_faults, _task_faults,
+    )  # fmt: skip
+    if faults := [fault for check in checks for fault in check(config)]:
         raise ConfigError("\n".join(faults))
 
 
@@ -166,13 +163,10 @@ def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
     }
     for section, key in _PATH_KEYS:
         block = changed.get(section)
-        if isinstance(block, dict) and isinstance(block.get(key), str):
-            block[key] = str((base / Path(block[key]).expanduser()).resolve())
-    block = changed.get("run")
-    if isinstance(block, dict) and isinstance(block.get("resume"), str | bool):
-        resume = block["resume"]
-        if resume not in ("auto", "never") and isinstance(resume, str):
-            block["resume"] = str((base / Path(resume).expanduser()).resolve())
+        if not isinstance(block, dict) or not isinstance(value := block.get(key), str):
+            continue
+        if (key, value) not in _WORDS:
+            block[key] = str((base / Path(value).expanduser()).resolve())
     return changed
 
 
@@ -194,152 +188,134 @@ def _nearest_key(loc: tuple[int | str, ...]) -> str:
     fields: Mapping[str, Any] = RunConfig.model_fields
     if len(loc) > 1:
         fields = fields[str(loc[0])].annotation.model_fields
-    return _nearest(str(loc[-1]), list(fields))
+    close = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {sorted(fields)}"
 
 
-def _nearest(name: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {sorted(allowed)}"
-
-
-def _source_faults(config: RunConfig) -> list[str]:
-    faults = []
+def _source_faults(config: RunConfig) -> Iterator[str]:
     if (config.model.path is None) == (config.model.config is None):
-        faults.append("model: set exactly one of path (weights) and config (random weights)")
+        yield "model: set exactly one of path (weights) and config (random weights)"
     for name in ("path", "config"):
         value = getattr(config.model, name)
         if value is not None and not Path(value).exists():
-            faults.append(f"model.{name}: {value} does not exist")
+            yield f"model.{name}: {value} does not exist"
     output = config.output_dir
     inputs = (
         config.data.path, config.model.path, config.model.config, config.data.tokenizer
     )  # fmt: skip
     if any(source is not None and output == Path(source) for source in inputs):
-        faults.append(
-            f"run.output_dir {output} is the dataset's or the model's folder; choose another"
-        )
-    return faults
+        yield f"run.output_dir {output} is the dataset's or the model's folder; choose another"
 
 
-def _data_faults(config: RunConfig) -> list[str]:
-    data, loss, faults = config.data, config.loss, []
+def _data_faults(config: RunConfig) -> Iterator[str]:
+    data, loss = config.data, config.loss
     if data.window_overlap >= data.seq_length - 1:
-        faults.append(
+        yield (
             f"data.window_overlap {data.window_overlap} leaves windows of data.seq_length"
             f" {data.seq_length} no new token; take at most {data.seq_length - 2}"
         )
     if data.window_overlap and data.long_functions != "window":
-        faults.append(
+        yield (
             f"data.window_overlap {data.window_overlap} is for data.long_functions=window, found"
             f" {data.long_functions}; set one of them"
         )
-    asked = {
-        "loss.alpha": loss.alpha is not None,
-        "loss.class_weights": loss.class_weights == "balanced",
-        "data.sampling": data.sampling == "balanced",
-    }
-    if sum(asked.values()) > 1:
-        faults.append(
-            f"{' and '.join(key for key, is_set in asked.items() if is_set)} would each weigh the"
-            " classes, once more than meant; take one"
+    weighing = ["loss.alpha"] if loss.alpha is not None else []
+    weighing += ["loss.class_weights"] if loss.class_weights == "balanced" else []
+    weighing += ["data.sampling"] if data.sampling == "balanced" else []
+    if len(weighing) > 1:
+        yield (
+            f"{' and '.join(weighing)} would each weigh the classes, once more than meant; take one"
         )
-    return faults
 
 
-def _optim_faults(config: RunConfig) -> list[str]:
-    optim, faults = config.optim, []
+def _optim_faults(config: RunConfig) -> Iterator[str]:
+    optim = config.optim
     if (optim.epochs is None) == (optim.max_steps is None):
-        faults.append("optim: set exactly one of epochs and max_steps")
+        yield "optim: set exactly one of epochs and max_steps"
     if optim.max_steps is not None and optim.warmup_steps > optim.max_steps:
-        faults.append(
+        yield (
             f"optim.warmup_steps {optim.warmup_steps} is above optim.max_steps {optim.max_steps}"
         )
-    return faults
 
 
-def _precision_faults(config: RunConfig) -> list[str]:
-    precision, dtype, faults = config.engine.precision, config.model.dtype, []
+def _precision_faults(config: RunConfig) -> Iterator[str]:
+    precision, dtype = config.engine.precision, config.model.dtype
     preset = "cpu_zero1" if config.engine.preset == "auto" else config.engine.preset  # auto's stage
-    faults += refusals(STACK_LIMITS, config, load_preset(preset))
+    yield from refusals(STACK_LIMITS, config, load_preset(preset))
     frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
     if frozen_in_16_bit and config.tuning.modules_to_save:
-        faults.append(
+        yield (
             f"tuning.modules_to_save {config.tuning.modules_to_save} would be fp32 inside a {dtype}"
             " base; take model.dtype=auto, or train adapters alone"
         )
     if dtype not in ("auto", precision) and not frozen_in_16_bit:
-        faults.append(
+        yield (
             f"model.dtype {dtype} with engine.precision {precision}: take model.dtype=auto, or"
             " engine.precision=fp32 for fp32 adapters on a 16-bit frozen base"
         )
-    return faults
 
 
-def _tuning_faults(config: RunConfig) -> list[str]:
-    tuning, method, faults = config.tuning, config.tuning.method, []
+def _tuning_faults(config: RunConfig) -> Iterator[str]:
+    tuning, method = config.tuning, config.tuning.method
     if config.model.quantize_cache is not None and tuning.base_quant_type is None:
-        faults.append(
+        yield (
             f"model.quantize_cache with tuning.method {method}: nothing is quantised;"
             " take tuning.method=qlora or give tuning.quant_type, or remove it"
         )
     if method not in _VARIANTS[tuning.variant]:
-        faults.append(
+        yield (
             f"tuning.variant {tuning.variant} is one of {', '.join(_VARIANTS[tuning.variant])}, not"
             f" of tuning.method {method}; take tuning.variant=plain"
         )
     if tuning.adapter_size is not None and not adapter_size(tuning):
-        faults.append(
+        yield (
             f"tuning.adapter_size {tuning.adapter_size} means nothing to tuning.method {method};"
             " remove it (lora has tuning.lora_r)"
         )
     if method in ("full", "ptuning") and tuning.target_modules != "auto":
-        faults.append(
+        yield (
             f"tuning.target_modules {tuning.target_modules} with tuning.method {method}, which"
             " adapts no layer; take tuning.target_modules=auto"
         )
-    return faults + _whole_faults(config)
 
 
-def _whole_faults(config: RunConfig) -> list[str]:
+def _whole_faults(config: RunConfig) -> Iterator[str]:
     """What is trained whole beside adapters, or instead of them."""
-    tuning, faults = config.tuning, []
+    tuning = config.tuning
     if tuning.method == "full" and tuning.modules_to_save:
-        faults.append(
+        yield (
             f"tuning.modules_to_save {tuning.modules_to_save} with tuning.method full, which trains"
             " everything; remove it"
         )
     is_16_bit = config.model.dtype in ("bf16", "fp16")
     if tuning.method == "full" and config.engine.precision == "fp32" and is_16_bit:
-        faults.append(
+        yield (
             f"model.dtype {config.model.dtype} with tuning.method full: nothing is frozen; take"
             " model.dtype=auto"
         )
     if tuning.method == "full" and tuning.base_quant_type is not None:
-        faults.append(
+        yield (
             f"tuning.quant_type {tuning.quant_type} with tuning.method full: quantised weights are"
             " not trained; take tuning.quant_type=auto, or tuning.method=qlora"
         )
     if HEAD in tuning.target_modules and tuning.init_from is not None:
-        faults.append(
+        yield (
             f"tuning.init_from with {HEAD!r} among tuning.target_modules: a checkpoint holds no"
             " frozen head to continue from; leave the head out, it is then trained whole"
         )
-    return faults
 
 
-def _task_faults(config: RunConfig) -> list[str]:
+def _task_faults(config: RunConfig) -> Iterator[str]:
     """Keys that the task does not read, and combinations that would say nothing."""
     foreign = _OF_FUNCTIONS if config.is_language else _OF_LANGUAGE
-    faults = []
     for section, keys in foreign.items():
         block = getattr(config, section)
         for key in keys:
             default = type(block).model_fields[key].get_default(call_default_factory=True)
             if getattr(block, key) != default:
-                faults.append(
+                yield (
                     f"{section}.{key}={getattr(block, key)!r}: task.name {config.task.name} does"
                     " not read it; remove it"
                 )
     if not config.data.isolate and not config.data.packing:
-        faults.append("data.isolate=false says how a packed row is read; set data.packing=true")
-    return faults
+        yield "data.isolate=false says how a packed row is read; set data.packing=true"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.batches.batch import Batch
 from trainer.config.sections import LossSection
 from trainer.models.packed_attention import attention_inputs
-from trainer.models.token_loss import TokenLoss, TokenScores
+from trainer.models.token_loss import TokenLoss
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import virtual_tokens
 
@@ -74,16 +74,13 @@ class PackedLanguageModel(nn.Module):
         self.model = model
         self.attention = attention
         self.loss = TokenLoss(model, loss, detach_modulator)
-        self.scores = TokenScores(model)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor] | Tensor:
-        """Sum and count in training; in evaluation the scores (S, 3) of `TokenScores`."""
+        """Sum and count in training; in evaluation the scores (S, 3) of `token_scores`."""
         hidden_SD = read_states(self.model, batch, self.attention)
-        if not self.training:
-            scores_S3: Tensor = self.scores(hidden_SD, batch.labels_S)
-            return scores_S3
-        loss: tuple[Tensor, Tensor] = self.loss(hidden_SD, batch.labels_S, batch.weights_S)
-        return loss
+        result: tuple[Tensor, Tensor] | Tensor
+        result = self.loss(hidden_SD, batch.labels_S, batch.weights_S)
+        return result
 
 
 PackedModel: TypeAlias = PackedClassifier | PackedLanguageModel

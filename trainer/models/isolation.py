@@ -61,17 +61,15 @@ def check_isolation(
     """
     examples = examples.subset(_row_of_functions(examples, seq_length))
     row = np.arange(len(examples))
-    own = _reversed(examples, int(row[-1]))
-    others = examples
-    for example in row[:-1]:
-        others = _reversed(others, int(example))
+
+    def logits(some: ExampleSet, *rows: Indices) -> Tensor:
+        return forward(collate(some, list(rows)).to(device)).float()
+
     with torch.no_grad():
-        packed = _logits(forward, examples, [row], device)
-        alone = torch.cat(
-            [_logits(forward, examples, [row[i : i + 1]], device) for i in range(len(row))]
-        )
-        neighbours_changed = _logits(forward, others, [row], device)
-        own_changed = _logits(forward, own, [row], device)
+        packed = logits(examples, row)
+        alone = torch.cat([logits(examples, row[i : i + 1]) for i in range(len(row))])
+        neighbours_changed = logits(_reversed(examples, row[:-1]), row)
+        own_changed = logits(_reversed(examples, row[-1:]), row)
     scale = max(1.0, float(alone.abs().max()))
     return IsolationCheck(
         packed_difference=float((packed - alone).abs().max()) / scale,
@@ -114,18 +112,10 @@ def _row_of_functions(examples: ExampleSet, seq_length: int) -> Indices:
     return np.append(others, longest)
 
 
-def _logits(
-    forward: Callable[[Batch], Tensor],
-    examples: ExampleSet,
-    rows: list[Indices],
-    device: torch.device,
-) -> Tensor:
-    return forward(collate(examples, rows).to(device)).float()
-
-
-def _reversed(examples: ExampleSet, example: int) -> ExampleSet:
-    """The set with one function's tokens in reverse."""
+def _reversed(examples: ExampleSet, places: Indices) -> ExampleSet:
+    """The set with the tokens of some functions in reverse."""
     tokens = examples.tokens.copy()
-    first, last = examples.starts[example : example + 2]
-    tokens[first:last] = tokens[first:last][::-1]
+    for place in places.tolist():
+        first, last = examples.starts[place : place + 2]
+        tokens[first:last] = tokens[first:last][::-1]
     return replace(examples, tokens=tokens)

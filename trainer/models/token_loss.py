@@ -1,6 +1,6 @@
 """Output layer and token loss of a language model in one, for any ZeRO stage.
 
-T tokens, S tokens before targets, C tokens of a chunk, D hidden, V vocabulary.
+T tokens before targets, C tokens of a chunk, D hidden, V vocabulary.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TokenLoss(nn.Module):
-    """Loss sum and count of hidden states, without the output layer's logits.
+    """The loss of hidden states, or their scores, without all of the output layer's logits.
 
     Keep it inside the module given to DeepSpeed. Under ZeRO-3 this forward reads the weight, so
     DeepSpeed gathers it for this module only, in the forward and the backward pass, and not while
@@ -49,18 +49,23 @@ class TokenLoss(nn.Module):
 
     def forward(
         self, hidden_TD: Tensor, targets_T: Tensor, weights_T: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Sum and count; arguments as in `linear_focal_loss`.
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """Sum and count in training, arguments as in `linear_focal_loss`; else `token_scores`.
 
         A tuple, not a LossSum: DeepSpeed finds tensors in tuples only.
         """
-        head = self._head[0]
+        # Read once: under ZeRO-3 each call of the layer is a collective, and ranks have different
+        # numbers of chunks.
+        weight, bias = self._head[0].weight, self._head[0].bias
+        hidden_TD = hidden_TD.to(weight.dtype)
+        if not self.training:
+            return token_scores(hidden_TD, targets_T, weight, bias)
         loss = linear_focal_loss(
-            hidden_TD.to(head.weight.dtype),
-            head.weight,
+            hidden_TD,
+            weight,
             targets_T,
             self.loss.gamma,
-            bias_V=head.bias,
+            bias_V=bias,
             weights_T=weights_T,
             detach_modulator=self.detach_modulator,
             backend=self.loss.backend,
@@ -68,43 +73,23 @@ class TokenLoss(nn.Module):
         return loss.sum, loss.count
 
 
-class TokenScores(nn.Module):
-    """Scores given tokens, and finds the tokens that the model would choose.
+def token_scores(
+    hidden_TD: Tensor, labels_T: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+) -> Tensor:
+    """Three columns in fp32 (T, 3), with only a chunk of logits in memory at a time.
 
-    Only a chunk of logits is in memory at a time. Keep it inside the module given to DeepSpeed,
-    like TokenLoss.
-
-    Args:
-        model: Owns the output layer.
-
-    Raises:
-        ModelError: The output layer is not one plain linear layer.
+    The negative log-likelihood of each label in nats; its logit minus the highest other logit,
+    positive where the label is the choice; the id of the choice, exact up to 2^24.
     """
-
-    def __init__(self, model: "PreTrainedModel | PeftModel | PlainModel") -> None:
-        super().__init__()
-        self._head = (output_layer(model),)
-
-    def forward(self, hidden_SD: Tensor, labels_S: Tensor) -> Tensor:
-        """Three columns in fp32 (S, 3).
-
-        The negative log-likelihood of each label in nats; its logit minus the highest other logit,
-        positive where the label is the choice; the id of the choice, exact up to 2^24.
-        """
-        # Read once: under ZeRO-3 each call of the layer is a collective, and ranks have different
-        # numbers of chunks.
-        weight, bias = self._head[0].weight, self._head[0].bias
-        hidden_SD = hidden_SD.to(weight.dtype)
-        size = device_chunk(
-            len(hidden_SD), hidden_SD.shape[1], len(weight), weight.dtype, hidden_SD.device
-        )
-        chunks = zip(torch.split(hidden_SD, size), torch.split(labels_S, size), strict=True)
-        return torch.cat(
-            [
-                _scores(nn.functional.linear(hidden_CD, weight, bias).float(), labels_C)
-                for hidden_CD, labels_C in chunks
-            ]
-        )
+    (num_tokens, hidden_size), vocabulary = hidden_TD.shape, len(weight_VD)
+    size = device_chunk(num_tokens, hidden_size, vocabulary, weight_VD.dtype, hidden_TD.device)
+    chunks = zip(torch.split(hidden_TD, size), torch.split(labels_T, size), strict=True)
+    return torch.cat(
+        [
+            _scores(nn.functional.linear(hidden_CD, weight_VD, bias_V).float(), labels_C)
+            for hidden_CD, labels_C in chunks
+        ]
+    )
 
 
 def _scores(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
