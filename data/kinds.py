@@ -1,13 +1,10 @@
-"""Kinds of language records. An entry of KINDS is all that a kind needs."""
+"""Kinds of records. An entry of KINDS is all that a kind needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-RECORD_FIELDS = (
-    "code", "target", "id", "cwe", "status", "commit", "function_name", "project", "cve"
-)  # fmt: skip
-PAIR_FIELDS = ("before", "after")  # mapped together, a row is two records
+FUNCTION = "vulnerability"  # the kind of every record of a task that learns labels
 
 
 @dataclass(frozen=True)
@@ -21,6 +18,9 @@ class RecordKind:
             the user's, in their order; "messages": a list of messages; "text": a document;
             "function": code with its label.
         answer: Field of the answer, where turns are held.
+        label: Field of the label, where a function is held.
+        pair: Fields that stand in for the needed ones if both are mapped: a row is two records.
+        ids: Columns of the id; the first one that is not empty counts.
         may_be_blank: Fields of turns that may be blank or null; they are then left out.
         template: What data.template auto means.
         prefers_own_template: The tokenizer's own chat template comes before `template`.
@@ -30,6 +30,9 @@ class RecordKind:
     optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     holds: Literal["turns", "messages", "text", "function"] = "turns"
     answer: str = ""
+    label: str = ""
+    pair: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ("id",)
     may_be_blank: tuple[str, ...] = ()
     template: str = "question_answer"
     prefers_own_template: bool = False
@@ -37,7 +40,7 @@ class RecordKind:
     @property
     def fields(self) -> tuple[str, ...]:
         """What data.fields may map."""
-        return (*self.needed, *self.optional, "id")
+        return (*self.needed, *self.optional, *self.pair, "id")
 
 
 # In the order in which a file's first row is tried.
@@ -65,9 +68,12 @@ KINDS: dict[str, RecordKind] = {
         {"prompt": ("prompt",), "completion": ("completion", "response")}, answer="completion"
     ),
     "text": RecordKind({"text": ("text",)}, holds="text"),
-    "vulnerability": RecordKind(
+    FUNCTION: RecordKind(
         {"code": ("code",), "target": ("target",)},
-        {name: (name,) for name in (*RECORD_FIELDS[3:], *PAIR_FIELDS)},
+        {name: (name,) for name in ("cwe", "status", "commit", "function_name", "project", "cve")},
         holds="function",
+        label="target",
+        pair=("before", "after"),
+        ids=("id", "idx"),  # idx: CodeXGLUE and its descendants
     ),
 }

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from data.errors import DataError
 from data.prepared.cache import code_lengths, open_split
 from data.prepared.splits import SplitKeys
 from data.prepared.table import RecordClass
-from data.readers import ReadFacts, language_paths, read_language, read_records, split_path
+from data.readers import ReadFacts, locate, read_language, read_records
 from data.records import CodeSample, Conversation, Document, RecordSource
 from data.text.language import LanguageFacts, encode_language, supervised_facts
 from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_facts
@@ -204,7 +205,7 @@ def _warnings(building: Building, facts: LanguageFacts) -> Iterator[str]:
 
 FUNCTIONS: Final = Kind(
     stored=CodeSample,
-    paths=lambda config, split: (split_path(config, split),),
+    paths=locate,
     read=read_records,
     encode=lambda samples, tokenizer, config: encode_functions(
         [sample.code for sample in samples], tokenizer, config
@@ -214,7 +215,7 @@ FUNCTIONS: Final = Kind(
 )
 LANGUAGE: Final = Kind(
     stored=RecordSource,
-    paths=language_paths,
+    paths=partial(locate, language=True),
     read=read_language,
     encode=encode_language,
     add=_add_language,

@@ -3,20 +3,17 @@
 Imports text/ and data/'s root.
 """
 
-from data.readers.corpus import language_paths, named_files
-from data.readers.language import read_language
-from data.readers.read import SPLITS, read_records
+from data.readers.locate import SPLITS, file_digest, locate, named_files, source_digest
+from data.readers.read import read_language, read_records
 from data.readers.reading import ReadFacts
-from data.readers.sources import file_digest, source_digest, split_path
 
 __all__ = [
     "SPLITS",
     "ReadFacts",
     "file_digest",
-    "language_paths",
+    "locate",
     "named_files",
     "read_language",
     "read_records",
     "source_digest",
-    "split_path",
 ]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 from data.errors import DataError
-from data.readers.reading import Reading, listed
-from data.readers.streams import buffered
+from data.readers.reading import Reading, listed, shown
+from data.readers.streams import buffered, decompressed, is_tar, is_zip
 
 # The largest public set of single functions has 330,000; the headers of half a million cost 300 MB.
 MAX_MEMBERS = 500_000
@@ -31,6 +31,16 @@ class Member:
 
     name: str
     open: Callable[[], io.BufferedReader]
+
+
+def opened(
+    raw: io.BufferedReader, reading: Reading
+) -> tuple[io.BufferedReader, Iterator[Member] | None]:
+    """The decompressed content of a file, and its members where it is an archive."""
+    if is_zip(raw):
+        return raw, zip_members(raw, reading)
+    stream = decompressed(raw, reading)
+    return stream, tar_members(stream, reading) if is_tar(stream) else None
 
 
 def tar_members(stream: IO[bytes], reading: Reading) -> Iterator[Member]:
@@ -119,7 +129,7 @@ class _Names:
     def inner(self, member: tarfile.TarInfo | zipfile.ZipInfo) -> Reading:
         """The reading under which faults of a member's bytes are named."""
         name = member.name if isinstance(member, tarfile.TarInfo) else member.filename
-        return Reading(f"{self.archive}::{name}", self.reading.config, self.reading.facts)
+        return Reading(shown(f"{self.archive}::{name}"), self.reading.config, self.reading.facts)
 
     def finish(self) -> None:
         for kind, names in self.passed.items():

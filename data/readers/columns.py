@@ -1,142 +1,167 @@
-"""Which column of a file is which field of ours, and what its labels mean."""
+"""Which columns of a file are the fields of a kind, and which kind a file holds."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
 
 from data.config import DataConfig
 from data.errors import DataError, MappingError
-from data.kinds import PAIR_FIELDS, RECORD_FIELDS
-from data.readers.reading import listed
+from data.kinds import FUNCTION, KINDS
+from data.readers.reading import RowFault, listed
 
-OTHER_ID = "idx"  # what CodeXGLUE and its descendants call the id
-TEXT_FIELDS = RECORD_FIELDS[3:]  # after code, target and id, in the order of CodeSample
 FOLDER_LABELS = {"vulnerable": 1, "safe": 0}
 
 
-class WantedColumns(Protocol):
-    """What a reader of rows asks of the columns it looks for."""
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """Columns that must be there and hold text, but for the target."""
-
-    @property
-    def known(self) -> set[str]:
-        """Every column that is read."""
-
-    @property
-    def target(self) -> str | None:
-        """The column of the label, if there is one."""
-
-    @property
-    def labels(self) -> Mapping[str, int]:
-        """The file's label -> ours."""
-
-    def missing(self, names: Collection[str]) -> str:
-        """What a message says about columns that are not among the names; empty where all are."""
-
-
-def refuse_missing(columns: WantedColumns, names: Collection[str], where: str) -> None:
-    """For formats whose columns are those of the whole file.
-
-    Raises:
-        DataError: Beginning with `where`.
-    """
-    if fault := columns.missing(names):
-        raise DataError(where + fault)
-
-
 @dataclass(frozen=True)
-class Columns:
-    """The file's names of our fields.
+class Found:
+    """The columns of rows that have the same names.
 
     Attributes:
-        code, target: None where a row is a pair.
-        pair: The columns before and after a fix; None where a row is one function.
-        ids: Where the id is looked for, in this order.
-        texts: The column of each of TEXT_FIELDS.
-        labels: The file's label, as text, -> 0 or 1; empty where labels are the numbers 0 and 1.
+        kind: A name in KINDS.
+        needed: Our field -> the file's column, of fields that every row has.
+        optional: The same for fields that these rows have and others may lack.
+        ids: Columns of the id; the first one that is not empty counts.
     """
 
-    code: str | None
-    target: str | None
-    pair: tuple[str, str] | None
+    kind: str
+    needed: Mapping[str, str]
+    optional: Mapping[str, str]
     ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    labels: Mapping[str, int]
-
-    @classmethod
-    def of(cls, config: DataConfig) -> "Columns":
-        """Names from data.fields, our own elsewhere.
-
-        Raises:
-            DataError: The mapping names a field we do not have, or half a pair; a label other than
-                0 and 1.
-        """
-        fields, allowed = config.fields, (*RECORD_FIELDS, *PAIR_FIELDS)
-        unknown = fields.keys() - set(allowed)
-        if unknown:
-            raise MappingError(
-                f"data.fields: {sorted(unknown)} are not fields of ours; allowed: {list(allowed)}"
-            )
-        return cls(
-            code=None if "before" in fields else fields.get("code", "code"),
-            target=None if "before" in fields else fields.get("target", "target"),
-            pair=_pair(fields),
-            # who names a column for the id does not want another one
-            ids=(fields["id"],) if "id" in fields else ("id", OTHER_ID),
-            texts=tuple(fields.get(name, name) for name in TEXT_FIELDS),
-            labels=_labels(config),
-        )
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """Columns that every record needs."""
-        return self.pair or tuple(name for name in (self.code, self.target) if name)
 
     @property
     def known(self) -> set[str]:
         """Every column that is read."""
-        return {*self.needed, *self.ids, *self.texts}
+        return {*self.needed.values(), *self.optional.values(), *self.ids}
 
-    def missing(self, names: Collection[str]) -> str:
-        """What a message says about columns that are not among the names; empty where all are."""
-        for name in self.needed:
-            if name not in names:
-                ours = self._ours(name)
-                return (
-                    f"no field {name!r}; there are {listed(sorted(map(str, names)))}; name it with"
-                    f" data.fields, e.g. data.fields={{{ours}: NAME}}"
+    @cached_property
+    def label(self) -> str | None:
+        """The column of the label, if there is one."""
+        return self.needed.get(KINDS[self.kind].label)
+
+    @property
+    def texts(self) -> list[str]:
+        """Columns that must hold text."""
+        if KINDS[self.kind].holds == "messages":
+            return []
+        return [column for column in self.needed.values() if column != self.label]
+
+
+class Columns:
+    """Finds the columns of a kind. Kind "auto" is decided by the first names that it sees.
+
+    Args:
+        config: fields and labels.
+        kind: A name in KINDS, or "auto".
+
+    Attributes:
+        labels: The file's label, as text, -> 0 or 1; empty where labels are the numbers 0 and 1.
+
+    Raises:
+        DataError: data.fields maps a field that the kind does not have.
+        MappingError: The same for functions; half a pair is mapped; a label other than 0 and 1.
+    """
+
+    def __init__(self, config: DataConfig, kind: str) -> None:
+        self._kind, self._fields, self.labels = kind, config.fields, config.labels
+        _refuse_other_fields(config.fields, list(KINDS) if kind == "auto" else [kind])
+        self._is_pair = _is_pair(config.fields)
+        wrong = {label: ours for label, ours in self.labels.items() if ours not in (0, 1)}
+        if wrong:
+            raise MappingError(
+                f"data.labels: {wrong} must become 0 (not vulnerable) or 1 (vulnerable)"
+            )
+
+    def find(self, names: Collection[str], where: str) -> Found:
+        """The columns among the names of a row or file.
+
+        Raises:
+            RowFault: One that every row needs is not there.
+            DataError: The names do not fit any kind; begins with `where`.
+        """
+        if self._kind == "auto":
+            self._kind = self._kind_of(names, where)
+        return self._found(self._kind, names)
+
+    def find_in_file(self, names: Collection[str], where: str) -> Found:
+        """The same for formats whose columns are those of the whole file.
+
+        Raises:
+            DataError: Beginning with `where`.
+        """
+        try:
+            return self.find(names, where)
+        except RowFault as fault:
+            raise DataError(f"{where}: {fault}") from fault
+
+    def kind_or(self, kind: str) -> str:
+        """The kind; if nothing decided it yet, this one from now on."""
+        if self._kind == "auto":
+            self._kind = kind
+        return self._kind
+
+    def _kind_of(self, names: Collection[str], where: str) -> str:
+        for name, kind in KINDS.items():
+            if self._fields.keys() <= set(kind.fields):
+                if self._is_pair:
+                    return name
+                with suppress(RowFault):
+                    self._found(name, names)
+                    return name
+        kinds = "; ".join(f"{name}: {', '.join(kind.needed)}" for name, kind in KINDS.items())
+        raise DataError(
+            f"{where}: the fields {listed(sorted(map(str, names)))} are those of no kind of record"
+            f" ({kinds}); set data.records and name them with data.fields"
+        )
+
+    def _found(self, name: str, names: Collection[str]) -> Found:
+        kind = KINDS[name]
+        needed = dict.fromkeys(kind.pair, ()) if self._is_pair else kind.needed
+        found: dict[str, str] = {}
+        for ours, choices in (*needed.items(), *kind.optional.items()):
+            wanted = self._choices(ours, choices)
+            there = [column for column in wanted if column in names]
+            if there:
+                found[ours] = there[0]
+            elif ours in needed:
+                raise RowFault(
+                    f"no field {' or '.join(map(repr, wanted))}; there are"
+                    f" {listed(sorted(map(str, names)))}; name it with data.fields, e.g."
+                    f" data.fields={{{ours}: NAME}}"
                 )
-        return ""
+        # who names a column for the id does not want another one
+        ids = tuple(column for column in self._choices("id", kind.ids) if column in names)
+        optional = {ours: found[ours] for ours in kind.optional if ours in found}
+        return Found(name, {ours: found[ours] for ours in needed}, optional, ids)
 
-    def _ours(self, name: str) -> str:
-        if self.pair:
-            return PAIR_FIELDS[self.pair.index(name)]
-        return "code" if name == self.code else "target"
+    def _choices(self, ours: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+        return (self._fields[ours],) if ours in self._fields else choices
 
 
-def _pair(fields: Mapping[str, str]) -> tuple[str, str] | None:
-    given = [name for name in PAIR_FIELDS if name in fields]
+def _refuse_other_fields(fields: Mapping[str, str], kinds: list[str]) -> None:
+    """A mapping of a field that the kind does not have is a slip of the pen."""
+    if any(fields.keys() <= set(KINDS[kind].fields) for kind in kinds):
+        return
+    error = MappingError if kinds == [FUNCTION] else DataError
+    allowed = "; ".join(f"{kind} has {list(KINDS[kind].fields)}" for kind in kinds)
+    raise error(f"data.fields: {sorted(fields)} are not fields of one kind; allowed: {allowed}")
+
+
+def _is_pair(fields: Mapping[str, str]) -> bool:
+    """Whether a row is two records, a function before its fix and after it."""
+    kind = KINDS[FUNCTION]
+    given = [name for name in kind.pair if name in fields]
     if not given:
-        return None
+        return False
     if len(given) == 1:
         raise MappingError(
-            f"data.fields maps {given[0]!r} alone; a pair needs both {' and '.join(PAIR_FIELDS)}"
+            f"data.fields maps {given[0]!r} alone; a pair needs both {' and '.join(kind.pair)}"
         )
-    both = [name for name in ("code", "target") if name in fields]
+    both = [name for name in kind.needed if name in fields]
     if both:
         raise MappingError(
             f"data.fields maps {both} beside before and after; a row is a function or a pair"
         )
     if fields["before"] == fields["after"]:
         raise MappingError(f"data.fields: before and after are both {fields['before']!r}")
-    return fields["before"], fields["after"]
-
-
-def _labels(config: DataConfig) -> Mapping[str, int]:
-    wrong = {label: ours for label, ours in config.labels.items() if ours not in (0, 1)}
-    if wrong:
-        raise MappingError(f"data.labels: {wrong} must become 0 (not vulnerable) or 1 (vulnerable)")
-    return config.labels
+    return True

@@ -1,21 +1,11 @@
-"""Rows (place, {column: value}) -> Conversation or Document, with every value checked."""
+"""A row {column: value} -> Conversation or Document, with every value checked."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from data.kinds import KINDS, RecordKind
-from data.readers.formats import Rows
-from data.readers.kinds import LanguageColumns
-from data.readers.reading import (
-    Place,
-    Reading,
-    RowFault,
-    plain_text,
-    quote,
-    refuse,
-    refuse_lone_surrogate,
-)
-from data.readers.rows import Ids
+from data.kinds import FUNCTION, KINDS
+from data.readers.columns import Found
+from data.readers.reading import Reading, RowFault, checked_text, quote, refuse
 from data.records import CodeSample, Conversation, Document, Turn
 
 QUESTION = (
@@ -27,44 +17,58 @@ _ROLES = {
     "system": "system", "user": "user", "assistant": "assistant",  # OpenAI
     "human": "user", "gpt": "assistant",  # ShareGPT
 }  # fmt: skip
+_MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 _MAX_IGNORED = 1000  # columns listed as ignored
 _REMEDY = "write it, remove the row, or pass over it with data.max_bad_rows"
 
 _Row = Mapping[str, Any]
-_Found = Mapping[str, str]  # our field -> the file's column
 
 
-def row_conversations(
-    rows: Rows, columns: LanguageColumns, reading: Reading
-) -> Iterator[Conversation | Document]:
-    """Stream the records of rows; a row that is none is counted or refused.
+def document(
+    row: _Row, found: Found, record_id: str, origin: str, reading: Reading
+) -> list[Document]:
+    """The text of a row."""
+    column = found.needed["text"]
+    text = checked_text(row[column], column)
+    return [Document(record_id, text, origin, reading.name)] if reading.keeps(text) else []
 
-    Raises:
-        DataError: More bad rows than data.max_bad_rows, or an id that occurs twice.
-    """
-    facts, ids = reading.facts, Ids(reading)
-    names: tuple[str, ...] | None = None
-    for place, row in rows:
-        facts.num_rows += 1
-        try:
-            if tuple(row) != names:
-                names = None
-                if fault := columns.missing(row):
-                    raise RowFault(fault)
-                names = tuple(row)
-                if len(facts.ignored_fields) < _MAX_IGNORED:
-                    facts.ignored_fields.update(set(row) - columns.known)
-            found = columns.found
-            own_id = plain_text(row[found["id"]], found["id"]) if "id" in found else ""
-            record = _record(row, found, columns.kind, own_id, place, reading)
-        except RowFault as fault:
-            reading.bad(place, str(fault))
+
+def turns(
+    row: _Row, found: Found, record_id: str, origin: str, reading: Reading
+) -> list[Conversation]:
+    """The user's fields in their order, then the answer."""
+    kind, said = KINDS[found.kind], []
+    for name, column in {**found.needed, **found.optional}.items():
+        if name == kind.answer:
             continue
-        if own_id:
-            ids.add(own_id, place)
-        if record is not None:
-            yield record
-    ids.refuse_duplicates()
+        if name not in kind.may_be_blank:
+            text = _said(row[column], column)
+        else:
+            text = "" if row[column] is None else checked_text(row[column], column)
+        if text.strip():
+            said.append(Turn("user", text))
+    answer = found.needed[kind.answer]
+    said.append(Turn("assistant", checked_text(row[answer], answer)))
+    return _kept(Conversation(record_id, tuple(said), origin, reading.name, found.kind), reading)
+
+
+def messages(
+    row: _Row, found: Found, record_id: str, origin: str, reading: Reading
+) -> list[Conversation]:
+    """The messages of a row."""
+    column = found.needed["messages"]
+    said = _chat(row[column], column, reading)
+    return _kept(Conversation(record_id, tuple(said), origin, reading.name, found.kind), reading)
+
+
+def _kept(record: Conversation, reading: Reading) -> list[Conversation]:
+    """The record, unless its answer is blank: it teaches nothing, as a blank function does."""
+    if not record.turns[-1].content.strip():
+        reading.facts.num_empty += 1
+        return []
+    if any("\0" in turn.content for turn in record.turns):
+        reading.facts.num_nul += 1
+    return [record]
 
 
 def sample_conversation(sample: CodeSample, source: str) -> Conversation:
@@ -74,44 +78,7 @@ def sample_conversation(sample: CodeSample, source: str) -> Conversation:
         Turn("user", sample.code),
         Turn("assistant", _ANSWERS[sample.target]),
     )
-    return Conversation(sample.id, turns, sample.origin, source, "vulnerability")
-
-
-def _record(
-    row: _Row, found: _Found, kind: str, own_id: str, place: Place, reading: Reading
-) -> Conversation | Document | None:
-    origin = reading.origin(place)
-    holds = KINDS[kind].holds
-    if holds == "text":
-        text = _text(row[found["text"]], found["text"])
-        return (
-            Document(own_id or origin, text, origin, reading.name) if reading.keeps(text) else None
-        )
-    if holds == "messages":
-        turns = _chat(row[found["messages"]], found["messages"], reading)
-    else:
-        turns = _turns(row, found, KINDS[kind])
-    if not turns[-1].content.strip():  # a blank answer teaches nothing, as a blank function does
-        reading.facts.num_empty += 1
-        return None
-    if any("\0" in turn.content for turn in turns):
-        reading.facts.num_nul += 1
-    return Conversation(own_id or origin, tuple(turns), origin, reading.name, kind)
-
-
-def _turns(row: _Row, found: _Found, kind: RecordKind) -> list[Turn]:
-    """The user's fields in their order, then the answer."""
-    turns = []
-    for name in (*kind.needed, *kind.optional):
-        if name == kind.answer or name not in found:
-            continue
-        value = row[found[name]]
-        blank = name in kind.may_be_blank
-        text = _optional(value, found[name]) if blank else _said(value, found[name])
-        if text.strip():
-            turns.append(Turn("user", text))
-    answer = found[kind.answer]
-    return [*turns, Turn("assistant", _text(row[answer], answer))]
+    return Conversation(sample.id, turns, sample.origin, source, FUNCTION)
 
 
 def _chat(messages: Any, name: str, reading: Reading) -> list[Turn]:
@@ -173,22 +140,7 @@ def _message(message: Any, name: str, reading: Reading) -> Turn:
 
 def _said(value: Any, name: str) -> str:
     """Text that is not blank."""
-    text = _text(value, name)
+    text = checked_text(value, name)
     if not text or text.isspace():
         raise RowFault(f"{name!r} is blank; {_REMEDY}")
     return text
-
-
-def _optional(value: Any, name: str) -> str:
-    return "" if value is None else _text(value, name)
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        refuse(name, value, "text")
-    if not value.isascii():
-        refuse_lone_surrogate(name, value)
-    return value
-
-
-_MESSAGE_KEYS = (("role", "content"), ("from", "value"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError
-from data.readers.columns import WantedColumns, refuse_missing
+from data.readers.columns import Columns
 from data.readers.reading import BOM, Reading, RowFault, listed, quote
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -100,7 +100,7 @@ def is_indented_object(text: bytes) -> bool:
     return bool(others) and _is_unfinished(line.decode("utf-8", "replace"))
 
 
-def csv_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns) -> Rows:
+def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> Rows:
     """Rows under a header; a row's place is its first line. Text stays text: "NA", "007", "".
 
     Args:
@@ -115,8 +115,8 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns
     header = _header(reader, reading, undecodable)
     if not header:
         return
-    refuse_missing(columns, header, f"{reading.name}:1: the first line must name the columns: ")
-    numbers = header.index(columns.target) if columns.target and not columns.labels else None
+    found = columns.find_in_file(header, f"{reading.name}:1: the first line must name the columns")
+    numbers = header.index(found.label) if found.label and not columns.labels else None
     while True:
         place = reader.line_num + 1
         try:
@@ -141,8 +141,8 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns
                 row[header[numbers]] = int(fields[numbers])
             yield place, row
         elif fields:
-            found = f"{len(fields)} fields, the header has {len(header)}"
-            reading.bad_line(place, f"{found}; quote fields that hold commas or line ends")
+            fault = f"{len(fields)} fields, the header has {len(header)}"
+            reading.bad_line(place, f"{fault}; quote fields that hold commas or line ends")
 
 
 def _lines(stream: io.BufferedReader, reading: Reading) -> Iterator[tuple[int, bytes]]:

@@ -1,25 +1,73 @@
-"""Files, archives, folders and saved datasets -> CodeSample, streamed; faults have their place."""
+"""Files, archives, folders and saved datasets -> records, streamed; faults have their place."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers.archives import Member, tar_members, zip_members
-from data.readers.columns import Columns, WantedColumns
+from data.kinds import FUNCTION, KINDS
+from data.readers.archives import Member, opened
+from data.readers.columns import Columns
+from data.readers.conversations import sample_conversation
 from data.readers.folders import folder_samples, member_samples
-from data.readers.formats import Rows, csv_rows, is_indented_object, json_rows, jsonl_rows
-from data.readers.reading import BOM, ReadFacts, Reading, listed
-from data.readers.rows import row_samples
-from data.readers.sources import is_split_file, named_format
+from data.readers.formats import (
+    MAX_LINE_BYTES,
+    Rows,
+    csv_rows,
+    is_indented_object,
+    json_rows,
+    jsonl_rows,
+)
+from data.readers.locate import (
+    any_member,
+    is_called,
+    is_called_a_split,
+    is_readable,
+    is_text,
+    named_format,
+    refuse_irregular,
+)
+from data.readers.reading import BOM, ReadFacts, Reading, listed, shown
+from data.readers.rows import row_records
 from data.readers.streams import decompressed, is_tar, is_zip
 from data.readers.tables import dataset_rows, is_saved_dataset, parquet_rows
-from data.records import CodeSample
+from data.records import CodeSample, Conversation, Document
 
-SPLITS = ("train", "valid", "test")
 _SNIFFED_BYTES = 1 << 12
+_Test = Callable[[str], bool]  # of a member by its name
 _OPENINGS = {b"{": "jsonl", b"[": "json"}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file of rows or of text, read to its end before the next one.
+
+    Attributes:
+        reading: Names it.
+        name: Decides the format where the content does not.
+        stream: Its decompressed bytes; None for a saved dataset.
+        folder: Of a saved dataset.
+    """
+
+    reading: Reading
+    name: str
+    stream: io.BufferedReader | None = None
+    folder: Path | None = None
+
+    @property
+    def is_text(self) -> bool:
+        return is_text(self.name) and self.reading.config.format == "auto"
+
+    def rows(self, columns: Columns) -> Rows:
+        if self.folder is not None:
+            return dataset_rows(self.folder, self.reading, columns)
+        assert self.stream is not None
+        return _stream_rows(self.stream, self.name, self.reading, columns)
 
 
 def read_records(
@@ -28,7 +76,7 @@ def read_records(
     """Stream the functions of a split, in the order of the source.
 
     Args:
-        path: What split_path found: a file of any format and compression, an archive, of which the
+        path: One of locate's: a file of any format and compression, an archive, of which the
             member named after the split is read, a saved dataset, or a folder of label folders.
         split: "train", "valid" or "test".
         config: Format, field and label mapping, tolerance for bad rows.
@@ -37,99 +85,169 @@ def read_records(
     Raises:
         DataError: A source or a row that is not what the dataset promises, with file and line.
     """
-    reading = Reading(path.name, config, facts if facts is not None else ReadFacts(), split)
-    columns = Columns.of(config)
-    if path.is_dir() and _folder_format(path, config) == "folder":
-        yield from folder_samples(path, reading)
-    elif path.is_dir():
-        yield from row_samples(dataset_rows(path, reading, columns), columns, reading)
-    elif config.format == "folder":
-        yield from member_samples(_folder_archive(path, reading), split, reading)
+    yield from _read(path, split, config, facts, language=False)
+
+
+def read_language(
+    path: Path, split: str, config: DataConfig, facts: ReadFacts | None = None
+) -> Iterator[Conversation | Document]:
+    """Stream the conversations or documents of a file, in its order.
+
+    Args:
+        path: One of locate's: a file of any format and compression, of which .txt and .md are one
+            document; an archive, of which the member named after the split is read, or every file
+            where none is named after a split; or a saved dataset.
+        split: "train", "valid" or "test".
+        config: records, fields, format, tolerance for bad rows.
+        facts: Filled while reading.
+
+    Raises:
+        DataError: A source or a row that is not what the kind promises, with file and line.
+    """
+    if config.format == "folder":
+        raise DataError("data.format=folder is for functions in label folders; set it to auto")
+    yield from _read(path, split, config, facts, language=True)
+
+
+def _read(
+    path: Path, split: str, config: DataConfig, facts: ReadFacts | None, *, language: bool
+) -> Iterator[Any]:
+    reading = Reading(shown(path.name), config, ReadFacts() if facts is None else facts, split)
+    columns = Columns(config, config.records if language else FUNCTION)
+    num_before, empty = reading.facts.num_rows, reading.name
+    if not language and (config.format == "folder" or _is_plain_folder(path)):
+        yield from _labelled(path, split, reading)
     else:
-        yield from row_samples(_file_rows(path, split, reading, columns), columns, reading)
-    if not reading.facts.num_rows:
+        with closing(_sources(path, split, reading, language)) as sources:
+            for source in sources:
+                empty = source.reading.name
+                yield from (
+                    _language(source, columns)
+                    if language
+                    else row_records(source.rows(columns), columns, source.reading)
+                )
+    if reading.facts.num_rows == num_before:
         raise DataError(
-            f"{reading.name}: no rows; a split needs functions: one JSON object per line in jsonl,"
-            " elements of the array in json, rows under the header in csv, files in folders"
+            f"{empty}: no rows; a file needs records: one JSON object per line in jsonl, elements"
+            " of the array in json, rows under the header in csv,"
+            f" {'text in .txt and .md' if language else 'files in folders'}"
         )
 
 
-def _folder_format(path: Path, config: DataConfig) -> str:
-    found = "datasets" if is_saved_dataset(path) and config.format != "folder" else "folder"
-    if config.format not in ("auto", found):
+def _language(source: _Source, columns: Columns) -> Iterator[Conversation | Document]:
+    reading = source.reading
+    if not source.is_text:
+        for record in row_records(source.rows(columns), columns, reading):
+            if isinstance(record, CodeSample):
+                yield sample_conversation(record, reading.name)
+            else:
+                yield record
+        return
+    kind = columns.kind_or("text")
+    if KINDS[kind].holds != "text":
         raise DataError(
-            f"{path}: data.format={config.format}, but this is a folder"
-            f"{' with a saved dataset' if found == 'datasets' else ''}; set data.format={found}"
+            f"{reading.name}: data.records={kind}, but this is a file of text; set"
+            " data.records=text, or data.format to what it holds"
         )
-    return found
+    assert source.stream is not None
+    raw = source.stream.read(MAX_LINE_BYTES + 1)
+    if len(raw) > MAX_LINE_BYTES:
+        raise DataError(f"{reading.name}: a text above {MAX_LINE_BYTES} bytes; split the file")
+    text = reading.whole_text(raw, reading.name)
+    if text is not None:
+        yield Document(reading.name, text, reading.name, reading.name)
 
 
-def _file_rows(path: Path, split: str, reading: Reading, columns: WantedColumns) -> Rows:
-    if not path.is_file():  # a fifo would wait for ever
-        raise DataError(f"{path}: must be a regular file, because it is read several times")
-    if reading.config.format == "datasets":
-        raise DataError(
-            f"{path}: data.format=datasets, but this is a file; a dataset saved to disk is a folder"
-            " with state.json (unpack it if it is in an archive)"
-        )
-    with path.open("rb") as raw:
-        stream, members = opened(raw, reading)
-        if members is None:
-            yield from stream_rows(stream, path.name, reading, columns)
-        else:
-            yield from _member_rows(members, split, reading, columns)
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not is_saved_dataset(path)
 
 
-def _folder_archive(path: Path, reading: Reading) -> Iterator[Member]:
+def _labelled(path: Path, split: str, reading: Reading) -> Iterator[CodeSample]:
+    """Functions in label folders, on disk or in an archive."""
+    if path.is_dir():
+        _refuse_format(path, reading, "folder", "a folder")
+        yield from folder_samples(path, reading)
+        return
+    refuse_irregular(path, f"{path}:")
     with path.open("rb") as raw:
         _, members = opened(raw, reading)
         if members is None:
             raise DataError(f"{path}: data.format=folder, but this is neither folder nor archive")
-        yield from members
+        yield from member_samples(members, split, reading)
 
 
-def opened(
-    raw: io.BufferedReader, reading: Reading
-) -> tuple[io.BufferedReader, Iterator[Member] | None]:
-    """The decompressed content, and its members where it is an archive."""
-    if is_zip(raw):
-        return raw, zip_members(raw, reading)
-    stream = decompressed(raw, reading)
-    return stream, tar_members(stream, reading) if is_tar(stream) else None
-
-
-def _member_rows(
-    members: Iterable[Member], split: str, reading: Reading, columns: WantedColumns
-) -> Rows:
-    """Rows of the one member called <split>.<format>."""
-    archive, seen, found = reading.name, [], ""
-    for member in members:
-        seen.append(member.name)
-        del seen[100:]
-        name = member.name.rpartition("/")[2]
-        if not is_split_file(name, split):
-            continue
-        if found:
-            raise DataError(f"{archive}: {found!r} and {member.name!r} both hold {split}; keep one")
-        found = member.name
-        reading.name = f"{archive}::{member.name}"
-        with member.open() as stream:
-            content = decompressed(stream, reading)
-            if is_tar(content) or is_zip(content):
-                raise DataError(f"{reading.name}: an archive within an archive; unpack the outer")
-            yield from stream_rows(content, name, reading, columns)
-    if not found:
-        other = "; ".join(reading.facts.warnings)
+def _sources(
+    path: Path, split: str, reading: Reading, language: bool
+) -> Generator[_Source, None, None]:
+    """The files of rows or text that a path holds, opened."""
+    config = reading.config
+    if path.is_dir() and is_saved_dataset(path):
+        if not language:
+            _refuse_format(path, reading, "datasets", "a folder with a saved dataset")
+        yield _Source(reading, path.name, folder=path)
+        return
+    refuse_irregular(path, f"{path}:")
+    if config.format == "datasets":
         raise DataError(
-            f"{archive}: no member {split}.jsonl, .json, .csv or .parquet; the archive holds"
-            f" {listed(seen)}{'; ' if other else ''}{other}; for {split}/<label>/ folders set"
-            " data.format=folder"
+            f"{path}: data.format=datasets, but this is a file; a dataset saved to disk is a folder"
+            " with state.json (unpack it if it is in an archive)"
+        )
+    is_wanted: _Test = partial(is_called, split=split, texts=language)
+    if language and not any_member(path, config, is_called_a_split):
+        is_wanted = is_readable
+    with path.open("rb") as raw:
+        stream, members = opened(raw, reading)
+        if members is None:
+            yield _Source(reading, path.name, stream)
+        else:
+            yield from _members(members, split, reading, is_wanted)
+
+
+def _members(
+    members: Iterable[Member], split: str, reading: Reading, is_wanted: _Test
+) -> Iterator[_Source]:
+    """The wanted members of an archive; one at most is called after the split."""
+    names: list[str] = []
+    found = ""
+    for member in members:
+        names.append(member.name)
+        del names[100:]
+        if not is_wanted(member.name):
+            continue
+        if found and is_called(member.name, split, texts=True):
+            raise DataError(
+                f"{reading.name}: {found!r} and {member.name!r} both hold {split}; keep one"
+            )
+        found = member.name
+        inner = Reading(
+            shown(f"{reading.name}::{member.name}"), reading.config, reading.facts, split
+        )
+        with member.open() as stream:
+            content = decompressed(stream, inner)
+            if is_tar(content) or is_zip(content):
+                raise DataError(f"{inner.name}: an archive within an archive; unpack the outer")
+            yield _Source(inner, member.name.rpartition("/")[2], content)
+    if not found:
+        other = "".join(f"; {warning}" for warning in reading.facts.warnings)
+        endings, remedy = ".json, .csv, .parquet, .txt or .md", ""
+        if not is_wanted(f"{split}.txt"):
+            endings = ".json, .csv or .parquet"
+            remedy = f"; for {split}/<label>/ folders set data.format=folder"
+        raise DataError(
+            f"{reading.name}: no member {split}.jsonl, {endings}; the archive holds"
+            f" {listed(names)}{other}{remedy}"
         )
 
 
-def stream_rows(
-    stream: io.BufferedReader, name: str, reading: Reading, columns: WantedColumns
-) -> Rows:
+def _refuse_format(path: Path, reading: Reading, wanted: str, found: str) -> None:
+    if reading.config.format not in ("auto", wanted):
+        raise DataError(
+            f"{path}: data.format={reading.config.format}, but this is {found}; set"
+            f" data.format={wanted}"
+        )
+
+
+def _stream_rows(stream: io.BufferedReader, name: str, reading: Reading, columns: Columns) -> Rows:
     """Rows of a decompressed file, in the format that its content shows."""
     chosen = _format(stream.peek(_SNIFFED_BYTES), name, reading)
     if chosen == "parquet":

@@ -1,150 +1,124 @@
-"""Rows (place, {column: value}) -> CodeSample, with every value checked."""
+"""Rows (place, {column: value}) -> records, with every value checked."""
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from data.errors import DataError
-from data.readers.columns import TEXT_FIELDS, Columns
+from data.kinds import KINDS
+from data.readers.columns import Columns, Found
+from data.readers.conversations import document, messages, turns
 from data.readers.formats import Rows
-from data.readers.reading import (
-    Place,
-    ReadFacts,
-    Reading,
-    RowFault,
-    plain_text,
-    refuse,
-    refuse_lone_surrogate,
-)
-from data.records import CodeSample
+from data.readers.reading import Place, Reading, RowFault, checked_text, plain_text, refuse
+from data.records import CodeSample, Conversation, Document
 
-_STATUS, _COMMIT = TEXT_FIELDS.index("status"), TEXT_FIELDS.index("commit")
-_NO_TEXTS = [""] * len(TEXT_FIELDS)
+Record = CodeSample | Conversation | Document
+_Maker = Callable[[Mapping[str, Any], Found, str, str, Reading], list[Any]]
 _MAX_LAYOUTS = 1000  # sets of columns remembered, and columns listed as ignored
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What is read of rows that have the same columns."""
-
-    ids: list[str]
-    texts: list[tuple[int, str]]  # place among TEXT_FIELDS, column
-
-
-def row_samples(rows: Rows, columns: Columns, reading: Reading) -> Iterator[CodeSample]:
-    """Stream the functions of rows; a row that is none is counted or refused.
+def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Stream the records of rows; a bad row is counted or refused.
 
     Raises:
         DataError: More bad rows than data.max_bad_rows, or an id that occurs twice.
     """
-    facts, ids = reading.facts, Ids(reading)
-    layouts: dict[tuple[str, ...], _Layout] = {}
+    facts, ids = reading.facts, _Ids(reading)
+    layouts: dict[tuple[str, ...], Found] = {}
     names: tuple[str, ...] | None = None
     for place, row in rows:
         facts.num_rows += 1
         try:
-            if (found := tuple(row)) != names:
-                layout = layouts.get(found) or _layout(found, columns, facts)
+            if (here := tuple(row)) != names:
+                found = layouts.get(here) or columns.find(here, reading.origin(place))
+                if here not in layouts and len(facts.ignored_fields) < _MAX_LAYOUTS:
+                    facts.ignored_fields.update(set(here) - found.known)
                 if len(layouts) < _MAX_LAYOUTS:
-                    layouts[found] = layout
-                names = found
-            texts = _NO_TEXTS.copy()
-            for index, column in layout.texts:
-                value = row[column]
-                plain = value.__class__ is str and value.isascii()
-                texts[index] = value if plain else plain_text(value, column)
-            origin = reading.origin(place)
-            own_id = _own_id(row, layout)
-            if columns.pair is None:
-                code, target = _function(row, columns)
-                made = [CodeSample(own_id or origin, code, target, origin, *texts)]
-            else:
-                texts[_COMMIT] = texts[_COMMIT] or f"{reading.split}/{origin}"  # a group of its own
-                made = _pair(row, columns, own_id or origin, origin, texts, facts)
+                    layouts[here] = found
+                make, names = _MAKERS[KINDS[found.kind].holds], here
+            origin, own_id = reading.origin(place), _own_id(row, found)
+            made = make(row, found, own_id or origin, origin, reading)
         except RowFault as fault:
             reading.bad(place, str(fault))
             continue
         if own_id:
             ids.add(own_id, place)
-        for sample in made:
-            if reading.keeps(sample.code):
-                yield sample
+        yield from made
     ids.refuse_duplicates()
 
 
-def _layout(names: tuple[str, ...], columns: Columns, facts: ReadFacts) -> _Layout:
-    fault = columns.missing(names)
-    if fault:
-        raise RowFault(fault)
-    if len(facts.ignored_fields) < _MAX_LAYOUTS:
-        facts.ignored_fields.update(set(names) - columns.known)
-    present = [(index, name) for index, name in enumerate(columns.texts) if name in names]
-    return _Layout([name for name in columns.ids if name in names], present)
-
-
-def _function(row: dict[str, Any], columns: Columns) -> tuple[str, int]:
-    """The code and target of a row."""
-    assert columns.code is not None
-    assert columns.target is not None
-    code, target = row[columns.code], row[columns.target]
-    if code.__class__ is not str:
-        refuse(columns.code, code, "text")
-    if not code.isascii():
-        refuse_lone_surrogate(columns.code, code)
-    if columns.labels:
-        return code, _mapped(target, columns)
-    if target.__class__ is not int or not 0 <= target <= 1:
-        refuse(columns.target, target, "the integer 0 or 1 (else map it with data.labels)")
-    return code, target
-
-
-def _mapped(target: Any, columns: Columns) -> int:
-    """The target that data.labels gives a label; JSON's true is the label "true"."""
-    label = str(target).lower() if isinstance(target, bool) else str(target)
-    if not isinstance(target, str | int | float) or label not in columns.labels:
-        refuse(str(columns.target), target, f"one of data.labels {dict(columns.labels)}")
-    return columns.labels[label]
-
-
-def _pair(
-    row: dict[str, Any],
-    columns: Columns,
-    own_id: str,
-    origin: str,
-    texts: list[str],
-    facts: ReadFacts,
-) -> list[CodeSample]:
-    """The function before a fix and after it, in one group; none where the fix changed nothing."""
-    assert columns.pair is not None
-    before, after = (_side(row[name], name) for name in columns.pair)
-    if before == after and before.strip():
-        facts.num_identical += 1
-        return []
-    sides = (("before", before, 1, "VULNERABLE"), ("after", after, 0, "FIXED"))
-    made = []
-    for side, code, target, texts[_STATUS] in sides:
-        made.append(CodeSample(f"{own_id}:{side}", code, target, f"{origin}:{side}", *texts))
-    return made
-
-
-def _side(code: Any, name: str) -> str:
-    if code is None:  # a function that was added or removed
-        return ""
-    if not isinstance(code, str):
-        refuse(name, code, "text")
-    refuse_lone_surrogate(name, code)
-    return code
-
-
-def _own_id(row: dict[str, Any], layout: _Layout) -> str:
-    for name in layout.ids:
-        if text := plain_text(row[name], name):
+def _own_id(row: Mapping[str, Any], found: Found) -> str:
+    for column in found.ids:
+        if text := plain_text(row[column], column):
             return text
     return ""
 
 
-class Ids:
+def _functions(
+    row: Mapping[str, Any], found: Found, record_id: str, origin: str, reading: Reading
+) -> list[CodeSample]:
+    """The function of a row, or the two of a pair."""
+    facts = {name: plain_text(row[column], column) for name, column in found.optional.items()}
+    if found.label is None:
+        made = _pair(row, found, record_id, origin, facts, reading)
+    else:
+        column = found.needed["code"]
+        code = checked_text(row[column], column)
+        target = _target(row[found.label], found.label, reading.config.labels)
+        made = [CodeSample(record_id, code, target, origin, **facts)]
+    return [sample for sample in made if reading.keeps(sample.code)]
+
+
+def _target(value: Any, column: str, labels: Mapping[str, int]) -> int:
+    """The target of a label; of data.labels, JSON's true is the label "true"."""
+    if not labels:
+        if value.__class__ is not int or not 0 <= value <= 1:
+            refuse(column, value, "the integer 0 or 1 (else map it with data.labels)")
+        return int(value)
+    label = str(value).lower() if isinstance(value, bool) else str(value)
+    if not isinstance(value, str | int | float) or label not in labels:
+        refuse(column, value, f"one of data.labels {dict(labels)}")
+    return labels[label]
+
+
+def _pair(
+    row: Mapping[str, Any],
+    found: Found,
+    record_id: str,
+    origin: str,
+    facts: dict[str, str],
+    reading: Reading,
+) -> list[CodeSample]:
+    """The function before a fix and after it, in one group; none where the fix changed nothing."""
+    # a side is null where the fix added or removed the function
+    sides = {
+        side: "" if row[column] is None else checked_text(row[column], column)
+        for side, column in found.needed.items()
+    }
+    before, after = sides.values()
+    if before == after and before.strip():
+        reading.facts.num_identical += 1
+        return []
+    facts["commit"] = facts.get("commit") or f"{reading.split}/{origin}"  # a group of its own
+    made = []
+    for (side, code), target, status in zip(
+        sides.items(), (1, 0), ("VULNERABLE", "FIXED"), strict=True
+    ):
+        names = facts | {"status": status}
+        made.append(CodeSample(f"{record_id}:{side}", code, target, f"{origin}:{side}", **names))
+    return made
+
+
+# By what a kind holds: (row, columns, id, origin, reading) -> the records of the row.
+_MAKERS: dict[str, _Maker] = {
+    "function": _functions,
+    "turns": turns,
+    "messages": messages,
+    "text": document,
+}
+
+
+class _Ids:
     """The ids a dataset states, 16 bytes each, whatever their length.
 
     Args:

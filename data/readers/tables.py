@@ -1,12 +1,12 @@
 """Parquet files and Hugging Face datasets saved to disk -> rows (number, {column: value})."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.readers.columns import WantedColumns, refuse_missing
+from data.readers.columns import Columns, Found
 from data.readers.formats import Rows
 from data.readers.reading import Reading, RowFault, listed
 from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
@@ -17,7 +17,7 @@ MAX_SPOOLED_BYTES = 1 << 30
 _DATASET_FILES = ("state.json", "dataset_info.json")
 
 
-def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: WantedColumns) -> Rows:
+def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> Rows:
     """Rows of a parquet file, a batch at a time; a row's place is its number, counted from 1.
 
     Raises:
@@ -32,7 +32,9 @@ def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: WantedCol
     source.seek(0)
     try:
         with parquet.ParquetFile(source) as file:
-            wanted = _wanted(file.schema_arrow, reading, columns)
+            schema = file.schema_arrow
+            found = _found(schema, reading, columns)
+            wanted = [name for name in schema.names if name in found.known]
             # no threads: arrow's would not survive the fork of a tokenising worker
             batches = file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False)
             yield from _rows(batches, reading, num_bytes)
@@ -48,7 +50,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _DATASET_FILES)
 
 
-def dataset_rows(folder: Path, reading: Reading, columns: WantedColumns) -> Rows:
+def dataset_rows(folder: Path, reading: Reading, columns: Columns) -> Rows:
     """Rows of a saved dataset, memory-mapped, no network and no code of the dataset's.
 
     Raises:
@@ -64,15 +66,16 @@ def dataset_rows(folder: Path, reading: Reading, columns: WantedColumns) -> Rows
         if not isinstance(dataset, datasets.Dataset):
             raise DataError(f"{folder}: holds several splits; name one of its folders")
         schema = dataset.features.arrow_schema
-        wanted = _wanted(schema, reading, columns)
-        names = _class_names(dataset.features, reading, columns)
+        found = _found(schema, reading, columns)
+        names = _class_names(dataset.features, reading, found.label, columns.labels)
+        wanted = [name for name in schema.names if name in found.known]
         tables = dataset.with_format("arrow").select_columns(wanted).iter(_BATCH_ROWS)
         batches = (batch for table in tables for batch in table.to_batches())
-        target = str(columns.target)
+        label = str(found.label)
         for number, row in _rows(batches, reading):
-            value = row[target] if names else None
+            value = row[label] if names else None
             if value is not None and 0 <= value < len(names):
-                row[target] = names[value]
+                row[label] = names[value]
             yield number, row
     except DataError:
         raise
@@ -82,7 +85,7 @@ def dataset_rows(folder: Path, reading: Reading, columns: WantedColumns) -> Rows
         ) from error
 
 
-def _wanted(schema: Any, reading: Reading, columns: WantedColumns) -> list[str]:
+def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
     """The columns to read, after their types are known to be right."""
     from pyarrow import types
 
@@ -90,23 +93,19 @@ def _wanted(schema: Any, reading: Reading, columns: WantedColumns) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{reading.name}: the schema names {listed(twice)} twice; keep one")
-    refuse_missing(columns, names, f"{reading.name}: ")
-    reading.facts.ignored_fields.update(set(names) - columns.known)
-    for name in columns.needed:
+    found = columns.find_in_file(names, reading.name)
+    reading.facts.ignored_fields.update(set(names) - found.known)
+    for name in filter(None, [*found.texts, found.label]):
         kind = schema.field(name).type
-        is_text = _is_text(kind.value_type if types.is_dictionary(kind) else kind)
-        is_target = name == columns.target
-        fits = (
-            types.is_integer(kind) or (bool(columns.labels) and is_text) if is_target else is_text
-        )
-        if not fits and not (is_target and columns.labels and types.is_boolean(kind)):
-            allowed = (
-                "an integer column of 0 and 1, or text with data.labels"
-                if is_target
-                else ("a column of text")
-            )
+        fits = _is_text(kind.value_type if types.is_dictionary(kind) else kind)
+        allowed = "a column of text"
+        if name == found.label:
+            mapped = bool(columns.labels) and (fits or types.is_boolean(kind))
+            fits = mapped or types.is_integer(kind)
+            allowed = "an integer column of 0 and 1, or text with data.labels"
+        if not fits:
             raise DataError(f"{reading.name}: column {name!r} is {kind}; it must be {allowed}")
-    return [name for name in names if name in columns.known]
+    return found
 
 
 def _is_text(kind: Any) -> bool:
@@ -156,14 +155,16 @@ def _text(raw: bytes | None, reading: Reading) -> str | bytes | None:
         return raw
 
 
-def _class_names(features: Any, reading: Reading, columns: WantedColumns) -> list[str]:
+def _class_names(
+    features: Any, reading: Reading, label: str | None, labels: Mapping[str, int]
+) -> list[str]:
     """Names of a ClassLabel column: [vulnerable, safe] stores 0 for vulnerable."""
-    names = list(getattr(features.get(columns.target), "names", None) or [])
+    names = list(getattr(features.get(label), "names", None) or [])
     if not names or names == ["0", "1"]:
         return []
-    if not columns.labels:
+    if not labels:
         raise DataError(
-            f"{reading.name}: column {columns.target!r} stores the classes {listed(names)}; say"
+            f"{reading.name}: column {label!r} stores the classes {listed(names)}; say"
             f" which is which, e.g. data.labels={{{names[0]}: 0, {names[-1]}: 1}}"
         )
     return names

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import DataError
 from data.prepared.prepare import Prepared, sources_digest
 from data.readers import named_files
 from trainer.config.recipe import load_run_config
@@ -57,9 +56,7 @@ def evaluate_run(run: Path, file: Path, name: str | None) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
     config = _recipe_of(run)
-    if not config.is_language and not file.exists():
-        raise DataError(f"{file} does not exist (resolved: {file.resolve()})")
-    paths = named_files(file, "FILE") if config.is_language else [file]
+    paths = named_files(file, "FILE", config.data, language=config.is_language)
     prepared = prepare_run(config)
     if name == "test" and not _is_test_split(paths, prepared):
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from tokenizers import Tokenizer
 
 from data.config import DataConfig
-from data.readers import ReadFacts, language_paths, read_language
+from data.readers import ReadFacts, locate, read_language
 from data.text.language import encode_language, supervised_facts
 from data.text.tokenizer import CodeTokenizer
 
@@ -60,7 +60,7 @@ def encoded(file: str, name: str, **options: object):
     values = {"train": str(SHARED / file)} | options
     config = DataConfig.model_validate(values)
     facts = ReadFacts()
-    (path,) = language_paths(config, "train")
+    (path,) = locate(config, "train", language=True)
     records = list(read_language(path, "train", config, facts))
     return records, encode_language(records, ours(name), config), facts
 

@@ -8,7 +8,7 @@ from dataset_files import PAIR
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers import split_path
+from data.readers import locate
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,11 @@ from data.readers import split_path
             {"path": "train.jsonl"}, ("train.jsonl is one file", "data.valid"), id="68-one-file"
         ),
         pytest.param({"train": "empty"}, ("empty is a folder", "name the file"), id="68-folder"),
-        pytest.param({"path": "empty", "format": "folder"}, ("needs train/<label>/",), id="68-no"),
+        pytest.param(
+            {"path": "empty", "format": "folder"},
+            ("train/<label>/", "found 0 under data.format=folder"),
+            id="68-no",
+        ),
     ],
 )
 def test_a_path_that_holds_no_split_names_its_key_and_what_was_looked_for(
@@ -36,5 +40,5 @@ def test_a_path_that_holds_no_split_names_its_key_and_what_was_looked_for(
     for name in ("train.jsonl", "train.jsonl.gz"):
         (tmp_path / name).write_bytes(PAIR)
     with pytest.raises(DataError) as caught:
-        split_path(DataConfig.model_validate(config), "train")
+        locate(DataConfig.model_validate(config), "train")
     assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)

@@ -10,7 +10,7 @@ from dataset_files import COMPRESSIONS, csv_bytes, parquet_bytes, tar
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers import ReadFacts, language_paths, read_language
+from data.readers import ReadFacts, locate, read_language
 
 GOOD = {"instruction": "i", "output": "o"}
 LINE = json.dumps(GOOD).encode() + b"\n"
@@ -133,7 +133,7 @@ REFUSED = {
     "38-no-kind": (
         "a.csv",
         csv_bytes([{"question": "q", "reply": "r"}]),
-        ("a.csv:2: the fields ['question', 'reply'] are those of no kind", "alpaca: instruction"),
+        ("the fields ['question', 'reply'] are those of no kind", "alpaca: instruction"),
     ),
     "39-ids-twice": ("a.jsonl", row(id=1) * 2, ("a.jsonl:2: has the id of a.jsonl:1",)),
     "46-quote": ("a.csv", b'instruction,output\ni,"o\n', ("a.csv:2: a quote opens",)),
@@ -306,7 +306,7 @@ def test_09_a_fifo_is_refused_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     assert "must be a regular file" in message_of(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match="must be a regular file"):
-        language_paths(DataConfig(train=str(tmp_path / "a.jsonl")), "train")
+        locate(DataConfig(train=str(tmp_path / "a.jsonl")), "train", language=True)
 
 
 def test_08_a_link_that_leaves_a_folder_is_refused(tmp_path):
@@ -314,11 +314,11 @@ def test_08_a_link_that_leaves_a_folder_is_refused(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(DataError, match="a link that leaves"):
-        language_paths(DataConfig(train=str(tmp_path / "corpus")), "train")
+        locate(DataConfig(train=str(tmp_path / "corpus")), "train", language=True)
 
 
 def test_two_files_of_one_split_are_refused(tmp_path):
     for name in ("train.txt", "train.jsonl"):
         (tmp_path / name).write_bytes(LINE)
-    with pytest.raises(DataError, match=r"found \['train.jsonl', 'train.txt'\]"):
-        language_paths(DataConfig(path=str(tmp_path)), "train")
+    with pytest.raises(DataError, match=r"found 2: \['train.jsonl', 'train.txt'\]"):
+        locate(DataConfig(path=str(tmp_path)), "train", language=True)

@@ -10,7 +10,7 @@ from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, parquet_bytes, tar
 from data.config import DataConfig
 from data.errors import DataError
 from data.kinds import KINDS, RecordKind
-from data.readers import ReadFacts, language_paths, read_language
+from data.readers import ReadFacts, locate, read_language
 from data.records import Conversation, Document, Turn
 from data.text.templates import chosen_template
 
@@ -67,7 +67,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 
 
 def paths(split: str = "train", **config: object) -> list[str]:
-    return [path.name for path in language_paths(DataConfig.model_validate(config), split)]
+    return [path.name for path in locate(DataConfig.model_validate(config), split, language=True)]
 
 
 @pytest.mark.parametrize("end", COMPRESSIONS)
@@ -253,7 +253,7 @@ def test_a_glob_and_a_folder_are_in_natural_order(tmp_path):
     folder = str(tmp_path / "corpus")
     assert paths(train=f"{folder}/*.json") == ["part2.json", "part10.json"]
     assert paths(train=folder) == ["part2.json", "part10.json", "part1.json"]
-    files = language_paths(DataConfig(train=folder), "train")
+    files = locate(DataConfig(train=folder), "train", language=True)
     texts = [record.text for file in files for record in read(file)]
     assert texts == ["part2.json", "part10.json", "sub/part1.json"]
 

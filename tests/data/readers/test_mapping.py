@@ -10,7 +10,7 @@ from dataset_files import FORMATS, PAIR, jsonl_bytes, read, refused, row
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers import ReadFacts, file_digest, read_records, source_digest, split_path
+from data.readers import ReadFacts, file_digest, locate, read_records, source_digest
 from data.records import CodeSample
 
 LABELS = {"vulnerable": 1, "safe": 0, "7": 1, "true": 1}
@@ -31,7 +31,9 @@ def test_38_a_named_column_is_read_and_an_unknown_field_of_ours_is_refused(tmp_p
     assert read(path, fields=fields) == [
         CodeSample("train.jsonl:1", "a", 1, "train.jsonl:1", commit="p", project="p")
     ]
-    with pytest.raises(DataError, match=r"data\.fields: \['cod'\] .* allowed: \['code', "):
+    with pytest.raises(
+        DataError, match=r"data\.fields: \['cod'\] .* allowed: vulnerability has \['code', "
+    ):
         read(path, fields={"cod": "func"})
 
 
@@ -132,10 +134,10 @@ def test_the_digest_of_a_folder_knows_names_and_contents_and_not_their_order(tmp
 def test_a_stated_format_chooses_among_several_files(tmp_path):
     for name in ("train.jsonl", "train.csv"):
         (tmp_path / name).write_bytes(PAIR)
-    with pytest.raises(DataError, match=r"found 2: \['train\.jsonl', 'train\.csv'\]"):
-        split_path(DataConfig(path=str(tmp_path)), "train")
+    with pytest.raises(DataError, match=r"found 2: \['train\.csv', 'train\.jsonl'\]"):
+        locate(DataConfig(path=str(tmp_path)), "train")
     config = DataConfig(path=str(tmp_path), format="jsonl")
-    assert split_path(config, "train").name == "train.jsonl"
+    assert locate(config, "train")[0].name == "train.jsonl"
 
 
 def test_the_facts_are_plain_values(tmp_path):
@@ -168,7 +170,7 @@ def test_reading_jsonl_loads_neither_arrow_nor_datasets(tmp_path):
 def test_the_real_archive_has_its_documented_rows_and_unique_ids():
     config = DataConfig(path=str(ARCHIVE))
     counts = {
-        split: len(list(read_records(split_path(config, split), split, config)))
+        split: len(list(read_records(locate(config, split)[0], split, config)))
         for split in ("train", "valid", "test")
     }
     assert counts == {"train": 810, "valid": 272, "test": 252}

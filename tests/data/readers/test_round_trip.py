@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig
-from data.readers import formats, read_records, split_path
-from data.readers.columns import TEXT_FIELDS
+from data.kinds import FUNCTION, KINDS
+from data.readers import formats, locate, read_records
 from data.records import CodeSample
 
 FUNCTIONS = [
@@ -43,7 +43,7 @@ def test_every_format_in_every_compression_and_archive_holds_the_same(tmp_path, 
         content = COMPRESSIONS[archive.removeprefix("tar")](content)
     path = path if archive == "plain" else tmp_path / f"train.{archive}"
     path.write_bytes(content)
-    assert split_path(DataConfig(path=str(tmp_path)), "train") == path
+    assert locate(DataConfig(path=str(tmp_path)), "train") == [path]
     samples = read(path)
     assert without_origin(samples) == expected(FUNCTIONS)
     name = path.name if archive == "plain" else f"{path.name}::folder/train.{kind}{end}"
@@ -63,7 +63,7 @@ def test_a_dataset_saved_to_disk_holds_the_same(tmp_path, whole):
         dataset.save_to_disk(str(tmp_path / "train"))
         dataset.select([3, 1]).save_to_disk(str(tmp_path / "valid"))
     config = DataConfig(path=str(tmp_path))
-    train, valid = (split_path(config, name) for name in ("train", "valid"))
+    train, valid = (locate(config, name)[0] for name in ("train", "valid"))
     assert without_origin(list(read_records(train, "train", config))) == expected(FUNCTIONS)
     found = list(read_records(valid, "valid", config))
     assert [sample.id for sample in found] == ["f3", "f1"]
@@ -84,7 +84,7 @@ def test_a_source_folder_holds_the_same_on_disk_and_in_an_archive(tmp_path):
         (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / name).write_bytes(content)
     config = DataConfig(path=str(tmp_path / "folder"))
-    on_disk = list(read_records(split_path(config, "train"), "train", config))
+    on_disk = list(read_records(locate(config, "train")[0], "train", config))
     assert [sample.origin for sample in on_disk] == sorted(files)
     assert {(s.origin, s.code, s.target) for s in on_disk} == {
         (name, content.decode(), int("vulnerable" in name)) for name, content in files.items()
@@ -102,7 +102,7 @@ RECORDS = st.lists(
         {
             "code": TEXT.filter(str.strip),
             "target": st.integers(0, 1),
-            **dict.fromkeys(TEXT_FIELDS, TEXT),
+            **dict.fromkeys(KINDS[FUNCTION].optional, TEXT),
         }
     ),
     min_size=1,
