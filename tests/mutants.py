@@ -46,6 +46,7 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
         "trainer/evaluation/test_classification.py",
         "trainer/evaluation/test_bootstrap.py",
     ],
+    "trainer/evaluation/bootstrap.py": ["trainer/evaluation/test_bootstrap.py"],
     "trainer/evaluation/resampling.py": ["trainer/evaluation/test_bootstrap.py"],
     "trainer/kernels/focal.py": ["trainer/losses/test_losses.py"],
     "trainer/losses/loss.py": [

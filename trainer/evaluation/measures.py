@@ -5,19 +5,16 @@ Evaluation, validation, the choice of the best step, reports and sweeps all use 
 Shapes: N functions, R resamples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from trainer.evaluation.resampling import (
-    Bootstrap,
     FloatArray,
     IntArray,
-    Resampling,
-    bootstrap,
     f1_from_counts,
     mcc_from_counts,
     weighted_average_precision,
@@ -108,23 +105,6 @@ def measures_of(of: Measured) -> dict[str, Measure]:
 def measured(of: Measured, predictor: Any) -> dict[str, float | None]:
     """Every measure of functions, or of tokens, for a `Scored` or `TokenSums`."""
     return {name: measure.function(predictor) for name, measure in measures_of(of).items()}
-
-
-def bootstrapped(
-    of: Measured,
-    predictors: Mapping[str, Any],
-    cluster_N: IntArray,
-    draws: Resampling,
-    labels_N: IntArray | None = None,
-) -> Bootstrap:
-    """Every resampled measure of every predictor; other arguments are those of `bootstrap`."""
-    values = {
-        (name, key): partial(measure.resampled, predictor)
-        for name, predictor in predictors.items()
-        for key, measure in measures_of(of).items()
-        if measure.resampled is not None
-    }
-    return bootstrap(values, cluster_N, draws, labels_N)
 
 
 def shown_measures(of: Measured) -> dict[str, Measure]:

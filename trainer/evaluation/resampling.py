@@ -1,13 +1,13 @@
-"""The cluster bootstrap, and the metrics it needs as sums over counts.
+"""Resamples of whole clusters, and the metrics of a resample as sums over counts.
 
 A resample is a row of multiplicities: how often each function was drawn. One sort of the scores
 then serves every resample, because ROC AUC and average precision are sums over the distinct scores.
-A call of scikit-learn would cost 18-53 ms for each of 1,000 resamples; the tests hold both equal.
+scikit-learn would take 18-53 ms for each of 1,000 resamples; the tests hold both equal.
 
 Shapes: N functions or records, R resamples, G clusters, K distinct scores in ascending order.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Counts = FloatArray | np.float64
 
-# Bounds memory: one chunk of multiplicities is 2**21 float64, 16 MiB, whatever the number of
-# functions.
-MAX_CHUNK_ELEMENTS = 2**21
+MAX_CHUNK_ELEMENTS = 2**21  # of multiplicities in memory at a time: 16 MiB of float64
 
 
 @dataclass(frozen=True)
@@ -50,38 +48,6 @@ class Resampling:
 USUAL_DRAWS = Resampling()
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Values of predictors on the same resamples.
-
-    Attributes:
-        values: R values by (predictor, measure); empty with one class or one cluster.
-        num_redrawn: Resamples that held one class only and were drawn again.
-        level: Share of the resamples inside an interval.
-    """
-
-    values: Mapping[tuple[str, str], FloatArray]
-    num_redrawn: int
-    level: float
-
-    def intervals(self, predictor: str) -> dict[str, list[float]]:
-        """Both ends for each measure of a predictor."""
-        return {
-            measure: list(percentile_interval(values_R, self.level))
-            for (name, measure), values_R in self.values.items()
-            if name == predictor
-        }
-
-    def difference(self, measure: str, predictor: str, other: str) -> list[float]:
-        """Both ends for a measure of one predictor minus that of another.
-
-        Both are of the same draws, so what makes a split easy or hard for both cancels: separate
-        intervals may overlap where this one excludes 0.
-        """
-        difference_R = self.values[predictor, measure] - self.values[other, measure]
-        return list(percentile_interval(difference_R, self.level))
-
-
 def f1_from_counts(tp: FloatArray, predicted: FloatArray, positives: Counts) -> FloatArray:
     """F1 = 2 tp / (predicted + positives), elementwise; 0 where the denominator is 0."""
     return _ratio(2 * tp, predicted + positives)
@@ -90,10 +56,9 @@ def f1_from_counts(tp: FloatArray, predicted: FloatArray, positives: Counts) -> 
 def mcc_from_counts(
     tp: FloatArray, predicted: FloatArray, positives: Counts, total: Counts
 ) -> FloatArray:
-    """Matthews correlation, elementwise; 0 by convention where one class or one answer is missing.
+    """Matthews correlation, elementwise; 0 by convention where a class or an answer is missing.
 
-    With tn, fp and fn written through the margins, tp * tn - fp * fn = tp * total - predicted *
-    positives and the denominator is the root of the four margins.
+    tp * tn - fp * fn = tp * total - predicted * positives, over the root of the four margins.
     """
     # One root over both products: the root of a rounded square is exact, so perfect answers give 1.
     variances = (predicted * (total - predicted)) * (positives * (total - positives))
@@ -103,15 +68,9 @@ def mcc_from_counts(
 def weighted_roc_auc(
     scores_N: FloatArray, labels_N: IntArray, weights_RN: FloatArray
 ) -> FloatArray:
-    """ROC AUC per resample: the share of (positive, negative) pairs in order, ties half.
+    """ROC AUC of each resample, all with both classes, from multiplicities.
 
-    Args:
-        scores_N: Higher means more likely positive.
-        labels_N: 0 or 1.
-        weights_RN: Multiplicities; every row draws both classes.
-
-    Returns:
-        One value per resample, shape R (Hanley and McNeil 1982).
+    It is the share of (positive, negative) pairs in order, ties half (Hanley and McNeil 1982).
     """
     positive_RK, negative_RK = _tallies(scores_N, labels_N, weights_RN)
     below_RK = np.cumsum(negative_RK, axis=1) - negative_RK
@@ -122,17 +81,10 @@ def weighted_roc_auc(
 def weighted_average_precision(
     scores_N: FloatArray, labels_N: IntArray, weights_RN: FloatArray
 ) -> FloatArray:
-    """Average precision per resample: precision at each score, times the recall it adds.
+    """Average precision of each resample, all with a positive, from multiplicities.
 
-    No interpolation, equal scores enter together: the definition scikit-learn uses.
-
-    Args:
-        scores_N: Higher means more likely positive.
-        labels_N: 0 or 1.
-        weights_RN: Multiplicities; every row draws at least one positive.
-
-    Returns:
-        One value per resample, shape R.
+    It is the precision at each score times the recall it adds, without interpolation; equal scores
+    enter together. scikit-learn's definition is the same.
     """
     positive_RK, negative_RK = _tallies(scores_N, labels_N, weights_RN)
     positive_RK = positive_RK[:, ::-1]
@@ -142,46 +94,10 @@ def weighted_average_precision(
     return np.asarray((positive_RK * precision_RK).sum(axis=1) / tp_RK[:, -1])
 
 
-def cluster_ids(groups_N: Sequence[object] | npt.NDArray[np.generic] | None, num: int) -> IntArray:
-    """Number the groups in order of appearance; None makes every function its own cluster.
-
-    Raises:
-        ValueError: There is not one group per function.
-    """
-    if groups_N is None:
-        return np.arange(num, dtype=np.int64)
-    if len(groups_N) != num:
-        raise ValueError(f"{len(groups_N)} groups for {num} functions; give one group per function")
+def cluster_ids(groups_N: Sequence[object]) -> IntArray:
+    """Number the groups in order of appearance."""
     seen: dict[object, int] = {}
     return np.array([seen.setdefault(group, len(seen)) for group in groups_N], dtype=np.int64)
-
-
-def bootstrap(
-    values: Mapping[tuple[str, str], Callable[[FloatArray], FloatArray]],
-    cluster_N: IntArray,
-    draws: Resampling,
-    labels_N: IntArray | None = None,
-) -> Bootstrap:
-    """Compute values on the same resamples of whole clusters.
-
-    Functions of one commit are alike, so drawing them one by one would make intervals too narrow.
-
-    Args:
-        values: By (predictor, measure): multiplicities (R, N) -> R values.
-        cluster_N: From `cluster_ids`.
-        draws: How many, and from which seed.
-        labels_N: 0 or 1; with them, resamples of one class are drawn again.
-    """
-    has_one_class = labels_N is not None and labels_N.min() == labels_N.max()
-    if has_one_class or cluster_N.max() == 0:
-        return Bootstrap({}, 0, draws.level)
-    parts: dict[tuple[str, str], list[FloatArray]] = {key: [] for key in values}
-    num_redrawn = 0
-    for weights_RN, num_refused in resamples(cluster_N, draws, labels_N):
-        num_redrawn += num_refused
-        for key, value in values.items():
-            parts[key].append(value(weights_RN))
-    return Bootstrap({k: np.concatenate(v) for k, v in parts.items()}, num_redrawn, draws.level)
 
 
 def resamples(
@@ -214,7 +130,7 @@ def resamples(
 
 
 def percentile_interval(values_R: FloatArray, level: float) -> tuple[float, float]:
-    """Return the central interval that holds `level` of the values (Efron 1979)."""
+    """The central interval that holds `level` of the values (Efron 1979)."""
     tail = (1 - level) / 2
     low, high = np.quantile(values_R, [tail, 1 - tail])
     return float(low), float(high)

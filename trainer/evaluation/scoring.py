@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from trainer.config.sections import RunConfig
 from trainer.errors import DivergedError
 from trainer.evaluation.measures import Measured, shown_measures
 from trainer.processes.distributed import Ranks, all_reduce_sum
-from trainer.run_folder.folder import REPORT
 from trainer.run_folder.metrics import RunLog
 
 Outputs = Iterable[tuple[Batch, Tensor]]
@@ -70,11 +68,6 @@ class Evaluation(ABC):
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; returns a function that writes the report, to be called on one rank."""
-
-    @property
-    def report_folder(self) -> Path:
-        """Where reports are written."""
-        return self.config.output_dir / REPORT
 
     def outputs(self, split: Split) -> Outputs:
         """The model's outputs for this rank's batches of a split."""

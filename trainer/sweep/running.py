@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trainer.sweep.finished import unfinished
 from trainer.sweep.grid import Cell
 
 TRAIN = ROOT / "launcher" / "train.py"
+say = partial(print, flush=True)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _NUM_LINES = 5  # of a failed cell's output are shown
 _TAIL_BYTES = 1 << 16
@@ -62,16 +64,13 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def run_cells(
-    cells: Sequence[Cell], recipe: Path, num_gpus: int | None, say: Callable[[str], None]
-) -> list[Failure]:
+def run_cells(cells: Sequence[Cell], recipe: Path, num_gpus: int | None) -> list[Failure]:
     """Run the cells that are not finished; returns those that failed.
 
     Args:
         cells: In this order.
         recipe: Of every cell.
         num_gpus: Ranks through the deepspeed launcher; None: one process without it.
-        say: Prints a line.
 
     Raises:
         StoppedError: A signal came; the running cell has saved.

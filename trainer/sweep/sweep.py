@@ -11,7 +11,7 @@ from trainer.sweep.finished import finished_result
 from trainer.sweep.grid import Cell
 from trainer.sweep.report import write_report
 from trainer.sweep.results import Result, UnfinishedError
-from trainer.sweep.running import Failure, run_cells
+from trainer.sweep.running import Failure, run_cells, say
 
 # Not a run folder's lock: that would make a run folder of the grid's.
 _LOCK = ".sweep.lock"
@@ -38,7 +38,7 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
     root.mkdir(parents=True, exist_ok=True)
     lock = RunLock(root, _LOCK, "sweep")
     try:
-        failures = run_cells(cells, recipe, num_gpus, _say)
+        failures = run_cells(cells, recipe, num_gpus)
         if len(failures) < len(cells):
             _report(root, cells, failures)
     finally:
@@ -65,10 +65,6 @@ def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> N
         )
     comparison = Comparison(tuple(results), swept_measures(cells[0].config.task.name))
     page = write_report(root / "report", comparison, failures, missing)
-    _say(f"report: {page}")
+    say(f"report: {page}")
     if missing:
-        _say(f"{len(missing)} of {len(cells)} cells are not finished; the report says why")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+        say(f"{len(missing)} of {len(cells)} cells are not finished; the report says why")

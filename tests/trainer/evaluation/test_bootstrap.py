@@ -8,9 +8,10 @@ import pytest
 from sklearn import metrics as sk
 
 from trainer.evaluation import resampling
-from trainer.evaluation.measures import Scored, bootstrapped
+from trainer.evaluation.bootstrap import Bootstrap
+from trainer.evaluation.bootstrap import bootstrap as bootstrap_measures
+from trainer.evaluation.measures import Scored
 from trainer.evaluation.resampling import (
-    Bootstrap,
     Resampling,
     cluster_ids,
     f1_from_counts,
@@ -25,8 +26,8 @@ from trainer.evaluation.resampling import (
 def bootstrap(labels, *scores, threshold=0.5, groups_N=None, **draws):
     labels = np.asarray(labels)
     predictors = {str(n): Scored(np.asarray(s), labels, threshold) for n, s in enumerate(scores)}
-    clusters = cluster_ids(groups_N, len(labels))
-    return bootstrapped("functions", predictors, clusters, Resampling(**draws), labels)
+    clusters = cluster_ids(range(len(labels)) if groups_N is None else groups_N)
+    return bootstrap_measures("functions", predictors, clusters, Resampling(**draws), labels)
 
 
 def bootstrap_intervals(scores, labels, threshold, **options):
@@ -44,7 +45,7 @@ def sample(seed, num=80, decimals=1):
 def test_resampled_metrics_equal_scikit_learn_on_the_repeated_functions(decimals):
     scores, labels = sample(decimals, decimals=decimals)
     assert (len(np.unique(scores)) < len(scores)) == (decimals < 12)  # ties, and none
-    weights, _ = next(resamples(cluster_ids(None, len(labels)), Resampling(50, 1), labels))
+    weights, _ = next(resamples(np.arange(len(labels)), Resampling(50, 1), labels))
     answers = (scores >= 0.5).astype(float)
     tp, predicted = weights @ (answers * labels), weights @ answers
     positives, total = weights @ labels.astype(float), weights.sum(axis=1)
@@ -93,7 +94,7 @@ def test_a_score_equal_to_the_threshold_is_positive_in_the_resamples_too():
 
 def test_a_cluster_is_drawn_whole():
     labels = np.array([0, 1, 0, 1, 1])
-    clusters = cluster_ids(["a", "b", "a", "b", "c"], 5)
+    clusters = cluster_ids(["a", "b", "a", "b", "c"])
     assert clusters.tolist() == [0, 1, 0, 1, 2]
     weights, _ = next(resamples(clusters, Resampling(200), labels))
     assert (weights[:, 0] == weights[:, 2]).all()
@@ -122,8 +123,6 @@ def test_no_interval_without_two_classes_and_two_clusters():
 
 def test_bad_resampling_is_named():
     scores, labels = sample(0)
-    with pytest.raises(ValueError, match="one group per function"):
-        bootstrap_intervals(scores, labels, 0.5, groups_N=["a"])
     with pytest.raises(ValueError, match="level is 95"):
         bootstrap_intervals(scores, labels, 0.5, level=95)
     with pytest.raises(ValueError, match="num_resamples is 0"):

@@ -19,6 +19,7 @@ from trainer.evaluation.functions.report import DROPPED, Prediction, write_funct
 from trainer.evaluation.functions.scores import of_functions, population, score_examples
 from trainer.evaluation.measures import deciding_score
 from trainer.evaluation.scoring import Evaluation, Validation
+from trainer.run_folder.folder import REPORT
 
 # The matrix of word pairs has to fit in memory: the baseline learns from these many functions.
 MOST_BASELINE_FUNCTIONS = 50_000
@@ -58,7 +59,12 @@ class FunctionEvaluation(Evaluation):
             }
             rows = predictions(split, scores_N, threshold, scored_P)
             return write_function_report(
-                self.report_folder, name, rows, threshold, baselines, {**facts, **of_report}
+                self.config.output_dir / REPORT,
+                name,
+                rows,
+                threshold,
+                baselines,
+                {**facts, **of_report},
             )
 
         return write

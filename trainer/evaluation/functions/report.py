@@ -9,24 +9,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from trainer.evaluation.bootstrap import Bootstrap, bootstrap
 from trainer.evaluation.figures import pr_png, roc_png
 from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline
 from trainer.evaluation.functions.metrics import classification_metrics
-from trainer.evaluation.measures import MEASURES, Scored, bootstrapped
+from trainer.evaluation.measures import MEASURES, Scored
 from trainer.evaluation.report import MODEL, file_names, write_report
 from trainer.evaluation.resampling import (
     USUAL_DRAWS,
-    Bootstrap,
     Resampling,
     cluster_ids,
     weighted_roc_auc,
 )
-
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 DROPPED = "dropped: scored by the prior"
 _PAGE = Path(__file__).with_name("report.md.jinja")
@@ -67,7 +65,7 @@ def write_function_report(
     predictions: Sequence[Prediction],
     threshold: float,
     baselines: Mapping[str, Baseline],
-    facts: Mapping[str, Json],
+    facts: Mapping[str, Any],
     draws: Resampling = USUAL_DRAWS,
 ) -> dict[str, Any]:
     """Measure the predictions; write <name>.json, .md, _roc.png, _pr.png and predictions.
@@ -125,9 +123,9 @@ def _measure(
         for key, p in predictors.items()
     }
     # A function without a commit is its own group: its index never equals a commit, which is text.
-    cluster_N = cluster_ids([p.group or i for i, p in enumerate(predictions)], len(predictions))
+    cluster_N = cluster_ids([p.group or i for i, p in enumerate(predictions)])
     labels_N, num_clusters = predictors[MODEL].labels_N, int(cluster_N.max()) + 1
-    drawn = bootstrapped("functions", predictors, cluster_N, draws, labels_N)
+    drawn = bootstrap("functions", predictors, cluster_N, draws, labels_N)
     return {
         "population": {
             "num": len(predictions),

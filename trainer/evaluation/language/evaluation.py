@@ -18,7 +18,7 @@ from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.generation.decoding import Prompt, greedy
 from trainer.generation.prompts import run_prompts
 from trainer.processes.distributed import agreed
-from trainer.run_folder.folder import LOG, write_arrays
+from trainer.run_folder.folder import LOG, REPORT, write_arrays
 from trainer.run_folder.metrics import read_log
 
 _BEFORE = "before_training.npz"
@@ -62,7 +62,7 @@ class LanguageEvaluation(Evaluation):
         """Score a split; the report compares the model with itself before training."""
         model, samples = self._score(split), self.answers()
         return lambda: write_language_report(
-            self.report_folder,
+            self.config.output_dir / REPORT,
             name,
             LanguageScores(
                 model=model,

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from trainer.evaluation.bootstrap import Bootstrap, bootstrap
 from trainer.evaluation.figures import loss_png
 from trainer.evaluation.language.tokens import TokenSums, perplexity
-from trainer.evaluation.measures import MEASURES, bootstrapped, measured
+from trainer.evaluation.measures import MEASURES, measured
 from trainer.evaluation.report import MODEL, file_names, write_report
-from trainer.evaluation.resampling import USUAL_DRAWS, Bootstrap, Resampling
+from trainer.evaluation.resampling import USUAL_DRAWS, Resampling
 
 BEFORE, UNIGRAM = "before training", "unigram of train"
 FEWEST_RECORDS = 20
@@ -58,7 +59,7 @@ def write_language_report(
     scored_N = scores.model.count_N > 0
     drawn = Bootstrap({}, 0, draws.level)
     if scored_N.sum() >= FEWEST_RECORDS:
-        drawn = bootstrapped("tokens", sums, np.arange(len(scored_N)), draws)
+        drawn = bootstrap("tokens", sums, np.arange(len(scored_N)), draws)
     report = {
         "split": name,
         "population": {

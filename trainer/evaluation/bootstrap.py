@@ -1,0 +1,84 @@
+"""Every measure of several predictors on the same resamples.
+
+Shapes: N functions or records, R resamples.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.evaluation.measures import Measured, measures_of
+from trainer.evaluation.resampling import (
+    FloatArray,
+    IntArray,
+    Resampling,
+    percentile_interval,
+    resamples,
+)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Values of predictors on the same resamples.
+
+    Attributes:
+        values: R values by (predictor, measure); empty with one class or one cluster.
+        num_redrawn: Resamples that held one class only and were drawn again.
+        level: Share of the resamples inside an interval.
+    """
+
+    values: Mapping[tuple[str, str], FloatArray]
+    num_redrawn: int
+    level: float
+
+    def intervals(self, predictor: str) -> dict[str, list[float]]:
+        """Both ends for each measure of a predictor."""
+        return {
+            measure: list(percentile_interval(values_R, self.level))
+            for (name, measure), values_R in self.values.items()
+            if name == predictor
+        }
+
+    def difference(self, measure: str, predictor: str, other: str) -> list[float]:
+        """Both ends for a measure of one predictor minus that of another.
+
+        Both are of the same draws, so what makes a split easy or hard for both cancels: separate
+        intervals may overlap where this one excludes 0.
+        """
+        difference_R = self.values[predictor, measure] - self.values[other, measure]
+        return list(percentile_interval(difference_R, self.level))
+
+
+def bootstrap(
+    of: Measured,
+    predictors: Mapping[str, Any],
+    cluster_N: IntArray,
+    draws: Resampling,
+    labels_N: IntArray | None = None,
+) -> Bootstrap:
+    """Compute the measures that have intervals on resamples of whole clusters.
+
+    Functions of one commit are alike, so drawing them one by one would make intervals too narrow.
+
+    Args:
+        of: Kind of the measures.
+        predictors: Name -> `Scored` or `TokenSums`.
+        cluster_N: From `cluster_ids`.
+        draws: How many, and from which seed.
+        labels_N: 0 or 1; with them, resamples of one class are drawn again.
+    """
+    has_one_class = labels_N is not None and labels_N.min() == labels_N.max()
+    if has_one_class or cluster_N.max() == 0:
+        return Bootstrap({}, 0, draws.level)
+    resampled = {key: m.resampled for key, m in measures_of(of).items() if m.resampled}
+    parts: dict[tuple[str, str], list[FloatArray]] = {}
+    num_redrawn = 0
+    for weights_RN, num_refused in resamples(cluster_N, draws, labels_N):
+        num_redrawn += num_refused
+        for name, predictor in predictors.items():
+            for key, function in resampled.items():
+                parts.setdefault((name, key), []).append(function(predictor, weights_RN))
+    values = {key: np.concatenate(chunks) for key, chunks in parts.items()}
+    return Bootstrap(values, num_redrawn, draws.level)
