@@ -76,7 +76,7 @@ bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
 	$(GPU_PYTHON) benchmarks/loss.py --device cuda $(PEERS:%=--peers %) \
 		--json benchmarks/loss_gpu.json
 	$(GPU_PYTHON) benchmarks/lora_linear.py --device cuda --json benchmarks/lora_linear_gpu.json
-	$(GPU_PYTHON) benchmarks/sweep.py --json benchmarks/sweep_gpu.json
+	$(GPU_PYTHON) benchmarks/kernel_settings.py --json benchmarks/kernel_settings_gpu.json
 	$(GPU_PYTHON) -m pytest tests/gpu
 
 clean:

@@ -42,10 +42,10 @@ class Bootstrap:
         }
 
     def difference(self, measure: str, predictor: str, other: str) -> list[float]:
-        """Both ends for a measure of one predictor minus that of another.
+        """Both ends for the difference of a measure between two predictors.
 
-        Both are of the same draws, so what makes a split easy or hard for both cancels: separate
-        intervals may overlap where this one excludes 0.
+        It is paired: what makes a resample easy or hard for both cancels, so this interval can
+        exclude 0 where the two separate intervals overlap.
         """
         difference_R = self.values[predictor, measure] - self.values[other, measure]
         return list(percentile_interval(difference_R, self.level))

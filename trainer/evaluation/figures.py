@@ -74,8 +74,8 @@ def pr_png(
 ) -> bytes:
     """Draw precision against recall, with the share of positives as the prior's line.
 
-    The steps are not interpolated: the area under them is the average precision. Arguments are
-    those of `roc_png`, but `point` is (recall, precision).
+    The steps are not interpolated: the area under them is the average precision. Arguments are as
+    in `roc_png`, but `point` is (recall, precision).
     """
     from sklearn.metrics import precision_recall_curve
 

@@ -1,7 +1,7 @@
 """The report writer: tables, a page made by a template, and every file written whole.
 
-A report is a dict with `split`, `predictors`, `comparison`, `facts` and `files`, and whatever the
-page of its kind shows besides. It becomes the JSON as it is.
+A report is a dict: `split`, `predictors`, `comparison`, `facts`, `files`, and more for the page of
+its kind. It is written as JSON.
 """
 
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from rich.console import Console
 
-MODEL = "model"  # the predictor that others are compared with
+MODEL = "model"  # the predictor that the others are compared with
 _FILE_WIDTH = 132  # characters
 
 
@@ -34,14 +34,14 @@ def write_report(
     contents: Mapping[str, bytes | str],
     **parts: Any,
 ) -> None:
-    """Write the files of a report; its JSON comes last, so where it lies the report is whole.
+    """Write the files of a report; its JSON comes last, so its presence says that all are there.
 
     Args:
         folder: Receives the files; created when absent.
         report: Content of the JSON.
-        template: Of the page; its values are `r`, the report, `predictors` and `facts`, the tables.
+        template: Makes the page from `r`, the report, and the tables `predictors` and `facts`.
         contents: Every other file, by its key in report["files"].
-        parts: More values of the template.
+        parts: More values for the template.
 
     Raises:
         ValueError: A number of the report is not finite; nothing is written.
@@ -74,7 +74,7 @@ def predictor_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]
 
 
 def intervals_of(predictor: Mapping[str, Any]) -> Mapping[str, Sequence[float] | None]:
-    """The intervals of a predictor by measure; one of tokens has that of its loss alone."""
+    """The intervals of a predictor by measure; a language model has one for its loss only."""
     found: Mapping[str, Sequence[float] | None] = predictor.get(
         "intervals", {"loss": predictor.get("interval")}
     )
@@ -127,7 +127,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> None:
 
 
 def _facts_table(facts: Mapping[str, Any]) -> "Markup":
-    """What the numbers of a report rest on, one fact a row."""
+    """The facts behind the numbers of a report, one in each row."""
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
         for key, value in facts.items()

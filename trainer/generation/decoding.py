@@ -48,7 +48,7 @@ def greedy(
             training mode.
         prompts: Token ids, none empty.
         end_id: Last token of an answer.
-        device: Of the model.
+        device: The model's.
         seq_length: Most tokens of a prompt and its answer.
         new_tokens: Most tokens of an answer.
     """

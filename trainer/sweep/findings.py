@@ -34,7 +34,7 @@ class Comparison:
 
     Attributes:
         results: One for each finished cell.
-        measures: By name; those of the task that sweeps compare.
+        measures: By name, the measures of the task that sweeps compare.
     """
 
     results: tuple[Result, ...]

@@ -23,7 +23,7 @@ def finished_result(cell: Cell) -> Result:
     config.yaml gives the settings, digests identify base and data, so paths may move.
 
     Raises:
-        UnfinishedError: There is no such report, or a file cannot be read.
+        UnfinishedError: The report is missing or does not match, or a file cannot be read.
     """
     folder = cell.config.output_dir
     recipe, report = folder / RECIPE, folder / REPORT / "test.json"
@@ -54,7 +54,7 @@ def unfinished(cell: Cell) -> str | None:
 
 
 def _changed_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> list[str]:
-    """Which of base, tokenizer and splits differ from those of the run."""
+    """Which of base, tokenizer and splits have changed since the run."""
     config = cell.config
     try:
         is_other_base = base_digest(config.model, config.run.seed) != base_sha256

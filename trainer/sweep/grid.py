@@ -48,7 +48,7 @@ def expand(
     """The folder of the grid and its cells, by seed, model, method: the first seed comes first.
 
     Args:
-        recipe: Of every cell.
+        recipe: Every cell's.
         overrides: section.key=value, for every cell.
         methods: Values of tuning.method.
         models: FOLDER or NAME=FOLDER; none: the recipe's own model.

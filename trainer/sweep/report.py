@@ -40,7 +40,7 @@ def write_report(
 
     Args:
         folder: Created when absent.
-        comparison: Of the finished cells.
+        comparison: The finished cells.
         failures: Cells that failed in this sweep.
         missing: Name of every cell that is not finished -> why.
     """

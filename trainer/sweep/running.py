@@ -69,7 +69,7 @@ def run_cells(cells: Sequence[Cell], recipe: Path, num_gpus: int | None) -> list
 
     Args:
         cells: In this order.
-        recipe: Of every cell.
+        recipe: Every cell's.
         num_gpus: Ranks through the deepspeed launcher; None: one process without it.
 
     Raises:

@@ -23,7 +23,7 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
     Args:
         root: Folder of the grid.
         cells: All of them.
-        recipe: Of every cell; None: run nothing, report the finished cells.
+        recipe: Every cell's; None: run nothing, report the finished cells.
         num_gpus: Ranks of a cell; None: one process without a launcher.
 
     Raises:

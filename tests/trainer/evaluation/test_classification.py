@@ -91,7 +91,7 @@ def test_bad_input_is_named():
         classification_metrics([0.1, 0.2], [0, 1, 0], 0.5)
     with pytest.raises(ValueError, match="index 1 is 2"):
         classification_metrics([0.1, 0.2], [0, 2], 0.5)
-    with pytest.raises(ValueError, match="no function"):
+    with pytest.raises(ValueError, match="no functions"):
         classification_metrics([], [], 0.5)
     with pytest.raises(ValueError, match="finite"):
         classification_metrics(SCORES, LABELS, math.nan)

@@ -1,4 +1,4 @@
-"""Who is scored: windows make one score of a function, and nobody is left out unless asked."""
+"""Windows make one score of a function; a function is left out only if the recipe says so."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The report of a sweep says what the numbers of its cells come to."""
+"""The report of a sweep: what it concludes from the numbers of its cells."""
 
 import csv
 import struct
@@ -109,7 +109,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     assert "| lora | 40 | 4.00% | 4.230 [4.225, 4.235] | 3.205 [3.200, 3.210] |" in text
     assert "| all | 20 | -1.00 [-1.00, -1.00] |" in text
     assert "- training time: ia3 on small, ptuning on small, lora on small" in text
-    assert "qlora/small/seed-0: exit code 4; all it printed: `seed-0.txt`" in text
+    assert "qlora/small/seed-0: exit code 4; its whole output: `seed-0.txt`" in text
     assert "    error: no weights\n" in text
     assert "\n- qlora/large/seed-0: has no report yet\n" in text
     pictures = sorted(path.name for path in page.parent.glob("*.png"))

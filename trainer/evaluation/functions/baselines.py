@@ -54,7 +54,7 @@ def constant_baselines(train_labels: Sequence[int], num: int) -> dict[str, Basel
 def tfidf_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> Scorer:
     """Fit logistic regression on TF-IDF of word 1-2-grams and return its scorer.
 
-    Tokens are those of CODE_TOKEN, case kept; tf is 1 + ln(tf); terms of two or more training
+    Tokens match CODE_TOKEN, case kept; tf is 1 + ln(tf); terms of two or more training
     functions count, the 50,000 most frequent of them. The fit (lbfgs, C = 1) draws nothing at
     random.
 

@@ -86,7 +86,7 @@ def _checked(scores_N: npt.ArrayLike, labels_N: npt.ArrayLike) -> tuple[FloatArr
             f"scores have shape {scores.shape} and labels {labels.shape}; give one per function"
         )
     if len(scores) == 0:
-        raise ValueError("there is no function to measure; give at least one score and label")
+        raise ValueError("there are no functions to measure; give at least one score and label")
     is_bad = ~((scores >= 0) & (scores <= 1))
     if is_bad.any():
         num_nan, first = int(np.isnan(scores).sum()), int(np.flatnonzero(is_bad)[0])

@@ -35,16 +35,12 @@ class Prediction:
     """The model's prediction for one function.
 
     Attributes:
-        id: Of the record.
         origin: file:line.
-        label: 0 or 1.
+        label, predicted: 0 or 1.
         score: P(class 1).
-        predicted: 0 or 1.
-        group: Its commit; empty: it is a group of its own.
+        group: Its commit; empty: a group of its own.
         cwe: May be empty.
-        status: Of the record.
-        num_tokens: Of the code.
-        note: Begins with DROPPED where the model never saw the function.
+        note: Begins with DROPPED if the model never saw the function.
     """
 
     id: str
@@ -72,14 +68,14 @@ def write_function_report(
 
     Args:
         folder: Receives the files; created when absent.
-        name: Of the split, in letters, digits, "-" and "_". The predictions of "test" are in
-            predictions.jsonl, those of any other split in <name>_predictions.jsonl.
+        name: The split's, in letters, digits, "-" and "_". Predictions are in predictions.jsonl for
+            "test", in <name>_predictions.jsonl for other splits.
         predictions: One for each function of the split.
         threshold: The model predicts 1 at a score >= threshold; chosen on validation.
         baselines: Name -> scores in the order of `predictions`. The one named TFIDF_LOGISTIC is
             compared with the model, function by function.
         facts: What the reader needs to repeat the run: recipe, step, digests.
-        draws: Of the bootstrap behind every interval.
+        draws: How the bootstrap of the intervals draws.
 
     Returns:
         The content of <name>.json.
@@ -147,7 +143,7 @@ def _measure(
 def _compare(
     name: str, predictors: Mapping[str, Scored], drawn: Bootstrap
 ) -> dict[str, Any] | None:
-    """The model's ROC AUC minus that of the word counts, on the same resamples."""
+    """The model's ROC AUC minus the word counts' ROC AUC, on the same resamples."""
     if TFIDF_LOGISTIC not in predictors or not drawn.values:
         return None
     whole_1N = np.ones((1, len(predictors[MODEL].labels_N)))
@@ -180,8 +176,7 @@ def _by_cwe(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
 def _counts(members: Sequence[Prediction]) -> dict[str, Any]:
     num_positive, num_predicted = sum(p.label for p in members), sum(p.predicted for p in members)
     tp = sum(p.label & p.predicted for p in members)
-    # Among positives alone no answer can be a false alarm: precision would be 1 whatever the model
-    # says.
+    # Without negatives there are no false alarms: precision would always be 1.
     has_both = 0 < num_positive < len(members)
     return {
         "num": len(members),

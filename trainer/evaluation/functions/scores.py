@@ -1,4 +1,4 @@
-"""Scores of a split's functions, whatever the number of ranks.
+"""Scores of a split's functions, equal for any number of ranks.
 
 E examples, N functions of the split, dropped ones included.
 """
@@ -32,10 +32,10 @@ def score_examples(outputs: Outputs, num: int, ranks: Ranks) -> npt.NDArray[np.f
 def of_functions(
     scores_E: npt.NDArray[np.float64], examples: ExampleSet, prior: float, window_score: str
 ) -> npt.NDArray[np.float64]:
-    """Scores of functions (N,) from those of their examples.
+    """Scores of functions (N,) from the scores of their examples.
 
-    A function cut into windows has their highest or mean score (eval.window_score). A dropped one
-    has the prior, so that every function of the split has a score.
+    A function cut into windows has their highest or mean score (eval.window_score). A dropped
+    function has the prior, so that every function of the split has a score.
     """
     scores_N = np.full(examples.num_records, -1.0)
     if window_score == "max":

@@ -1,4 +1,4 @@
-"""How well a language model predicts the targets of a split, whatever the number of ranks.
+"""How well a language model predicts the targets of a split, equal for any number of ranks.
 
 N records of the split, dropped ones included.
 """

@@ -1,6 +1,6 @@
 """The settings of the fused loss on this GPU: block x warps of the row kernel, rows of a chunk.
 
-    python benchmarks/sweep.py --json sweep.json
+    python benchmarks/kernel_settings.py --json settings.json
 
 The fastest line of each table is what trainer/kernels/rows_triton.py (BLOCK, NUM_WARPS) and
 trainer/kernels/chunks.py (BUDGET_BYTES) should hold for such a GPU.
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--json", help="file for the whole result")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("benchmarks/sweep.py needs a GPU", file=sys.stderr)
+        print("benchmarks/kernel_settings.py needs a GPU", file=sys.stderr)
         return 5
     device = torch.device("cuda")
     kernel = [row_kernel(*setting) for setting in product(LOGITS, BLOCKS, WARPS)]
