@@ -1,11 +1,11 @@
-"""Bytes a rank sends in a step, as DeepSpeed's communication logger counts them, and the plan's.
+"""Bytes that a rank sends in a step: counted by DeepSpeed's communication logger, and planned.
 
     python benchmarks/communication.py [--ranks N] [--json FILE]
 
-Each case trains the program's own model and engine for three steps in processes of its own; the
-third is counted. The logger's bytes are right, its latencies are not (it times what it queues), so
-no time is taken from it. What a rank sends is that of rings: 2 (n - 1) / n of what is all-reduced,
-(n - 1) / n of what is gathered or scattered. Exits 1 where the plan is off by more than 5%.
+Each case trains the program's own model and engine for three steps in its own processes; the third
+is counted. The logger's bytes are right, its latencies are not (it times what it queues), so times
+are not used. Bytes are those of rings: a rank sends 2 (n - 1) / n of an all-reduced tensor and
+(n - 1) / n of a gathered or scattered one. Exits 1 if the plan is off by more than 5%.
 """
 
 import argparse
@@ -13,16 +13,20 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.memory import on_forked_ranks, overrides_of, write_model
+from benchmarks.memory import MODELS
+from benchmarks.runs import QUICKSTART, on_forked_ranks, overrides_of, write_model
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from trainer.run.loop import Run
+
 GOAL = 0.05
 MODEL = "bigcode-6M"
 # A real model's layers are above ZeRO 3's persistence threshold, those of this one below.
@@ -54,65 +58,35 @@ CASES: tuple[tuple[str, str | None, dict[str, int]], ...] = (
 )
 
 
-def measure_rank(
-    rank: int,
-    world_size: int,
-    port: int,
-    overrides: list[str],
+def measure(
+    build: Callable[[Callable[[dict[str, Any]], None]], "Run"],
     dtype: str | None,
     zero: dict[str, int],
-    out: str,
-) -> None:
-    """Three steps; the messages of the last, written by rank 0 as operation -> {bytes: times}."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    import torch
+) -> dict[str, Any]:
+    """Three steps; the messages of the last one as operation -> {bytes: times}."""
     from deepspeed.comm import comm
 
-    from trainer.config.recipe import load_run_config
-    from trainer.engine.engine import build_engine, deepspeed_config
-    from trainer.losses.tasks import TASKS
-    from trainer.processes.distributed import start
-    from trainer.run.build import build_model, resolve_here, write_random_base
-    from trainer.run.loop import Run, optimizer_step
-    from trainer.run.preparation import prepare_run
-    from trainer.run.training import build_loader
+    from trainer.run.loop import optimizer_step
 
-    config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
-    prepared, ranks = prepare_run(config), start(1800)
-    config = resolve_here(config, ranks.device, world_size).config
-    if ranks.is_main:
-        write_random_base(config)
-    torch.distributed.barrier()
-    model = build_model(config)
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(config, num_trained)
-    settings["comms_logger"] = {"enabled": True, "prof_all": True, "verbose": False}
-    settings["zero_optimization"] |= zero
-    if dtype is not None:
-        settings["communication_data_type"] = dtype
-    engine = build_engine(model, config, settings)
-    loader = build_loader(config, prepared, ranks)
-    task = TASKS[config.task.name](config.loss, ranks.device, False)
-    run = Run(config, ranks, engine, task, loader, 3, None)
-    engine.train()
+    def change(settings: dict[str, Any]) -> None:
+        settings["comms_logger"] = {"enabled": True, "prof_all": True, "verbose": False}
+        settings["zero_optimization"] |= zero
+        if dtype is not None:
+            settings["communication_data_type"] = dtype
+
+    run = build(change)
     at_start = _messages(comm.comms_logger.comms_dict)
     for step in range(3):
         comm.comms_logger.comms_dict.clear()
-        optimizer_step(run, loader.step(step), step, 1e-4)
-    if ranks.is_main:
-        result = {
-            "messages": _messages(comm.comms_logger.comms_dict),
-            "at_start": at_start,
-            "accumulation": len(loader.step(2).micro_batches),
-            "num_trained": num_trained,
-            "num_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
-        }
-        Path(out).write_text(json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)  # the process group of two ranks needs no farewell
+        optimizer_step(run, run.loader.step(step), step, 1e-4)
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in run.engine.parameters()]
+    return {
+        "messages": _messages(comm.comms_logger.comms_dict),
+        "at_start": at_start,
+        "accumulation": len(run.loader.step(2).micro_batches),
+        "num_trained": sum(size for size, is_trained in sizes if is_trained),
+        "num_parameters": sum(size for size, _ in sizes),
+    }
 
 
 def _messages(logged: dict[str, dict[int, list[Any]]]) -> dict[str, dict[int, int]]:
@@ -126,8 +100,8 @@ def _messages(logged: dict[str, dict[int, list[Any]]]) -> dict[str, dict[int, in
 def sent_by_a_rank(messages: dict[str, dict[str, int]], world_size: int) -> float:
     """Bytes over the links, by rings.
 
-    The logger counts the tensor a rank puts in: all of it for all_reduce and reduce_scatter, a
-    rank's share for all_gather.
+    The logger counts the tensor that a rank gives: the whole one for all_reduce and reduce_scatter,
+    the rank's share for all_gather.
     """
     share = (world_size - 1) / world_size
     total = 0.0
@@ -156,7 +130,7 @@ def planned(
     from trainer.planning.plan import communication_bytes, read_shape
     from trainer.planning.resolve import resolve
 
-    config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
+    config = load_run_config(QUICKSTART, overrides)
     recipe = resolve(config, read_shape(config), Machine(None, world_size))
     settings: dict[str, Any] = {"zero_optimization": {**recipe.preset.zero, **zero}}
     if dtype is not None:
@@ -165,23 +139,13 @@ def planned(
     return communication_bytes(recipe, measured["accumulation"])
 
 
-def measure(
-    world_size: int, overrides: list[str], dtype: str | None, zero: dict[str, int], folder: Path
-) -> dict[str, Any]:
-    """Run a case on forked ranks."""
-    measured: dict[str, Any] = on_forked_ranks(
-        measure_rank, world_size, (overrides, dtype, zero), folder
-    )
-    return measured
-
-
 def run_case(keys: str, dtype: str | None, zero: dict[str, int], world_size: int) -> dict[str, Any]:
     """One line of the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         preset = f"engine.preset=cpu_{keys}"
-        overrides = overrides_of(write_model(folder, MODEL), folder, preset)
-        measured = measure(world_size, overrides, dtype, zero, folder)
+        overrides = overrides_of(write_model(folder / "model", MODELS[MODEL]), folder, preset)
+        measured = on_forked_ranks(measure, world_size, overrides, folder, dtype, zero)
         plan = planned(overrides, world_size, dtype, zero, measured)
     sent = sent_by_a_rank(measured["messages"], world_size)
     return {"keys": keys, "dtype": dtype, "ranks": world_size, "sent": sent, "planned": plan,
@@ -189,7 +153,7 @@ def run_case(keys: str, dtype: str | None, zero: dict[str, int], world_size: int
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table; 1 where the plan is wrong."""
+    """Print the table; 1 if the plan is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,8 @@
-"""Collation, tokenisation and balance over ranks, each beside what it replaces.
+"""Collation, tokenisation and balance over ranks, each compared with what it replaces.
 
 .venv/bin/python benchmarks/input_pipeline.py --data ARCHIVE.tar.gz --tokenizer TOKENIZER.json
 """
 
-import argparse
 import json
 import os
 import sys
@@ -23,7 +22,7 @@ if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the re
 
 from benchmarks.lengths import (
     Ints,
-    add_length_arguments,
+    length_parser,
     random_examples,
     read_codes,
     read_lengths,
@@ -66,7 +65,7 @@ def collators(examples: ExampleSet, folder: Path) -> dict[str, Collator]:
 
 
 def trl_features(examples: ExampleSet, rows: list[Ints]) -> list[dict[str, list[int]]]:
-    """Rows as TRL's packing stores them: made before, so that only collation is measured."""
+    """Rows as TRL's packing stores them, made before so that only collation is measured."""
     return [
         {
             "input_ids": np.concatenate(
@@ -159,7 +158,7 @@ def measure_balance(lengths: Ints, rows: Rows, shape: tuple[int, int, int]) -> d
 
 
 def print_balance(lengths: Ints) -> tuple[dict[str, dict[str, float]], list[Goal]]:
-    """The table of ranks x micro-steps x rows, and what was promised of 8 x 8 at 4,096 tokens."""
+    """The table of ranks x micro-steps x rows, and the goals for 8 x 8 at 4,096 tokens."""
     found: dict[str, dict[str, float]] = {}
     for seq_length in (512, 2048, 4096):
         drawn = resampled(lengths, 200_000, seq_length)
@@ -184,11 +183,7 @@ def print_balance(lengths: Ints) -> tuple[dict[str, dict[str, float]], list[Goal
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_length_arguments(parser)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the batches")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    given = parser.parse_args(arguments)
+    given = length_parser(__doc__, "a tenth of the batches").parse_args(arguments)
     lengths, source = read_lengths(given)
     print(f"lengths: {source}")
     collation = measure_collation(lengths, 30 if given.quick else 300)

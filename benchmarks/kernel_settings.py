@@ -2,8 +2,8 @@
 
     python benchmarks/kernel_settings.py --json settings.json
 
-The fastest line of each table is what trainer/kernels/rows_triton.py (BLOCK, NUM_WARPS) and
-trainer/kernels/chunks.py (BUDGET_BYTES) should hold for such a GPU.
+The fastest line of each table belongs into trainer/kernels/rows_triton.py (BLOCK, NUM_WARPS) and
+trainer/kernels/chunks.py (BUDGET_BYTES) for this GPU.
 """
 
 import argparse

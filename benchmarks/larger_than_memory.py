@@ -3,8 +3,8 @@
     python benchmarks/larger_than_memory.py --functions 5000000 --folder FOLDER [--json FILE]
 
 Writes that many synthetic functions, prepares them, trains 100 steps of a tiny model, and prints
-the peak memory of both commands, and the speed of prepare beside that of the bare tokenizer, in
-tokens a CPU second of all cores (before and after prepare, as machines have moods).
+the peak memory of both commands. It compares the speed of prepare and of the tokenizer alone, in
+tokens a CPU second of all cores; the tokenizer is measured before and after, as speeds drift.
 """
 
 import argparse
@@ -23,7 +23,7 @@ if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the re
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "data" / "samples" / "model"
-RAW_FUNCTIONS = 200_000  # of the bare tokenizer's measurement
+RAW_FUNCTIONS = 200_000  # for measuring the tokenizer alone
 STEPS = 100
 GOAL_GIB, GOAL_RATIO = 4.0, 0.9
 
@@ -59,7 +59,7 @@ def write(folder: Path, split: str, count: int, seed: int) -> None:
 
 
 def raw_speed(folder: Path) -> float:
-    """Tokens a CPU second of the bare tokenizer."""
+    """Tokens a CPU second of the tokenizer alone."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from tokenizers import Tokenizer
 
@@ -76,7 +76,7 @@ def raw_speed(folder: Path) -> float:
 
 
 def run(command: list[str]) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and peak GiB of a command; stops at the first that fails."""
+    """Seconds, CPU seconds and peak GiB of a command; exits if it fails."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], cwd=REPOSITORY)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,4 +1,4 @@
-"""Lengths of real functions, arrays resampled from them, and what a packing of them is worth."""
+"""Lengths of real functions, arrays resampled from them, and measures of a packing."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ class Packed:
     """Rows as the lengths of their examples; row r holds lengths[starts[r]:starts[r + 1]].
 
     Attributes:
-        ids: The examples themselves, where the packer tells.
+        ids: The examples themselves; None for packers that do not return them.
     """
 
     lengths: Ints
@@ -31,11 +31,15 @@ class Packed:
     ids: Ints | None = None
 
 
-def add_length_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data with --tokenizer, or --lengths; without either, lengths are drawn."""
+def length_parser(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """--data with --tokenizer, or --lengths, or drawn lengths; --quick and --json."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="tar archive of jsonl files with a field `code`")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json for --data")
     parser.add_argument("--lengths", type=Path, help="text file, one length a line")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    return parser
 
 
 def read_lengths(given: argparse.Namespace) -> tuple[Ints, str]:
@@ -80,7 +84,7 @@ def resampled(lengths: Ints, size: int, longest: int, seed: int = 0) -> Ints:
 
 
 def random_examples(lengths: Ints, vocabulary: int) -> ExampleSet:
-    """Functions of the given lengths and any tokens."""
+    """Functions of the given lengths, with random tokens."""
     count, ones = len(lengths), np.ones(len(lengths))
     tokens = np.random.default_rng(0).integers(0, vocabulary, int(lengths.sum()))
     return ExampleSet(
@@ -97,8 +101,8 @@ def random_examples(lengths: Ints, vocabulary: int) -> ExampleSet:
 def lower_bound(lengths: Ints, capacity: int) -> int:
     """Martello and Toth's L2 (1990): no packing takes fewer rows.
 
-    For each a <= C/2: the examples above C - a stand alone; those above C/2 take a row each, whose
-    space only takes examples of a to C/2.
+    For each a <= C/2: examples above C - a are alone in a row; those above C/2 take a row each,
+    whose space only takes examples of a to C/2.
     """
     count = np.bincount(lengths, minlength=capacity + 1)
     below = np.append(0, np.cumsum(count))  # examples shorter than l, for l = 0 .. C + 1
@@ -112,14 +116,14 @@ def lower_bound(lengths: Ints, capacity: int) -> int:
 
 
 def lag1(packed: Packed) -> float:
-    """Autocorrelation of the mean length of a row with that of the next; random rows have none."""
+    """Autocorrelation of the mean lengths of successive rows; random rows have none."""
     sizes = np.diff(packed.starts)
     means = np.add.reduceat(packed.lengths, packed.starts[:-1]) / sizes
     return float(np.corrcoef(means[:-1], means[1:])[0, 1])
 
 
 def repeated_pairs(first: Packed, second: Packed) -> float:
-    """Share of the pairs that share a row in the first packing and in the second as well."""
+    """Share of the pairs in a row of the first packing that share a row in the second, too."""
     one, two = _pairs(first), _pairs(second)
     return len(np.intersect1d(one, two, assume_unique=True)) / max(1, len(one))
 
@@ -140,7 +144,7 @@ def cpu_seconds(call: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
     """Median CPU seconds of a call, and its last result."""
     seconds, result = [], None
     for _ in range(repeats):
-        result = None  # two results of ten million examples would be held otherwise
+        result = None  # otherwise two results of ten million examples are in memory
         started = time.process_time()
         result = call()
         seconds.append(time.process_time() - started)
@@ -148,7 +152,7 @@ def cpu_seconds(call: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """Most memory that Python and numpy held during a call, its result included."""
+    """Most memory that Python and numpy held during a call, with its result."""
     tracemalloc.start()
     call()
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""The goals of the loss, judged on the rows of one run."""
+"""The goals of the loss, compared with the rows of one run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ NAIVE = "naive eager"
 
 @dataclass(frozen=True)
 class Goal:
-    """A number that was promised.
+    """A figure with its limit.
 
     Attributes:
-        name: Of the goal.
-        wanted: Its limit.
-        found: The measured number; None where a contender is absent.
+        name: Name of the goal.
+        wanted: The limit.
+        found: The measured figure; None if a contender is absent.
         is_upper: Whether the limit is an upper one.
-        contender, hidden_size: The row the goal speaks of; the table shows it there.
+        contender, hidden_size: The row that the goal is about; the table shows the goal there.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Focal loss over an output layer, as we and others compute it: mean over the tokens.
+"""Focal loss over an output layer, by us and by others: mean over the tokens.
 
-Where a peer has plain cross-entropy only, its nll goes through our exact f(nll).
+If a peer only has plain cross-entropy, its nll goes through our exact f(nll).
 
 T tokens, D hidden, V vocabulary.
 """
@@ -22,7 +22,7 @@ class Absent(Exception):
 
 
 def naive(hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, gamma: float) -> Tensor:
-    """What people write: all logits, cross-entropy, (1 - p) ** gamma."""
+    """The usual code: all logits, cross-entropy, (1 - p) ** gamma."""
     nll_T = F.cross_entropy((hidden_TD @ weight_VD.t()).float(), target_T, reduction="none")
     return ((1 - torch.exp(-nll_T)) ** gamma * nll_T).sum() / _count(target_T)
 
@@ -130,7 +130,7 @@ def _count(target_T: Tensor) -> Tensor:
     return (target_T != IGNORE_INDEX).sum()
 
 
-# What each is called in the table; a peer that is absent says why when it is made.
+# By their names in the table; an absent peer says why when it is made.
 CONTENDERS: dict[str, Callable[[], Loss]] = {
     "ours, torch": lambda: ours("torch"),
     "ours, triton": lambda: ours("triton"),

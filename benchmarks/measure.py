@@ -28,7 +28,7 @@ def resident_bytes(field: str = "VmRSS") -> int:
 
 
 def measure(run: Callable[[], object], device: torch.device, repeats: int) -> dict[str, float]:
-    """Seconds and peak bytes above what stands before.
+    """Seconds, and peak bytes above the memory in use before.
 
     A CPU: process time of the fastest run, which other users of the machine disturb least. A GPU:
     the median by CUDA events.
@@ -66,11 +66,11 @@ def _measure_gpu(run: Callable[[], object], repeats: int) -> dict[str, float]:
 
 
 def in_own_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run a script of this folder; {"cases": ...} of its last line, or {"absent": why not}."""
+    """Run a script of this folder; its last line, {"cases": ...}, or {"absent": reason}."""
     child = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
         capture_output=True, text=True, check=False, cwd=ROOT,
-        # Freed tensors then leave the process, and do not hide in what stands before.
+        # Freed tensors then leave the process, and do not count as memory in use before.
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)},
     )  # fmt: skip
     lines = child.stdout.strip().splitlines()
@@ -95,7 +95,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def installed_version(package: str) -> str:
-    """Of a distribution, or "not installed"."""
+    """Version of a distribution, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -103,7 +103,7 @@ def installed_version(package: str) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal and for RESULTS.md alike."""
+    """A table for the terminal and for RESULTS.md."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(

@@ -1,41 +1,44 @@
-"""The planner's bytes beside measured ones, on a CPU.
+"""Planned and measured bytes, compared on a CPU.
 
     python benchmarks/memory.py [--json FILE] [--only TEXT]
 
-Each case runs the program's own model, engine and step in processes of its own. Measured is the
-peak of tensor bytes in the third optimizer step: what is alive before it, every storage once, and
-the allocator's own record of the step on top. Resident set size is not used: the libraries alone
-take 800 MB, and freed memory does not leave the process. Exits 1 where the median error is above 5%
-or the worst above 15%.
+Each case runs the program's own model, engine and step in its own processes. Measured is the peak
+of tensor bytes in the third optimizer step: storages alive before it, and on top the allocator's
+own record of the step. Resident set size is not used: the libraries alone take 800 MB, and freed
+memory does not leave the process. Exits 1 if the median error is above 5% or the worst above 15%.
 """
 
 import argparse
 import gc
 import json
-import multiprocessing
 import os
-import socket
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SAMPLES = REPOSITORY / "data" / "samples"
+from benchmarks.runs import (
+    BIG_CODE,
+    QUICKSTART,
+    on_forked_ranks,
+    overrides_of,
+    write_model,
+)
+
+if TYPE_CHECKING:
+    from trainer.run.loop import Run
+
 MEDIAN_GOAL, WORST_GOAL = 0.05, 0.15
-_BIG_CODE = {"model_type": "gpt_bigcode", "activation_function": "gelu_pytorch_tanh",
-             "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "vocab_size": 2048,
-             "n_positions": 2048, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
-    "bigcode-6M": _BIG_CODE | {"n_embd": 256, "n_layer": 6, "n_head": 8, "n_inner": 1024},
-    "bigcode-22M": _BIG_CODE | {"n_embd": 512, "n_layer": 8, "n_head": 8, "n_inner": 2048},
-    "bigcode-50M": _BIG_CODE | {"n_embd": 640, "n_layer": 12, "n_head": 10, "n_inner": 2560},
+    "bigcode-6M": BIG_CODE | {"n_embd": 256, "n_layer": 6, "n_head": 8, "n_inner": 1024},
+    "bigcode-22M": BIG_CODE | {"n_embd": 512, "n_layer": 8, "n_head": 8, "n_inner": 2048},
+    "bigcode-50M": BIG_CODE | {"n_embd": 640, "n_layer": 12, "n_head": 10, "n_inner": 2560},
     "gpt2-8M": {"model_type": "gpt2", "n_embd": 256, "n_layer": 8, "n_head": 8, "vocab_size": 2048,
                 "n_positions": 2048, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
                 "bos_token_id": 0, "eos_token_id": 0},
@@ -92,29 +95,8 @@ CASES: tuple[tuple[str, int, str], ...] = (
 )  # fmt: skip
 
 
-def write_model(folder: Path, name: str) -> Path:
-    """config.json with the samples' tokenizer beside it."""
-    model = folder / name
-    model.mkdir(exist_ok=True)
-    (model / "config.json").write_text(json.dumps(MODELS[name]))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (model / file).write_bytes((SAMPLES / "model" / file).read_bytes())
-    return model
-
-
-def overrides_of(model: Path, folder: Path, keys: str) -> list[str]:
-    """The quickstart recipe, with adapters alone, on a model; instructions for a language task."""
-    language = [f"data.path={SAMPLES / 'instructions'}"] if "task.name=instruction" in keys else []
-    return [
-        f"model.config={model}", f"data.cache_dir={folder / 'cache'}",
-        f"run.output_dir={folder / 'run'}", "optim.global_batch_size=8",
-        "optim.micro_batch_size=1", "tuning.modules_to_save=[]", "optim.warmup_steps=0",
-        *language, *keys.split(),
-    ]  # fmt: skip
-
-
 def live_bytes() -> int:
-    """Of all tensors, every storage once."""
+    """Bytes of all tensors; a shared storage counts once."""
     import torch
 
     gc.collect()
@@ -126,53 +108,25 @@ def live_bytes() -> int:
     return sum(size for place, size in storages.items() if place)
 
 
-def measure_rank(rank: int, world_size: int, port: int, overrides: list[str], out: str) -> None:
-    """Three steps of training; the last one's peak, written by rank 0."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+def measure(build: Callable[[], "Run"]) -> dict[str, Any]:
+    """Three steps of training; the peak of the last one."""
     import torch
 
-    from trainer.config.recipe import load_run_config
-    from trainer.engine.engine import build_engine, deepspeed_config
-    from trainer.losses.tasks import TASKS
-    from trainer.processes.distributed import start
-    from trainer.run.build import build_model, resolve_here, write_random_base
-    from trainer.run.loop import Run, optimizer_step
-    from trainer.run.preparation import prepare_run
-    from trainer.run.training import build_loader
+    from trainer.run.loop import optimizer_step
 
-    config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
-    prepared, ranks = prepare_run(config), start(1800)
     before_all = live_bytes()
-    config = resolve_here(config, ranks.device).config
-    if ranks.is_main:
-        write_random_base(config)
-    torch.distributed.barrier()
-    model = build_model(config)
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(config, num_trained)
-    engine = build_engine(model, config, settings)
-    loader = build_loader(config, prepared, ranks)
-    task = TASKS[config.task.name](config.loss, ranks.device, False)
-    run = Run(config, ranks, engine, task, loader, 3, None)
-    engine.train()
+    run = build()
     for step in range(2):  # the optimizer makes its state in the first
-        optimizer_step(run, loader.step(step), step, 1e-4)
-    alive, batches = live_bytes() - before_all, loader.step(2)
+        optimizer_step(run, run.loader.step(step), step, 1e-4)
+    alive, batches = live_bytes() - before_all, run.loader.step(2)
     with torch.profiler.profile(
         profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
     ) as profile:
         optimizer_step(run, batches, 2, 1e-4)
-    if ranks.is_main:
-        shapes = [tuple(batch.input_ids_BT.shape) for batch in batches.micro_batches]
-        rows, tokens = max(shapes, key=lambda shape: shape[0] * shape[1])
-        result = {"peak": alive + _peak_bytes(profile), "rows": rows, "tokens": tokens,
-                  "accumulation": len(shapes)}  # fmt: skip
-        Path(out).write_text(json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)  # the process group of two ranks needs no farewell
+    shapes = [tuple(batch.input_ids_BT.shape) for batch in batches.micro_batches]
+    rows, tokens = max(shapes, key=lambda shape: shape[0] * shape[1])
+    return {"peak": alive + _peak_bytes(profile), "rows": rows, "tokens": tokens,
+            "accumulation": len(shapes)}  # fmt: skip
 
 
 def _peak_bytes(profile: Any) -> int:
@@ -189,35 +143,6 @@ def _peak_bytes(profile: Any) -> int:
     return highest
 
 
-def measure(world_size: int, overrides: list[str], folder: Path) -> dict[str, int]:
-    """Run a case on forked ranks."""
-    measured: dict[str, int] = on_forked_ranks(measure_rank, world_size, (overrides,), folder)
-    return measured
-
-
-def on_forked_ranks(
-    measure_rank: Callable[..., None], world_size: int, arguments: tuple[Any, ...], folder: Path
-) -> Any:
-    """What rank 0 writes of measure_rank(rank, world_size, port, *arguments, file)."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch.profiler", "deepspeed", "peft", "bitsandbytes", "trainer.run.training"]
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    out = folder / "measured.json"
-    ranks = [
-        context.Process(target=measure_rank, args=(rank, world_size, port, *arguments, str(out)))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    return json.loads(out.read_text())
-
-
 def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int]) -> float:
     """The planner's peak for the rows that were measured."""
     from trainer.config.machines import Machine
@@ -226,7 +151,7 @@ def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int
     from trainer.planning.plan import read_shape
     from trainer.planning.resolve import resolve
 
-    config = load_run_config(REPOSITORY / "recipes" / "quickstart.yaml", overrides)
+    config = load_run_config(QUICKSTART, overrides)
     recipe = resolve(config, read_shape(config), Machine(None, world_size))
     recipe = replace(recipe, accumulation=measured["accumulation"])
     recipe = recipe.changed("optim", micro_batch_size=measured["rows"])
@@ -237,8 +162,8 @@ def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:
     """One line of the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        overrides = overrides_of(write_model(folder, model), folder, keys)
-        measured = measure(world_size, overrides, folder)
+        overrides = overrides_of(write_model(folder / model, MODELS[model]), folder, keys)
+        measured = on_forked_ranks(measure, world_size, overrides, folder)
         planned = planned_bytes(world_size, overrides, measured)
     error = planned / measured["peak"] - 1
     return {"model": model, "ranks": world_size, "keys": keys, "planned_mb": planned / 1e6,
@@ -246,7 +171,7 @@ def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:
 
 
 def write_up_lines() -> list[str]:
-    """The formulas every introduction gives, beside ours, on StarCoder (15.5 B)."""
+    """The formulas of introductions compared with ours, on StarCoder (15.5 B)."""
     from trainer.architectures.adapters import num_adapter_parameters
     from trainer.architectures.families import model_shape
     from trainer.config.sections import TuningSection
@@ -275,7 +200,7 @@ def write_up_lines() -> list[str]:
 
 
 def main() -> None:
-    """Measure every case, print the table, and fail where the goals are missed."""
+    """Measure every case, print the table, and fail if a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="cases whose text holds this")

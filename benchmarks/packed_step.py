@@ -3,7 +3,6 @@
 OMP_NUM_THREADS=1 .venv/bin/python benchmarks/packed_step.py --data ARCHIVE --tokenizer TOKENIZER
 """
 
-import argparse
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ from torch import Tensor
 if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.lengths import Ints, add_length_arguments, random_examples, read_lengths
+from benchmarks.lengths import Ints, length_parser, random_examples, read_lengths
 from benchmarks.tables import Goal, print_goals, print_table
 from data.batches.batch import Batch, collate
 from data.batches.order import epoch_rng
@@ -49,7 +48,7 @@ class Layout:
 
 
 def random_batches(examples: ExampleSet, seq_length: int) -> list[Rows]:
-    """One function a row, as many rows as give TOKENS_A_BATCH real tokens on average."""
+    """One function in a row; a batch has TOKENS_A_BATCH real tokens on average."""
     order = epoch_rng(0, 0).permutation(len(examples))
     size = max(1, round(TOKENS_A_BATCH / examples.lengths.mean()))
     return [list(order[i : i + size, None]) for i in range(0, len(order) - size + 1, size)]
@@ -75,7 +74,7 @@ def packed_batches(examples: ExampleSet, seq_length: int) -> list[Rows]:
 
 
 def padded_arguments(batch: Batch, seq_length: int) -> dict[str, Any]:
-    """What a padding collator gives: ids and a mask of real tokens."""
+    """As from a padding collator: ids and a mask of real tokens."""
     real = torch.arange(batch.input_ids_BT.shape[1]) <= batch.read_S[:, None]
     return {"input_ids": batch.input_ids_BT, "attention_mask": real.long()}
 
@@ -88,7 +87,7 @@ def full_width_arguments(batch: Batch, seq_length: int) -> dict[str, Any]:
 
 
 def dense_arguments(batch: Batch, seq_length: int) -> dict[str, Any]:
-    """A mask of T x T a row."""
+    """A mask of T x T for each row."""
     mask = causal_segment_mask(batch.segment_ids_BT, torch.float32)
     return _packed_arguments(batch) | {"attention_mask": mask}
 
@@ -119,7 +118,7 @@ PADDED, SEGMENTS, MIXED = (list(LAYOUTS)[place] for place in (0, 4, 5))
 
 
 def small_model(width: int, layers: int, seq_length: int) -> torch.nn.Module:
-    """A GPTBigCode without weights of anyone."""
+    """A GPTBigCode with random weights."""
     from transformers import GPTBigCodeConfig, GPTBigCodeModel
 
     torch.manual_seed(0)
@@ -160,7 +159,7 @@ def measure(
     seconds, tokens = dict.fromkeys(LAYOUTS, 0.0), dict.fromkeys(LAYOUTS, 0)
     for turn in range(-1, num_batches):  # the first turn warms up
         for name, layout in LAYOUTS.items():
-            # evenly over the batches from the shortest to the longest: they stand for the epoch
+            # evenly over the batches from the shortest to the longest, as in an epoch
             place = int((max(turn, 0) + 0.5) / num_batches * len(batches[name]))
             batch = collate(examples, batches[name][place])
             arguments = layout.arguments(batch, seq_length)
@@ -174,7 +173,7 @@ def measure(
 
 
 def goals(ratios: dict[int, dict[str, float]]) -> list[Goal]:
-    """What was promised of packed, isolated rows."""
+    """Goals for packed, isolated rows."""
     found = []
     for seq_length, most in ((512, 1.05), (2048, 1.0)):
         if seq_length in ratios:
@@ -187,11 +186,7 @@ def goals(ratios: dict[int, dict[str, float]]) -> list[Goal]:
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_length_arguments(parser)
-    parser.add_argument("--quick", action="store_true", help="a fifth of the batches")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    given = parser.parse_args(arguments)
+    given = length_parser(__doc__, "a fifth of the batches").parse_args(arguments)
     torch.set_num_threads(1)
     lengths, source = read_lengths(given)
     costs, ratios = {}, {}

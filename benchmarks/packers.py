@@ -37,7 +37,7 @@ def trl_bfd(lengths: Ints, capacity: int, chunk: int = _CHUNK) -> Packed:
 
 
 def trl_bfd_whole(lengths: Ints, capacity: int) -> Packed:
-    """The same on one batch, which a user gets only by calling the private function."""
+    """The same on one batch; users get this only from the private function."""
     return trl_bfd(lengths, capacity, chunk=len(lengths))
 
 

@@ -3,7 +3,6 @@
 .venv/bin/python benchmarks/packing.py --data ARCHIVE.tar.gz --tokenizer TOKENIZER.json
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -18,9 +17,9 @@ if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the re
 from benchmarks.lengths import (
     Ints,
     Packed,
-    add_length_arguments,
     cpu_seconds,
     lag1,
+    length_parser,
     lower_bound,
     peak_bytes,
     read_lengths,
@@ -59,7 +58,7 @@ class Result:
 
 
 def measure_ours(lengths: Ints, capacity: int, window: int | None) -> Result:
-    """Median of five plans, of one from two million examples on; planning only."""
+    """Median of five plans, above two million examples a single plan; planning only."""
     large = len(lengths) > 2_000_000
 
     def plan(epoch: int = 0) -> Rows:
@@ -75,7 +74,7 @@ def measure_ours(lengths: Ints, capacity: int, window: int | None) -> Result:
         capacity,
         len(rows) / lower_bound(lengths, capacity) - 1,
         seconds,
-        # tracing hundreds of windows of a large array takes longer than all the rest
+        # tracing hundreds of windows of a large array would take longer than all else
         None if large and window else peak_bytes(plan) / len(lengths),
         None if large else repeated_pairs(packed(rows), packed(plan(1))),
         lag1(packed(rows)),
@@ -121,7 +120,7 @@ def next_epoch_pairs(
 
 
 def measure(real: Ints, sizes: tuple[int, ...], with_peers: bool) -> list[Result]:
-    """Every packer on the real lengths and on resampled ones; 0 stands for the real ones."""
+    """Every packer on the real lengths (size 0) and on resampled ones."""
     results = []
     for size in sizes:
         for capacity in CAPACITIES:
@@ -141,7 +140,7 @@ def installed_for(size: int, capacity: int) -> bool:
 
 
 def goals(results: list[Result]) -> list[Goal]:
-    """What was promised, beside what was measured."""
+    """Goals and measured figures."""
     own = [result for result in results if result.name in (OURS, STREAMED)]
     large = [result for result in own if result.num_examples > 50_000]
     pairs = [r.repeated for r in large if r.repeated is not None]
@@ -182,17 +181,13 @@ def _bytes(results: list[Result]) -> list[float]:
 
 
 def _size(result: Result) -> int:
-    """The size asked for: a few examples were dropped as too long."""
+    """The nominal size: a few examples were dropped as too long."""
     return min(SIZES, key=lambda size: abs(size - result.num_examples))
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_length_arguments(parser)
-    parser.add_argument("--quick", action="store_true", help="up to 100,000 examples")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    given = parser.parse_args(arguments)
+    given = length_parser(__doc__, "up to 100,000 examples").parse_args(arguments)
     real, source = read_lengths(given)
     missing = [f"{name} ({PEERS[name][1]})" for name in PEERS if not installed(name)]
     print(f"lengths: {source}; mean {real.mean():.0f}, median {np.median(real):.0f}")

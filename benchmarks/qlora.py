@@ -1,4 +1,4 @@
-"""QLoRA beside LoRA on a base of 50 million random parameters, and what a quantised cache saves.
+"""QLoRA and LoRA on a base of 50 million random parameters, and the time a quantised cache saves.
 
     python benchmarks/qlora.py --folder NEW_FOLDER [--steps 24]
 
@@ -20,13 +20,10 @@ from typing import Any
 if not __package__:  # run as a file: sys.path[0] is benchmarks/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SAMPLES = REPOSITORY / "data" / "samples"
-_SHAPE = {"model_type": "gpt_bigcode", "activation_function": "gelu_pytorch_tanh",
-          "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "vocab_size": 2048,
-          "n_positions": 2048, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
-TRAINED = _SHAPE | {"n_embd": 640, "n_layer": 12, "n_head": 10, "n_inner": 2560}
-STARTED = _SHAPE | {"n_embd": 1280, "n_layer": 14, "n_head": 10, "n_inner": 5120}
+from benchmarks.runs import BIG_CODE, QUICKSTART, REPOSITORY, SAMPLES, write_model
+
+TRAINED = BIG_CODE | {"n_embd": 640, "n_layer": 12, "n_head": 10, "n_inner": 2560}
+STARTED = BIG_CODE | {"n_embd": 1280, "n_layer": 14, "n_head": 10, "n_inner": 5120}
 METHODS: dict[str, list[str]] = {
     "LoRA, fp32": [],
     "QLoRA, NF4": ["tuning.method=qlora"],
@@ -37,20 +34,11 @@ METHODS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, shape: dict[str, Any]) -> Path:
-    """config.json with the samples' tokenizer beside it."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(shape))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((SAMPLES / "model" / name).read_bytes())
-    return folder
-
-
 def write_data(folder: Path) -> Path:
-    """Eight short training functions, the batch of every step, and 20 each to validate and test on.
+    """Eight short training functions, the batch of every step, and 20 each for validation and test.
 
-    A random base knows no code, so 24 steps teach it functions by heart and nothing else: that the
-    loss falls, and how alike the curves are, is what can be seen here.
+    A random base knows no code, so 24 steps can only teach it functions by heart. The curves show
+    whether the loss falls, and how alike the methods are.
     """
     folder.mkdir(parents=True)
     for split, count in (("train", 8), ("valid", 20), ("test", 20)):
@@ -61,7 +49,7 @@ def write_data(folder: Path) -> Path:
 
 
 def train(name: str, folder: Path, steps: int) -> dict[str, Any]:
-    """One method; its losses, the measured weights and the time of a step."""
+    """Train with one method; its losses, measured weights and time of a step."""
     run = folder / name.replace(", ", "-").replace(" ", "-")
     keys = [
         f"run.output_dir={run}", f"model.config={folder / 'model'}", f"data.path={folder / 'data'}",
@@ -105,7 +93,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def start_seconds(folder: Path) -> dict[str, float]:
-    """Seconds to a model that is ready to train: without a cache, filling it, and from it."""
+    """Seconds until a model is ready to train: without a cache, filling it, and from it."""
     import torch
 
     from trainer.config.recipe import load_run_config
@@ -116,8 +104,8 @@ def start_seconds(folder: Path) -> dict[str, float]:
         f"run.output_dir={folder / 'start'}", f"model.config={base}", "tuning.method=qlora",
         "tuning.modules_to_save=[]",
     ]  # fmt: skip
-    recipe, cache = REPOSITORY / "recipes" / "quickstart.yaml", folder / "quantized"
-    config = load_run_config(recipe, keys)
+    cache = folder / "quantized"
+    config = load_run_config(QUICKSTART, keys)
     device = torch.device("cpu")
     (folder / "start").mkdir()
     write_random_base(resolve_here(config, device).config)
@@ -128,7 +116,7 @@ def start_seconds(folder: Path) -> dict[str, float]:
         ("first start, filling the cache", [f"model.quantize_cache={cache}"]),
         ("second start, from the cache", [f"model.quantize_cache={cache}"]),
     ):
-        config = resolve_here(load_run_config(recipe, [*keys, *more]), device).config
+        config = resolve_here(load_run_config(QUICKSTART, [*keys, *more]), device).config
         started = time.perf_counter()
         build_model(config)
         seconds[name] = time.perf_counter() - started

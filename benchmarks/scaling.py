@@ -4,9 +4,9 @@
 
 Nothing is measured here. A step is 128 rows of 2,048 tokens (LoRA r 16, bf16 or fp16,
 recomputation), one row a micro-batch, so more GPUs share the same work. Its time is the work at the
-middle of the planner's MFU, then the bytes a rank sends over the slowest link of the ring: NVLink
-inside a node of eight, the network between nodes. Overlap is left out: LoRA's gradients travel
-after the backward pass, and what ZeRO 3's gathers may hide is not known.
+middle of the planner's MFU, then the bytes that a rank sends over the slowest link of the ring:
+NVLink inside a node of eight, the network between nodes. Overlap is left out: LoRA's gradients are
+sent after the backward pass, and how much of ZeRO 3's gathers is hidden is not known.
 """
 
 import argparse
@@ -24,9 +24,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ROWS, TOKENS, GPUS_A_NODE = 128, 2048, 8
 NVLINK_BYTES = {"V100-16": 100e9, "V100-32": 100e9, "A100-40": 200e9, "A100-80": 200e9,
                 "H100": 350e9, "H200": 350e9}  # fmt: skip
-"""A second each way, about two thirds of the data sheet: what rings reach."""
+"""Bytes a second each way that rings reach, about two thirds of the data sheet."""
 PCIE_BYTES = 12e9
-"""A second to the host and back, for the offloaded optimizer."""
+"""Bytes a second to the host and back, for the offloaded optimizer."""
 WORTH_IT = 1.5
 """Twice the GPUs must bring at least this."""
 _FAMILY = {"model_type": "gpt_bigcode", "activation_function": "gelu_pytorch_tanh",
@@ -91,7 +91,7 @@ def lines_of(
 
 
 def last_that_pays(lines: list[Line]) -> int:
-    """The most GPUs up to which every doubling brought WORTH_IT."""
+    """The number of GPUs up to which every doubling is worth it."""
     last = lines[0].gpus
     for before, after in pairwise(lines):
         if before.step_seconds / after.step_seconds < WORTH_IT:

@@ -1,4 +1,4 @@
-"""Tables of a benchmark, in the terminal and as Markdown where the output is a file."""
+"""Tables of a benchmark: drawn in a terminal, Markdown in a file."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure and the most it may be; a negative bound is the least, e.g. -5: at least 5."""
+    """A figure and its upper bound; a negative bound is a lower one: -5 means at least 5."""
 
     name: str
     value: float
@@ -35,7 +35,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_goals(goals: Sequence[Goal]) -> None:
-    """One line a goal, the last column whether it is met."""
+    """One line for each goal; the last column says whether it is met."""
     print_table(
         ["goal", "measured", "bound", "met"],
         [

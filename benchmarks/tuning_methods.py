@@ -1,4 +1,4 @@
-"""Seven tuning methods on three sizes: does the order at the smallest predict that at the largest?
+"""Seven tuning methods on three sizes: does the smallest size predict the order at the largest?
 
     python benchmarks/tuning_methods.py --data FOLDER --output FOLDER [--seeds 0 1]
 
@@ -27,7 +27,7 @@ OASST = "oasst_octopack/oasstcommitpackftmanual.jsonl.gz"
 TOKENIZER = ROOT / "data" / "samples" / "model"
 SIZES = {"tiny": (32, 2), "small": (64, 3), "base": (128, 4)}  # width, layers
 METHODS = ("full", "lora", "ia3", "ptuning", "adapter_h", "adapter_p", "parallel")
-SETTINGS = (  # one rate a method, not searched; widths that are to these bases what theirs are
+SETTINGS = (  # one rate for each method, not searched; widths in proportion to these bases
     "full:optim.lr=1e-3", "ia3:optim.lr=3e-2", "ptuning:tuning.adapter_size=8",
     *(f"{method}:tuning.adapter_size=16" for method in METHODS[-3:]),
 )  # fmt: skip
@@ -93,7 +93,7 @@ def base(name: str, data: Path, output: Path) -> Path:
 
 
 def write_recipe(path: Path, **sections: dict[str, Any]) -> Path:
-    """A recipe of these sections and those that all runs share."""
+    """A recipe with these sections and those that all runs share."""
     path.write_text(yaml.safe_dump(QUIET | sections), encoding="utf-8")
     return path
 

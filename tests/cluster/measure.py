@@ -15,7 +15,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from cluster.virtual_hosts import REPOSITORY, VirtualHosts  # noqa: E402
 
-from benchmarks.memory import write_model  # noqa: E402
+from benchmarks.memory import MODELS  # noqa: E402
+from benchmarks.runs import write_model  # noqa: E402
 
 STEPS = 10
 
@@ -87,13 +88,13 @@ def overlap_case(folder: Path, is_slow: bool, overlaps: bool) -> list[float]:
         for host in hosts.names:
             hosts.run(host, [sys.executable, "-c", code, preset, text])
         keys = ["engine.preset=measured_zero2", "tuning.lora_r=256"]
-        model = write_model(folder, "bigcode-6M")
+        model = write_model(folder / "bigcode-6M", MODELS["bigcode-6M"])
         return train(hosts, hosts.names, 1, model, keys)[0]
 
 
 def ranks(folder: Path) -> None:
     """Eight ranks on a host, and on each of two: the shape of V100x8 and 2xV100x8."""
-    model = write_model(folder, "bigcode-6M")
+    model = write_model(folder / "bigcode-6M", MODELS["bigcode-6M"])
     for names in (["node0"], ["node0", "node1"]):
         with VirtualHosts(folder / f"hosts-{len(names)}") as hosts:
             started = time.monotonic()
