@@ -45,6 +45,8 @@ def test_the_update_after_the_last_would_reach_zero():
         section = OptimSection(lr=1.0, schedule=schedule, warmup_steps=2)
         assert learning_rate(section, 10, 10) == 0.0
         assert learning_rate(section, 99, 10) == 0.0
+        warming = OptimSection(lr=1.0, schedule=schedule, warmup_steps=4)  # all of a run
+        assert [learning_rate(warming, update, 4) for update in (3, 4, 5)] == [1.0, 1.0, 0.0]
 
 
 @given(

@@ -73,6 +73,25 @@ def test_the_newest_and_the_best_stay_and_the_others_go(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {f"step-{n:08d}" for n in kept}
 
 
+def test_without_a_best_step_only_the_newest_stay(tmp_path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, {}, {}, {})
+    rotate(tmp_path, 1, best_step=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_files_are_for_their_owner_to_write_in_sorted_json_and_closed(tmp_path):
+    os.umask(umask := os.umask(0))
+    num_open = len(os.listdir("/proc/self/fd"))
+    path = save(tmp_path, 2)
+    assert len(os.listdir("/proc/self/fd")) == num_open
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o644 & ~umask}
+    for name in (MANIFEST, TRAINER):
+        text = (path / name).read_text()
+        assert text == json.dumps(json.loads(text), indent=2, sort_keys=True)
+    assert json.loads((path / MANIFEST).read_text())["format"] == 1  # that of all runs so far
+
+
 def test_files_and_folder_reach_the_disk_before_the_name_and_the_name_before_the_return(
     tmp_path, monkeypatch
 ):
