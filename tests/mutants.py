@@ -54,8 +54,8 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
         "trainer/kernels/test_linear_focal.py",
     ],
     "trainer/planning/memory.py": [
+        "trainer/planning/test_memory.py",
         "trainer/planning/test_golden_plans.py",
-        "trainer/planning/test_plan.py",
     ],
     "trainer/processes/ranks.py": ["trainer/processes/test_launch_environment.py"],
     "trainer/run_folder/checkpoint.py": ["trainer/run_folder/test_checkpoint.py"],
