@@ -1,7 +1,8 @@
 """Prepared data on disk: complete or absent, built once, memory-mapped by every rank.
 
-<root>/<key>/facts.json         counts and digests; written last
-<root>/<key>/<split>/records.arrow, tokens.bin, starts.npy, record.npy, length.npy
+<root>/focaltune-cache/CACHEDIR.TAG   marks the folder as ours
+<root>/focaltune-cache/<key>/facts.json   counts, digests of all files; written last
+<root>/focaltune-cache/<key>/<split>/records.arrow, tokens.bin, starts.npy, record.npy, length.npy
                                 supervised.bin, empty for functions
 """
 
@@ -9,21 +10,28 @@ import fcntl
 import json
 import os
 import shutil
+import sys
+import time
 import uuid
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from data.prepared.manifest import folder_fault, read_manifest, seal, to_disk
 from data.prepared.table import R, RecordClass, RecordTable, RecordWriter
 from data.records import CodeSample
 from data.text.tokenization import ExampleSet, Pieces
 
 FACTS = "facts.json"
+_OWN_FOLDER = "focaltune-cache"
+_TAG = "CACHEDIR.TAG"  # backup programs know it by its first line
+_TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# focaltune made this folder.\n"
+_MOST_MACHINES = 64
 RECORDS, _TOKENS, _SUPERVISED = "records.arrow", "tokens.bin", "supervised.bin"
 
 
@@ -32,52 +40,70 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "focaltune"
 
 
-def cached(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> Path:
+def entries(root: Path) -> list[Path]:
+    """Folders of the entries below a root."""
+    own = root / _OWN_FOLDER
+    return sorted(path.parent for path in own.glob(f"*/{FACTS}")) if _is_ours(own) else []
+
+
+def cached(
+    root: Path,
+    key: str,
+    build: Callable[[Path], Mapping[str, Any]],
+    setting: str = "data.cache_dir",
+) -> Path:
     """The folder of an entry: the first process builds it while the others wait.
 
+    An entry is verified once on each machine for all processes that have started by then. A damaged
+    one is built again.
+
     Args:
-        root: Created readable for its owner only, as it holds copies of the user's code.
+        root: Gets a folder of our own; nothing beside it is touched.
         key: Digest of everything that decides the content.
         build: Fills a new folder and returns its facts.
+        setting: Recipe key of the root, for messages.
 
     Returns:
         A complete folder: an interrupted build leaves none.
+
+    Raises:
+        OSError: The folder cannot be made, or is not ours.
     """
-    entry = root / key
-    if _is_whole(entry):  # before anything is written: the root can be read-only
-        return entry
+    own = root / _OWN_FOLDER
+    entry = own / key
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_own(own)
+        lock = (own / f"{key}.lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise OSError(f"data.cache_dir {root} cannot be made: {error}; name another") from error
-    with (root / f"{key}.lock").open("w") as lock:
+        if _is_ours(own) and not folder_fault(entry, FACTS):
+            return entry  # read-only, and whole
+        raise OSError(f"{setting} {root} cannot be used: {error}; name another") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_whole(entry):
+        if _is_whole(entry, lock):
             return entry
-        _remove_abandoned(root, key)
+        _remove_abandoned(own, key)
         if entry.exists():
             shutil.rmtree(entry)
-        building = root / f".{key}-{uuid.uuid4().hex}"
+        building = own / f".{key}-{uuid.uuid4().hex}"
         building.mkdir()
         try:
             facts = build(building)
-            (building / FACTS).write_text(
-                json.dumps({**facts, "bytes": _sizes(building)}, indent=1), encoding="utf-8"
-            )
+            seal(building, FACTS, facts, "xxh3_128")
             for path in (*building.rglob("*"), building):
                 to_disk(path)
             os.rename(building, entry)
-            to_disk(root)
+            to_disk(own)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
+        _note_verified(lock, clock())
     return entry
 
 
 def read_facts(entry: Path) -> dict[str, Any]:
     """The facts of an entry."""
-    facts: dict[str, Any] = json.loads((entry / FACTS).read_text(encoding="utf-8"))
-    return facts
+    return read_manifest(entry / FACTS)
 
 
 class SplitWriter(AbstractContextManager["SplitWriter"]):
@@ -169,11 +195,36 @@ def _flat(path: Path, dtype: type[np.generic]) -> npt.NDArray[Any]:
     return np.zeros(0, dtype) if is_empty else np.memmap(path, dtype, "r")
 
 
-def _remove_abandoned(root: Path, own_key: str) -> None:
+def _make_own(own: Path) -> None:
+    """Make our folder with its tag, readable for its owner only: it holds copies of user code."""
+    if _is_ours(own):
+        return
+    if own.is_dir() and any(own.iterdir()):
+        raise OSError(f"{own} holds files of another program")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    making = own.with_name(f".{own.name}-{uuid.uuid4().hex}")
+    making.mkdir(mode=0o700)
+    (making / _TAG).write_text(_TAG_TEXT, encoding="utf-8")
+    try:
+        os.rename(making, own)  # replaces an empty folder only
+    except OSError:
+        shutil.rmtree(making)
+        if not _is_ours(own):  # else another process was first
+            raise
+
+
+def _is_ours(own: Path) -> bool:
+    try:
+        return (own / _TAG).read_text(encoding="utf-8") == _TAG_TEXT
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _remove_abandoned(own: Path, own_key: str) -> None:
     """Remove builds whose process has ended: nobody holds the lock of their key."""
-    for building in root.glob(".*-*"):
+    for building in own.glob(".*-*"):
         key = building.name[1:].partition("-")[0]
-        with (root / f"{key}.lock").open("w") as lock:
+        with (own / f"{key}.lock").open("a") as lock:
             try:
                 if key != own_key:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,26 +233,48 @@ def _remove_abandoned(root: Path, own_key: str) -> None:
             shutil.rmtree(building)
 
 
-def _is_whole(entry: Path) -> bool:
-    if not (entry / FACTS).is_file():
+def _is_whole(entry: Path, lock: TextIO) -> bool:
+    """Whether an entry is as it was built; a check on this machine since our start is enough."""
+    if not entry.exists():
         return False
-    try:
-        sizes: dict[str, int] = read_facts(entry)["bytes"]
-    except (ValueError, KeyError, TypeError):
+    if _verified(lock).get(_boot_id(), -1.0) > _started():
+        return True
+    now = clock()
+    if fault := folder_fault(entry, FACTS):
+        sys.stderr.write(f"{entry} is damaged and is built again: {fault}\n")
         return False
-    files = {entry / name: size for name, size in sizes.items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+    _note_verified(lock, now)
+    return True
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _verified(lock: TextIO) -> dict[str, float]:
+    """Boot id of a machine -> when its last verification began, by its clock."""
+    lock.seek(0)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        found = json.loads(lock.read() or "{}")
+        return {str(machine): float(seconds) for machine, seconds in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _note_verified(lock: TextIO, began: float) -> None:
+    machines = {**_verified(lock), _boot_id(): began}
+    lock.seek(0)
+    lock.truncate()
+    json.dump(dict(list(machines.items())[-_MOST_MACHINES:]), lock)
+    lock.flush()
+
+
+def clock() -> float:
+    """Seconds since this machine booted: a clock that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _started() -> float:
+    """When this process started, by the same clock."""
+    after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22, proc(5)

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_rows
 from rank_pool import run_ranks
 
-from data.prepared.cache import FACTS
+from data.prepared.cache import FACTS, entries
 from launcher.prepare import main as prepare_main
 
 
@@ -18,7 +18,7 @@ def test_prepare_prints_what_each_split_came_to_and_training_builds_nothing_anew
     changed = [f"data.cache_dir={cache}", "data.seq_length=128", "data.long_functions=drop"]
     assert prepare_main([str(tiny_recipe), *changed]) == 0
     printed = capsys.readouterr().out
-    [entry] = [path for path in cache.iterdir() if path.is_dir()]
+    [entry] = entries(cache)
     facts = json.loads((entry / FACTS).read_text())["splits"]
     tokens = facts["train"]["tokens"]
     assert 0 < tokens["long_positive"] < tokens["num_long"] < tokens["num_functions"] == 40
@@ -37,7 +37,7 @@ def test_prepare_prints_what_each_split_came_to_and_training_builds_nothing_anew
     command = [str(tiny_recipe), *changed, f"run.output_dir={tmp_path / 'run'}"]
     assert run_ranks(command, 2, tmp_path / "printed.txt") == [0, 0]
     assert (entry.stat().st_mtime_ns, (entry / FACTS).stat().st_ino) == before
-    assert [path for path in cache.iterdir() if path.is_dir()] == [entry]
+    assert entries(cache) == [entry]
 
 
 def cells(printed: str, name: str) -> list[str]:

@@ -106,4 +106,4 @@ def quantized_folder(
         quantize().save_pretrained(str(folder))
         return {"base": base_sha256, "quantization": settings.to_dict()}
 
-    return cached(root, key, build)
+    return cached(root, key, build, "model.quantize_cache")

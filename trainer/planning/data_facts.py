@@ -9,7 +9,7 @@ from typing import Any
 from data.batches.order import Plan, steps_for
 from data.config import DataConfig
 from data.errors import DataError
-from data.prepared.cache import FACTS, default_root
+from data.prepared.cache import FACTS, default_root, entries
 from data.prepared.kinds import kind_of
 from data.prepared.prepare import sources_digest
 from trainer.config.sections import OptimSection, RunConfig
@@ -81,11 +81,11 @@ def data_facts(config: RunConfig) -> DataFacts:
         return found
     digest = _train_digest(data, is_language)
     root = Path(data.cache_dir) if data.cache_dir else default_root()
-    for entry in sorted(root.glob(f"*/{FACTS}")) if digest else []:
-        facts = _json(entry)
+    for entry in entries(root) if digest else []:
+        facts = _json(entry / FACTS)
         if facts.get("sha256", {}).get("train") != digest:
             continue
-        if found := facts_of(data, is_language, facts, f"prepared data {entry.parent}"):
+        if found := facts_of(data, is_language, facts, f"prepared data {entry}"):
             return found
     unit = "records" if is_language else "functions"
     return DataFacts(

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.prepared.cache import to_disk
+from data.prepared.manifest import file_fault, manifest_bytes, read_manifest, to_disk
 from trainer.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_OWN_DIGEST = 1  # the format of versions before 0.3
 STATE, TRAINER, MANIFEST = "state.safetensors", "trainer.json", "MANIFEST.json"
 _PREFIX, _TEMPORARY, _TRASH = "step-", ".tmp-", ".trash-"
 _CHUNK = 1 << 20
@@ -78,23 +79,23 @@ def write_checkpoint(
     from safetensors.torch import save
 
     final = root / checkpoint_name(step)
-    contents = {STATE: save(dict(tensors)), TRAINER: _json_bytes(trainer)}
-    manifest = {
-        "format": FORMAT,
-        "step": step,
-        "files": {
-            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in contents.items()
-        },
-        "identity": dict(identity),
+    contents = {
+        STATE: save(dict(tensors)),
+        TRAINER: json.dumps(trainer, indent=2, sort_keys=True).encode(),
     }
-    if final.exists() and not _fault(final) and _manifest(final) == manifest:
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    head = {"format": FORMAT, "step": step, "identity": identity}
+    manifest = manifest_bytes(head, files)
+    if final.exists() and not _fault(final) and (final / MANIFEST).read_bytes() == manifest:
         return final
     temporary = root / f"{_TEMPORARY}{step:08d}-{uuid.uuid4().hex}"
     os.makedirs(root, exist_ok=True)
     os.mkdir(temporary)
     try:
-        for name, content in (*contents.items(), (MANIFEST, _json_bytes(manifest))):
+        for name, content in (*contents.items(), (MANIFEST, manifest)):
             _write_synced(temporary / name, content)
         to_disk(temporary)
         if final.exists():  # damaged, or the recipe has changed since
@@ -159,40 +160,25 @@ def _published(root: Path) -> list[Path]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return manifest
+    return read_manifest(path / MANIFEST) if manifest["format"] == FORMAT else manifest
 
 
 def _fault(path: Path) -> str:
     """The fault of a checkpoint; "" when every byte matches its manifest."""
     try:
         manifest = _manifest(path)
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in (FORMAT, _WITHOUT_OWN_DIGEST):
             return f"format {manifest['format']}, this version reads {FORMAT}"
         if path.name != checkpoint_name(manifest["step"]):
             return f"the manifest is of step {manifest['step']}"
         files = manifest["files"]
         if files.keys() != {STATE, TRAINER}:
             return f"the manifest lists {sorted(files)}"
-        return next(filter(None, (_file_fault(path / n, f) for n, f in files.items())), "")
+        return next(filter(None, (file_fault(path, n, said) for n, said in files.items())), "")
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         return f"{MANIFEST} is not readable ({type(error).__name__}: {error})"
-
-
-def _file_fault(path: Path, expected: Mapping[str, Any]) -> str:
-    if path.is_symlink() or not path.is_file():
-        return f"{path.name} is missing or not a plain file"
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        return f"{path.name} has {size} bytes, the manifest says {expected['bytes']}"
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return "" if digest == expected["sha256"] else f"{path.name} does not match its sha256"
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, sort_keys=True).encode()
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import stat
@@ -9,14 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from conftest import REPOSITORY, sample_rows, write_rows
 
 from data.config import DataConfig
+from data.prepared import cache as cache_module
 from data.prepared import prepare as prepare_module
-from data.prepared.cache import FACTS, cached, read_facts
+from data.prepared.cache import FACTS, cached, entries, read_facts
 from data.prepared.prepare import open_splits, prepare
 from data.readers import read_records
 from data.text.tokenization import encode_functions
@@ -35,8 +39,9 @@ def test_an_entry_is_built_once_and_only_its_owner_may_read_it(tmp_path):
     root = tmp_path / "cache"
     entry = cached(root, "key", write_three)
     assert cached(root, "key", lambda _: pytest.fail("built twice")) == entry
-    assert read_facts(entry)["bytes"] == {"split/a": 10, "split/b": 10, "split/c": 10}
-    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    sizes = {name: said["bytes"] for name, said in read_facts(entry)["files"].items()}
+    assert sizes == {"split/a": 10, "split/b": 10, "split/c": 10}
+    assert stat.S_IMODE(entry.parent.stat().st_mode) == 0o700
 
 
 def test_processes_that_ask_at_once_build_one_entry(tmp_path):
@@ -57,15 +62,16 @@ def test_a_build_that_is_killed_leaves_no_entry_and_the_next_one_clears_up(tmp_p
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=ask_for_entry, args=(tmp_path,))
     process.start()
-    while not list(tmp_path.glob(".key-*")):
+    while not list(tmp_path.glob("*/.key-*")):
         time.sleep(0.005)
     time.sleep(np.random.default_rng(seed).uniform(0, 0.25))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert not (tmp_path / "key").exists()
     entry = cached(tmp_path, "key", write_three)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "key.lock"]
+    assert sorted(path.name for path in entry.parent.iterdir()) == [
+        "CACHEDIR.TAG", "key", "key.lock",
+    ]  # fmt: skip
     assert read_facts(entry)["pid"] == os.getpid()
 
 
@@ -76,18 +82,124 @@ def test_a_build_that_fails_leaves_nothing_and_says_why(tmp_path):
 
     with pytest.raises(ValueError, match="row 3"):
         cached(tmp_path, "key", fail)
-    assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
+    (own,) = tmp_path.iterdir()
+    assert sorted(path.name for path in own.iterdir()) == ["CACHEDIR.TAG", "key.lock"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "facts"])
-def test_a_damaged_entry_is_built_again(tmp_path, damage):
+def flip(path: Path, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "facts", "link"])
+def test_a_damaged_entry_is_built_again_and_said_so(tmp_path, damage, capsys):
     entry = cached(tmp_path, "key", write_three)
     if damage == "cut":
         (entry / "split" / "b").write_text("b")
     else:
-        (entry / ("split/b" if damage == "gone" else FACTS)).unlink()
+        (entry / ("split/b" if damage != "facts" else FACTS)).unlink()
+    if damage == "link":
+        (entry / "split" / "b").symlink_to(entry / "split" / "a")
+    forget_verification(entry)
     again = cached(tmp_path, "key", write_three)
     assert (again / "split" / "b").read_text() == "b" * 10
+    assert "is damaged and is built again" in capsys.readouterr().err
+
+
+def forget_verification(entry: Path) -> None:
+    """As if this process had started now."""
+    (entry.parent / f"{entry.name}.lock").write_text("")
+
+
+def test_every_flipped_bit_of_an_entry_is_found(tmp_path, capsys):
+    """Tokens would train other losses, an Arrow file can end the process."""
+    draw = random.Random(0)
+    entry = cached(tmp_path, "key", write_three)
+    for number in range(60):
+        flip(draw.choice(sorted(path for path in entry.rglob("*") if path.is_file())), draw)
+        forget_verification(entry)
+        assert cached(tmp_path, "key", write_three) == entry
+        assert capsys.readouterr().err.count("is built again") == 1, number
+    assert (entry / "split" / "a").read_text() == "a" * 10
+
+
+def test_an_entry_is_verified_once_for_all_processes_that_have_started(tmp_path, monkeypatch):
+    checked: list[Path] = []
+    monkeypatch.setattr(cache_module, "folder_fault", lambda f, name: checked.append(f) or "")
+    entry = cached(tmp_path, "key", write_three)
+    cached(tmp_path, "key", write_three)
+    assert checked == []  # this process has built it
+    later = cache_module.clock() + 1
+    monkeypatch.setattr(cache_module, "_started", lambda: later)  # the next run
+    cached(tmp_path, "key", write_three)
+    assert checked == [entry]
+    monkeypatch.setattr(cache_module, "_started", lambda: later - 100)
+    monkeypatch.setattr(cache_module, "_boot_id", lambda: "another machine")
+    cached(tmp_path, "key", write_three)
+    cached(tmp_path, "key", write_three)
+    assert checked == [entry, entry]
+    monkeypatch.undo()
+    cached(tmp_path, "key", lambda _: pytest.fail("built twice"))  # both machines are noted
+
+
+def test_a_process_knows_when_it_started():
+    seconds = time.time() - psutil.Process().create_time()
+    assert cache_module.clock() - cache_module._started() == pytest.approx(seconds, abs=1.5)
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """Every file and folder with its content and time, to compare later."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else None,
+        path.lstat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }  # fmt: skip
+
+
+def test_files_of_others_in_the_cache_folder_stay(tmp_path):
+    project = tmp_path / "project"
+    for name in (".vscode-server/f", ".key-abandoned/a", "key/facts.json", "key.lock", "my.lock"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("precious")
+    before = tree(project)
+    entry = cached(project, "key", write_three)
+    cached(project, "other", write_three)
+    (entry.parent / ".key-dead").mkdir()
+    cached(project, "third", write_three)
+    assert not (entry.parent / ".key-dead").exists()  # ours
+    after = {name: kept for name, kept in tree(project).items() if "focaltune" not in name}
+    assert after == before
+    assert [path.name for path in entries(project)] == ["key", "other", "third"]
+
+
+def test_a_folder_of_our_name_without_our_tag_is_refused_and_not_touched(tmp_path):
+    foreign = tmp_path / "focaltune-cache"
+    (foreign / "key").mkdir(parents=True)
+    (foreign / "key" / FACTS).write_text("{}")
+    (foreign / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# cargo\n")
+    before = tree(tmp_path)
+    with pytest.raises(OSError, match=r"data\.cache_dir .* holds files of another program"):
+        cached(tmp_path, "key", write_three)
+    assert tree(tmp_path) == before
+    assert entries(tmp_path) == []
+
+
+def test_an_entry_is_used_where_nothing_can_be_written(tmp_path, monkeypatch):
+    entry = cached(tmp_path, "key", write_three)
+    plain_open = Path.open
+
+    def open_to_read(path: Path, mode: str = "r", **options: Any) -> Any:
+        if "a" in mode or "w" in mode:
+            raise PermissionError("read-only")  # root may write whatever a folder's mode is
+        return plain_open(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_to_read)
+    assert cached(tmp_path, "key", write_three) == entry
+    os.truncate(entry / "split" / "c", 9)
+    with pytest.raises(OSError, match=r"data\.cache_dir .* name another"):
+        cached(tmp_path, "key", write_three)
+    monkeypatch.undo()
 
 
 def test_the_cache_holds_exactly_the_records_and_tokens_of_the_files(tiny_data, tiny_model):

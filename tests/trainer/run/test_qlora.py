@@ -11,6 +11,7 @@ import torch
 from rank_pool import run_ranks
 from stock_peft import assert_stock_scores_are_the_reports
 
+from data.prepared.cache import entries
 from launcher.export import main as export_main
 from trainer.config.recipe import load_run_config
 from trainer.errors import ModelError
@@ -178,7 +179,7 @@ def test_a_cached_base_is_read_back_and_gives_the_same_losses(trained, tiny_reci
     for name in ("first", "second"):
         losses = run(tiny_recipe, tmp_path / name, *QLORA, cache)
         assert losses == trained[1]
-        [entry] = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+        [entry] = entries(tmp_path / "cache")
         written = (entry / "model.safetensors").stat().st_mtime_ns
         if name == "first":
             before = written

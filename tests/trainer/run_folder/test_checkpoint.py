@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.prepared.manifest import manifest_bytes, read_manifest
 from trainer.errors import ModelError
 from trainer.run_folder.checkpoint import (
     MANIFEST,
@@ -25,7 +27,7 @@ WRITING_CALLS = ("write", "fsync", "rename", "mkdir", "open", "close", "unlink",
 
 def save(root: Path, step: int) -> Path:
     tensors = {"weight": torch.full((3000, 100), float(step)), "exp_avg/weight": torch.ones(7)}
-    path = write_checkpoint(root, step, tensors, {"state": {"step": step}}, {"base": "b"})
+    path = write_checkpoint(root, step, tensors, {"state": {"step": step}}, {"base": "b0d1"})
     rotate(root, 2, best_step=1)
     return path
 
@@ -165,10 +167,21 @@ def files_of_two_steps(path: Path) -> str:
 
 
 def a_pickle_instead(path: Path) -> str:
-    manifest = json.loads((path / MANIFEST).read_text())
-    manifest["files"]["state.pt"] = manifest["files"].pop(STATE)
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    """By somebody who knows how a manifest is sealed."""
+    manifest = read_manifest(path / MANIFEST)
+    files = manifest.pop("files")
+    files["state.pt"] = files.pop(STATE)
+    (path / MANIFEST).write_bytes(manifest_bytes(manifest, files))
     return "the manifest lists"
+
+
+def another_identity(path: Path) -> str:
+    """One digit: the message would blame the user's base."""
+    text = (path / MANIFEST).read_text()
+    base = json.loads(text)["identity"]["base"]
+    (path / MANIFEST).write_text(text.replace(base, "f" + base[1:]))
+    assert (path / MANIFEST).read_text() != text
+    return "MANIFEST.json does not match its own digest"
 
 
 def a_link(path: Path) -> str:
@@ -180,6 +193,7 @@ def a_link(path: Path) -> str:
 DAMAGES = {
     "86-truncated": truncate,
     "87-flipped-bit": flip_a_bit,
+    "87-flipped-identity": another_identity,
     "88-missing-file": remove_a_file,
     "89-no-manifest": remove_the_manifest,
     "89-garbled-manifest": garble_the_manifest,
@@ -243,7 +257,7 @@ def test_a_step_saved_after_a_change_of_the_recipe_holds_the_new_one(tmp_path):
     path = save(tmp_path, 3)
     weights = load_checkpoint(path).tensors()
     changed = {"state": {"step": 3}, "lr": 0.5}
-    assert write_checkpoint(tmp_path, 3, weights, changed, {"base": "b"}) == path
+    assert write_checkpoint(tmp_path, 3, weights, changed, {"base": "b0d1"}) == path
     assert load_checkpoint(path).trainer == changed
     write_checkpoint(tmp_path, 3, weights, changed, {"base": "c"})
     assert load_checkpoint(path).identity == {"base": "c"}
@@ -282,3 +296,27 @@ def test_a_kill_at_every_writing_call_keeps_every_acknowledged_checkpoint(tmp_pa
         assert all(path.name.startswith("step-") for path in root.iterdir())
     assert codes[:-1] == [137] * (len(codes) - 1)
     assert len(codes) > 60  # every call of four saves and two rotations was a crash point
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_found_and_the_older_one_taken(tmp_path):
+    draw = random.Random(0)
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    for _ in range(60):
+        file = draw.choice([path / STATE, path / TRAINER, path / MANIFEST, path / MANIFEST])
+        sound = file.read_bytes()
+        content = bytearray(sound)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+        found, passed_over = newest_checkpoint(tmp_path)
+        assert found is not None
+        assert (found.step, len(passed_over)) == (1, 1)
+        file.write_bytes(sound)
+    assert load_checkpoint(path).step == 2
+
+
+def test_a_checkpoint_of_before_manifests_had_a_digest_is_read(tmp_path):
+    path = save(tmp_path, 2)
+    manifest = read_manifest(path / MANIFEST)
+    (path / MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    assert load_checkpoint(path).step == 2
