@@ -24,7 +24,8 @@ from data.batches.batch import Batch, collate
 from data.batches.order import epoch_rng
 from data.batches.packing import pack
 from data.text.tokenization import ExampleSet
-from trainer.models.packed_attention import SEGMENT_SDPA, causal_segment_mask
+from trainer.config.methods import SEGMENT_SDPA
+from trainer.models.packed_attention import causal_segment_mask
 
 VOCABULARY = 4096
 WIDTH, LAYERS = 384, 2  # ratios do not depend on the number of layers

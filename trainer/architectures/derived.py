@@ -1,4 +1,4 @@
-"""The sizes of a model whose type has no entry, read off transformers' model on the meta device."""
+"""What transformers' model shows: its linear layers and, on the meta device, sizes of any type."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,6 +8,7 @@ from trainer.architectures.shapes import NUM_CLASSES, Linear, ModelShape
 from trainer.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -75,20 +76,39 @@ def _without_weights(config: Mapping[str, Any], is_language: bool) -> "PreTraine
     return model
 
 
-def _linears(model: "PreTrainedModel") -> tuple[Linear, ...]:
-    """The linear layers of the first block."""
+def is_linear(layer: "nn.Module") -> bool:
+    """Whether a layer is linear, GPT-2's transposed one included."""
     from torch import nn
 
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
+def is_conv1d(layer: "nn.Module") -> bool:
+    """Whether a layer is GPT-2's transposed linear layer, without importing transformers."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def features(layer: "nn.Module") -> tuple[int, int]:
+    """Inputs and outputs of a linear layer."""
+    odd: Any = layer
+    if is_conv1d(layer):
+        return odd.weight.shape[0], odd.weight.shape[1]
+    return odd.in_features, odd.out_features  # the weight of a quantised one is packed
+
+
+def within_block(name: str) -> str:
+    """The path in its block: "h.3.mlp.c_proj" -> "mlp.c_proj"; a name outside blocks stays."""
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[numbers[0] + 1 :]) if numbers else name
+
+
+def _linears(model: "PreTrainedModel") -> tuple[Linear, ...]:
+    """The linear layers of the first block."""
     found: dict[str, Linear] = {}
     for name, module in model.base_model.named_modules():
-        parts = name.split(".")
-        numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-        weight = getattr(module, "weight", None)
-        is_conv1d = type(module).__name__ == "Conv1D"
-        if not numbers or not (isinstance(module, nn.Linear) or is_conv1d) or weight is None:
-            continue
-        path = ".".join(parts[numbers[0] + 1 :])
-        sizes = tuple(weight.shape) if is_conv1d else tuple(weight.shape)[::-1]
-        has_bias = getattr(module, "bias", None) is not None
-        found.setdefault(path, Linear(path, sizes[0], sizes[1], has_bias, path))
+        path = within_block(name)
+        if path != name and is_linear(module):
+            has_bias = getattr(module, "bias", None) is not None
+            found.setdefault(path, Linear(path, *features(module), has_bias, path))
     return tuple(found.values())

@@ -111,10 +111,6 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelShape]] = {
 def model_shape(config: Mapping[str, Any], *, is_language: bool = False) -> ModelShape:
     """The shape of a model from the content of its config.json.
 
-    Args:
-        config: That content.
-        is_language: The task learns tokens, not classes.
-
     Raises:
         ModelError: A type that has no entry, and that transformers does not build.
     """

@@ -1,8 +1,9 @@
-"""What a recipe's tuning section means for a method, before any model is known."""
+"""Names of methods and back ends, and what a recipe says of them before any model is known."""
 
 from trainer.config.sections import TuningSection
 
 LORA = ("lora", "qlora")
+SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"  # of model.attention
 BOTTLENECKS = ("adapter_h", "adapter_p", "parallel")
 HEAD = "score"
 _SIZES = {"ptuning": 30, "adapter_h": 256, "adapter_p": 256, "parallel": 256}  # Astraios

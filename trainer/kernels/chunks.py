@@ -31,9 +31,7 @@ def plan_chunk(
     of waves: a wave is the rows whose T x D gradient has a tile for every multiprocessor.
 
     Args:
-        num_tokens: T.
-        hidden_size: D.
-        vocab_size: V.
+        num_tokens, hidden_size, vocab_size: T, D and V.
         dtype: Of the hidden states; a 16-bit one needs fp32 logits and a 16-bit gradient.
         budget_bytes: For logits and their gradient.
         num_sms: Multiprocessors of the GPU; 0 on a CPU, which knows no waves.

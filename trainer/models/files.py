@@ -15,15 +15,8 @@ _SAMPLE_BYTES = 4096  # of each tensor
 _LONGEST_HEADER = 100 << 20  # the format's own limit
 
 
-def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
-    """Read config.json and refuse a model that would fail later.
-
-    Args:
-        config: The recipe.
-        vocab_size: Of the tokenizer, with added tokens.
-
-    Returns:
-        The model's config.json.
+def check_model_files(config: RunConfig, vocab_size: int) -> None:
+    """Refuse a model that would fail later; `vocab_size` counts added tokens of the tokenizer.
 
     Raises:
         ModelError: Missing, pickled or remote-code weights; a vocabulary above the embedding.
@@ -53,7 +46,6 @@ def check_model_files(config: RunConfig, vocab_size: int) -> dict[str, Any]:
             f"data.seq_length {config.data.seq_length}{more} is above the model's {limit} positions"
             f" ({path}); lower it to {limit - num_virtual} or less"
         )
-    return values
 
 
 def read_config(model: ModelSection) -> dict[str, Any]:

@@ -58,9 +58,6 @@ class PackedLanguageModel(nn.Module):
         attention: Resolved back end.
         loss: gamma, and the settled back end.
         detach_modulator: As in `linear_focal_loss`.
-
-    Raises:
-        ModelError: The output layer is not one plain linear layer.
     """
 
     def __init__(

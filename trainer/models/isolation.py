@@ -52,12 +52,8 @@ def check_isolation(
 ) -> IsolationCheck:
     """Compare one packed row with its functions alone, and with other neighbours.
 
-    Args:
-        forward: Batch on the device -> logits (S, C); in evaluation mode. Under ZeRO-3 all ranks
-            call this together, on the same row.
-        examples: Source of the row's functions.
-        seq_length: Tokens of the row.
-        device: Device of the model.
+    `forward` takes a batch on the device to logits (S, C), in evaluation mode. Under ZeRO-3 all
+    ranks call this together, on the same row.
     """
     examples = examples.subset(_row_of_functions(examples, seq_length))
     row = np.arange(len(examples))

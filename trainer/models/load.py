@@ -41,11 +41,12 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
     """The base with its linear layers quantised, the rest and the head in the compute dtype.
 
     On a GPU it is quantised, and stays, there: bitsandbytes packs for the device.
+    The head is drawn from run.seed, wherever the base comes from.
 
     Args:
-        config: The run, settled; the head is drawn from run.seed, wherever the base comes from.
+        config: The run, settled.
         source: Folder of the weights.
-        base_sha256: Of base_digest, names the base in model.quantize_cache.
+        base_sha256: From `base_digest`; names the base in model.quantize_cache.
 
     Raises:
         ModelError: As load_base.

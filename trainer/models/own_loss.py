@@ -23,13 +23,9 @@ _CAPS = ("final_logit_softcapping",)  # felt by large logits alone, so not by ev
 def check_own_loss(
     forward: nn.Module, examples: ExampleSet, device: torch.device, precision: str
 ) -> None:
-    """Compare the scores of one short example with the logits of transformers.
+    """Compare the scores of one short example with the logits of transformers, on all ranks.
 
-    Args:
-        forward: The engine over a PackedLanguageModel, in evaluation mode; called by all ranks.
-        examples: Examples of the training split.
-        device: Device of the model.
-        precision: Precision of training.
+    `forward` is the engine over a PackedLanguageModel, in evaluation mode.
 
     Raises:
         ModelError: They differ.

@@ -15,9 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from data.batches.batch import Batch
-
-SEGMENT_SDPA = "segment_sdpa"
-FLASH = "flash_attention_2"
+from trainer.config.methods import FLASH, SEGMENT_SDPA
 
 
 def attention_inputs(batch: Batch, attention: str, dtype: torch.dtype) -> dict[str, Any]:

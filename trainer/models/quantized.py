@@ -21,10 +21,7 @@ def quantization_config(
 ) -> "BitsAndBytesConfig":
     """The settings for transformers; the head and modules trained whole are not quantised.
 
-    Args:
-        tuning: base_quant_type, double_quant, modules_to_save.
-        dtype: Dtype of the products: a layer decodes its weight to it when it is used.
-        head: Name of the classification head or of the output layer.
+    A layer decodes its weight to `dtype`, that of the products, when it is used.
     """
     from transformers import BitsAndBytesConfig
 
@@ -89,14 +86,7 @@ def quantized_folder(
     settings: "BitsAndBytesConfig",
     quantize: Callable[[], "PreTrainedModel"],
 ) -> Path:
-    """The quantised base on disk; the first process that needs it makes it.
-
-    Args:
-        root: model.quantize_cache.
-        base_sha256: Digest of the unquantised base.
-        settings: How the base is quantised.
-        quantize: Loads and quantises the base.
-    """
+    """The quantised base in model.quantize_cache; the first process that needs it makes it."""
     parts = (
         base_sha256, settings.to_json_string(), version("bitsandbytes"), version("transformers"),
     )  # fmt: skip

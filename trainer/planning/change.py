@@ -39,11 +39,7 @@ def best_change(
 
     Changes that leave the result alone come first, the least slow among them; then those that do
     not. Where none is enough, the one that saves most.
-
-    Args:
-        recipe: Changes are made to the recipe as it was written.
-        data: Its counts.
-        limit_bytes: To stay below; None is the device's memory.
+    The recipe is changed as it was written. Without `limit_bytes` it has to fit the device.
     """
     if limit_bytes is None:
         limit_bytes = recipe.machine.memory_bytes or float("inf")

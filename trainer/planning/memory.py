@@ -21,9 +21,9 @@ from dataclasses import dataclass, fields, replace
 
 from trainer.architectures.adapters import adapted_layers, is_feed_forward, place_of
 from trainer.architectures.shapes import Linear
-from trainer.config.methods import BOTTLENECKS, adapter_size
+from trainer.config.methods import BOTTLENECKS, EAGER, FLASH, SEGMENT_SDPA, adapter_size
 from trainer.kernels.chunks import BUDGET_BYTES
-from trainer.planning.resolved import EAGER, FLASH, SEGMENT_SDPA, Resolved
+from trainer.planning.resolved import Resolved
 
 _MOMENT_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
 _CUDA_CONTEXT = 0.6 * 2**30  # context and cuBLAS workspace of one process, GPUs of sm70 to sm90
@@ -69,10 +69,12 @@ def memory_of(recipe: Resolved) -> Memory:
             master_weights=4 * recipe.num_trained / shards if recipe.preset.stage else 0.0,
             moments=_MOMENT_BYTES[recipe.config.optim.optimizer] * recipe.num_trained / shards,
         )
-    gradients = recipe.train_bytes * recipe.num_trained / recipe.gradient_shards
+    # Every rank holds all gradients of adapters, which are small.
+    shares_gradients = recipe.tuning.method == "full" and recipe.preset.stage >= 2
+    gradients = recipe.train_bytes * recipe.num_trained / (shards if shares_gradients else 1)
     backward = replace(
         step,
-        gradients=gradients if recipe.accumulates else 0.0,
+        gradients=gradients if recipe.accumulation != 1 else 0.0,  # micro-batches add to them
         activations=kept_activations(recipe),
         working=_backward_working(recipe),
     )

@@ -11,11 +11,12 @@ from trainer.architectures.adapters import num_adapter_parameters
 from trainer.architectures.families import model_shape
 from trainer.architectures.shapes import ModelShape
 from trainer.config.machines import Machine
+from trainer.config.methods import FLASH, SEGMENT_SDPA
 from trainer.config.sections import RunConfig
 from trainer.models.files import read_config
 from trainer.planning.data_facts import DataFacts, Steps
 from trainer.planning.memory import Memory, memory_of
-from trainer.planning.resolved import BYTES, FLASH, SEGMENT_SDPA, Resolved
+from trainer.planning.resolved import BYTES, Resolved
 
 MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
 """Share of the device's peak that training reaches, lowest and highest assumed.

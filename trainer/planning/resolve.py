@@ -5,12 +5,12 @@ import re
 from trainer.architectures.shapes import ModelShape
 from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
 from trainer.config.machines import Machine
-from trainer.config.methods import LORA, choose_lora_backend
+from trainer.config.methods import FLASH, LORA, SEGMENT_SDPA, choose_lora_backend
 from trainer.config.preset import Preset, load_preset
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.planning.memory import memory_of
-from trainer.planning.resolved import FLASH, SEGMENT_SDPA, Resolved
+from trainer.planning.resolved import Resolved
 
 _GIB = 2**30
 _FAMILIES = (  # of ds_configs/, by the name the driver gives a GPU
@@ -30,13 +30,7 @@ _STAGES = {  # in the order they are tried: each costs more time a step than the
 
 
 def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
-    """Settle every `auto` of a recipe; what cannot run is among the faults of the answer.
-
-    Args:
-        config: The recipe.
-        shape: Sizes of its model.
-        machine: Where it runs.
-    """
+    """Settle every `auto` of a recipe; what cannot run is among the faults of the answer."""
     name, why_preset = choose_preset(config, shape, machine)
     preset = load_preset(name)
     precision, why_precision = choose_precision(config, machine, preset)

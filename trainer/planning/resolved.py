@@ -11,7 +11,6 @@ from trainer.config.methods import num_virtual_tokens
 from trainer.config.preset import Preset
 from trainer.config.sections import RunConfig, TuningSection
 
-SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _TABLES = ("wte", "embed_tokens", "lm_head")  # modules_to_save that the planner can size
 
@@ -68,11 +67,6 @@ class Resolved:
         return self.machine.device is not None
 
     @property
-    def accumulates(self) -> bool:
-        """Whether a step has several micro-batches, so that gradients wait."""
-        return self.accumulation is None or self.accumulation > 1
-
-    @property
     def num_saved_modules_parameters(self) -> int:
         """Trained whole beside the adapters."""
         tables = [name for name in self.tuning.modules_to_save if name in _TABLES]
@@ -99,12 +93,6 @@ class Resolved:
         """Of a micro-batch, virtual ones included; its rows are taken as full."""
         of_row = self.config.data.seq_length + num_virtual_tokens(self.tuning)
         return of_row * self.config.optim.micro_batch_size
-
-    @property
-    def gradient_shards(self) -> int:
-        """Ranks that share the gradients; of adapters, which are small, each holds all."""
-        is_cut = self.tuning.method == "full" and self.preset.stage >= 2
-        return self.machine.num_ranks if is_cut else 1
 
     @property
     def reduce_bucket_size(self) -> int:

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from trainer.architectures.adapters import Place, place_of
+from trainer.architectures.derived import features
 from trainer.config.methods import HEAD, adapter_size
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning.layers import (
     adapted,
     choose_modules,
-    features,
     has_head,
     layers_named,
     trained_whole,

@@ -1,11 +1,12 @@
 """Which layers of a model are adapted, trained whole or frozen; faults are raised at the start."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from trainer.architectures.adapters import is_named
+from trainer.architectures.derived import features, is_linear, within_block
 from trainer.architectures.families import FAMILIES
 from trainer.config.methods import HEAD, LORA
 from trainer.config.sections import TuningSection
@@ -42,8 +43,8 @@ def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
     """Path within a block -> linear layer of the backbone, the smallest with that path."""
     layers: dict[str, nn.Module] = {}
     for name, module in base.base_model.named_modules():
-        if isinstance(module, nn.Linear) or is_conv1d(module):
-            path = _within_block(name)
+        if is_linear(module):
+            path = within_block(name)
             layers[path] = min(layers.get(path, module), module, key=lambda one: min(features(one)))
     return layers
 
@@ -96,8 +97,7 @@ def adapted(base: "PreTrainedModel", names: list[str]) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in base.named_modules()
-        if (isinstance(module, nn.Linear) or is_conv1d(module))
-        and any(is_named(path, name) for name in names)
+        if is_linear(module) and any(is_named(path, name) for name in names)
     }
 
 
@@ -117,29 +117,9 @@ def trained_whole(base: "PreTrainedModel", tuning: TuningSection) -> list[str] |
     return list(tuning.modules_to_save) or None
 
 
-def is_conv1d(layer: nn.Module) -> bool:
-    """Whether a layer is GPT-2's transposed linear layer, without importing transformers."""
-    return type(layer).__name__ == "Conv1D"
-
-
-def features(layer: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer."""
-    if isinstance(layer, nn.Linear):  # the weight of a quantised one is packed
-        return layer.in_features, layer.out_features
-    weight: Any = layer.weight
-    return weight.shape[0], weight.shape[1]
-
-
 def _check_module(name: str, paths: list[str]) -> None:
     if not any(is_named(path, name) for path in paths):
         raise ModelError(
             f"tuning.target_modules: {name!r} matches no linear layer of the model; it has"
             f" {paths}, which end in {sorted({path.rpartition('.')[2] for path in paths})}"
         )
-
-
-def _within_block(name: str) -> str:
-    """The path in its block: "h.3.mlp.c_proj" -> "mlp.c_proj"; a name outside blocks stays."""
-    parts = name.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[numbers[0] + 1 :]) if numbers else name

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from trainer.architectures.adapters import is_feed_forward
+from trainer.architectures.derived import features, is_conv1d
 from trainer.config.methods import HEAD, choose_lora_backend
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
@@ -36,7 +37,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         lora_dropout=tuning.lora_dropout,
         target_modules=names,
         modules_to_save=layers.trained_whole(base, tuning),
-        fan_in_fan_out=any(layers.is_conv1d(layer) for layer in adapted),
+        fan_in_fan_out=any(is_conv1d(layer) for layer in adapted),
         use_rslora=tuning.variant == "rslora",
         use_dora=tuning.variant == "dora",
     )
@@ -56,10 +57,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 
 def add_frozen_head(model: "PeftModel", folder: Path) -> None:
     """Save the head below its adapter too: run.seed drew it, and no base holds it.
-
-    Args:
-        model: From `add_lora`; its buffer keeps the whole head when ZeRO shards the parameter.
-        folder: The saved adapter.
+    The buffer of `add_lora` keeps the whole head when ZeRO shards the parameter.
     """
     from safetensors.torch import load_file, save_file
 
@@ -86,14 +84,14 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         target_modules=list(scaled),
         feedforward_modules=[path for path in scaled if is_feed_forward(path)],
         modules_to_save=layers.trained_whole(base, tuning),
-        fan_in_fan_out=any(layers.is_conv1d(layer) for layer in scaled.values()),
+        fan_in_fan_out=any(is_conv1d(layer) for layer in scaled.values()),
     )
     return layers.with_peft(base, settings)
 
 
 def _check_rank(base: "PreTrainedModel", names: list[str], rank: int) -> None:
     for path, layer in layers.layers_named(base, names).items():
-        side = min(layers.features(layer))
+        side = min(features(layer))
         if rank > side:
             raise ModelError(
                 f"tuning.lora_r {rank} is above the smaller side {side} of {path!r}; lower it"

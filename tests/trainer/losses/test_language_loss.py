@@ -13,11 +13,11 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 from data.batches.batch import collate
 from data.text.tokenization import ExampleSet
+from trainer.config.methods import SEGMENT_SDPA
 from trainer.config.sections import LossSection
 from trainer.errors import ModelError
 from trainer.models.heads import PackedLanguageModel
 from trainer.models.own_loss import check_own_loss
-from trainer.models.packed_attention import SEGMENT_SDPA
 
 VOCABULARY = 61
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
