@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--methods", nargs="+", required=True, metavar="M", help="tuning.method")
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="F",
-        help="FOLDER or NAME=FOLDER, random weights where it holds none; default: the recipe's",
+        help="FOLDER or NAME=FOLDER; without weights they are random; default: the recipe's",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="run.seed")
     parser.add_argument(

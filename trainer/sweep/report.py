@@ -83,15 +83,10 @@ def render(
         failures=failures if missing else (),
         failed={failure.cell for failure in failures},
         missing=missing,
-        mean=_mean,
         over_seeds=_over_seeds,
         parameters=pictures.parameters,
         with_interval=lambda value, ends: with_interval(value, ends, "+.2f"),
     )
-
-
-def _mean(cells: Sequence[Result], name: str) -> str:
-    return f"{sum(getattr(cell, name) for cell in cells) / len(cells):.3f}"
 
 
 def _over_seeds(values: Iterable[float | None], digits: int) -> str:

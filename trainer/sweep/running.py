@@ -15,16 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from trainer.config.preset import ROOT
 from trainer.errors import StoppedError
+from trainer.processes.signals import receive_stops
 from trainer.sweep.finished import unfinished
 from trainer.sweep.grid import Cell
 
 TRAIN = ROOT / "launcher" / "train.py"
 say = partial(print, flush=True)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _NUM_LINES = 5  # of a failed cell's output are shown
 _TAIL_BYTES = 1 << 16
 _POLL_SECONDS = 0.2
@@ -52,11 +51,7 @@ class Failure:
 def stop_signals() -> Iterator[list[int]]:
     """Collect the signals that stop the sweep; they are passed on to the running cell."""
     received: list[int] = []
-    previous: dict[int, Any] = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in _SIGNALS
-        if signal.getsignal(number) != signal.SIG_IGN  # under nohup, or a shell's &
-    }
+    previous = receive_stops(lambda number, _: received.append(number))
     try:
         yield received
     finally:

@@ -21,7 +21,7 @@ from trainer.evaluation.measures import deciding_score
 from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.run_folder.folder import REPORT
 
-# The matrix of word pairs has to fit in memory: the baseline learns from these many functions.
+# The baseline learns from so many functions at most: its matrix of word pairs has to fit in memory.
 MOST_BASELINE_FUNCTIONS = 50_000
 
 
@@ -52,20 +52,15 @@ class FunctionEvaluation(Evaluation):
             compat = self.config.replication.compat_population
             scored_P = population(split.examples, compat)
             baselines, num_learned = self._baselines(split, scored_P)
-            of_report = {
+            all_facts = {
+                **facts,
                 "baseline_functions": num_learned,
                 "compat_population": compat,
                 "num_left_out": len(split.samples) - len(scored_P),
             }
             rows = predictions(split, scores_N, threshold, scored_P)
-            return write_function_report(
-                self.config.output_dir / REPORT,
-                name,
-                rows,
-                threshold,
-                baselines,
-                {**facts, **of_report},
-            )
+            folder = self.config.output_dir / REPORT
+            return write_function_report(folder, name, rows, threshold, baselines, all_facts)
 
         return write
 
@@ -79,7 +74,7 @@ class FunctionEvaluation(Evaluation):
     def _baselines(
         self, split: Split, scored_P: npt.NDArray[np.int64]
     ) -> tuple[dict[str, Baseline], int]:
-        """What the model has to beat on some functions of a split, and how many taught it."""
+        """The baselines on some functions of a split, and how many functions they learned from."""
         train, valid = self.prepared.splits["train"], self.prepared.splits["valid"]
         learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples), seed=0)
         scorer = tfidf_logistic(*_codes_and_labels(train, learned_F))

@@ -21,11 +21,6 @@ def classification_metrics(
     positive prediction, recall 0 without a positive label, F1 0 where both hold, and MCC 0 where a
     class or an answer is missing.
 
-    Args:
-        scores_N: P(class 1) in [0, 1], computed in float64.
-        labels_N: 0 or 1.
-        threshold: Chosen on validation data, never on these data.
-
     Raises:
         ValueError: No function, unequal lengths, a score that is NaN or outside [0, 1], a label
             that is not 0 or 1, or a threshold that is not finite.
