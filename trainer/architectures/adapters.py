@@ -16,12 +16,12 @@ _FEED_FORWARD = ("mlp.c_proj", "down_proj")  # IA3 scales what these read, not w
 
 
 def is_named(path: str, name: str) -> bool:
-    """Whether a name names a layer: the end of its path, by whole parts."""
+    """Whether a path ends in a name, by whole parts."""
     return path == name or path.endswith(f".{name}")
 
 
 def is_feed_forward(path: str) -> bool:
-    """Whether IA3 scales the input of a layer, as of the one behind the activation."""
+    """Whether IA3 scales the layer's input: it does for the layer behind the activation."""
     return any(is_named(path, name) for name in _FEED_FORWARD)
 
 
@@ -58,7 +58,7 @@ def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
 
 
 def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
-    """What a method trains besides the head and modules_to_save; of full, all but the head."""
+    """Parameters that a method trains besides the head and tuning.modules_to_save."""
     if tuning.method == "full":
         return shape.num_parameters - shape.num_new_parameters
     if tuning.method == "ptuning":
@@ -69,10 +69,9 @@ def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
 
 
 def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
-    """What is trained of the head.
+    """Trained parameters of a classifier's head, or of the adapter that target_modules gives it.
 
-    A classifier's whole, or its adapter where tuning.target_modules names it; a language model's
-    counts as part of the base.
+    A language model's head counts as part of the base.
     """
     if HEAD in tuning.target_modules:
         return tuning.lora_r * (shape.hidden + NUM_CLASSES)

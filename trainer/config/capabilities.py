@@ -41,8 +41,8 @@ STACK_LIMITS = (
     ),
     Limit(
         lambda c, *_: c.tuning.method == "ptuning" and c.data.packing,
-        "tuning.method ptuning with data.packing=true: virtual tokens stand before every function,"
-        " and a packed row leaves them no room; take data.packing=false, one function a row",
+        "tuning.method ptuning with data.packing=true: virtual tokens come before every function,"
+        " and a packed row has no room for them; take data.packing=false, one function a row",
     ),
     Limit(
         lambda c, *_: c.tuning.variant == "dora" and c.tuning.base_quant_type == "int8",

@@ -26,13 +26,13 @@ class Device:
 
     @property
     def precision(self) -> str:
-        """What engine.precision=auto becomes."""
+        """The choice of engine.precision=auto on this GPU."""
         return "bf16" if self.compute_capability >= _AMPERE else "fp16"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a recipe is resolved for.
+    """The machine that a recipe is resolved for.
 
     Attributes:
         device: A GPU; None is this machine's CPU.
@@ -57,7 +57,7 @@ class Machine:
 
     @property
     def memory_bytes(self) -> float | None:
-        """What its device has; None for a CPU."""
+        """Memory of its GPU; None for a CPU."""
         return self.device.memory_gib * 2**30 if self.device else None
 
 
@@ -79,10 +79,10 @@ DEVICES: Mapping[str, Device] = {
 
 
 def device_named(name: str) -> Device:
-    """A GPU of the table, however its name is written.
+    """A GPU of the table; case, blanks and hyphens of its name do not matter.
 
     Raises:
-        ConfigError: It is not there.
+        ConfigError: The table has no such GPU.
     """
     wanted = name.upper().replace("-", "").replace(" ", "").replace("_", "")
     by_key = {key.upper().replace("-", ""): device for key, device in DEVICES.items()}
@@ -98,5 +98,5 @@ def device_named(name: str) -> Device:
 
 
 def other_device(memory_gib: float) -> Device:
-    """A GPU of which only the memory is known; taken for sm80 or newer."""
+    """A GPU whose memory alone is known; it is taken as sm80 or newer."""
     return Device(f"{memory_gib:g} GiB", memory_gib, None, _AMPERE)

@@ -32,7 +32,7 @@ class Preset:
 
     @property
     def stage(self) -> int:
-        """Of ZeRO, 0 to 3."""
+        """The ZeRO stage, 0 to 3."""
         return int(self.zero["stage"])
 
     @property
@@ -42,7 +42,7 @@ class Preset:
 
     @property
     def communication_dtype(self) -> str | None:
-        """Of gradients on their way; None is that of training."""
+        """Dtype of gradients in communication; None: as in training."""
         return self.settings.get("communication_data_type")
 
     @property

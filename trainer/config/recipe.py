@@ -51,7 +51,7 @@ def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -
     for index, key in enumerate(keys):
         if key in keys[:index]:
             line = node.value[index][0].start_mark.line + 1
-            raise ConfigError(f"line {line}: key {key!r} stands twice; keep one")
+            raise ConfigError(f"line {line}: key {key!r} appears twice; keep one")
     return dict(loader.construct_pairs(node, deep=True))
 
 
@@ -280,7 +280,7 @@ def _tuning_faults(config: RunConfig) -> Iterator[str]:
 
 
 def _whole_faults(config: RunConfig) -> Iterator[str]:
-    """What is trained whole beside adapters, or instead of them."""
+    """Parameters that are trained whole, beside adapters or instead of them."""
     tuning = config.tuning
     if tuning.method == "full" and tuning.modules_to_save:
         yield (

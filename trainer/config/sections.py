@@ -53,7 +53,7 @@ class ModelSection(Section):
 
 
 class TaskSection(Section):
-    """What is learned."""
+    """What the model learns."""
 
     name: Literal["classification", "instruction", "causal_lm"] = Field(
         "classification",
@@ -107,7 +107,7 @@ class TuningSection(Section):
 
     @property
     def base_quant_type(self) -> Literal["nf4", "fp4", "int8"] | None:
-        """What the frozen base is quantised to; None: it is not."""
+        """Type of the quantised base; None: the base is not quantised."""
         if self.quant_type != "auto":
             return self.quant_type
         return "nf4" if self.method == "qlora" else None
@@ -183,7 +183,7 @@ class EvalSection(Section):
 
 
 class LogSection(Section):
-    """What is shown."""
+    """What a run shows."""
 
     interval: Positive = Field(10, description="steps between log lines; those steps sync")
     tensorboard: bool = Field(True, description="scalars under <output_dir>/tensorboard")
@@ -231,12 +231,12 @@ class RunConfig(Section):
 
     @property
     def is_language(self) -> bool:
-        """Whether tokens are learned, not classes."""
+        """Whether the task learns tokens, not classes."""
         return self.task.name != "classification"
 
     @property
     def base_dtype(self) -> str:
-        """Of the base's weights, and of the products of a quantised one."""
+        """Dtype of the base's weights, or of the products of a quantised base."""
         return self.engine.precision if self.model.dtype == "auto" else self.model.dtype
 
     def changed(self, section: str, **values: Any) -> "RunConfig":

@@ -42,16 +42,16 @@ class Report:
 
     @property
     def is_finite(self) -> bool:
-        """True when the step can be trusted."""
+        """Whether loss and norm are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
     def numbers(self) -> list[float]:
-        """To send to other ranks."""
+        """The report as numbers, for other ranks."""
         return list(map(float, astuple(self)))
 
     @staticmethod
     def of(numbers: Sequence[float]) -> "Report":
-        """What another rank sent."""
+        """The report that another rank sent."""
         step, micro_batch, loss, norm = numbers
         return Report(int(step), int(micro_batch), loss, norm)
 

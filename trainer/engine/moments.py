@@ -30,7 +30,7 @@ def adam_of(engine: "DeepSpeedEngine") -> torch.optim.Optimizer:
 
 
 def moment_names(engine: "DeepSpeedEngine") -> tuple[str, ...]:
-    """What a checkpoint holds of each trained parameter, besides its weight."""
+    """Names of what a checkpoint holds for each trained parameter, besides its weight."""
     optim_bits = getattr(getattr(adam_of(engine), "args", None), "optim_bits", 32)
     return MOMENTS + SCALES if optim_bits == 8 else MOMENTS
 

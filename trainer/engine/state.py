@@ -55,7 +55,7 @@ class TrainState:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "TrainState":
-        """What `to_json` gave.
+        """The counters that `to_json` gave.
 
         Raises:
             ModelError: Another version wrote it.

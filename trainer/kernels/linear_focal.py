@@ -137,7 +137,7 @@ class _LinearFocalSum(torch.autograd.Function):
 
 @dataclass
 class _Sums:
-    """What the chunks add up to; None where no gradient is wanted."""
+    """Sums over the chunks; None where no gradient is needed."""
 
     loss: Tensor
     slope_T: Tensor

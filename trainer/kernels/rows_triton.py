@@ -3,7 +3,7 @@
 One program a row. A first pass keeps a running maximum m of the others and d, their sum of
 exp(z - m), rescaled by exp(m - m') when the maximum rises to m' (Milakov & Gimelshein 2018); a
 second writes q exp(z - m) / d over the logits, or rounded into a buffer of 16 bit. In place is
-safe: a thread writes the elements it has read, and the reductions of the first pass stand between
+safe: a thread writes the elements it has read, and the reductions of the first pass come between
 every thread's read of the target's logit and the first write.
 
 The GEMMs around it stay in cuBLAS: on sm70 and sm75 Triton's dot uses no tensor cores.

@@ -103,7 +103,7 @@ def kept_activations(recipe: Resolved) -> float:
 
 
 def block_bytes_per_token(recipe: Resolved) -> float:
-    """What one block keeps of a token for its backward pass."""
+    """Bytes of a token that one block keeps for its backward pass."""
     shape, width = recipe.shape, recipe.base_bytes
     dropout_masks = 2 * shape.hidden * _mask_bytes(recipe) if shape.dropout else 0.0
     return (
@@ -166,7 +166,7 @@ def _norm_bytes(recipe: Resolved) -> float:
 
 
 def _adapter_bytes(recipe: Resolved) -> float:
-    """What the layers that are adapted, or trained, keep of a token."""
+    """Bytes of a token that adapted or trained layers keep."""
     adapted, width = adapted_layers(recipe.shape, recipe.tuning), recipe.base_bytes
     if recipe.tuning.method == "full":
         return width * _read_elements(recipe, recipe.shape.linears)
@@ -241,7 +241,7 @@ def _once_bytes_per_token(recipe: Resolved) -> float:
 
 
 def _mask_bytes(recipe: Resolved) -> int:
-    """Of a dropout mask's element: a byte on a GPU, the dtype of the values on a CPU."""
+    """Bytes of an element of a dropout mask: 1 on a GPU, those of a value on a CPU."""
     return 1 if recipe.on_gpu else recipe.base_bytes
 
 
@@ -254,7 +254,7 @@ def _backward_working(recipe: Resolved) -> float:
 
 
 def _loss_bytes(recipe: Resolved) -> float:
-    """Of a language model's loss: states before targets, their gradients, a chunk of logits.
+    """Bytes of a language model's loss: states before targets, their gradients, a chunk of logits.
 
     A trained head's gradient is summed in fp32 and then written in the dtype of the weight. All of
     it is gone before the first block's gradients are made.

@@ -25,7 +25,7 @@ A quantised base is decoded, every weight before it multiplies, twice or three t
 """
 _MOST_ROWS = 4096  # of a micro-batch the search looks at
 _GATHERS = {(True, False): 1.0, (True, True): 1.6, (False, False): 2.0, (False, True): 2.8}
-"""Of a layer's weights in a micro-batch, measured, by (the model stays gathered, recomputation).
+"""Measured gathers of a layer's weights in a micro-batch, by (model stays gathered, recomputation).
 
 It stays gathered below stage3_max_live_parameters; recomputation gathers part of it again.
 """
@@ -85,7 +85,7 @@ def read_shape(config: RunConfig) -> ModelShape:
 
 
 def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
-    """The whole plan of a resolved recipe."""
+    """Plan a resolved recipe."""
     config, machine = recipe.config, recipe.machine
     steps = data.steps(config.data, config.optim, machine.num_ranks)
     recipe = replace(recipe, accumulation=steps.accumulation)

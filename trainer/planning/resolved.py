@@ -53,28 +53,28 @@ class Resolved:
 
     @property
     def base_bytes(self) -> int:
-        """Of an element of the frozen weights that are not quantised, and of activations."""
+        """Bytes of an activation, and of a frozen weight that is not quantised."""
         return BYTES[self.config.base_dtype]
 
     @property
     def train_bytes(self) -> int:
-        """Of an element of what is trained."""
+        """Bytes of a trained weight."""
         return BYTES[self.config.engine.precision]
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the machine has one."""
+        """Whether the machine has a GPU."""
         return self.machine.device is not None
 
     @property
     def num_saved_modules_parameters(self) -> int:
-        """Trained whole beside the adapters."""
+        """Parameters that are trained whole beside the adapters."""
         tables = [name for name in self.tuning.modules_to_save if name in _TABLES]
         return len(tables) * self.shape.vocabulary * self.shape.hidden
 
     @property
     def num_trained(self) -> int:
-        """Adapters, head and modules trained whole."""
+        """Trained parameters: adapters, head and modules trained whole."""
         return (
             num_adapter_parameters(self.shape, self.tuning)
             + num_head_parameters(self.shape, self.tuning)
@@ -90,7 +90,7 @@ class Resolved:
 
     @property
     def num_tokens(self) -> int:
-        """Of a micro-batch, virtual ones included; its rows are taken as full."""
+        """Tokens of a micro-batch, virtual ones included, as if its rows were full."""
         of_row = self.config.data.seq_length + num_virtual_tokens(self.tuning)
         return of_row * self.config.optim.micro_batch_size
 

@@ -29,7 +29,7 @@ REFUSED = {
     "53-key-of-three-parts": ("optim.lr.peak=1", "unknown key optim.lr.peak"),
     "53-override-without-value": ("optim.lr", "'optim.lr': an override reads section.key=value"),
     "53-override-without-section": ("lr=1", "'lr=1': an override reads section.key=value"),
-    "54-duplicate-in-an-override": ("data.fields={a: 1, a: 2}", "key 'a' stands twice; keep one"),
+    "54-duplicate-in-an-override": ("data.fields={a: 1, a: 2}", "key 'a' appears twice; keep one"),
     "55-value-that-is-no-yaml": ("optim.lr={", "'optim.lr={': the value is not YAML"),
     "55-number-with-a-letter": ("optim.lr=1e-4x", "optim.lr: ", "a valid number, found '1e-4x'"),
     "55-word-for-a-number": ("optim.lr=fast", "optim.lr: ", "a valid number, found 'fast'"),
@@ -160,9 +160,9 @@ def test_every_mistake_of_a_recipe_is_named_at_once(base):
 TEXTS = {
     "54-duplicate-key": (
         "run: {output_dir: x}\noptim:\n  lr: 1e-3\n  epochs: 1\n  lr: 1e-4\n",
-        "line 5: key 'lr' stands twice; keep one",
+        "line 5: key 'lr' appears twice; keep one",
     ),
-    "54-duplicate-section": ("run: {}\noptim: {}\nrun: {}\n", "line 3: key 'run' stands twice"),
+    "54-duplicate-section": ("run: {}\noptim: {}\nrun: {}\n", "line 3: key 'run' appears twice"),
     "55-list-of-sections": ("- run\n- model\n", "a recipe holds sections such as run, model, data"),
     "55-empty-recipe": ("", "a recipe holds sections such as run, model, data"),
     "55-not-yaml": ("run: [\n", "not YAML"),
