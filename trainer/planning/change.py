@@ -1,5 +1,6 @@
 """The single change of a recipe that lets it fit, found by planning each."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,22 @@ from trainer.planning.plan import RunPlan, make_plan
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
 
-_SLOWER = {  # factor on the time of a step, for choosing among changes that all fit
-    "optim.optimizer=adamw_8bit": 1.0,
-    "optim.optimizer=paged_adamw_8bit": 1.05,
-    "engine.preset=gpu_zero1_offload": 1.2,
-    "model.gradient_checkpointing=true": 1.5,
-    "tuning.method=qlora": 1.6,
-    "tuning.quant_type=nf4": 1.6,
-    "engine.preset=gpu_zero3": 2.0,
-}
 _LEANER = {"full": "lora", "lora": "qlora"}
+_OTHER_RESULT = 100.0  # far behind every change that leaves the result alone
+_CHANGES: tuple[tuple[str, str, Any, float], ...] = (
+    ("optim", "optimizer", "adamw_8bit", 1.0),
+    ("optim", "optimizer", "paged_adamw_8bit", 1.05),
+    ("model", "gradient_checkpointing", True, 1.5),
+    ("tuning", "method", "lora", _OTHER_RESULT),
+    ("tuning", "method", "qlora", 1.6),
+    ("tuning", "quant_type", "nf4", 1.6),
+    ("tuning", "double_quant", True, _OTHER_RESULT),
+    ("engine", "preset", "gpu_zero1_offload", 1.2),
+    ("engine", "preset", "gpu_zero3", 2.0),
+    ("engine", "precision", "auto", _OTHER_RESULT),
+    ("tuning", "modules_to_save", [], _OTHER_RESULT + 1),
+)
+"""Section, key, value, and a factor on the time of a step, to choose among changes that all fit."""
 
 
 @dataclass(frozen=True)
@@ -43,60 +50,35 @@ def best_change(
     """
     if limit_bytes is None:
         limit_bytes = recipe.machine.memory_bytes or float("inf")
-    plans = {
-        override: make_plan(resolve(changed, recipe.shape, recipe.machine), data)
-        for override, changed in _candidates(recipe.written)
-    }
-    changes = [
-        Change(override, plan, plan.memory.total <= limit_bytes)
-        for override, plan in plans.items()
-        if not plan.faults
-    ]
-    enough = [change for change in changes if change.is_enough]
-    if enough:
-        return min(enough, key=lambda change: _cost(change.override))
-    return min(changes, key=lambda change: change.plan.memory.total, default=None)
-
-
-def _cost(override: str) -> float:
-    """Order of preference: how much slower, and far behind, what changes the result."""
-    if override.startswith("optim.micro_batch_size"):
-        return 1.1
-    return _SLOWER.get(override, 100.0)
-
-
-def _candidates(config: RunConfig) -> list[tuple[str, RunConfig]]:
-    half = max(8, config.data.seq_length // 2)
-    rows = config.optim.micro_batch_size
-    smaller = [rows // 2**power for power in range(1, 12) if rows // 2**power >= 1]
-    overrides: list[tuple[str, str, Any]] = [
-        *(("optim", "micro_batch_size", size) for size in smaller),
-        ("optim", "optimizer", "adamw_8bit"),
-        ("optim", "optimizer", "paged_adamw_8bit"),
-        ("model", "gradient_checkpointing", True),
-        ("tuning", "method", "lora"),
-        ("tuning", "method", "qlora"),
-        ("tuning", "quant_type", "nf4"),
-        ("tuning", "double_quant", True),
-        ("engine", "preset", "gpu_zero1_offload"),
-        ("engine", "preset", "gpu_zero3"),
-        ("engine", "precision", "auto"),
-        ("data", "seq_length", half),
-        ("tuning", "modules_to_save", []),
-    ]
-    found = []
-    for section, key, value in overrides:
-        block = getattr(config, section)
-        if getattr(block, key) == value or not _proposes(config, key, value):
-            continue
-        changed = config.changed(section, **{key: value})
+    found: list[tuple[float, Change]] = []
+    for section, key, value, slower in _candidates(recipe.written):
+        changed = recipe.written.changed(section, **{key: value})
         try:
             cross_check(changed)
         except ConfigError:
             continue
-        shown = str(value).lower() if isinstance(value, bool) else value
-        found.append((f"{section}.{key}={shown}", changed))
-    return found
+        plan = make_plan(resolve(changed, recipe.shape, recipe.machine), data)
+        if not plan.faults:
+            shown = str(value).lower() if isinstance(value, bool) else value
+            is_enough = plan.memory.total <= limit_bytes
+            found.append((slower, Change(f"{section}.{key}={shown}", plan, is_enough)))
+    enough = [each for each in found if each[1].is_enough]
+    if enough:
+        return min(enough, key=lambda each: each[0])[1]
+    changes = [change for _, change in found]
+    return min(changes, key=lambda change: change.plan.memory.total, default=None)
+
+
+def _candidates(config: RunConfig) -> Iterator[tuple[str, str, Any, float]]:
+    """Changes that this recipe can take, with their factor on the time of a step."""
+    rows = config.optim.micro_batch_size
+    while rows := rows // 2:
+        yield "optim", "micro_batch_size", rows, 1.1
+    half = max(8, config.data.seq_length // 2)
+    for section, key, value, slower in (*_CHANGES, ("data", "seq_length", half, _OTHER_RESULT)):
+        is_new = getattr(getattr(config, section), key) != value
+        if is_new and _proposes(config, key, value):
+            yield section, key, value, slower
 
 
 def _proposes(config: RunConfig, key: str, value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Every `auto` of a recipe, settled for a machine with its reason."""
 
 import re
+from collections.abc import Iterator
 
 from trainer.architectures.shapes import ModelShape
 from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
@@ -47,7 +48,7 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
     if config.tuning.method in LORA:
         lora_backend, reasons["tuning.lora_backend"] = choose_lora_backend(config.tuning)
         settled = settled.changed("tuning", lora_backend=lora_backend)
-    faults = _faults(config, settled, preset, machine)
+    faults = tuple(_faults(config, settled, preset, machine))
     return Resolved(config, settled, reasons, preset, shape, machine, faults)
 
 
@@ -147,38 +148,25 @@ def _triton_is_missing(machine: Machine) -> str:
 
 def _faults(
     written: RunConfig, settled: RunConfig, preset: Preset, machine: Machine
-) -> tuple[ValueError, ...]:
+) -> Iterator[ValueError]:
     """Every reason why a resolved recipe cannot run."""
-    faults: list[ValueError] = []
     if settled.engine.precision == "fp16" and not machine.has_fp16:
-        faults.append(
-            MachineError("this machine does not compute in fp16; take engine.precision auto")
-        )
+        yield MachineError("this machine does not compute in fp16; take engine.precision auto")
     if stack := refusals(STACK_LIMITS, settled, preset):
-        faults.append(ConfigError("\n".join(stack)))
+        yield ConfigError("\n".join(stack))
     if hardware := refusals(MACHINE_LIMITS, settled, preset, machine.device):
-        faults.append(MachineError("\n".join(hardware)))
+        yield MachineError("\n".join(hardware))
     can_flash = machine.device is not None and machine.has_flash is not False
     if settled.model.attention == FLASH and not (can_flash and settled.engine.precision != "fp32"):
-        faults.append(
-            ModelError(
-                "model.attention flash_attention_2 needs the flash_attn package, a GPU of sm80 or"
-                " newer and bf16 or fp16; take auto or sdpa"
-            )
+        yield ModelError(
+            "model.attention flash_attention_2 needs the flash_attn package, a GPU of sm80 or"
+            " newer and bf16 or fp16; take auto or sdpa"
         )
-    return (*faults, *_loss_faults(written, machine))
-
-
-def _loss_faults(config: RunConfig, machine: Machine) -> list[ValueError]:
-    wanted = config.loss.backend
-    if not config.is_language and wanted not in ("auto", "reference"):
-        return [
-            ConfigError(
-                f"loss.backend {wanted} fuses the output layer of a language model into its loss;"
-                " task.name classification scores functions x 2 logits: take auto or reference"
-            )
-        ]
-    missing = _triton_is_missing(machine)
-    if wanted == "triton" and missing:
-        return [ConfigError(f"loss.backend triton: {missing}; take auto or torch")]
-    return []
+    backend, missing = written.loss.backend, _triton_is_missing(machine)
+    if not written.is_language and backend not in ("auto", "reference"):
+        yield ConfigError(
+            f"loss.backend {backend} fuses the output layer of a language model into its loss;"
+            " task.name classification scores functions x 2 logits: take auto or reference"
+        )
+    elif backend == "triton" and missing:
+        yield ConfigError(f"loss.backend triton: {missing}; take auto or torch")
