@@ -26,6 +26,7 @@ from trainer.sweep.statistics import (
 
 FEWEST = 3  # methods, or cells, that an order needs
 _SURE = 0.05  # p value
+_SMOOTHED = 0.1  # share of the logged steps in a running mean
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,15 @@ class Group:
         """Lowest and highest of the seeds."""
         values = [value(cell) for cell in self.cells]
         return min(values), max(values)
+
+    def mean_curve(self) -> tuple[list[int], list[float]]:
+        """Steps that every seed logged and the mean of their running means."""
+        curves = [dict(cell.curve) for cell in self.cells]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        losses = np.mean([[curve[step] for step in steps] for curve in curves], axis=0)
+        width = max(1, round(_SMOOTHED * len(steps)))
+        means = [float(losses[max(0, n - width + 1) : n + 1].mean()) for n in range(len(steps))]
+        return steps, means
 
 
 @dataclass(frozen=True)

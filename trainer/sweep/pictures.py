@@ -25,7 +25,6 @@ STYLES = {
     "adapter_p": ("#E69F00", "P"),
     "parallel": ("#9A8700", "X"),
 }
-_SMOOTHED = 0.1  # share of the logged steps in a running mean
 
 Value = Callable[[Result], float]
 
@@ -76,7 +75,7 @@ def _loss_over_steps(comparison: Comparison) -> bytes:
         for group in comparison.groups:
             if group.model == model:
                 colour, _ = STYLES[group.method]
-                axis.plot(*_mean_curve(group), color=colour, linewidth=1.5, label=group.method)
+                axis.plot(*group.mean_curve(), color=colour, linewidth=1.5, label=group.method)
         axis.set(title=_model_name(comparison, model), xlabel="optimizer step")
     axes[0].set_ylabel("loss (nats)")
     _method_legend(figure, axes[0])
@@ -160,15 +159,6 @@ def _loss(cell: Result) -> float:
 
 def _metric(cell: Result) -> float:
     return float("nan") if cell.metric is None else cell.metric
-
-
-def _mean_curve(group: Group) -> tuple[list[int], list[float]]:
-    """Steps that every seed logged and the mean of their running means."""
-    curves = [dict(cell.curve) for cell in group.cells]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    losses = np.mean([[curve[step] for step in steps] for curve in curves], axis=0)
-    width = max(1, round(_SMOOTHED * len(steps)))
-    return steps, [float(losses[max(0, n - width + 1) : n + 1].mean()) for n in range(len(steps))]
 
 
 def _panels(title: str, num: int) -> tuple["Figure", list["Axes"]]:

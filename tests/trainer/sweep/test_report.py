@@ -65,6 +65,21 @@ def test_the_final_loss_is_the_mean_of_the_last_tenth_and_of_one_step_at_least()
     assert final_loss([9.0, 2.0]) == 2.0
 
 
+def test_a_curve_is_the_running_mean_of_a_tenth_of_the_steps_over_seeds(finished):
+    [group] = [
+        g for g in compare([read_result(cell) for cell in finished]).groups
+        if (g.method, g.model) == ("full", "small")
+    ]  # fmt: skip
+    steps, losses = group.mean_curve()
+    assert steps == list(range(1, 21))
+    # Step n of the two seeds: 5 - n / 20 and 5.01 - n / 20; two steps in a mean.
+    assert losses[:2] == pytest.approx([5.005 - 1 / 20, 5.005 - 1.5 / 20])
+    assert losses[-1] == pytest.approx(5.005 - 19.5 / 20)
+    assert (group.mean(lambda cell: cell.loss), group.ends(lambda cell: cell.loss)) == (
+        pytest.approx(3.005), (3.0, 3.01),
+    )  # fmt: skip
+
+
 def test_the_order_of_methods_is_compared_from_the_smallest_size_to_the_largest(finished):
     [order] = compare([read_result(cell) for cell in finished]).orders
     assert (order.model, order.other) == ("small", "large")
