@@ -1,12 +1,11 @@
 """Conversations and documents -> token ids, and which of them are to be learned."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
@@ -14,7 +13,7 @@ from data.records import Conversation, Document
 from data.text.chat import RecordRefused, own_template
 from data.text.escaping import escaped
 from data.text.templates import Span, render
-from data.text.tokenization import Pieces, targets_of
+from data.text.tokenization import Mask, Pieces, Tokens, cut_records, targets_of
 from data.text.tokenizer import CodeTokenizer
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ _MAX_CHARACTER_TOKENS = 4  # bytes of a character in UTF-8
 _LEARNED, _CONTEXT = "green", "dim"
 
 # E examples, N records
-Tokens = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -95,37 +92,25 @@ def encode_language(
             f"data.normalize_whitespace={config.normalize_whitespace} is for functions; text and"
             " answers are learned unchanged: set it to none"
         )
-    if config.window_overlap >= config.seq_length:
-        raise DataError(
-            f"data.window_overlap={config.window_overlap} must be below"
-            f" data.seq_length={config.seq_length}"
-        )
-    rendered = _rendered(records, tokenizer, config)
-    spans_N, refused = rendered.spans_N, rendered.refused
-    if len(refused) > config.max_bad_rows:
-        raise DataError(list(refused.values())[config.max_bad_rows])
-    ids_S = encode_spans(spans_N, tokenizer)
-    origins = [record.origin for n, record in enumerate(records) if n not in refused]
-    lengths_N = np.full(len(spans_N), -1, dtype=np.int32)
-    kept: list[tuple[int, Tokens, Mask]] = []
-    num_unsupervised = 0
-    for index, spans in enumerate(spans_N):
-        if spans is None:
+    own = own_template(tokenizer.path.parent)
+    read, spans_N, control_tokens = [], [], []
+    refused: dict[int, str] = {}
+    for index, record in enumerate(records):
+        try:
+            spans = _record_spans(record, config, own, tokenizer.markers)
+        except RecordRefused as refusal:
+            refused[index] = str(refusal)
+            if len(refused) > config.max_bad_rows:
+                raise
             continue
-        ids, mask = _joined(spans, ids_S, tokenizer)
-        if not mask.any():
-            raise DataError(f"{origins[index]}: nothing in this record is supervised")
-        lengths_N[index] = len(ids)
-        pieces = cut_supervised(
-            ids, mask, config.seq_length, config.long_functions, config.window_overlap
-        )
-        kept += [(index, piece, learned) for piece, learned in pieces if learned.any()]
-        num_unsupervised += sum(not learned.any() for _, learned in pieces)
-    return replace(
-        _pieces(kept, lengths_N, num_unsupervised),
-        refused=refused,
-        control_tokens=rendered.control_tokens,
-    )
+        read.append(record)
+        spans_N.append(spans)
+        if spans and not spans[0].plain:
+            token = tokenizer.first_special(record.text)
+            control_tokens += [token] if token else []
+    whole_N = _whole(read, spans_N, tokenizer)
+    pieces = cut_records(whole_N, tokenizer, config, are_texts=False)
+    return replace(pieces, refused=refused, control_tokens=control_tokens)
 
 
 def encode_spans(
@@ -140,42 +125,6 @@ def encode_spans(
     flat = [(span, not n) for spans in spans_N for n, span in enumerate(spans or ())]
     texts, plain = [span.text for span, _ in flat], [span.plain for span, _ in flat]
     return tokenizer.encode(texts, [is_first for _, is_first in flat], plain)
-
-
-def cut_supervised(
-    ids: Tokens, mask: Mask, limit: int, policy: str, overlap: int = 0
-) -> list[tuple[Tokens, Mask]]:
-    """What is kept of a record, as pieces of at most `limit` tokens with their masks.
-
-    Args:
-        ids: All its tokens, end tokens included.
-        mask: Which are supervised.
-        limit: Above it the policy applies.
-        policy: "drop" none; "truncate" the head, "truncate_left" the tail; "truncate_middle" half
-            of each, where the first token after the gap is not a target; "window" pieces that
-            follow one another.
-        overlap: Tokens that a window repeats of the one before it, as context: they are supervised
-            once. At least one is repeated, or the first of every window would be nobody's target.
-    """
-    overlap = max(1, overlap)
-    if len(ids) <= limit:
-        return [(ids, mask)]
-    if policy == "drop":
-        return []
-    if policy == "window":
-        return [
-            (
-                ids[first : first + limit],
-                _without_first(mask[first : first + limit], overlap if first else 0),
-            )
-            for first in range(0, len(ids) - overlap, limit - overlap)
-        ]
-    tail = {"truncate": 0, "truncate_middle": limit // 2, "truncate_left": limit}[policy]
-    head, end = limit - tail, len(ids) - tail
-    learned = np.concatenate([mask[:head], mask[end:]])
-    if head and tail:
-        learned[head] = False
-    return [(np.concatenate([ids[:head], ids[end:]]), learned)]
 
 
 def supervised_facts(pieces: Pieces, config: DataConfig, num_documents: int = 0) -> LanguageFacts:
@@ -252,33 +201,26 @@ def _decoder(path: str) -> "Tokenizer":
     return Tokenizer.from_file(path)
 
 
-@dataclass
-class _Rendered:
-    """Spans of the records that can be written, None where one is too long to be read.
-
-    refused and control_tokens are as in Pieces.
-    """
-
-    spans_N: list[list[Span] | None] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
-    control_tokens: list[str] = field(default_factory=list)
-
-
-def _rendered(
-    records: Sequence[Conversation | Document], tokenizer: CodeTokenizer, config: DataConfig
-) -> _Rendered:
-    own, found = own_template(tokenizer.path.parent), _Rendered()
-    for index, record in enumerate(records):
-        try:
-            spans = _record_spans(record, config, own, tokenizer.markers)
-        except RecordRefused as refusal:
-            found.refused[index] = str(refusal)
+def _whole(
+    records: Sequence[Conversation | Document],
+    spans_N: Sequence[Sequence[Span] | None],
+    tokenizer: CodeTokenizer,
+) -> Iterator[tuple[Tokens, Mask] | None]:
+    """Ids and mask of each record from those of its spans."""
+    ids_S = encode_spans(spans_N, tokenizer)
+    end = np.array([tokenizer.end_id], dtype=np.int32)
+    for record, spans in zip(records, spans_N, strict=True):
+        if spans is None:
+            yield None
             continue
-        found.spans_N.append(spans)
-        if spans and not spans[0].plain:
-            token = tokenizer.first_special(record.text)
-            found.control_tokens += [token] if token else []
-    return found
+        parts: list[Tokens] = []
+        for span in spans:
+            ids = next(ids_S) if parts else tokenizer.begun(next(ids_S))
+            parts.append(np.concatenate([ids, end]) if span.ends else ids)
+        mask = np.repeat([span.supervised for span in spans], [len(ids) for ids in parts])
+        if not mask.any():
+            raise DataError(f"{record.origin}: nothing in this record is supervised")
+        yield np.concatenate(parts), mask
 
 
 def _record_spans(
@@ -304,41 +246,3 @@ def _blocks(text: str) -> Iterator[str]:
         yield text[first:end]
         first = end
     yield text[first:]
-
-
-def _joined(
-    spans: Sequence[Span], ids_S: Iterator[Tokens], tokenizer: CodeTokenizer
-) -> tuple[Tokens, Mask]:
-    """Ids and mask of a record from those of its spans."""
-    end = np.array([tokenizer.end_id], dtype=np.int32)
-    parts: list[Tokens] = []
-    learned: list[Mask] = []
-    for span in spans:
-        ids = next(ids_S) if parts else tokenizer.begun(next(ids_S))
-        ids = np.concatenate([ids, end]) if span.ends else ids
-        parts.append(ids)
-        learned.append(np.full(len(ids), span.supervised))
-    if not parts:
-        return np.zeros(0, np.int32), np.zeros(0, np.bool_)
-    return np.concatenate(parts), np.concatenate(learned)
-
-
-def _without_first(mask: Mask, repeated: int) -> Mask:
-    """The mask of a window; what it repeats is context."""
-    return np.concatenate([np.zeros(min(repeated, len(mask)), np.bool_), mask[repeated:]])
-
-
-def _pieces(
-    kept: Sequence[tuple[int, Tokens, Mask]],
-    lengths_N: npt.NDArray[np.int32],
-    num_unsupervised: int,
-) -> Pieces:
-    nothing = (np.zeros(0, np.int32), np.zeros(0, np.bool_))
-    return Pieces(
-        tokens=np.concatenate([nothing[0], *(ids for _, ids, _ in kept)]),
-        supervised=np.concatenate([nothing[1], *(mask for _, _, mask in kept)]),
-        lengths_E=np.array([len(ids) for _, ids, _ in kept], dtype=np.int64),
-        record_E=np.array([index for index, _, _ in kept], dtype=np.int64),
-        code_lengths_N=lengths_N,
-        num_unsupervised=num_unsupervised,
-    )

@@ -2,8 +2,8 @@
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -15,6 +15,8 @@ from data.errors import DataError
 from data.text.tokenizer import CodeTokenizer
 
 TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
+Tokens = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 TOKENS_FORMAT = 1
 """Part of the key of prepared data. Raise it with a change after which the same files and settings
@@ -192,12 +194,6 @@ def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: Dat
     Raises:
         DataError: Windows that overlap whole.
     """
-    limit = config.seq_length - tokenizer.num_added
-    if config.window_overlap >= limit:
-        raise DataError(
-            f"data.window_overlap={config.window_overlap} must be below {limit}: data.seq_length"
-            f" less the {tokenizer.num_added} tokens that are added to each"
-        )
     is_read = [_num_bytes(code) <= config.max_function_bytes for code in codes]
     texts = [
         normalize_whitespace(code, config.normalize_whitespace)
@@ -205,48 +201,96 @@ def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: Dat
         if read
     ]
     ids_N = tokenizer.encode(texts)
-    begin = np.array(tokenizer.begin_ids, dtype=np.int32)
-    end = np.array([tokenizer.end_id], dtype=np.int32)
-    parts, lengths, num_pieces = [], [], np.zeros(len(codes), dtype=np.int64)
-    code_lengths = np.full(len(codes), -1, dtype=np.int32)
-    for index, read in enumerate(is_read):
-        if not read:
-            continue
-        ids = next(ids_N)
-        code_lengths[index] = len(ids)
-        pieces = cut(ids, limit, config.long_functions, config.window_overlap)
-        num_pieces[index] = len(pieces)
-        for piece in pieces:
-            parts += [begin, piece, end]
-            lengths.append(len(piece) + tokenizer.num_added)
+    whole_N = (
+        (ids := next(ids_N), np.ones(len(ids), np.bool_)) if read else None for read in is_read
+    )
+    return replace(cut_records(whole_N, tokenizer, config, are_texts=True), supervised=None)
+
+
+def cut_records(
+    whole_N: Iterable[tuple[Tokens, Mask] | None],
+    tokenizer: CodeTokenizer,
+    config: DataConfig,
+    *,
+    are_texts: bool,
+) -> Pieces:
+    """The pieces that are kept of records, by data.long_functions.
+
+    Args:
+        whole_N: All ids of each record and which of them are supervised; None for one unread.
+        tokenizer: Begins and ends a text.
+        config: seq_length, long_functions and window_overlap.
+        are_texts: Every piece is put between the tokens that begin and end a text. Otherwise the
+            ids hold them, and a piece in which nothing is supervised is dropped and counted.
+
+    Raises:
+        DataError: Windows that overlap whole.
+    """
+    around = [tokenizer.begin_ids, [tokenizer.end_id]] if are_texts else [[], []]
+    before, after = (np.array(ids, dtype=np.int32) for ids in around)
+    num_added = len(before) + len(after)
+    limit, overlap = config.seq_length - num_added, config.window_overlap
+    if overlap >= limit:
+        raise DataError(
+            f"data.window_overlap={overlap} must be below {limit}: data.seq_length"
+            + (f" less the {num_added} tokens that are added to each" if num_added else "")
+        )
+    if not are_texts:  # or the first token of every window would be nobody's target
+        overlap = max(1, overlap)
+    parts, masks, lengths_E, record_E, lengths_N = [before[:0]], [], [], [], []
+    num_unsupervised = 0
+    for index, whole in enumerate(whole_N):
+        lengths_N.append(-1 if whole is None else len(whole[0]))
+        for ids, mask in cut(*whole, limit, config.long_functions, overlap) if whole else ():
+            if not are_texts and not mask.any():
+                num_unsupervised += 1
+                continue
+            parts += [before, ids, after] if are_texts else [ids]
+            masks.append(mask)
+            lengths_E.append(len(ids) + num_added)
+            record_E.append(index)
     return Pieces(
-        tokens=np.concatenate(parts) if parts else np.zeros(0, np.int32),
-        lengths_E=np.array(lengths, dtype=np.int64),
-        record_E=np.repeat(np.arange(len(codes)), num_pieces),
-        code_lengths_N=code_lengths,
+        tokens=np.concatenate(parts),
+        lengths_E=np.array(lengths_E, dtype=np.int64),
+        record_E=np.array(record_E, dtype=np.int64),
+        code_lengths_N=np.array(lengths_N, dtype=np.int32),
+        supervised=np.concatenate([np.zeros(0, np.bool_), *masks]),
+        num_unsupervised=num_unsupervised,
     )
 
 
 def cut(
-    ids: npt.NDArray[np.int32], limit: int, policy: str, overlap: int
-) -> list[npt.NDArray[np.int32]]:
-    """What is kept of a function, as pieces of at most `limit` tokens.
+    ids: Tokens, mask: Mask, limit: int, policy: str, overlap: int = 0
+) -> list[tuple[Tokens, Mask]]:
+    """What is kept of a record, as pieces of at most `limit` tokens with their masks.
 
     Args:
         ids: All its tokens.
+        mask: Which are supervised.
         limit: Above it the policy applies.
-        policy: "drop" none; "truncate" the head, "truncate_left" the tail, "truncate_middle" half
-            of each; "window" pieces that follow one another.
-        overlap: Tokens that a window repeats of the one before it, below `limit`.
+        policy: "drop" none; "truncate" the head, "truncate_left" the tail; "truncate_middle" half
+            of each, where the first token after the gap is not a target; "window" pieces that
+            follow one another.
+        overlap: Tokens that a window repeats of the one before it, below `limit`: as context, for
+            they are supervised once.
     """
     if len(ids) <= limit:
-        return [ids]
-    if policy == "window":
-        return [ids[n : n + limit] for n in range(0, len(ids) - overlap, limit - overlap)]
-    tail = {"truncate": 0, "truncate_middle": limit // 2, "truncate_left": limit}
+        return [(ids, mask)]
     if policy == "drop":
         return []
-    return [np.concatenate([ids[: limit - tail[policy]], ids[len(ids) - tail[policy] :]])]
+    if policy == "window":
+        windows = []
+        for first in range(0, len(ids) - overlap, limit - overlap):
+            learned = mask[first : first + limit].copy()
+            learned[: overlap if first else 0] = False
+            windows.append((ids[first : first + limit], learned))
+        return windows
+    tail = {"truncate": 0, "truncate_middle": limit // 2, "truncate_left": limit}[policy]
+    head, end = limit - tail, len(ids) - tail
+    learned = np.concatenate([mask[:head], mask[end:]])
+    if head and tail:
+        learned[head] = False
+    return [(np.concatenate([ids[:head], ids[end:]]), learned)]
 
 
 def token_facts(

@@ -168,15 +168,17 @@ def test_truncate_keeps_the_head_and_window_keeps_all_words_in_order(tmp_path):
     ],
 )
 def test_what_is_kept_of_eleven_tokens_in_pieces_of_five(policy, overlap, kept):
-    ids = np.arange(11, dtype=np.int32)
-    assert [piece.tolist() for piece in cut(ids, 5, policy, overlap)] == kept
-    assert [piece.tolist() for piece in cut(ids[:5], 5, policy, overlap)] == [[0, 1, 2, 3, 4]]
+    ids, mask = np.arange(11, dtype=np.int32), np.ones(11, np.bool_)
+    assert [piece.tolist() for piece, _ in cut(ids, mask, 5, policy, overlap)] == kept
+    whole = cut(ids[:5], mask[:5], 5, policy, overlap)
+    assert [piece.tolist() for piece, _ in whole] == [[0, 1, 2, 3, 4]]
 
 
 @given(st.integers(1, 200), st.integers(2, 30), st.data())
 def test_windows_cover_every_token_and_repeat_exactly_the_overlap(length, limit, data):
     overlap = data.draw(st.integers(0, limit - 1))
-    pieces = cut(np.arange(length, dtype=np.int32), limit, "window", overlap)
+    ids, mask = np.arange(length, dtype=np.int32), np.ones(length, np.bool_)
+    pieces = [piece for piece, _ in cut(ids, mask, limit, "window", overlap)]
     assert max(map(len, pieces)) <= limit
     whole = pieces[0].tolist()
     for piece in pieces[1:]:
