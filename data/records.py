@@ -95,9 +95,11 @@ class Document:
         text: Never empty.
         origin: "file:line" of the row, or the file.
         source: Name of the file it came from.
+        kind: Its kind, one of data.records.
     """
 
     id: str
     text: str
     origin: str
     source: str
+    kind: str = "text"

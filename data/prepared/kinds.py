@@ -125,7 +125,7 @@ def _add_language(
     building: Building, records: Sequence[Conversation | Document], pieces: Pieces
 ) -> None:
     building.num_documents += sum(isinstance(record, Document) for record in records)
-    building.kinds |= {"text" if isinstance(r, Document) else r.kind for r in records}
+    building.kinds |= {record.kind for record in records}
     building.num_unsupervised += pieces.num_unsupervised
     building.control_tokens.update(pieces.control_tokens)
     end_id = building.tokenizer.end_id

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.kinds import KINDS
 from data.prepared.build import Progress, build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
 from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source, kind_of
@@ -283,7 +284,9 @@ def _open_split(folder: Path, facts: Mapping[str, Any], vocab_size: int, kind: K
     samples, examples = open_split(folder, vocab_size, kind.stored)
     if kind is FUNCTIONS:
         return Split(samples, examples, TokenFacts(**facts["tokens"]), folder)
-    if facts["kinds"] == ["text"]:  # the windows of a text are examples of their own
+    if all(
+        KINDS[kind].holds == "text" for kind in facts["kinds"]
+    ):  # the windows of a text are examples of their own
         examples = replace(examples, share_E=np.ones(len(examples)))
     files = _first_records(facts["files"])
     return Split(samples, examples, LanguageFacts(**facts["tokens"]), folder, files)

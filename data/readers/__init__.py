@@ -3,7 +3,7 @@
 Imports text/ and data/'s root.
 """
 
-from data.readers.locate import SPLITS, file_digest, locate, named_files, source_digest
+from data.readers.layouts import SPLITS, file_digest, locate, named_files, source_digest
 from data.readers.read import read_language, read_records
 from data.readers.reading import ReadFacts
 

@@ -28,9 +28,10 @@ def document(
     row: _Row, found: Found, record_id: str, origin: str, reading: Reading
 ) -> list[Document]:
     """The text of a row."""
-    column = found.needed["text"]
+    (column,) = found.needed.values()
     text = checked_text(row[column], column)
-    return [Document(record_id, text, origin, reading.name)] if reading.keeps(text) else []
+    made = Document(record_id, text, origin, reading.name, found.kind)
+    return [made] if reading.keeps(text) else []
 
 
 def turns(
@@ -56,7 +57,7 @@ def messages(
     row: _Row, found: Found, record_id: str, origin: str, reading: Reading
 ) -> list[Conversation]:
     """The messages of a row."""
-    column = found.needed["messages"]
+    (column,) = found.needed.values()
     said = _chat(row[column], column, reading)
     return _kept(Conversation(record_id, tuple(said), origin, reading.name, found.kind), reading)
 

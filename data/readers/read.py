@@ -23,7 +23,7 @@ from data.readers.formats import (
     json_rows,
     jsonl_rows,
 )
-from data.readers.locate import (
+from data.readers.layouts import (
     any_member,
     is_called,
     is_called_a_split,
@@ -155,7 +155,7 @@ def _language(source: _Source, columns: Columns) -> Iterator[Conversation | Docu
         raise DataError(f"{reading.name}: a text above {MAX_LINE_BYTES} bytes; split the file")
     text = reading.whole_text(raw, reading.name)
     if text is not None:
-        yield Document(reading.name, text, reading.name, reading.name)
+        yield Document(reading.name, text, reading.name, reading.name, kind)
 
 
 def _is_plain_folder(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from data.config import DataConfig
+from data.kinds import KINDS
 from data.prepared.prepare import Prepared
 from data.readers.conversations import QUESTION
 from data.records import Conversation, Turn
@@ -50,8 +51,8 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         config: template.
     """
     parts = [Span(text, supervised=False)]
-    if kind != "text":
-        asked = [QUESTION, text] if kind == "vulnerability" else [text]
+    if KINDS[kind].holds != "text":
+        asked = [QUESTION, text] if KINDS[kind].holds == "function" else [text]
         turns = (*(Turn("user", said) for said in asked), Turn("assistant", "answer"))
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
         own = own_template(tokenizer.path.parent)

@@ -10,7 +10,8 @@ from dataset_files import COMPRESSIONS, FORMATS, jsonl_bytes, parquet_bytes, tar
 from data.config import DataConfig
 from data.errors import DataError
 from data.kinds import KINDS, RecordKind
-from data.readers import ReadFacts, locate, read_language
+from data.readers import ReadFacts, layouts, locate, read_language
+from data.readers.layouts import Layout
 from data.records import Conversation, Document, Turn
 from data.text.templates import chosen_template
 
@@ -313,6 +314,22 @@ def test_an_entry_of_KINDS_is_all_that_a_kind_needs(tmp_path, monkeypatch):
     write_rows(path, rows)
     with pytest.raises(DataError, match="no field 'question' or 'q'"):
         list(read_language(path, "train", DataConfig(train=str(path))))
+
+
+def test_an_entry_of_LAYOUTS_is_all_that_a_layout_needs(tmp_path, monkeypatch):
+    entry = Layout(
+        "a folder {split}/ with an INDEX",
+        lambda path, _: (path / "INDEX").is_file(),
+        files=lambda path: [path / name for name in (path / "INDEX").read_text().split()],
+    )
+    for name in ("b.jsonl", "a.jsonl"):
+        written(tmp_path / "train", name, jsonl_bytes(PROMPTS))
+    written(tmp_path / "train", "INDEX", b"b.jsonl\na.jsonl\n")
+    assert paths(path=str(tmp_path)) == ["a.jsonl", "b.jsonl"]
+    monkeypatch.setattr(layouts, "LAYOUTS", (entry, *layouts.LAYOUTS))
+    assert paths(path=str(tmp_path)) == ["b.jsonl", "a.jsonl"]
+    with pytest.raises(DataError, match="a folder valid/ with an INDEX"):
+        locate(DataConfig(path=str(tmp_path)), "valid")
 
 
 def test_a_recipe_may_name_each_kind_of_KINDS_and_no_other():
