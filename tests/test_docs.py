@@ -66,7 +66,7 @@ COMMANDS = [(page, line) for page in PAGES for line in commands(page)]
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory, tiny_data, tiny_model) -> dict[str, str]:
-    """What stands in for each placeholder."""
+    """What replaces each placeholder."""
     root = tmp_path_factory.mktemp("places")
     chats, texts = root / "chats", root / "texts"
     write_records(chats, "chat")

@@ -43,10 +43,10 @@ class Columns:
     id_N: HashArray
 
 
-def read_columns(name: str, samples: Sequence[CodeSample], show_progress: bool) -> Columns:
+def read_columns(name: str, samples: Sequence[CodeSample]) -> Columns:
     """Read a split once."""
     keys, fixes, ids = SplitKeys(), array("Q"), array("Q")
-    stream = iter(tracked(samples, f"reading {name}", len(samples), show_progress))
+    stream = iter(tracked(samples, f"reading {name}", len(samples)))
     while chunk := list(islice(stream, _CHUNK)):
         keys.append([sample.code for sample in chunk])
         keys.append_groups(chunk)
@@ -68,12 +68,12 @@ def records_at(columns: Columns, places: npt.NDArray[np.int64]) -> Iterable[Code
     return (columns.samples[int(place)] for place in places)
 
 
-def tracked(items: Iterable[T], what: str, total: int, show: bool) -> Iterable[T]:
+def tracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     """The items, with a progress bar if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    if not show or not console.is_terminal:
+    if not console.is_terminal:
         return items
     return track(items, f"audit: {what}", total=total, console=console, transient=True)

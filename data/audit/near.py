@@ -74,19 +74,15 @@ class _Examined:
         return is_opposite_P
 
 
-def near_duplicates(
-    splits: Sequence[Columns], limit: int, seed: int, show_progress: bool
-) -> NearFacts:
+def near_duplicates(splits: Sequence[Columns], limit: int) -> NearFacts:
     """Search all splits together.
 
     Args:
         splits: Their columns.
         limit: Most functions of a split to compare; a larger split gets a seeded sample.
-        seed: Draws that sample.
-        show_progress: Draw a bar on stderr.
     """
     begin = time.perf_counter()
-    places = [at_most(limit, len(split.samples), seed) for split in splits]
+    places = [at_most(limit, len(split.samples)) for split in splits]
     parts = list(zip(splits, places, strict=True))
     examined = _Examined(
         np.repeat(np.arange(len(splits)), [len(p) for p in places]),
@@ -97,7 +93,7 @@ def near_duplicates(
     )
     num = len(examined.split_E)
     codes: Iterable[str] = (sample.code for split, p in parts for sample in records_at(split, p))
-    codes = tracked(codes, "near duplicates", num, show_progress)
+    codes = tracked(codes, "near duplicates", num)
     function_2P, similarity_P = _search(codes, examined)
     is_fix_P = examined.is_fix(*function_2P)
     fixes = examined.split_E[function_2P[0, is_fix_P]]

@@ -28,8 +28,6 @@ def audit_splits(
     normalize_whitespace: str = "none",
     seq_length: int | None = None,
     max_functions: int = 50_000,
-    seed: int = 0,
-    show_progress: bool = False,
 ) -> AuditFacts:
     """Look for everything that makes a test result untrue.
 
@@ -41,12 +39,10 @@ def audit_splits(
         seq_length: Marked in the picture of lengths.
         max_functions: Near duplicates and words use a seeded sample of this size from a larger
             split; exact duplicates, groups and classes always cover all.
-        seed: Draws that sample.
-        show_progress: Draw bars if stderr is a terminal.
     """
     for name, lengths_N in lengths.items():
         assert len(lengths_N) == len(splits[name]), f"{name}: a length for every function"
-    columns = [read_columns(name, samples, show_progress) for name, samples in splits.items()]
+    columns = [read_columns(name, samples) for name, samples in splits.items()]
     edges = length_edges(lengths)
     collapse = None
     if normalize_whitespace == "collapse":
@@ -55,11 +51,11 @@ def audit_splits(
         findings=[],
         splits=[population(split, lengths.get(split.name), edges) for split in columns],
         exact=exact_duplicates(columns),
-        near=near_duplicates(columns, max_functions, seed, show_progress),
+        near=near_duplicates(columns, max_functions),
         contradictions=contradictions(columns),
         ids=duplicate_ids(columns),
         groups=shared_groups(columns),
-        words=telling_words(columns[0], max_functions, seed, show_progress),
+        words=telling_words(columns[0], max_functions),
         cwes=cwe_table(columns),
         length_edges=edges,
         seq_length=seq_length,

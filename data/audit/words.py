@@ -44,21 +44,14 @@ _CALLED = re.compile(r"(?<![@\w])([^\W\d]\w*)\s*\(")
 _NOT_NAMES = {"if", "for", "while", "switch", "return", "sizeof", "catch", "function"}
 
 
-def telling_words(train: Columns, limit: int, seed: int, show_progress: bool) -> WordFacts:
-    """Test every word of a split against the label.
-
-    Args:
-        train: Columns of the split.
-        limit: Most functions to look at; a larger split gets a seeded sample.
-        seed: Draws that sample.
-        show_progress: Draw a bar on stderr.
-    """
-    places = at_most(limit, len(train.samples), seed)
+def telling_words(train: Columns, limit: int) -> WordFacts:
+    """Test every word of a split, or of a seeded sample of `limit` functions, against the label."""
+    places = at_most(limit, len(train.samples))
     # A function copied a hundred times is one witness, not a hundred.
     places = places[np.sort(np.unique(train.keys.code_N[places], return_index=True)[1])]
     target_N = train.keys.target_N[places].astype(np.int64)
     bits = float(entropy(np.bincount(target_N, minlength=2)))
-    words, held_VN = _presence(train, places, show_progress)
+    words, held_VN = _presence(train, places)
     found = []
     if bits and words:
         found = _significant(words, held_VN, target_N, train.keys.group_N("commit")[places])
@@ -122,14 +115,12 @@ def _own_name(code: str) -> str:
     return ""
 
 
-def _presence(
-    train: Columns, places: npt.NDArray[np.int64], show_progress: bool
-) -> tuple[list[tuple[str, str]], Any]:
+def _presence(train: Columns, places: npt.NDArray[np.int64]) -> tuple[list[tuple[str, str]], Any]:
     """Words of at least MIN_FUNCTIONS, and the sparse matrix (V, N) of who holds which."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     counter = CountVectorizer(analyzer=features, binary=True, dtype=np.int32)
-    records = tracked(records_at(train, places), "words", len(places), show_progress)
+    records = tracked(records_at(train, places), "words", len(places))
     try:
         held_NV = counter.fit_transform(records)
     except ValueError as error:

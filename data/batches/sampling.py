@@ -4,11 +4,11 @@ import numpy as np
 import numpy.typing as npt
 
 
-def at_most(limit: int, num: int, seed: int) -> npt.NDArray[np.int64]:
-    """All of `num` places, or `limit` of them drawn without replacement; ascending."""
+def at_most(limit: int, num: int) -> npt.NDArray[np.int64]:
+    """All of `num` places, or always the same `limit` of them, drawn at random; ascending."""
     if num <= limit:
         return np.arange(num)
-    return np.sort(np.random.default_rng(seed).choice(num, size=limit, replace=False))
+    return np.sort(np.random.default_rng(0).choice(num, size=limit, replace=False))
 
 
 def balanced(

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from data.errors import DataError
 from data.prepared.cache import code_lengths, open_split
 from data.prepared.splits import SplitKeys
 from data.prepared.table import RecordClass
-from data.readers import ReadFacts, locate, read_language, read_records
+from data.readers import ReadFacts, read_language, read_records
 from data.records import CodeSample, Conversation, Document, RecordSource
 from data.text.language import LanguageFacts, encode_language, supervised_facts
 from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_facts
@@ -75,7 +74,6 @@ class Kind:
 
     Attributes:
         stored: Class whose fields are kept on disk beside the tokens.
-        paths: Files of a split.
         read: Records of a file: path, split, settings and the facts to fill.
         encode: A chunk of records to tokens.
         add: Count a chunk in the building.
@@ -83,7 +81,6 @@ class Kind:
     """
 
     stored: RecordClass
-    paths: Callable[[DataConfig, str], Sequence[Path]]
     read: Callable[[Path, str, DataConfig, ReadFacts], Iterator[Any]]
     encode: Callable[[Sequence[Any], CodeTokenizer, DataConfig], Pieces]
     add: Callable[[Building, Sequence[Any], Pieces], None]
@@ -205,7 +202,6 @@ def _warnings(building: Building, facts: LanguageFacts) -> Iterator[str]:
 
 FUNCTIONS: Final = Kind(
     stored=CodeSample,
-    paths=locate,
     read=read_records,
     encode=lambda samples, tokenizer, config: encode_functions(
         [sample.code for sample in samples], tokenizer, config
@@ -215,7 +211,6 @@ FUNCTIONS: Final = Kind(
 )
 LANGUAGE: Final = Kind(
     stored=RecordSource,
-    paths=partial(locate, language=True),
     read=read_language,
     encode=encode_language,
     add=_add_language,

@@ -20,7 +20,7 @@ from data.prepared.cache import cached, code_lengths, default_root, open_split, 
 from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source, kind_of
 from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.prepared.table import RecordTable
-from data.readers import SPLITS, source_digest
+from data.readers import SPLITS, locate, source_digest
 from data.text.chat import own_template
 from data.text.language import LanguageFacts
 from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
@@ -146,8 +146,8 @@ def open_splits(
     Raises:
         DataError: A file or a record cannot be read.
     """
-    kind = kind_of(language)
-    prepared = _open(config, _sources(config, kind), tokenizer_folder, kind, progress)
+    sources = _sources(config, language)
+    prepared = _open(config, sources, tokenizer_folder, kind_of(language), progress)
     groups = [] if language else list(config.leak_groups)
     own = {"leak_groups": groups, "leaks_allowed": config.allow_leaks}
     return replace(prepared, facts=prepared.facts | own)
@@ -175,8 +175,8 @@ def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) 
         DataError: A split is missing.
         OSError: No tokenizer.json.
     """
-    kind = kind_of(language)
-    return _digests(_sources(config, kind), tokenizer_folder / "tokenizer.json", kind)
+    sources = _sources(config, language)
+    return _digests(sources, tokenizer_folder / "tokenizer.json", kind_of(language))
 
 
 def sources_digest(paths: Sequence[Path]) -> str:
@@ -217,9 +217,9 @@ def _loss_weights(
     return weight_N
 
 
-def _sources(config: DataConfig, kind: Kind) -> dict[str, Source]:
+def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
     """Files of the splits; a split without files shares train's."""
-    paths = {name: tuple(kind.paths(config, name)) for name in SPLITS}
+    paths = {name: tuple(locate(config, name, language=language)) for name in SPLITS}
     held_out = tuple(name for name in HELD_OUT if not paths[name])
     sharing = Source(paths["train"], held_out)
     return {

@@ -10,8 +10,8 @@ from data.batches.order import Plan, steps_for
 from data.config import DataConfig
 from data.errors import DataError
 from data.prepared.cache import FACTS, default_root, entries
-from data.prepared.kinds import kind_of
 from data.prepared.prepare import sources_digest
+from data.readers import locate
 from trainer.config.sections import OptimSection, RunConfig
 
 _ASSUMED_RECORDS, _ASSUMED_TOKENS = 1000, 400.0
@@ -126,7 +126,7 @@ def facts_of(
 
 def _train_digest(data: DataConfig, is_language: bool) -> str | None:
     try:
-        paths = kind_of(is_language).paths(data, "train")
+        paths = locate(data, "train", language=is_language)
         are_files = all(path.is_file() for path in paths)
         if not are_files or sum(path.stat().st_size for path in paths) > _LARGEST_DIGESTED:
             return None

@@ -81,7 +81,6 @@ def audit_run(config: RunConfig) -> list[str]:
         leak_groups=config.data.leak_groups,
         normalize_whitespace=config.data.normalize_whitespace,
         seq_length=config.data.seq_length,
-        show_progress=True,
     )
     folder = config.output_dir.with_name(f"{config.output_dir.name}.audit")
     written = write_audit(folder, facts)

@@ -21,7 +21,7 @@ ARCHIVE = REPOSITORY.parent.joinpath(
 
 
 def random_code(rng: np.random.Generator, num_calls: int = 12) -> list[str]:
-    """Statements of random calls: two such functions share next to no run of five tokens."""
+    """Statements of random calls: two of these functions share next to no run of five tokens."""
     return [
         f"w{rng.integers(900)} = w{rng.integers(900)}(w{rng.integers(900)}, {rng.integers(99)});"
         for _ in range(num_calls)
@@ -39,11 +39,11 @@ def random_split(name: str, num: int, seed: int) -> list[CodeSample]:
 
 
 def columns(**splits):
-    return [read_columns(name, samples, False) for name, samples in splits.items()]
+    return [read_columns(name, samples) for name, samples in splits.items()]
 
 
 def search(limit=50_000, **splits):
-    return near_duplicates(columns(**splits), limit, 0, False)
+    return near_duplicates(columns(**splits), limit)
 
 
 def edited(sample: CodeSample, **changes: object) -> CodeSample:
@@ -218,7 +218,7 @@ def test_a_function_and_its_fix_are_no_duplicates_inside_one_split_only():
     train, test = random_split("train", 30, 1), random_split("test", 30, 2)
     train[1] = edited(train[0], target=1 - train[0].target)  # of the same commit
     train[3] = edited(train[2])  # of the same commit and label: a duplicate
-    test[1] = edited(train[4], target=1 - train[4].target)  # its fix stands in the other split
+    test[1] = edited(train[4], target=1 - train[4].target)  # its fix is in the other split
     near = search(train=train, test=test)
     found = by_where(near.pairs)
     assert near.num_fix_pairs == {"train": 1, "test": 0}

@@ -191,7 +191,7 @@ def test_collapse_is_warned_of_only_where_it_is_chosen_and_harms(clean):
     assert "changes the meaning of 1 of 300 functions" in text
 
 
-def test_a_sampled_split_is_told_of(clean):
+def test_a_sampled_split_is_reported(clean):
     ((severity, text),) = found(clean, max_functions=200)
     assert severity == "note"
     assert "seeded sample of 200 of 300" in text
@@ -218,7 +218,7 @@ def test_json_markdown_and_picture_are_written(clean, tmp_path):
     plant_exact(clean)
     plant_word(clean)
     changed(clean["train"], 9, cwe="CWE|9\n")  # would break a table
-    facts = audit_splits(clean, token_lengths(clean), seq_length=64, show_progress=True)
+    facts = audit_splits(clean, token_lengths(clean), seq_length=64)
     paths = write_audit(tmp_path / "new" / "audit", facts)
     assert [path.name for path in paths] == ["audit.json", "audit.md", "lengths.png"]
     assert json.loads(paths[0].read_text()) == json.loads(json.dumps(facts.to_json()))

@@ -37,7 +37,7 @@ def lottery(num: int, seed: int) -> list[CodeSample]:
 
 
 def tell(samples):
-    return telling_words(read_columns("train", samples, False), 50_000, 0, False)
+    return telling_words(read_columns("train", samples), 50_000)
 
 
 @pytest.mark.parametrize("seed", range(5))

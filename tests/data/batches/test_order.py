@@ -53,7 +53,7 @@ def test_seven_rows_in_three_steps_on_two_ranks_as_by_hand():
     plan = Plan(num_rows=7, steps_per_epoch=3, micro_batch_size=1, world_size=2)
     assert [list(step_rows(plan, step)) for step in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
     assert plan.gradient_accumulation_steps == 2  # three rows over two ranks
-    # 9 and 8 share a micro-step, 5 stands alone; alone differs most, so it is dealt first: rank 0
+    # 9 and 8 share a micro-step, 5 is alone; it differs most, so it is dealt first: rank 0
     # has 5, then rank 1 has less and takes 9
     assert rank_micro_batches(plan, 2, np.array([8, 5, 9])) == [[[4], [5]], [[6], []]]
     assert rank_micro_batches(plan, 0, np.array([1, 2])) == [[[1], []], [[0], []]]

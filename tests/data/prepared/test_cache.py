@@ -305,7 +305,7 @@ def test_training_weights_are_the_groups_times_the_classes(tiny_data, tiny_model
 
 
 def test_the_rarer_class_weighs_more_and_a_weight_follows_its_record(tiny_model, tmp_path):
-    """A dropped function stands before the others, and the first of these is cut into windows."""
+    """A dropped function comes before the others, and the first of these is cut into windows."""
     rows: list[dict[str, object]] = [
         {"code": f"f{n} ();" * (40 if n == 1 else 1), "target": int(n in (1, 4)), "status": f"s{n}"}
         for n in range(9)

@@ -31,7 +31,7 @@ def prepared(folder: Path, **config: object) -> Prepared:
 
 
 def questions(data: Prepared, split: str) -> list[str]:
-    """What every record of a split asks, from its tokens."""
+    """The question of every record in a split, from its tokens."""
     examples = data.splits[split].examples
     return [
         data.tokenizer.decode(

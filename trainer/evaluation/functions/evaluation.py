@@ -76,7 +76,7 @@ class FunctionEvaluation(Evaluation):
     ) -> tuple[dict[str, Baseline], int]:
         """The baselines on some functions of a split, and how many functions they learned from."""
         train, valid = self.prepared.splits["train"], self.prepared.splits["valid"]
-        learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples), seed=0)
+        learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples))
         scorer = tfidf_logistic(*_codes_and_labels(train, learned_F))
         valid_P = population(valid.examples, self.config.replication.compat_population)
         valid_codes, valid_labels = _codes_and_labels(valid, valid_P)
