@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALES = ("exp_avg_scale", "exp_avg_sq_scale")
+_NUMBERED = tuple(zip((1, 2), MOMENTS, SCALES, strict=True))  # as bitsandbytes counts them
 _BLOCK = 256
 _Entry = MutableMapping[str, Any]
 
@@ -45,12 +46,12 @@ def named_moments(engine: "DeepSpeedEngine", *, write: bool = False) -> Iterator
     """
     entries = [entry for entry in adam_of(engine).state.values() if "state1" in entry]
     for entry in entries:
-        for number, (moment, scale) in enumerate(zip(MOMENTS, SCALES, strict=True), start=1):
+        for number, moment, scale in _NUMBERED:
             entry[moment], entry[scale] = _decode(entry, number)
     _link(engine)
     yield
     for entry in entries:
-        for number, (moment, scale) in enumerate(zip(MOMENTS, SCALES, strict=True), start=1):
+        for number, moment, scale in _NUMBERED:
             value, scales = entry.pop(moment), entry.pop(scale)
             if write:
                 _encode(entry, number, value, scales)

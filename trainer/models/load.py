@@ -31,10 +31,15 @@ def load_base(config: RunConfig) -> "PreTrainedModel":
     """
     torch.manual_seed(config.run.seed)
     if config.model.path:
-        model = _from_files(config, Path(config.model.path))
-    else:
-        model = _from_config(config)
-    return _ready_to_train(model, config)
+        return _ready_to_train(_from_files(config, Path(config.model.path)), config)
+    source = str(config.model.config)
+    with _model_errors(source):
+        drawn = _auto_class(config).from_config(
+            _model_config(source),
+            dtype=DTYPES[config.base_dtype],
+            attn_implementation=config.model.attention,
+        )
+    return _ready_to_train(drawn, config)
 
 
 def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "PreTrainedModel":
@@ -81,17 +86,6 @@ def _from_files(config: RunConfig, source: Path, **more: Any) -> "PreTrainedMode
         _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"], drawn)
     loaded: PreTrainedModel = model
     return loaded
-
-
-def _from_config(config: RunConfig) -> "PreTrainedModel":
-    source = str(config.model.config)
-    with _model_errors(source):
-        drawn: PreTrainedModel = _auto_class(config).from_config(
-            _model_config(source),
-            dtype=DTYPES[config.base_dtype],
-            attn_implementation=config.model.attention,
-        )
-    return drawn
 
 
 def _auto_class(config: RunConfig) -> Any:
