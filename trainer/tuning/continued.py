@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.errors import ModelError
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.plain import PlainModel
-from trainer.tuning.ptuning import ENCODER_FILE, is_prompted, take_encoder
+from trainer.tuning.ptuning import ENCODER_FILE, is_prompted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -85,7 +85,7 @@ def _take_peft(model: "PeftModel", folder: Path) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     absent = trained & set(result.missing_keys)
     if is_prompted(model):
-        take_encoder(model, load_file(folder / ENCODER_FILE))
+        model.prompt_encoder["default"].load_state_dict(load_file(folder / ENCODER_FILE))
         absent = {name for name in absent if not name.startswith("prompt_encoder.")}
     _refuse_missing(folder, absent, [n for n in result.unexpected_keys if n != "prompt_embeddings"])
 

@@ -78,11 +78,6 @@ def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -
         save_file(tensors, folder / name, metadata={"format": "pt"})
 
 
-def take_encoder(model: "PeftModel", weights: Mapping[str, Tensor]) -> None:
-    """Overwrite the virtual tokens' encoder with a saved one."""
-    model.prompt_encoder["default"].load_state_dict(dict(weights))
-
-
 def _encoded(encoder: Mapping[str, Tensor]) -> Tensor:
     """The encoder's virtual tokens (P, D): three linear layers with ReLU between them."""
     hidden_PD = encoder["embedding.weight"]
