@@ -1,8 +1,8 @@
 """Members of a tar or zip, one after the other, in place: nothing is ever written to disk.
 
-An archive that holds a path outside itself, a name twice or a name no file system takes is refused
-whole: whoever made it meant harm or made a mistake. Links, devices and archives within it are only
-passed over with a warning, for they are never opened.
+An archive with a path outside itself, a name twice or a name no file system takes is refused whole:
+it is hostile or a mistake. Links, devices and archives inside it are never opened: a warning names
+them.
 """
 
 import io
@@ -11,7 +11,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, cast
 
 from data.errors import DataError
@@ -27,7 +27,12 @@ _END_OF_TAR = bytes(512)
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file of an archive; open it before asking for the next one."""
+    """A regular file of an archive, to be opened before the next one is taken.
+
+    Attributes:
+        name: Its path in the archive.
+        open: Its bytes, whose faults name the archive and the member.
+    """
 
     name: str
     open: Callable[[], io.BufferedReader]
@@ -94,7 +99,7 @@ def zip_members(stream: IO[bytes], reading: Reading) -> Iterator[Member]:
 
 
 class _Names:
-    """The names of an archive so far: which are safe, wanted, seen before."""
+    """Which names of an archive are safe, wanted and new."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
@@ -103,11 +108,11 @@ class _Names:
         self.passed: dict[str, list[str]] = {}
 
     def is_wanted(self, name: str, kind: str) -> bool:
-        """Whether to offer a member; kind says what it is if no regular file."""
+        """Whether to offer a member; `kind` names one that is not a regular file."""
         fault = _unsafe(name)
         if fault:
             raise DataError(
-                f"{self.archive}: member {name[:80]!r} {fault}; no such archive is read: make a"
+                f"{self.archive}: member {name[:80]!r} {fault}; such an archive is not read: make a"
                 " new one from a clean folder"
             )
         if kind == "folder":
@@ -127,9 +132,9 @@ class _Names:
         return not kind
 
     def inner(self, member: tarfile.TarInfo | zipfile.ZipInfo) -> Reading:
-        """The reading under which faults of a member's bytes are named."""
+        """Names the faults in a member's bytes."""
         name = member.name if isinstance(member, tarfile.TarInfo) else member.filename
-        return Reading(shown(f"{self.archive}::{name}"), self.reading.config, self.reading.facts)
+        return replace(self.reading, name=shown(f"{self.archive}::{name}"))
 
     def finish(self) -> None:
         for kind, names in self.passed.items():
@@ -143,7 +148,7 @@ class _Names:
 
 
 def _unsafe(name: str) -> str:
-    """What is wrong with a member's name; empty where nothing is."""
+    """What is wrong with a member's name, or nothing."""
     if "\0" in name:
         return "has a NUL in its name"
     parts = name.replace("\\", "/").split("/")

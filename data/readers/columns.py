@@ -110,7 +110,7 @@ class Columns:
                     return name
         kinds = "; ".join(f"{name}: {', '.join(kind.needed)}" for name, kind in KINDS.items())
         raise DataError(
-            f"{where}: the fields {listed(sorted(map(str, names)))} are those of no kind of record"
+            f"{where}: the fields {listed(sorted(map(str, names)))} do not fit any kind of record"
             f" ({kinds}); set data.records and name them with data.fields"
         )
 
@@ -139,7 +139,7 @@ class Columns:
 
 
 def _refuse_other_fields(fields: Mapping[str, str], kinds: list[str]) -> None:
-    """A mapping of a field that the kind does not have is a slip of the pen."""
+    """A mapped field that no kind has is a typing mistake."""
     if any(fields.keys() <= set(KINDS[kind].fields) for kind in kinds):
         return
     error = MappingError if kinds == [FUNCTION] else DataError

@@ -23,7 +23,7 @@ def folder_samples(folder: Path, reading: Reading) -> Iterator[CodeSample]:
         reading: Names it; its config maps labels.
 
     Raises:
-        DataError: An unknown label, a link that leaves the folder, a file that is none.
+        DataError: An unknown label, a link that leaves the folder, a path that is not a file.
     """
 
     def files() -> Iterator[tuple[tuple[str, ...], Member]]:

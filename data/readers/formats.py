@@ -187,7 +187,7 @@ def _decoder() -> json.JSONDecoder:
         if len(row) != len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise _DuplicateKeyError(f"key {twice[:60]!r} stands twice in one row; keep one")
+            raise _DuplicateKeyError(f"key {twice[:60]!r} occurs twice in one row; keep one")
         return row
 
     return json.JSONDecoder(object_pairs_hook=refuse_duplicates)

@@ -116,7 +116,7 @@ def named_files(path: Path, key: str, config: DataConfig, *, language: bool) -> 
 
 
 def refuse_irregular(path: Path, where: str) -> None:
-    """Raises DataError where a path is not a file; reading a fifo would wait for ever."""
+    """Raises DataError if a path is not a regular file; reading a fifo would never end."""
     if not path.exists():
         raise DataError(f"{where} does not exist (resolved: {path.resolve()})")
     if not path.is_file():

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ def _read(
     reading = Reading(shown(path.name), config, ReadFacts() if facts is None else facts, split)
     columns = Columns(config, config.records if language else FUNCTION)
     num_before, empty = reading.facts.num_rows, reading.name
-    if not language and (config.format == "folder" or _is_plain_folder(path)):
+    is_saved = is_saved_dataset(path) and config.format != "folder"
+    if not language and not is_saved and (path.is_dir() or config.format == "folder"):
         yield from _labelled(path, split, reading)
     else:
         with closing(_sources(path, split, reading, language)) as sources:
@@ -158,10 +159,6 @@ def _language(source: _Source, columns: Columns) -> Iterator[Conversation | Docu
         yield Document(reading.name, text, reading.name, reading.name, kind)
 
 
-def _is_plain_folder(path: Path) -> bool:
-    return path.is_dir() and not is_saved_dataset(path)
-
-
 def _labelled(path: Path, split: str, reading: Reading) -> Iterator[CodeSample]:
     """Functions in label folders, on disk or in an archive."""
     if path.is_dir():
@@ -181,7 +178,7 @@ def _sources(
 ) -> Generator[_Source, None, None]:
     """The files of rows or text that a path holds, opened."""
     config = reading.config
-    if path.is_dir() and is_saved_dataset(path):
+    if is_saved_dataset(path):
         if not language:
             _refuse_format(path, reading, "datasets", "a folder with a saved dataset")
         yield _Source(reading, path.name, folder=path)
@@ -219,9 +216,7 @@ def _members(
                 f"{reading.name}: {found!r} and {member.name!r} both hold {split}; keep one"
             )
         found = member.name
-        inner = Reading(
-            shown(f"{reading.name}::{member.name}"), reading.config, reading.facts, split
-        )
+        inner = replace(reading, name=shown(f"{reading.name}::{member.name}"))
         with member.open() as stream:
             content = decompressed(stream, inner)
             if is_tar(content) or is_zip(content):

@@ -1,4 +1,4 @@
-"""What readers share: the facts they gather, how a place is named, which faults are let pass."""
+"""What all readers share: facts, names of places, tolerated faults, checks of values."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ Place = int | str  # a line, a row, an element, or a file of a folder
 
 
 class RowFault(ValueError):
-    """What is wrong with one row; the place is added by the reader."""
+    """What is wrong with a row; the reader adds the place."""
 
 
 @dataclass

@@ -30,14 +30,14 @@ class Span:
 
 
 class RecordRefused(DataError):
-    """A record the chat template cannot write, or in which it tells no span."""
+    """A record that the chat template cannot write, or whose spans it does not show."""
 
 
 def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     """The chat template beside a tokenizer, if it has one, and the special tokens it may name.
 
     Raises:
-        DataError: The files are no JSON, hold something else under these names, or hold several
+        DataError: The files are not JSON, hold something else under these names, or hold several
             templates and none called default.
     """
     path, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"

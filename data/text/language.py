@@ -72,7 +72,7 @@ def encode_language(
     """Token ids of records, with the end token after every answer and document.
 
     Spans are tokenised apart, as a prompt is when the model is asked: no merge crosses the place
-    where an answer begins. What the tokenizer puts before a text stands before the first alone.
+    where an answer begins. What the tokenizer puts before a text comes before the first alone.
 
     Args:
         records: A chunk that fits in memory.

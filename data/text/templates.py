@@ -18,21 +18,21 @@ class Template:
     """How the turns of a conversation are written.
 
     Attributes:
-        opening: Before the first turn; a system turn replaces it.
-        opening_input: The same where the first instruction has an input.
         question: A user turn, {instruction}, up to where the answer begins.
         question_input: The same with an {input}.
         answer: An {answer}. A blank before it belongs to it: byte-level tokenizers join a blank to
             the word after it, so a prompt that ended with one would end in a token of its own.
         between: Between an answer's end token and the next question.
+        opening: Before the first turn; a system turn replaces it.
+        opening_input: The same where the first instruction has an input.
     """
 
-    opening: str
-    opening_input: str
     question: str
     question_input: str
     answer: str
     between: str
+    opening: str = ""
+    opening_input: str = ""
 
 
 TEMPLATES: dict[str, Template] = {
@@ -47,24 +47,18 @@ TEMPLATES: dict[str, Template] = {
         between="\n\n",
     ),
     "question_answer": Template(  # OctoPack (Muennighoff 2023), ASTRAIOS (Zhuo 2024)
-        opening="",
-        opening_input="",
         question="Question: {instruction}\n\nAnswer:",
         question_input="Question: {instruction}\n{input}\n\nAnswer:",
         answer=" {answer}",
         between="\n\n",
     ),
     "human_assistant": Template(
-        opening="",
-        opening_input="",
         question="Human: {instruction}\nAssistant:",
         question_input="Human: {instruction}\n{input}\nAssistant:",
         answer=" {answer}",
         between="\n",
     ),
     "plain": Template(
-        opening="",
-        opening_input="",
         question="{instruction}",
         question_input="{instruction}\n{input}",
         answer="{answer}",
@@ -120,7 +114,7 @@ def render(
 
     Raises:
         DataError: No such template.
-        RecordRefused: A chat template that fails, or that tells no span.
+        RecordRefused: A chat template that fails, or that does not show the spans.
     """
     if isinstance(record, Document):
         return [Span(record.text, supervised=True, ends=True)]

@@ -86,8 +86,7 @@ class CodeTokenizer:
 
         Args:
             texts: Whole texts, or spans of them.
-            begins: Which of them stand at the beginning of a text; None for all. One that writes
-                the begin token does, too.
+            begins: Which of them begin a text; None for all. One that writes the begin token does.
             plain: In which of them what reads like a special token is text; None for none.
         """
         for first in range(0, len(texts), _BATCH):
@@ -178,7 +177,7 @@ def json_object(path: Path) -> dict[str, Any]:
     """What a file beside a tokenizer holds; nothing where there is none.
 
     Raises:
-        DataError: It is no JSON object.
+        DataError: It is not a JSON object.
     """
     if not path.is_file():
         return {}

@@ -133,7 +133,7 @@ REFUSED = {
     "38-no-kind": (
         "a.csv",
         csv_bytes([{"question": "q", "reply": "r"}]),
-        ("the fields ['question', 'reply'] are those of no kind", "alpaca: instruction"),
+        ("the fields ['question', 'reply'] do not fit any kind", "alpaca: instruction"),
     ),
     "39-ids-twice": ("a.jsonl", row(id=1) * 2, ("a.jsonl:2: has the id of a.jsonl:1",)),
     "46-quote": ("a.csv", b'instruction,output\ni,"o\n', ("a.csv:2: a quote opens",)),
@@ -262,7 +262,7 @@ def test_37_keys_of_messages_without_use_are_listed(tmp_path):
             {"records": "text"},
             ("a.jsonl:1: no field 'text'", "there are ['instruction', 'output']"),
         ),
-        ({"fields": {"output": "gone"}}, ("are those of no kind",)),
+        ({"fields": {"output": "gone"}}, ("do not fit any kind",)),
         ({"format": "folder"}, ("data.format=folder is for functions",)),
         ({"format": "datasets"}, ("a.jsonl: data.format=datasets, but this is a file",)),
         ({"format": "json"}, ("a.jsonl: line 2: text follows the first", "data.format=jsonl")),

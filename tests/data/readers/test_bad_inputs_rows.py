@@ -62,12 +62,12 @@ REFUSED = {
     "25-two-objects-on-a-line": (ROW + ROW, "train.jsonl:1: not a JSON object: Extra data"),
     "26-duplicate-key": (
         PAIR + b'{"code": "a", "target": 0, "target": 1}\n',
-        "train.jsonl:3: key 'target' stands twice in one row",
+        "train.jsonl:3: key 'target' occurs twice in one row",
         "keep one",
     ),
     "26-duplicate-key-within-a-value": (
         b'{"code": "a", "target": 0, "x": [{"y": 0, "y": 1}]}\n',
-        "train.jsonl:1: key 'y' stands twice",
+        "train.jsonl:1: key 'y' occurs twice",
     ),
     "27-json-array-on-one-line": (
         b"[" + ROW + b"]\n",

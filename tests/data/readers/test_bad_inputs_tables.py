@@ -45,7 +45,7 @@ REFUSED_JSON = {
     "25-a-comma-too-many": (b"[" + ROW + b",]", "train.json:element 2: line 1: Expecting value"),
     "26-duplicate-key": (
         b'[{"code": "a",\n"code": "b"}]',
-        "train.json:element 1: line 1: key 'code' stands twice",
+        "train.json:element 1: line 1: key 'code' occurs twice",
     ),
     "27-an-element-that-is-no-object": (
         b"[" + ROW + b", [1]]",
