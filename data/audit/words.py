@@ -138,43 +138,55 @@ def _significant(
     target_N: npt.NDArray[np.int64],
     commits_N: HashArray,
 ) -> list[TellingWord]:
-    """The words beyond chance, most telling first; those of the very same functions together."""
-    positive_V, held_V = held_VN @ target_N, held_VN.getnnz(axis=1)
+    """The words beyond chance, most telling first; those in the very same functions together."""
     num, num_positive = len(target_N), int(target_N.sum())
-    bits_V = information(positive_V, held_V - positive_V, num_positive, num - num_positive)
-    known_V = np.array([is_known(word) for _, word in words])
-    order = np.argsort(-bits_V, kind="stable")
-    tested_T = order[(np.arange(len(order)) < _TESTED) | known_V[order]]
-    p_T = _fisher(positive_V[tested_T], held_V[tested_T], num_positive, num)
-    num_tests_T = np.where(known_V[tested_T], known_V.sum(), len(words))
+    num_negative = num - num_positive
+    positive_V, held_V = held_VN @ target_N, held_VN.getnnz(axis=1)
+    negative_V = held_V - positive_V
+    bits_V = information(positive_V, negative_V, num_positive, num_negative)
+    accuracy_V = 0.5 + np.abs(positive_V / num_positive - negative_V / num_negative) / 2
+    limit = CARRIES_SHARE * entropy([num_positive, num_negative])
+    p_values = _beyond_chance(words, positive_V, held_V, bits_V, target_N)
     same_functions: dict[tuple[str, bytes], list[int]] = {}
-    for t in np.flatnonzero(p_T * num_tests_T <= ALPHA).tolist():
-        holders = np.sort(held_VN[[tested_T[t]]].indices)
+    for v in p_values:
+        holders = np.sort(held_VN[[v]].indices)
         if _widespread(commits_N[holders]):
-            place = words[tested_T[t]][0]
-            same_functions.setdefault((place, holders.tobytes()), []).append(t)
-    limit = CARRIES_SHARE * entropy([num_positive, num - num_positive])
+            same_functions.setdefault((words[v][0], holders.tobytes()), []).append(v)
     found = []
-    for (place, _), group in same_functions.items():
-        v = tested_T[group[0]]
-        positive, negative = int(positive_V[v]), int(held_V[v] - positive_V[v])
-        accuracy = 0.5 + abs(positive / num_positive - negative / (num - num_positive)) / 2
-        names = [words[tested_T[t]][1] for t in group]
+    for (place, _), (v, *others) in same_functions.items():
+        names = [words[other][1] for other in (v, *others)]
         names.sort(key=lambda word: (not is_known(word), len(word), word))
         found.append(
             TellingWord(
                 words=names,
                 place=place,
-                num_positive=positive,
-                num_negative=negative,
+                num_positive=int(positive_V[v]),
+                num_negative=int(negative_V[v]),
                 bits=float(bits_V[v]),
-                balanced_accuracy=accuracy,
-                p_value=float(p_T[group[0]]),
+                balanced_accuracy=float(accuracy_V[v]),
+                p_value=p_values[v],
                 is_known=is_known(names[0]),
-                carries_label=bool(accuracy >= CARRIES_ACCURACY or bits_V[v] >= limit),
+                carries_label=bool(accuracy_V[v] >= CARRIES_ACCURACY or bits_V[v] >= limit),
             )
         )
     return found
+
+
+def _beyond_chance(
+    words: list[tuple[str, str]],
+    positive_V: npt.NDArray[np.int64],
+    held_V: npt.NDArray[np.int64],
+    bits_V: npt.NDArray[np.float64],
+    target_N: npt.NDArray[np.int64],
+) -> dict[int, float]:
+    """p-values of the words that pass the corrected test, most telling first."""
+    known_V = np.array([is_known(word) for _, word in words])
+    order = np.argsort(-bits_V, kind="stable")
+    tested_T = order[(np.arange(len(order)) < _TESTED) | known_V[order]]
+    p_T = _fisher(positive_V[tested_T], held_V[tested_T], int(target_N.sum()), len(target_N))
+    num_tests_T = np.where(known_V[tested_T], known_V.sum(), len(words))
+    passed_T = p_T * num_tests_T <= ALPHA
+    return dict(zip(tested_T[passed_T].tolist(), p_T[passed_T].tolist(), strict=True))
 
 
 def is_known(word: str) -> bool:
