@@ -81,6 +81,17 @@ def sample_rows(split: str, count: int, longest: int = 900) -> list[dict[str, ob
     return rows[:count]
 
 
+def file_tree(folder: Path) -> dict[str, tuple[bytes | None, int]]:
+    """Every file and folder with its content and time, to compare later."""
+    return {
+        str(path.relative_to(folder)): (
+            path.read_bytes() if path.is_file() else None,
+            path.lstat().st_mtime_ns if path.is_file() else 0,
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
 def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -41,7 +41,7 @@ def seal(folder: Path, name: str, content: Mapping[str, Any], algorithm: str = "
 def manifest_bytes(content: Mapping[str, Any], files: Mapping[str, Any]) -> bytes:
     """The text of a manifest, with its own digest."""
     values = json.loads(json.dumps({**content, _FILES: files}))  # as it will be read
-    return json.dumps(values | {_OWN: _digest_of(values)}, indent=1, sort_keys=True).encode()
+    return json.dumps(values | {_OWN: _digest_of(values)}, indent=2, sort_keys=True).encode()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

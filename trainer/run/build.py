@@ -1,7 +1,5 @@
 """A recipe resolved on this machine, and the model it leads to."""
 
-import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,7 @@ from trainer.models.load import load_base, load_quantized_base
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
-from trainer.run_folder.folder import BASE
+from trainer.run_folder.folder import BASE, building_folder, publish, verify
 from trainer.tuning import METHODS
 
 if TYPE_CHECKING:
@@ -44,11 +42,14 @@ def resolve_here(config: RunConfig, device: torch.device, world_size: int = 1) -
 def write_random_base(config: RunConfig) -> None:
     """Keep a base of random weights in the run folder: the adapter needs it, and QLoRA reads it."""
     folder = config.output_dir / BASE
-    if not config.model.config or folder.exists():
+    if not config.model.config:
         return
-    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    if folder.exists():
+        verify(folder, "remove it, and the same command draws it again from run.seed")
+        return
+    building = building_folder(folder)
     load_base(config).save_pretrained(str(building))
-    os.rename(building, folder)
+    publish(building, folder)
 
 
 def build_model(config: RunConfig) -> PackedModel:

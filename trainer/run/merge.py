@@ -8,9 +8,7 @@ would quantise the sum again and is not offered.
 S packed functions, C classes.
 """
 
-import os
 import shutil
-import uuid
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from trainer.processes.distributed import Ranks
 from trainer.run.build import resolve_here
 from trainer.run.saved_run import best_checkpoint, trained_model
 from trainer.run_folder.adapter import FACTS, adapter_facts
-from trainer.run_folder.folder import BASE, write_json
+from trainer.run_folder.folder import BASE, building_folder, publish, verify, write_json
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
 _TOKENIZER_FILES = (
@@ -94,6 +92,8 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
 def _plain(config: RunConfig) -> RunConfig:
     """The recipe on the unquantised base: the model's files, or those that were drawn."""
     folder = config.model.path or str(config.output_dir / BASE)
+    if config.model.config:
+        verify(Path(folder), "copy the run folder again")
     method = "lora" if config.tuning.method == "qlora" else config.tuning.method
     plain = config.changed("model", path=folder, config=None, quantize_cache=None)
     return plain.changed("tuning", method=method, quant_type="auto")
@@ -127,10 +127,10 @@ def _write(merged: PackedModel, config: RunConfig, output: Path, facts: dict[str
     head = model.get_output_embeddings()
     if head is not None and not torch.equal(head.weight, model.get_input_embeddings().weight):
         model.config.tie_word_embeddings = False  # one of the two was trained alone
-    building = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
+    building = building_folder(output)
     model.save_pretrained(str(building))
     for name in _TOKENIZER_FILES:
         if (config.tokenizer_folder / name).is_file():
             shutil.copy(config.tokenizer_folder / name, building)
     write_json(building / FACTS, facts)
-    os.rename(building, output)
+    publish(building, output)

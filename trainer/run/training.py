@@ -35,7 +35,14 @@ from trainer.run.planned_run import explained, peak_line, write_plan
 from trainer.run.preparation import training_loader
 from trainer.run.session import Session
 from trainer.run_folder.checkpoint import Checkpoint
-from trainer.run_folder.folder import RunLock, open_run_folder, write_json, write_recipe
+from trainer.run_folder.folder import (
+    MANIFEST,
+    RunLock,
+    open_run_folder,
+    verify,
+    write_json,
+    write_recipe,
+)
 from trainer.run_folder.metrics import RunLog
 from trainer.run_folder.resume import (
     find_checkpoint,
@@ -106,7 +113,10 @@ def _train(
     if checkpoint is not None:
         remarks += refuse_other_run(checkpoint, config, identity)
         remarks += moved_lines(checkpoint, ranks.world_size)
-    initial = _initial_adapter(config, identity["base"]) if checkpoint is None else None
+    initial = None
+    if checkpoint is None:
+        initial, unsealed = agreed(ranks, lambda: _initial_adapter(config, identity["base"]))
+        remarks += unsealed
     with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
         session = _build(config, prepared, ranks, identity, checkpoint, initial)
     request = StopRequest(ranks, above)
@@ -221,9 +231,15 @@ def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
     return total_steps
 
 
-def _initial_adapter(config: RunConfig, base_sha256: str) -> Path | None:
+def _initial_adapter(config: RunConfig, base_sha256: str) -> tuple[Path | None, list[str]]:
+    """The folder of tuning.init_from, and a line if nothing says what its bytes were."""
     start_from, method = config.tuning.init_from, config.tuning.method
-    return None if start_from is None else adapter_folder(Path(start_from), base_sha256, method)
+    if start_from is None:
+        return None, []
+    folder = adapter_folder(Path(start_from), base_sha256, method)
+    if verify(folder, "copy it again, or train it again"):
+        return folder, []
+    return folder, [f"tuning.init_from {folder} has no {MANIFEST}: its weights are not verified"]
 
 
 def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLoader:

@@ -4,9 +4,6 @@ LoRA, IA3 and P-Tuning: PEFT's layout. Bottleneck adapters: see trainer/tuning/b
 fine-tuning: a plain transformers folder. Each holds focaltune.json too.
 """
 
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +14,7 @@ from data.prepared.prepare import Prepared
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest
-from trainer.run_folder.folder import write_json
+from trainer.run_folder.folder import building_folder, publish, write_json
 from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import is_prompted, save_prompt
@@ -35,7 +32,7 @@ def save_adapter(
     folder: Path,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the method's files and focaltune.json, whole or not at all.
+    """Write the method's files, focaltune.json and a manifest, whole or not at all.
 
     Args:
         model: Decides layout and dtype; its values are not read, so they may be sharded.
@@ -45,7 +42,7 @@ def save_adapter(
     """
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
-    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    building = building_folder(folder)
     if isinstance(model, PlainModel):
         model.save(building, state)
     elif is_prompted(model):
@@ -55,11 +52,7 @@ def save_adapter(
         add_frozen_head(model, building)
         (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
     write_json(building / FACTS, facts)
-    old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(building, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    publish(building, folder)
 
 
 def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> dict[str, Any]:

@@ -13,6 +13,7 @@ first renames to `.trash-...`, so no search finds a half-deleted checkpoint.
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ FORMAT = 2
 _WITHOUT_OWN_DIGEST = 1  # the format of versions before 0.3
 STATE, TRAINER, MANIFEST = "state.safetensors", "trainer.json", "MANIFEST.json"
 _PREFIX, _TEMPORARY, _TRASH = "step-", ".tmp-", ".trash-"
+_LEFTOVER = re.compile(r"\.(tmp-|trash-step-)\d{8,}-[0-9a-f]{32}")
 _CHUNK = 1 << 20
 
 
@@ -149,8 +151,8 @@ def discard(path: Path) -> None:
 
 def remove_leftovers(root: Path) -> None:
     """Delete the remains of interrupted saves and deletions; the caller holds the run's lock."""
-    for pattern in (f"{_TEMPORARY}*", f"{_TRASH}*"):
-        for path in root.glob(pattern):
+    for path in root.glob(".*"):
+        if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -182,7 +184,7 @@ def _fault(path: Path) -> str:
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         view = memoryview(content)
         while view:

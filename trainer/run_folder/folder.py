@@ -3,8 +3,10 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,16 @@ from typing import Any
 import numpy as np
 import yaml
 
+from data.prepared.manifest import folder_fault, seal, to_disk
 from trainer.config.sections import RunConfig
-from trainer.errors import ConfigError, MachineError
+from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.run_folder.checkpoint import remove_leftovers
 
 CHECKPOINTS, ADAPTER, REPORT, BASE = "checkpoints", "adapter", "report", "base"
-LOG, RECIPE, LOCK = "log.jsonl", "config.yaml", ".lock"
+LOG, RECIPE, LOCK, MANIFEST = "log.jsonl", "config.yaml", ".focaltune-run", "MANIFEST.json"
+_LOCK_BEFORE = ".lock"  # of versions before 0.3; it holds the same text
+_HOLDER = re.compile(r"process \d+ on .")
+_LEFTOVER = re.compile(r"\.(adapter|base)-(old-)?[0-9a-f]{32}")
 
 
 class RunLock:
@@ -61,8 +67,7 @@ def open_run_folder(config: RunConfig) -> RunLock:
         MachineError: Not writable, or in use.
     """
     folder = config.output_dir
-    is_run = (folder / LOCK).is_file()  # the first thing a run writes, before it can fail
-    if folder.is_dir() and any(folder.iterdir()) and not is_run:
+    if folder.is_dir() and any(folder.iterdir()) and not is_run_folder(folder):
         raise ConfigError(
             f"run.output_dir {folder} is not empty and holds no run; nothing was touched: choose"
             " another folder"
@@ -79,10 +84,60 @@ def open_run_folder(config: RunConfig) -> RunLock:
     except OSError as error:
         raise MachineError(f"run.output_dir {folder} is not writable: {error}") from error
     remove_leftovers(folder / CHECKPOINTS)
-    for pattern in (f".{BASE}-*", f".{ADAPTER}-*"):
-        for path in folder.glob(pattern):
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
     return lock
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run has begun here: its lock is the first file it writes."""
+    if (folder / LOCK).is_file():
+        return True
+    before = folder / _LOCK_BEFORE
+    return before.is_file() and bool(_HOLDER.match(before.read_text("utf-8", "replace")[:99]))
+
+
+def publish(building: Path, folder: Path) -> None:
+    """Seal a folder built beside its place and put it there, in place of an older one.
+
+    Its files get the modes that the user's umask says; safetensors makes them private.
+    """
+    umask = _umask()
+    for path in building.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    seal(building, MANIFEST, {"folder": folder.name})
+    for path in (*building.rglob("*"), building):
+        to_disk(path)
+    old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(building, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def building_folder(folder: Path) -> Path:
+    """A new name beside a folder, for `publish`."""
+    return folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+
+
+def verify(folder: Path, remedy: str) -> bool:
+    """Compare a folder with its manifest; False if it has none, so somebody else made it.
+
+    Raises:
+        ModelError: A file differs; the message ends with the remedy.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    if fault := folder_fault(folder, MANIFEST):
+        raise ModelError(f"{folder} is damaged: {fault}; {remedy}")
+    return True
+
+
+def _umask() -> int:
+    """The umask; os.umask would change it for all threads while it reads it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("Umask:"))[6:], 8)
 
 
 def write_recipe(folder: Path, values: Mapping[str, Any]) -> None:

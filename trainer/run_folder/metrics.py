@@ -1,8 +1,7 @@
 """Progress bar, log.jsonl and TensorBoard of a run, on rank 0."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rich.progress import (
 
 from trainer.run_folder.folder import LOG, write_whole
 
+DAMAGED_LOG = "damaged-log.txt"
 _MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for each
 
 
@@ -46,7 +46,8 @@ class RunLog:
     ) -> None:
         self.console = Console(stderr=True)
         # A run that starts again at step 0 validates again before step 1.
-        keep_lines(folder / LOG, first_step or -1, is_scored=is_scored)
+        if damaged := keep_lines(folder / LOG, first_step or -1, is_scored=is_scored):
+            self.say(f"{LOG}: {damaged} damaged lines moved to {DAMAGED_LOG}")
         self._file = (folder / LOG).open("a", encoding="utf-8")
         self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
         self._drawn: set[str] = set()  # files
@@ -144,32 +145,56 @@ class RunLog:
         )
 
 
-def keep_lines(path: Path, last_step: int, *, is_scored: bool = True) -> None:
+def keep_lines(path: Path, last_step: int, *, is_scored: bool = True) -> int:
     """Remove from a log the lines after `last_step` and a line that a kill cut off.
 
-    Without `is_scored`, remove the validation after `last_step` too.
+    Damaged lines move to another file: a log never keeps a run from continuing. Without
+    `is_scored`, remove the validation after `last_step` too.
+
+    Returns:
+        Number of damaged lines.
     """
     if not path.exists():
-        return
+        return 0
+    rows, damaged = _rows(path)
+    if damaged:
+        with path.with_name(DAMAGED_LOG).open("ab") as aside:
+            aside.write(b"".join(line + b"\n" for line in damaged))
     kept = [
         json.dumps(row) + "\n"
-        for row in _whole_lines(path)
+        for row in rows
         if row["step"] < last_step
         or (row["step"] == last_step and (is_scored or row["kind"].startswith("train")))
     ]
     write_whole(path, "".join(kept))
+    return len(damaged)
 
 
 def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
     """The logged rows of a kind: "train" or "valid"."""
-    return [row for row in _whole_lines(path) if row["kind"] == kind]
+    return [row for row in _rows(path)[0] if row["kind"] == kind]
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log without one that a kill cut off; none where there is no log."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
+def _rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Rows of a log and its damaged lines; a last line that a kill cut off is neither."""
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    rows, damaged = [], []
+    for line in lines:
+        row = _row(line)
+        if row is None:
+            damaged.append(line)
+        else:
+            rows.append(row)
+    return rows, damaged
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and isinstance(row.get("kind"), str)
+    return row if is_row and type(row.get("step")) is int else None
 
 
 def _summary_writer(folder: Path, first_step: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import REPOSITORY, sample_rows, write_rows
+from conftest import REPOSITORY, file_tree, sample_rows, write_rows
 
 from data.config import DataConfig
 from data.prepared import cache as cache_module
@@ -148,27 +148,18 @@ def test_a_process_knows_when_it_started():
     assert cache_module.clock() - cache_module._started() == pytest.approx(seconds, abs=1.5)
 
 
-def tree(folder: Path) -> dict[str, object]:
-    """Every file and folder with its content and time, to compare later."""
-    return {
-        str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else None,
-        path.lstat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-    }  # fmt: skip
-
-
 def test_files_of_others_in_the_cache_folder_stay(tmp_path):
     project = tmp_path / "project"
     for name in (".vscode-server/f", ".key-abandoned/a", "key/facts.json", "key.lock", "my.lock"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("precious")
-    before = tree(project)
+    before = file_tree(project)
     entry = cached(project, "key", write_three)
     cached(project, "other", write_three)
     (entry.parent / ".key-dead").mkdir()
     cached(project, "third", write_three)
     assert not (entry.parent / ".key-dead").exists()  # ours
-    after = {name: kept for name, kept in tree(project).items() if "focaltune" not in name}
+    after = {name: kept for name, kept in file_tree(project).items() if "focaltune" not in name}
     assert after == before
     assert [path.name for path in entries(project)] == ["key", "other", "third"]
 
@@ -178,10 +169,10 @@ def test_a_folder_of_our_name_without_our_tag_is_refused_and_not_touched(tmp_pat
     (foreign / "key").mkdir(parents=True)
     (foreign / "key" / FACTS).write_text("{}")
     (foreign / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# cargo\n")
-    before = tree(tmp_path)
+    before = file_tree(tmp_path)
     with pytest.raises(OSError, match=r"data\.cache_dir .* holds files of another program"):
         cached(tmp_path, "key", write_three)
-    assert tree(tmp_path) == before
+    assert file_tree(tmp_path) == before
     assert entries(tmp_path) == []
 
 

@@ -5,6 +5,7 @@ keeps tensors below 4,096 elements in fp32, has blocks to work on, also halved o
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from trainer.config.recipe import load_run_config
 from trainer.errors import ModelError
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.run.build import build_model, resolve_here, write_random_base
+from trainer.run_folder.folder import MANIFEST
 from trainer.run_folder.metrics import read_log
 from trainer.tuning.continued import adapter_folder
 
@@ -195,6 +197,22 @@ def test_init_from_continues_an_adapter(trained, tiny_recipe, tmp_path):
     assert again == continued
     printed = run(tiny_recipe, tmp_path / "other", *QLORA[:1], start, code=4)
     assert "has r 16, this recipe 4" in printed
+
+
+def test_init_from_refuses_a_damaged_adapter_and_says_what_it_cannot_verify(
+    trained, tiny_recipe, tmp_path
+):
+    adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 4
+    weights.write_bytes(content)
+    start = f"tuning.init_from={adapter}"
+    printed = run(tiny_recipe, tmp_path / "run", *QLORA, start, code=4)
+    assert "adapter_model.safetensors does not match its sha256" in printed
+    (adapter / MANIFEST).unlink()  # as a folder that PEFT saved
+    run(tiny_recipe, tmp_path / "run", *QLORA, start)
+    assert "its weights are not verified" in (tmp_path / "run.txt").read_text()
 
 
 def test_init_from_refuses_what_is_no_adapter_or_of_another_base(trained, tmp_path):

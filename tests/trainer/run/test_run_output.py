@@ -12,6 +12,7 @@ from rank_pool import run_ranks, start_ranks, wait_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.evaluate import main as evaluate
+from trainer.run_folder.folder import LOCK
 from trainer.run_folder.metrics import keep_lines, read_log
 
 
@@ -133,7 +134,7 @@ def test_118_a_full_disk_in_the_log_ends_with_code_5_on_all_ranks(tiny_recipe, t
     """A folder where config.yaml belongs stands for a write that fails on rank 0 alone."""
     folder, printed = tmp_path / "run", tmp_path / "printed"
     (folder / "config.yaml").mkdir(parents=True)
-    (folder / ".lock").touch()
+    (folder / LOCK).touch()
     assert run_ranks([str(tiny_recipe), f"run.output_dir={folder}"], 2, printed) == [5, 5]
     assert "then repeat the command" in printed.read_text()
 
@@ -158,6 +159,19 @@ def test_the_log_loses_later_steps_and_a_torn_line(tmp_path):
     assert [len(read_log(log, kind)) for kind in ("train", "valid", "train_file", "sample")] == [
         3, 1, 1, 0,
     ]  # fmt: skip
+
+
+def test_damaged_lines_of_the_log_are_set_aside_and_counted(tmp_path):
+    log = tmp_path / "log.jsonl"
+    sound = [json.dumps({"kind": "train", "step": step}).encode() for step in range(1, 4)]
+    damaged = [b'{"kind": "tr\xffin", "step": 2}', b"[" * 5000, b"7", b'{"kind": 1, "step": 1}']
+    damaged += [b'{"kind": "train", "step": true}', b"", b'{"kind": "train"}']
+    log.write_bytes(b"\n".join([sound[0], *damaged, *sound[1:], b'{"torn']))
+    assert [row["step"] for row in read_log(log)] == [1, 2, 3]
+    assert keep_lines(log, 2) == len(damaged)
+    assert [row["step"] for row in read_log(log)] == [1, 2]
+    assert (tmp_path / "damaged-log.txt").read_bytes().split(b"\n")[:-1] == damaged
+    assert keep_lines(log, 2) == 0
 
 
 def test_a_start_that_failed_does_not_lock_the_folder(tiny_recipe, tmp_path):

@@ -82,16 +82,16 @@ def test_without_a_best_step_only_the_newest_stay(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_files_are_for_their_owner_to_write_in_sorted_json_and_closed(tmp_path):
+def test_files_have_the_users_modes_are_sorted_json_and_closed(tmp_path):
     os.umask(umask := os.umask(0))
     num_open = len(os.listdir("/proc/self/fd"))
     path = save(tmp_path, 2)
     assert len(os.listdir("/proc/self/fd")) == num_open
-    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o644 & ~umask}
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o666 & ~umask}
     for name in (MANIFEST, TRAINER):
         text = (path / name).read_text()
         assert text == json.dumps(json.loads(text), indent=2, sort_keys=True)
-    assert json.loads((path / MANIFEST).read_text())["format"] == 1  # that of all runs so far
+    assert json.loads((path / MANIFEST).read_text())["format"] == 2  # with a digest of its own
 
 
 def test_files_and_folder_reach_the_disk_before_the_name_and_the_name_before_the_return(
@@ -221,12 +221,13 @@ def test_bad_inputs_checkpoint(number, tmp_path):
 
 def test_98_leftovers_are_not_checkpoints_and_are_removed(tmp_path):
     save(tmp_path, 1)
-    (tmp_path / ".tmp-00000002-x").mkdir()
-    (tmp_path / ".trash-step-00000000-x").mkdir()
+    (tmp_path / f".tmp-00000002-{'0f' * 16}").mkdir()
+    (tmp_path / f".trash-step-00000000-{'0f' * 16}").mkdir()
+    (tmp_path / ".tmp-notes").mkdir()  # of another program
     found, passed_over = newest_checkpoint(tmp_path)
     assert (found.step if found else 0, passed_over) == (1, [])
     remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-notes", "step-00000001"]
 
 
 def test_118_a_full_disk_keeps_the_old_checkpoint_and_leaves_no_trace(tmp_path, monkeypatch):

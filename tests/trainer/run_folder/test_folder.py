@@ -1,0 +1,109 @@
+"""Only what a run has made is replaced or removed; what it reads back is as it was written."""
+
+import os
+import random
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import file_tree
+from rank_pool import run_ranks
+
+from trainer.config.recipe import _PATH_KEYS as PATH_KEYS
+from trainer.errors import ModelError
+from trainer.run_folder.folder import (
+    LOCK,
+    MANIFEST,
+    building_folder,
+    is_run_folder,
+    publish,
+    verify,
+)
+
+
+def published(folder: Path, text: str = "weights") -> Path:
+    building = building_folder(folder)
+    (building / "sub").mkdir(parents=True)
+    (building / "sub" / "a.safetensors").write_text(text * 20)
+    (building / "config.json").touch(mode=0o600)
+    (building / "config.json").write_text("{}")
+    publish(building, folder)
+    return folder
+
+
+def test_a_folder_is_replaced_whole_with_the_users_modes(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = published(published(tmp_path / "adapter"), "new")
+    finally:
+        os.umask(before)
+    assert (folder / "sub" / "a.safetensors").read_text() == "new" * 20
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o640}
+    assert stat.S_IMODE((folder / "sub").stat().st_mode) == 0o750
+
+
+def test_every_flipped_bit_of_a_published_folder_is_found(tmp_path):
+    draw = random.Random(0)
+    folder = published(tmp_path / "adapter")
+    assert verify(folder, "copy it again")
+    for _ in range(200):
+        path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+        sound = path.read_bytes()
+        content = bytearray(sound)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"is damaged: .*; copy it again"):
+            verify(folder, "copy it again")
+        path.write_bytes(sound)
+    assert verify(folder, "copy it again")
+    (folder / MANIFEST).unlink()
+    assert not verify(folder, "copy it again")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_run"),
+    [
+        (LOCK, "", True),  # killed before it wrote a word
+        (".lock", "process 7 on host", True),  # of an older version
+        (".lock", "", False),
+        (".lock", "{}", False),
+        ("poetry.lock", "process 7 on host", False),
+    ],
+)
+def test_a_run_folder_is_known_by_its_own_marker(name, text, is_run, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert is_run_folder(tmp_path) is is_run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("section", "key"), [*PATH_KEYS, ("run", "resume")])
+def test_files_of_others_stay_whatever_path_key_points_at_them(section, key, tiny_recipe, tmp_path):
+    """Names are those that our own files have, or would match a careless pattern."""
+    foreign = tmp_path / "project"
+    for name in (
+        ".vscode-server/f", ".poetry-x/a", "poetry.lock", ".lock", ".base-1/a", ".adapter-old-x/b",
+        "checkpoints/.tmp-1/a", "checkpoints/step-00000001/state.safetensors", "key/facts.json",
+        "report/test.json", "config.yaml", "log.jsonl",
+    ):  # fmt: skip
+        (foreign / name).parent.mkdir(parents=True, exist_ok=True)
+        (foreign / name).write_text("precious")
+    before = file_tree(foreign)
+    values = yaml.safe_load(tiny_recipe.read_text())
+    values["run"]["output_dir"] = str(tmp_path / "run")
+    values["optim"] |= {"max_steps": 1, "warmup_steps": 0}
+    values["optim"].pop("epochs", None)
+    values.setdefault("tuning", {})["method"] = "qlora" if key == "quantize_cache" else "lora"
+    values[section][key] = str(foreign)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    printed = tmp_path / "printed"
+    (code,) = run_ranks([str(recipe)], 1, printed)
+    is_cache = key in ("cache_dir", "quantize_cache")
+    assert code in ((0,) if is_cache else (2, 3, 4)), printed.read_text()[-2000:]
+    assert "Traceback" not in printed.read_text()
+    after = {name: kept for name, kept in file_tree(foreign).items() if "focaltune-" not in name}
+    assert after == before
+    assert ((foreign / "focaltune-cache").is_dir()) is is_cache
