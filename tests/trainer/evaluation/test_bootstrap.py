@@ -181,6 +181,7 @@ def test_a_predictor_does_not_differ_from_itself():
     scores, labels = sample(1)
     result = bootstrap(labels, scores, scores)
     assert result.difference("roc_auc", "0", "1") == [0, 0]
+    assert len(result.values["0", "roc_auc"]) == 1000
 
 
 def test_600_functions_take_less_than_two_cpu_seconds():
