@@ -61,6 +61,17 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     "trainer/run_folder/checkpoint.py": ["trainer/run_folder/test_checkpoint.py"],
     "trainer/sweep/statistics.py": ["trainer/sweep/test_statistics.py"],
 }
+SLOW = [  # tests of those files that are left out: they take seconds and are about whole processes
+    "data/prepared/test_cache.py::test_a_build_that_is_killed_leaves_no_entry",
+    "data/prepared/test_cache.py::test_a_comment_in_the_sources_shares_the_entry",
+    "data/prepared/test_cache.py::test_processes_that_ask_at_once_build_one_entry",
+    "trainer/cluster/test_supervision.py::test_a_launcher_that_says_0_is_not_believed",
+    "trainer/cluster/test_supervision.py::test_a_rank_on_this_machine_is_asked_once",
+    "trainer/evaluation/test_bootstrap.py::test_the_interval_covers_the_true_auc",
+    "trainer/evaluation/test_classification.py::test_importing_the_evaluation_loads_no_heavy",
+    "trainer/kernels/test_linear_focal.py::test_the_peak_memory_of_a_process",
+    "trainer/run_folder/test_checkpoint.py::test_a_kill_at_every_writing_call",
+]
 # module -> (part of a line, its changes, why none of them changes a result)
 NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     "data/batches/batch.py": [
@@ -204,13 +215,19 @@ def passes(folder: Path, tests: list[str], seconds: float) -> bool:
 
 def _test(folder: Path, tests: list[str]) -> None:
     import pytest
+    from hypothesis import Phase, settings
 
+    # A failing example needs no smaller one.
+    phases = (Phase.explicit, Phase.generate)
+    settings.register_profile("unshrunk", deadline=None, database=None, phases=phases)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+    options += ["--hypothesis-profile", "unshrunk"]
+    options += [f"--deselect=tests/{test}" for test in SLOW]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is loaded before
     code = pytest.main([*options, *(f"tests/{path}" for path in tests)])
     if sys.dont_write_bytecode is False:

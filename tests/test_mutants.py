@@ -1,7 +1,7 @@
 """The program that changes one place at a time, and its table."""
 
 from conftest import REPOSITORY
-from mutants import GUARDS, NOTHING, mutants
+from mutants import GUARDS, NOTHING, SLOW, mutants
 
 SOURCE = """
 def f(a: int = 1, b: str = "x") -> bool:
@@ -43,3 +43,9 @@ def test_every_change_of_nothing_is_one_that_is_made():
         for part, changes, _ in listed:
             found = [mutant.change for mutant in made if part in mutant.line]
             assert [found.count(change) for change in changes] == [1] * len(changes), part
+
+
+def test_the_tests_that_are_left_out_are_there():
+    for test in SLOW:
+        path, _, name = test.partition("::")
+        assert f"def {name}" in (REPOSITORY / "tests" / path).read_text()
