@@ -212,7 +212,7 @@ def _loss_weights(
         weight_N = np.array(of_status, dtype=np.float32)[statuses.indices.to_numpy()]
     if class_weights == "balanced":
         targets = train.samples.targets
-        kept_C = np.bincount(targets[np.unique(train.examples.record_E)], minlength=2)
+        kept_C = np.bincount(targets[np.unique(train.examples.record_E)])
         weight_N = weight_N * (kept_C.sum() / (2 * kept_C)).astype(np.float32)[targets]
     return weight_N
 

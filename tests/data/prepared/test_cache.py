@@ -1,8 +1,10 @@
 """Prepared data is whole or not there, is built once, and is what the files hold."""
 
+import hashlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -21,7 +23,7 @@ from data.config import DataConfig
 from data.prepared import cache as cache_module
 from data.prepared import prepare as prepare_module
 from data.prepared.cache import FACTS, cached, entries, read_facts
-from data.prepared.prepare import open_splits, prepare
+from data.prepared.prepare import open_splits, prepare, sources_digest
 from data.readers import read_records
 from data.text.tokenization import encode_functions
 from data.text.tokenizer import CodeTokenizer
@@ -261,6 +263,16 @@ def test_a_comment_in_the_sources_shares_the_entry_and_a_raised_format_does_not(
     assert entry_of_sources(tmp_path, tiny_data, tiny_model) != before
 
 
+def test_the_digest_of_a_file_is_its_sha256_and_of_several_that_of_names_and_digests(tmp_path):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text(f"of {path.name}")
+    one, other = (hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    assert sources_digest(paths[:1]) == one
+    listed = f"a.jsonl\0{one}\nb.jsonl\0{other}\n"
+    assert sources_digest(paths) == hashlib.sha256(listed.encode()).hexdigest()
+
+
 def test_the_key_is_of_data_settings_and_library_versions(tiny_model, tmp_path, monkeypatch):
     for split, rows in {"train": sample_rows("train", 4), "valid": sample_rows("valid", 4)}.items():
         write_rows(tmp_path / f"{split}.jsonl", rows)
@@ -270,6 +282,7 @@ def test_the_key_is_of_data_settings_and_library_versions(tiny_model, tmp_path, 
         return str(open_splits(config, tiny_model).facts["cache"])
 
     first = entry()
+    assert re.fullmatch("[0-9a-f]{32}", Path(first).name)
     assert entry() == first
     write_rows(tmp_path / "train.jsonl", sample_rows("train", 5))
     second = entry()
