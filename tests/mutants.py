@@ -110,6 +110,9 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
         ("TOKENS_FORMAT = 1", ["1 -> 2", "1 -> 0"], "data prepared under another are made anew"),
         ("_BLOCK = ", ["65536 -> 65537", "65536 -> 65535"], "blocks bound memory alone"),
     ],
+    "trainer/kernels/focal.py": [
+        ("if gamma == 0:", ["0 -> -1"], "by the formula q^0 = 1 gives the same"),
+    ],
     "trainer/evaluation/functions/metrics.py": [
         ("mcc_K = np.round(", ["12 -> 13", "12 -> 11"], "unlike values differ by more"),
     ],

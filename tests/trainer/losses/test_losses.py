@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.losses.loss import IGNORE_INDEX, focal_loss
+from trainer.losses import loss as loss_module
+from trainer.losses.loss import IGNORE_INDEX, focal_loss, linear_focal_loss
 
 GAMMAS = [0.0, 0.1, 0.5, 0.999, 1.0, 1.5, 2.0, 2.7, 5.0]
 
@@ -130,3 +131,15 @@ def test_there_is_no_second_derivative():
 def test_a_wrong_gamma_is_refused(gamma):
     with pytest.raises(ValueError, match="gamma"):
         focal_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), gamma)
+
+
+@pytest.mark.parametrize(("backend", "num_whole"), [("reference", 1), ("torch", 0)])
+def test_only_the_reference_forms_all_logits(backend, num_whole, monkeypatch):
+    formed, all_logits = [], loss_module._all_logits
+    monkeypatch.setattr(loss_module, "_all_logits", lambda *a: formed.append(1) or all_logits(*a))
+    hidden, weight = torch.randn(6, 4), torch.randn(9, 4)
+    targets = torch.arange(6)
+    found = linear_focal_loss(hidden, weight, targets, 2.0, backend=backend)
+    expected = focal_loss(hidden @ weight.T, targets, 2.0)
+    assert found.sum.item() == pytest.approx(expected.sum.item(), rel=1e-5)
+    assert len(formed) == num_whole

@@ -348,3 +348,10 @@ def test_the_address_for_other_nodes_is_the_first_that_hostname_lists(tmp_path, 
     assert own_address() == "10.0.0.7"
     program.write_text("#!/bin/sh\necho\n")
     assert own_address() == socket.gethostname()
+
+
+def test_a_number_has_nine_digits_at_most():
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert adopted(alone | {"RANK": "0" * 9})[0] == "0" * 9
+    with pytest.raises(MachineError, match="variable RANK is '0000000000'"):
+        adopted(alone | {"RANK": "0" * 10})
