@@ -102,7 +102,7 @@ def _function_facts(building: Building) -> dict[str, Any]:
     if config.normalize_whitespace == "collapse":
         warning = collapse_damage(samples).warning()
         rows.warnings += [warning] if warning else []
-    return {"tokens": tokens.to_json(), "cwe": building.keys.cwe_table()}
+    return {"tokens": asdict(tokens), "cwe": building.keys.cwe_table()}
 
 
 def _no_function(name: str, rows: ReadFacts, tokens: TokenFacts) -> str:
@@ -157,7 +157,7 @@ def _language_facts(building: Building) -> dict[str, Any]:
     for warning in _warnings(building, facts):
         building.rows.warn(warning)
     return {
-        "tokens": facts.to_json(),
+        "tokens": asdict(facts),
         "kinds": sorted(building.kinds),
         "files": [asdict(file) for file in building.files],
     }

@@ -1,9 +1,9 @@
 """Conversations and documents -> token ids, and which of them are to be learned."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -60,10 +60,6 @@ class LanguageFacts:
     num_unsupervised: int
     policy: str
     warnings: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for data.json."""
-        return asdict(self)
 
 
 def encode_language(

@@ -3,9 +3,9 @@
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -111,10 +111,6 @@ class TokenFacts:
     oversized_positive: int
     policy: str
     num_examples: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for data.json."""
-        return asdict(self)
 
 
 def normalize_whitespace(code: str, mode: str) -> str:

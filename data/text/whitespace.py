@@ -7,8 +7,7 @@ preprocessor directive swallows what follows or stops being one.
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,10 +44,6 @@ class CollapseFacts:
     num_indentation: int
     num_preprocessor: int
     examples: dict[str, list[str]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
     def warning(self) -> str:
         """One line for the terminal; "" where nothing is harmed."""

@@ -1,6 +1,7 @@
 """Whitespace, the end token and the policy for long functions, at their exact boundaries."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_the_counts_of_a_split_by_hand():
     lengths = np.array([0, 4, 9, 10, -1], np.int32)
     config = DataConfig(seq_length=10, long_functions="drop")
     facts = token_facts(lengths, np.array([1, 0, 1, 1, 1], np.int8), 3, config, num_added=1)
-    assert facts.to_json() == {
+    assert asdict(facts) == {
         "num_functions": 5, "num_positive": 4, "tokens_mean": 23 / 4, "tokens_median": 6.5,
         "tokens_p90": pytest.approx(9.7), "tokens_max": 10, "num_long": 1, "long_positive": 1,
         "num_oversized": 1, "oversized_positive": 1, "policy": "drop", "num_examples": 3,
