@@ -110,6 +110,9 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
         ("TOKENS_FORMAT = 1", ["1 -> 2", "1 -> 0"], "data prepared under another are made anew"),
         ("_BLOCK = ", ["65536 -> 65537", "65536 -> 65535"], "blocks bound memory alone"),
     ],
+    "trainer/run_folder/checkpoint.py": [
+        ("_CHUNK = 1 << 20", ["1 -> 2", "20 -> 21", "20 -> 19"], "all is written in any pieces"),
+    ],
     "trainer/kernels/focal.py": [
         ("if gamma == 0:", ["0 -> -1"], "by the formula q^0 = 1 gives the same"),
     ],

@@ -12,6 +12,7 @@ from trainer.evaluation.bootstrap import Bootstrap
 from trainer.evaluation.bootstrap import bootstrap as bootstrap_measures
 from trainer.evaluation.measures import Scored
 from trainer.evaluation.resampling import (
+    USUAL_DRAWS,
     Resampling,
     cluster_ids,
     f1_from_counts,
@@ -253,3 +254,10 @@ def test_a_chunk_of_resamples_takes_16_mib_and_at_least_a_row(monkeypatch):
     monkeypatch.setattr(resampling, "MAX_CHUNK_ELEMENTS", 1)
     chunks = [weights for weights, _ in resamples(clusters[:9], Resampling(3), labels[:9])]
     assert [len(chunk) for chunk in chunks if len(chunk)] == [1, 1, 1]
+
+
+def test_the_usual_draws_are_a_thousand_from_seed_0():
+    generator = np.random.default_rng(0)
+    by_hand = [np.bincount(generator.integers(3, size=3), minlength=3) for _ in range(1000)]
+    ((weights, num_redrawn),) = resamples(np.arange(3), USUAL_DRAWS)
+    assert (weights.tolist(), num_redrawn) == (np.array(by_hand).tolist(), 0)

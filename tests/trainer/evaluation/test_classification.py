@@ -87,6 +87,8 @@ def test_bad_input_is_named():
         classification_metrics([0.1, math.nan, 0.5, math.nan], [0, 1, 0, 1], 0.5)
     with pytest.raises(ValueError, match=r"index 2: 1\.5"):
         classification_metrics([0.1, 0.2, 1.5], [0, 1, 0], 0.5)
+    with pytest.raises(ValueError, match=r"1 of 2 scores .*index 0: -0\.5"):
+        classification_metrics([-0.5, 0.5], [0, 1], 0.5)
     with pytest.raises(ValueError, match=r"\(2,\) and labels \(3,\)"):
         classification_metrics([0.1, 0.2], [0, 1, 0], 0.5)
     with pytest.raises(ValueError, match="index 1 is 2"):
