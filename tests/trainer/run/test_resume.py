@@ -269,7 +269,8 @@ def as_an_older_version_wrote_it(folder):
         digest = hashlib.sha256(content).hexdigest()
         manifest["files"]["trainer.json"] = {"bytes": len(content), "sha256": digest}
         (step / "trainer.json").write_bytes(content)
-        (step / "MANIFEST.json").write_text(json.dumps(manifest))
+        older_manifest = {key: manifest[key] for key in ("step", "files", "identity")}
+        (step / "MANIFEST.json").write_text(json.dumps(older_manifest | {"format": 1}))
 
 
 def test_a_run_with_renamed_keys_continues_evaluates_and_exports(
