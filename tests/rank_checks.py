@@ -166,11 +166,11 @@ def train_from_other_code(arguments: list[str]) -> int:
     import socket
 
     from launcher.train import main
-    from trainer.cluster import roll_call
+    from trainer.cluster import facts
 
     if os.environ["RANK"] == "1":
-        roll_call.code_digest = lambda: "another"
-        roll_call.machine_id = lambda: "another"
+        facts.code_digest = lambda: "another"
+        facts.machine_id = lambda: "another"
         socket.gethostname = lambda: "rank-1"
     return main(arguments)
 
@@ -179,8 +179,7 @@ def gather_values(arguments: list[str]) -> int:
     """Print what every rank gets of every rank."""
     import json
 
-    from trainer.cluster.roll_call import gather
-    from trainer.processes.distributed import start, stop
+    from trainer.processes.distributed import gather, start, stop
 
     ranks = start(60)
     everyone = gather({"rank": ranks.rank, "text": "ä" * ranks.rank}, ranks)

@@ -80,7 +80,7 @@ def test_sigterm_under_openmpi_saves_within_25_seconds_and_the_same_command_cont
     end_process(two_hosts, "node0", "supervise.py", number=signal.SIGTERM)
     assert run.ended(40) == 75, run.printed[-3000:]
     assert time.monotonic() - signalled < 25
-    assert "SIGTERM: the ranks are asked to save" in run.printed
+    assert "SIGTERM: the ranks save and end" in run.printed
     # Rank 0 tells it; the signal may have come to another rank a step before.
     assert re.search(
         r"supervise: stopped: [^:]+: stopped after step \d+ of 30 and saved", run.printed

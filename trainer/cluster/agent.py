@@ -11,11 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, TextIO
 
 from trainer.cluster.facts import ROOT, nearest_folder, node_facts, recipe_digest, shows_text
 from trainer.config.recipe import load_run_config
+from trainer.processes.hostfile import addresses
+from trainer.processes.network import can_bind
 
 MARK = "focaltune-node "
 _ROUND_TRIPS = 40
@@ -25,7 +30,7 @@ _CONNECT_SECONDS = 3.0
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer requests until they end; the answer to a request that fails is its error."""
+    """Answer requests until they end; a request that fails is answered with its error."""
     for line in requests:
         request = json.loads(line)
         action = ACTIONS[request.pop("do")]
@@ -43,7 +48,7 @@ def introduce(
     """Facts, digest of the recipe, hosts that are unknown here, whether a port is free.
 
     Args:
-        folder: The command's working folder, where relative paths start.
+        folder: Where relative paths start.
         hosts: All hosts of the hostfile.
         recipe, overrides: From the command line; None without a recipe.
         port: The master's port, on the node that will be master; None elsewhere.
@@ -61,12 +66,12 @@ def introduce(
         except ValueError as error:
             problems.append(f"the recipe cannot run here: {error}")
     return {
-        "facts": node_facts(run_folder).to_json(),
+        "facts": asdict(node_facts(run_folder)),
         "recipe": digest,
         "run_folder": str(run_folder or ""),
         "problems": problems,
-        "unknown": [host for host in hosts if not _is_known(host)],
-        "is_port_free": port is None or _is_free(port),
+        "unknown": [host for host in hosts if not addresses(host)],
+        "is_port_free": port is None or can_bind("", port),
     }
 
 
@@ -74,11 +79,6 @@ def look(path: str, text: str) -> dict[str, Any]:
     """Whether this node sees the file that another node wrote into a shared folder."""
     is_writable = os.access(nearest_folder(Path(path).parent), os.W_OK | os.X_OK)
     return {"is_seen": shows_text(Path(path), text, seconds=2.0), "is_writable": is_writable}
-
-
-def tell_time() -> dict[str, Any]:
-    """Seconds of this machine's clock."""
-    return {"time": time.time()}
 
 
 def listen() -> dict[str, Any]:
@@ -103,17 +103,17 @@ def measure(host: str, port: int) -> dict[str, Any]:
         while time.perf_counter() - started < _SEND_SECONDS:
             link.sendall(_CHUNK)
             sent += len(_CHUNK)
-        link.sendall(b"?")  # answered once all before it has arrived
+        link.sendall(b"?")  # answered when everything before it has arrived
         link.recv(1)
         seconds = time.perf_counter() - started
     # seconds there and back -> milliseconds there
-    return {"milliseconds": sorted(trips)[len(trips) // 2] * 5e2, "mbit": sent * 8e-6 / seconds}
+    return {"milliseconds": median(trips) * 5e2, "mbit": sent * 8e-6 / seconds}
 
 
 ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "introduce": introduce,
     "look": look,
-    "time": tell_time,
+    "time": lambda: {"time": time.time()},
     "listen": listen,
     "measure": measure,
 }
@@ -126,29 +126,8 @@ def command() -> list[str]:
 
 def _echo(server: socket.socket) -> None:
     """Answer every question mark; the zeros between them are payload."""
-    try:
+    with suppress(OSError):  # the caller has ended and reports its own error
         link, _ = server.accept()
         with server, link:
             while received := link.recv(1 << 20):
-                for _ in range(received.count(b"?")):
-                    link.sendall(b"!")
-    except OSError:  # the caller has ended and reports its own error
-        return
-
-
-def _is_known(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store binds
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
+                link.sendall(b"!" * received.count(b"?"))

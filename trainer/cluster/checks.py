@@ -106,26 +106,21 @@ def differences(facts: Mapping[str, NodeFacts], recipes: Mapping[str, str]) -> l
 
 
 def link_checks(
-    clocks: Mapping[str, float], megabits: Mapping[str, float], latencies: Mapping[str, float]
+    clocks: Mapping[str, float], rates: Mapping[str, tuple[float, float]]
 ) -> list[Check]:
-    """Warnings about clocks (seconds) and links (Mbit/s and milliseconds), by host."""
+    """Warnings about clocks (seconds) and links (milliseconds and Mbit/s), by host."""
     checks = [
         Check("clock", f"{offset:+.2f} s from here", WARNING, "let NTP set the clock", (host,))
         for host, offset in clocks.items()
         if abs(offset) > _CLOCK_SECONDS
     ]
-    usual = sorted(megabits.values())[len(megabits) // 2] if megabits else 0.0
-    for host, rate in megabits.items():
-        if rate < max(_SLOWEST_MBIT, usual / 2):
-            found = f"{rate:,.0f} Mbit/s and {latencies.get(host, 0):.2f} ms to the next node"
+    usual = sorted(mbit for _, mbit in rates.values())[len(rates) // 2] if rates else 0.0
+    for host, (milliseconds, mbit) in rates.items():
+        if mbit < max(_SLOWEST_MBIT, usual / 2):
+            found = f"{mbit:,.0f} Mbit/s and {milliseconds:.2f} ms to the next node"
             remedy = "slow for training: is this the intended network interface?"
             checks.append(Check("link", found, WARNING, remedy, (host,)))
     return checks
-
-
-def faults(checks: Sequence[Check]) -> list[Check]:
-    """The checks that would make a run fail."""
-    return [check for check in checks if check.verdict == FAULT]
 
 
 def gathered(checks: Sequence[Check]) -> list[Check]:

@@ -1,13 +1,13 @@
-"""Signals the processes of a run on all its hosts at once, through ssh that never asks."""
+"""Signals the processes of a run on all its hosts at once, through ssh that asks no question."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trainer.cluster.remote import explained, ssh_command
+from trainer.processes.network import at_once
 
 _PROGRAM = Path(__file__).with_name("leftovers.py")
 _SLACK = 20.0  # seconds for the connection and its end
@@ -17,7 +17,7 @@ def signal_hosts(hosts: Iterable[str], mark: str, mode: str, seconds: float) -> 
     """Run leftovers.py on all hosts; on this machine too with mode "end" or without hosts.
 
     Args:
-        hosts: Names that read_hostfile accepted; none where the run is on this machine alone.
+        hosts: Names that read_hostfile accepted; none if the run is on this machine only.
         mark: NAME=VALUE in the environment of the run's processes.
         mode: "stop" or "end", see leftovers.py.
         seconds: How long the processes may take.
@@ -27,11 +27,10 @@ def signal_hosts(hosts: Iterable[str], mark: str, mode: str, seconds: float) -> 
     """
     arguments = [sys.executable, "-I", "-", mark, mode, f"{seconds:.0f}"]
     commands = {host: ssh_command(host, arguments) for host in hosts}
-    if mode == "end" or not commands:  # with "stop" it may be a host: ask its ranks only once
+    if mode == "end" or not commands:  # with "stop" it may be a host: signal its ranks only once
         commands["this machine"] = arguments
-    with ThreadPoolExecutor(len(commands)) as pool:
-        faults = pool.map(lambda host: _run(host, commands[host], seconds), commands)
-    return {host: fault for host, fault in zip(commands, faults, strict=True) if fault}
+    faults = at_once(lambda host: _run(host, commands[host], seconds), commands)
+    return {host: fault for host, fault in faults.items() if fault}
 
 
 def _run(host: str, command: list[str], seconds: float) -> str:

@@ -149,9 +149,8 @@ def _answer_checks(answer: dict[str, Any], planned: PlannedRun) -> list[Check]:
     checks = [Check("recipe", problem, FAULT) for problem in answer["problems"]]
     if answer["unknown"]:
         names = ", ".join(answer["unknown"])
-        checks.append(
-            Check("names", f"does not know {names}", FAULT, "correct DNS or /etc/hosts there")
-        )
+        remedy = "correct DNS or /etc/hosts there"
+        checks.append(Check("names", f"does not know {names}", FAULT, remedy))
     if not answer["is_port_free"]:
         remedy = f"another run uses it: choose a --master_port other than {planned.port}"
         checks.append(Check("port", f"{planned.port} is in use", FAULT, remedy))
@@ -169,6 +168,10 @@ def _alone_checks(node: Node, found: Examination) -> list[Check]:
 def _shared_folder_checks(agents: Sequence[RemoteNode], run_folders: set[str]) -> list[Check]:
     """Every node must see a file that this machine writes into the run folder."""
     checks = []
+
+    def fault(found: str, remedy: str, *hosts: str) -> None:
+        checks.append(Check("run folder", found, FAULT, remedy, hosts))
+
     for run_folder in sorted(run_folders):
         folder = nearest_folder(Path(run_folder))
         text = uuid.uuid4().hex
@@ -176,8 +179,7 @@ def _shared_folder_checks(agents: Sequence[RemoteNode], run_folders: set[str]) -
         try:
             probe.write_text(text, encoding="utf-8")
         except OSError as error:
-            remedy = "choose another run.output_dir"
-            checks.append(Check("run folder", f"{folder}: {error.strerror}", FAULT, remedy))
+            fault(f"{folder}: {error.strerror}", "choose another run.output_dir")
             continue
         try:
             request = {agent.host: {"path": str(probe), "text": text} for agent in agents}
@@ -186,12 +188,10 @@ def _shared_folder_checks(agents: Sequence[RemoteNode], run_folders: set[str]) -
             probe.unlink(missing_ok=True)
         for host, answer in answers.items():
             if isinstance(answer, NodeError) or not answer["is_seen"]:
-                found = f"{run_folder} is another folder than here"
                 remedy = "all nodes must share run.output_dir: mount it, or choose another"
-                checks.append(Check("run folder", found, FAULT, remedy, (host,)))
+                fault(f"{run_folder} is another folder than here", remedy, host)
             elif not answer["is_writable"]:
-                found = f"{folder} is not writable"
-                checks.append(Check("run folder", found, FAULT, "correct its permissions", (host,)))
+                fault(f"{folder} is not writable", "correct its permissions", host)
     return checks
 
 
@@ -208,8 +208,7 @@ def _measure_links(agents: Sequence[RemoteNode], found: Examination) -> None:
     if mpirun() and all(one.versions.get("mpi4py", "-") != "-" for one in found.facts.values()):
         try:
             ring = measure_ring(hosts, _RING_SECONDS)
-            pairs = zip(ring["milliseconds"], ring["mbit"], strict=True)
-            rates = dict(zip(hosts, pairs, strict=True))
+            rates = dict(zip(hosts, map(tuple, ring["rates"]), strict=True))
             found.links_by = f"mpi4py over {ring['library']}"
         except RingError as error:
             remedy = "deepspeed --launcher openmpi will not start either; pdsh does not need it"
@@ -218,13 +217,8 @@ def _measure_links(agents: Sequence[RemoteNode], found: Examination) -> None:
         rates = _ring_over_sockets(agents, found)
         found.links_by = "sockets"
     for host in hosts:
-        milliseconds, mbit = rates.get(host, (0.0, 0.0))
-        found.links[host] = (offsets.get(host, 0.0), milliseconds, mbit)
-    found.checks += link_checks(
-        offsets,
-        {host: rate for host, (_, rate) in rates.items()},
-        {host: milliseconds for host, (milliseconds, _) in rates.items()},
-    )
+        found.links[host] = (offsets.get(host, 0.0), *rates.get(host, (0.0, 0.0)))
+    found.checks += link_checks(offsets, rates)
 
 
 def _ring_over_sockets(
@@ -237,9 +231,9 @@ def _ring_over_sockets(
         for agent, after in zip(agents, following, strict=True)
         if not isinstance(answer := ports[after.host], NodeError)
     }
-    asked = [agent for agent in agents if agent.host in requests]
+    callers = [agent for agent in agents if agent.host in requests]
     rates = {}
-    for host, answer in ask_all(asked, "measure", requests).items():
+    for host, answer in ask_all(callers, "measure", requests).items():
         if isinstance(answer, NodeError):
             broken = f"{answer.found} to {requests[host]['host']}"
             remedy = "nodes must reach each other on any port: open the firewall between them"

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from trainer.config.sections import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = (
+PACKAGES = (  # they decide a run's numbers
     "torch", "triton", "deepspeed", "transformers", "tokenizers", "peft", "bitsandbytes",
     "safetensors", "numpy", "mpi4py",
 )  # fmt: skip
@@ -61,7 +61,7 @@ class NodeFacts:
         num_cores: Cores that this process may use.
         free_disk_bytes: On the disk of the run folder.
         open_files: Soft limit.
-        locked_memory_bytes: Soft limit; -1 means no limit.
+        locked_memory_bytes: Soft limit; -1, RLIM_INFINITY, is none.
     """
 
     host: str = ""
@@ -82,13 +82,9 @@ class NodeFacts:
     has_compiler: bool = False
     has_flash_attention: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "NodeFacts":
-        """Facts from another machine; its code may be older or newer, so unknown keys are left."""
+        """Facts from another machine; its code may be newer, so unknown keys are ignored."""
         return TypeAdapter(cls).validate_python(values)
 
 
@@ -100,11 +96,7 @@ def node_facts(run_folder: Path | None = None) -> NodeFacts:
     """
     gpus = read_gpus()
     return NodeFacts(
-        host=socket.gethostname(),
-        machine=machine_id(),
-        python=platform.python_version(),
-        versions=package_versions(),
-        code=code_digest(),
+        **common_facts(),
         cuda_build=torch_cuda_build(),
         architectures=_architectures() if gpus else (),
         gpus=gpus,
@@ -113,11 +105,26 @@ def node_facts(run_folder: Path | None = None) -> NodeFacts:
         free_shm_bytes=_free_bytes(Path("/dev/shm")),
         free_disk_bytes=_free_bytes(nearest_folder(run_folder or ROOT)),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        locked_memory_bytes=_limit(resource.RLIMIT_MEMLOCK),
+        locked_memory_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         has_infiniband=any(Path("/sys/class/infiniband").glob("*")),
         has_compiler=any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))),
         has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
     )
+
+
+def common_facts() -> dict[str, Any]:
+    """Name of the machine, and what must be equal on all nodes."""
+    versions = dict.fromkeys(PACKAGES, "-")
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "host": socket.gethostname(),
+        "machine": machine_id(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "code": code_digest(),
+    }
 
 
 def machine_id() -> str:
@@ -129,11 +136,6 @@ def recipe_digest(config: RunConfig) -> str:
     """The first 12 digits of the sha256 of a recipe with every default filled in."""
     text = json.dumps(config.to_json(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def package_versions() -> dict[str, str]:
-    """Package -> version, of the packages that decide a run's numbers."""
-    return {name: _version(name) for name in PACKAGES}
 
 
 def code_digest() -> str:
@@ -209,13 +211,6 @@ def _architectures() -> tuple[str, ...]:
     return tuple(answered.stdout.split())
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "-"
-
-
 def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
@@ -228,8 +223,3 @@ def _free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
-
-
-def _limit(kind: int) -> int:
-    soft = resource.getrlimit(kind)[0]
-    return -1 if soft == resource.RLIM_INFINITY else soft

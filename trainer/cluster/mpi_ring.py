@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from trainer.cluster.agent import MARK
@@ -46,14 +47,10 @@ def ring_command(hosts: Sequence[str]) -> list[str]:
 
 
 def measure_ring(hosts: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Start the ring; library, milliseconds and mbit, the last two lists in order of rank.
-
-    Args:
-        hosts: In order of rank.
-        seconds: How long to wait at most.
+    """Start the ring, a rank on each host; its library, and milliseconds and Mbit/s of each rank.
 
     Raises:
-        RingError: It did not start, not everywhere, or not in time.
+        RingError: It did not start, not everywhere, or not in `seconds`.
     """
     process = subprocess.Popen(
         ring_command(hosts), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -76,8 +73,8 @@ def measure_ring(hosts: Sequence[str], seconds: float) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(answers[0])
     if answer["size"] != len(hosts):
         raise RingError(
-            f"mpi4py counts {answer['size']} rank of {len(hosts)}: mpirun is not of its library,"
-            f" {answer['library']}"
+            f"mpi4py counts {answer['size']} rank of {len(hosts)}: mpirun does not belong to its"
+            f" library, {answer['library']}"
         )
     return answer
 
@@ -88,31 +85,22 @@ def ring_rank() -> None:
 
     world = MPI.COMM_WORLD
     after, before = (world.rank + 1) % world.size, (world.rank - 1) % world.size
-    sent, received = bytearray(_BYTES), bytearray(_BYTES)
-    trips = []
-    for _ in range(_ROUND_TRIPS):
+    sent, received = memoryview(bytearray(_BYTES)), memoryview(bytearray(_BYTES))
+
+    def seconds_of(num_bytes: int) -> float:
         started = time.perf_counter()
-        _exchange(world, sent[:1], received[:1], after, before)
-        trips.append(time.perf_counter() - started)
+        theirs = [received[:num_bytes], MPI.BYTE]
+        world.Sendrecv([sent[:num_bytes], MPI.BYTE], after, 1, theirs, before, 1)
+        return time.perf_counter() - started
+
+    latency = median(seconds_of(1) for _ in range(_ROUND_TRIPS))
     world.Barrier()
-    started = time.perf_counter()
-    for _ in range(_ROUNDS):
-        _exchange(world, sent, received, after, before)
-    seconds = time.perf_counter() - started
-    numbers = [sorted(trips)[len(trips) // 2] * 1e3, _ROUNDS * _BYTES * 8e-6 / seconds]
-    mine = json.dumps(numbers).encode().ljust(_ANSWER_BYTES)
-    everyone = bytearray(len(mine) * world.size)
-    world.Gather([mine, MPI.BYTE], [everyone, MPI.BYTE], root=0)
+    seconds = sum(seconds_of(_BYTES) for _ in range(_ROUNDS))
+    own = json.dumps([latency * 1e3, _ROUNDS * _BYTES * 8e-6 / seconds]).encode()
+    everyone = bytearray(_ANSWER_BYTES * world.size)
+    world.Gather([own.ljust(_ANSWER_BYTES), MPI.BYTE], [everyone, MPI.BYTE], root=0)
     if world.rank == 0:
         starts = range(0, len(everyone), _ANSWER_BYTES)
-        pairs = [json.loads(everyone[start : start + _ANSWER_BYTES]) for start in starts]
-        milliseconds, mbit = zip(*pairs, strict=True)
+        rates = [json.loads(everyone[start : start + _ANSWER_BYTES]) for start in starts]
         library = MPI.Get_library_version().split(",")[0]
-        answer = {"size": world.size, "library": library}
-        print(MARK + json.dumps(answer | {"milliseconds": milliseconds, "mbit": mbit}))
-
-
-def _exchange(world: Any, sent: bytearray, received: bytearray, after: int, before: int) -> None:
-    from mpi4py import MPI
-
-    world.Sendrecv([sent, MPI.BYTE], after, 1, [received, MPI.BYTE], before, 1)
+        print(MARK + json.dumps({"size": world.size, "library": library, "rates": rates}))

@@ -11,10 +11,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from trainer.cluster.agent import MARK, command
+from trainer.processes.network import at_once
 
 # No questions, and a host that is silent for 15 s counts as gone.
 SSH_OPTIONS = (
@@ -22,8 +22,8 @@ SSH_OPTIONS = (
     "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
 )  # fmt: skip
 _SAME_PATHS = "the clone and its Python must lie at the same paths on every node"
-_REASONS = (  # words of ssh or the shell, what was found, what to do; the first that match count
-    ("Could not resolve", "the name is not known", "mend the hostfile, DNS or /etc/hosts"),
+_REASONS = (  # words of ssh or the shell, what was found, what to do; the first match counts
+    ("Could not resolve", "the name is not known", "correct the hostfile, DNS or /etc/hosts"),
     ("Host key verification failed", "its host key is new or changed", "ssh {host} once, by hand"),
     ("IDENTIFICATION HAS CHANGED", "its host key has changed", "ssh-keygen -R {host}, if meant"),
     ("Permission denied", "ssh asks for a password or key", "ssh-copy-id {host}"),
@@ -78,7 +78,7 @@ class RemoteNode:
         try:
             self._process.stdin.write(json.dumps({"do": action, **values}) + "\n")
             self._process.stdin.flush()
-        except OSError:  # it has ended: its last words are read below
+        except OSError:  # it has ended: its last output is read below
             pass
         for line in self._process.stdout:
             if line.startswith(MARK):
@@ -128,16 +128,15 @@ def ask_all(
 ) -> dict[str, dict[str, Any] | NodeError]:
     """Ask all nodes at once; host -> its answer or its error."""
 
-    def ask(node: RemoteNode) -> dict[str, Any] | NodeError:
+    by_host = {node.host: node for node in nodes}
+
+    def ask(host: str) -> dict[str, Any] | NodeError:
         try:
-            return node.ask(action, values.get(node.host, {}))
+            return by_host[host].ask(action, values.get(host, {}))
         except NodeError as error:
             return error
 
-    if not nodes:
-        return {}
-    with ThreadPoolExecutor(len(nodes)) as pool:
-        return dict(zip((node.host for node in nodes), pool.map(ask, nodes), strict=True))
+    return at_once(ask, by_host)
 
 
 def clock_offset(node: RemoteNode, rounds: int = 8) -> float:

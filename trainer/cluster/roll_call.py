@@ -3,30 +3,19 @@
 It needs only the process group, so every launcher has it.
 """
 
-import json
-import platform
 import socket
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trainer.cluster.checks import Check, differences
-from trainer.cluster.facts import (
-    Gpu,
-    NodeFacts,
-    code_digest,
-    machine_id,
-    package_versions,
-    recipe_digest,
-    shows_text,
-)
+from trainer.cluster.checks import FAULT, Check, differences
+from trainer.cluster.facts import Gpu, NodeFacts, common_facts, recipe_digest, shows_text
 from trainer.config.sections import RunConfig
 from trainer.errors import MachineError
-from trainer.processes.distributed import Ranks, agreed
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from trainer.processes.distributed import Ranks, agreed, gather
 
 _PROBE = ".probe"
 _PROBE_SECONDS = 5.0  # a network file system may show a new file late
@@ -51,11 +40,7 @@ def call_the_roll(config: RunConfig, ranks: Ranks) -> None:
 
 
 def check_shared_folder(folder: Path, ranks: Ranks) -> None:
-    """Every rank must see a file that rank 0 writes into the run folder.
-
-    Args:
-        folder: The run folder, which rank 0 has made.
-        ranks: All ranks call this together.
+    """Every rank must see a file that rank 0 writes into the run folder; all ranks call this.
 
     Raises:
         MachineError: Some do not, naming their hosts; on every rank.
@@ -82,34 +67,22 @@ def roll_faults(answers: Sequence[Mapping[str, Any]]) -> list[Check]:
     names: dict[str, str] = {}
     nodes: dict[str, NodeFacts] = {}
     recipes: dict[str, str] = {}
-    ranks_of: dict[str, list[int]] = {}
+    ranks_of: defaultdict[str, list[int]] = defaultdict(list)
     for answer in answers:
         facts = NodeFacts.from_json(answer["facts"])
-        host = names.setdefault(facts.machine, _new_name(facts.host, names.values()))
+        is_taken = facts.host in names.values()  # by another machine of the same name
+        name = f"{facts.host} ({len(names) + 1})" if is_taken else facts.host
+        host = names.setdefault(facts.machine, name)
         nodes.setdefault(host, facts)
         recipes.setdefault(host, answer["recipe"])
-        ranks_of.setdefault(host, []).append(answer["local_rank"])
+        ranks_of[host].append(answer["local_rank"])
     checks = differences(nodes, recipes)
     for host, local_ranks in ranks_of.items():
         if len(set(local_ranks)) < len(local_ranks):
             found = f"{len(local_ranks)} ranks with the local ranks {sorted(local_ranks)}"
             remedy = "start every node once: two ranks would share a device"
-            checks.append(Check("local ranks", found, "fault", remedy, (host,)))
+            checks.append(Check("local ranks", found, FAULT, remedy, (host,)))
     return checks
-
-
-def gather(values: Mapping[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
-    """Every rank's plain values, in order of rank, on every rank; as JSON, never pickle."""
-    import torch
-    import torch.distributed as dist
-
-    mine = json.dumps(values).encode()
-    longest = torch.tensor(len(mine), device=ranks.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    padded = torch.tensor(list(mine.ljust(int(longest))), dtype=torch.uint8, device=ranks.device)
-    everyone: list[Tensor] = [torch.empty_like(padded) for _ in range(ranks.world_size)]
-    dist.all_gather(everyone, padded)
-    return [json.loads(bytes(row.tolist())) for row in everyone]
 
 
 def _answer(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
@@ -120,22 +93,6 @@ def _answer(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
         device = torch.cuda.get_device_properties(ranks.device)
         capability = torch.cuda.get_device_capability(ranks.device)
         gpus = (Gpu(device.name, device.total_memory >> 20, 0, capability, ""),)
-    facts = NodeFacts(
-        host=socket.gethostname(),
-        machine=machine_id(),
-        python=platform.python_version(),
-        versions=package_versions(),
-        code=code_digest(),
-        cuda_build=torch.version.cuda or "",
-        gpus=gpus,
-    )
-    return {
-        "facts": facts.to_json(),
-        "recipe": recipe_digest(config),
-        "local_rank": ranks.local_rank,
-    }
-
-
-def _new_name(host: str, taken: Collection[str]) -> str:
-    """A host's name, numbered where another machine has the same name."""
-    return host if host not in taken else f"{host} ({len(taken) + 1})"
+    facts = NodeFacts(**common_facts(), cuda_build=torch.version.cuda or "", gpus=gpus)
+    recipe = recipe_digest(config)
+    return {"facts": asdict(facts), "recipe": recipe, "local_rank": ranks.local_rank}

@@ -17,7 +17,6 @@ import re
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from trainer.cluster.remote import SSH_OPTIONS
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError
 from trainer.processes.hostfile import Node
+from trainer.processes.network import can_bind
 from trainer.processes.outcome import FOLDER, Outcome, read_outcomes
 from trainer.processes.signals import receive_stops
 from trainer.run_folder.checkpoint import newest_checkpoint
@@ -109,7 +109,7 @@ class Limits:
 
 
 class Signals:
-    """The first signal to this process; the ranks are then asked to save."""
+    """The first signal to this process; the ranks then save."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -141,7 +141,7 @@ def supervise(
         say(f"attempt {number} on {where}, from step {newest}; run id {run.run_id}")
         started = time.monotonic()
         outcomes = attempt(run, number, nodes, signals, say)
-        code = verdict(outcomes, asked_to_stop=signals.received is not None)
+        code = verdict(outcomes, is_stopping=signals.received is not None)
         if code == NOT_SAVED and (step := saved_step(run)):
             say(f"stopped; the ranks did not save, the newest checkpoint is of step {step}")
             return STOPPED
@@ -159,14 +159,14 @@ def supervise(
         number += 1
 
 
-def verdict(outcomes: Sequence[Outcome], *, asked_to_stop: bool) -> int | None:
+def verdict(outcomes: Sequence[Outcome], *, is_stopping: bool) -> int | None:
     """The exit code that ends the supervision; None to try again."""
     if any(one.rank == 0 and one.exit_code == DONE for one in outcomes):
         return DONE
-    # Ranks without a launcher have saved too, but no signal asked them to stop.
-    if any(one.exit_code == STOPPED and (asked_to_stop or one.error != _ALONE) for one in outcomes):
+    # Ranks whose launcher is gone have saved too, but no signal came.
+    if any(one.exit_code == STOPPED and (is_stopping or one.error != _ALONE) for one in outcomes):
         return STOPPED
-    if asked_to_stop:
+    if is_stopping:
         return NOT_SAVED
     for one in outcomes:
         if one.exit_code in _HOPELESS_CODES or one.error in _HOPELESS_ERRORS:
@@ -218,21 +218,17 @@ def attempt(
     deadline = None
     while launcher.poll() is None and (deadline is None or time.monotonic() < deadline):
         if signals.received:
-            say(f"{signals.received.name}: the ranks are asked to save")
+            say(f"{signals.received.name}: the ranks save and end")
             signal_hosts(hosts, run.mark, "stop", SAVE_SECONDS)
             break
-        if deadline is None and is_over(read_outcomes(folder)):
+        has_ended = any(one.exit_code or one.rank == 0 for one in read_outcomes(folder))
+        if deadline is None and has_ended:  # a rank has failed, or rank 0 has finished
             deadline = time.monotonic() + _GRACE
         time.sleep(_TICK)
     for host, fault in signal_hosts(hosts, run.mark, "end", _END_SECONDS).items():
         say(f"{host}: processes may be left: {fault}")
     launcher.wait()
     return read_outcomes(folder)
-
-
-def is_over(outcomes: Sequence[Outcome]) -> bool:
-    """True once a rank has failed or rank 0 has finished."""
-    return any(one.exit_code or one.rank == 0 for one in outcomes)
 
 
 def answering(
@@ -277,7 +273,7 @@ def launch_command(
 
 
 def launch_environment(run: SupervisedRun, exported: Mapping[str, str]) -> dict[str, str]:
-    """The launcher's environment: ssh never asks, and notices a host that is gone."""
+    """The launcher's environment: ssh asks no question, and notices a host that is gone."""
     options = shlex.join(SSH_OPTIONS)
     given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
     return {
@@ -305,17 +301,7 @@ def user_exports() -> dict[str, str]:
 
 def remote_hosts(nodes: Sequence[Node]) -> list[str]:
     """Hosts to reach by ssh; with several hosts, launchers use it for this machine too."""
-    return [] if len(nodes) == 1 and is_here(nodes[0].host) else [node.host for node in nodes]
-
-
-def is_here(host: str) -> bool:
-    """True for a name of this machine: only its own addresses can be bound."""
-    try:
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-    except OSError:
-        return False
-    return True
+    return [] if len(nodes) == 1 and can_bind(nodes[0].host, 0) else [node.host for node in nodes]
 
 
 def saved_step(run: SupervisedRun) -> int:

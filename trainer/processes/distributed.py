@@ -5,13 +5,14 @@ wrong recipe at once.
 """
 
 import hashlib
+import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.errors import LostRankError, MachineError
 from trainer.processes.ranks import adopt_launcher
@@ -106,13 +107,6 @@ def end_now(exit_code: int) -> None:
     os._exit(exit_code)
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    import torch.distributed as dist
-
-    dist.barrier()
-
-
 def all_reduce_sum(tensor: "Tensor") -> "Tensor":
     """Sum a tensor over all ranks, in place; a single process returns it as it is."""
     import torch.distributed as dist
@@ -167,6 +161,20 @@ def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
         elsewhere.exit_code = int(code.item())
         raise elsewhere
     return result  # type: ignore[return-value]
+
+
+def gather(values: Mapping[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
+    """Every rank's plain values, in order of rank, on every rank; as JSON, never pickle."""
+    import torch
+    import torch.distributed as dist
+
+    own = json.dumps(values).encode()
+    longest = torch.tensor(len(own), device=ranks.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    padded = torch.tensor(list(own.ljust(int(longest))), dtype=torch.uint8, device=ranks.device)
+    everyone: list[Tensor] = [torch.empty_like(padded) for _ in range(ranks.world_size)]
+    dist.all_gather(everyone, padded)
+    return [json.loads(bytes(row.tolist())) for row in everyone]
 
 
 def _check_accelerator() -> None:

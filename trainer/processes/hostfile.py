@@ -82,8 +82,8 @@ def refuse_aliases(path: Path, nodes: Sequence[Node]) -> None:
     """
     faults = [
         f"line {node.line}: {node.host} is the same machine as {other.host}, at"
-        f" {', '.join(sorted(_addresses(node.host)))}; {_ONCE}"
-        for node, other in _same(nodes, _addresses)
+        f" {', '.join(sorted(addresses(node.host)))}; {_ONCE}"
+        for node, other in _same(nodes, addresses)
     ]
     _refuse(path, faults)
 
@@ -106,7 +106,7 @@ def _same(
             first.setdefault(name, node)
 
 
-def _addresses(host: str) -> set[str]:
+def addresses(host: str) -> set[str]:
     """The addresses of a name; all loopback addresses count as one, an unknown name has none."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}

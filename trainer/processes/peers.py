@@ -4,12 +4,12 @@ import faulthandler
 import socket
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from trainer.errors import HungError, LostRankError
 from trainer.processes.distributed import Ranks, end_now
+from trainer.processes.network import at_once
 from trainer.processes.outcome import write_outcome
 
 _PROBE_PORT = 22  # ssh: an answer of any kind, a refusal too, shows that the host is up
@@ -57,12 +57,8 @@ def describe(ranks: Ranks) -> str:
 
 def silent_hosts(names: Iterable[str], seconds: float = _PROBE_SECONDS) -> list[str]:
     """The hosts that do not answer at all; all are probed at once."""
-    asked = sorted(set(names))
-    if not asked:
-        return []
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = pool.map(lambda name: _answers(name, seconds), asked)
-    return [name for name, is_up in zip(asked, answers, strict=True) if not is_up]
+    answers = at_once(lambda name: _answers(name, seconds), sorted(set(names)))
+    return [name for name, is_up in answers.items() if not is_up]
 
 
 def _answers(name: str, seconds: float) -> bool:

@@ -6,10 +6,10 @@ would train alone, as rank 0 of 1.
 
 import re
 import socket
-import subprocess
 from collections.abc import Mapping, MutableMapping
 
 from trainer.errors import MachineError
+from trainer.processes.network import own_address
 
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below the range kernels hand out
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -193,18 +193,6 @@ def _master_over_mpi(size: int) -> tuple[str, str]:
     MPI.Finalize()
     address, port = answer.decode().split()
     return address, port
-
-
-def own_address() -> str:
-    """An address at which other nodes reach this one: the first of `hostname -I`, as DeepSpeed."""
-    try:
-        listed = subprocess.run(
-            ["hostname", "-I"], capture_output=True, text=True, check=False, timeout=5
-        )
-        addresses = listed.stdout.split()
-    except (OSError, subprocess.TimeoutExpired):
-        addresses = []
-    return addresses[0] if addresses else socket.gethostname()
 
 
 def _counts(text: str) -> list[int]:

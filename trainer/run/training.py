@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import Store
 
 from data.batches.loader import TrainLoader
 from data.prepared.prepare import Prepared
-from trainer.cluster.roll_call import call_the_roll, check_shared_folder, gather
+from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config.sections import RunConfig
 from trainer.engine.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
@@ -23,7 +23,7 @@ from trainer.generation.prompts import run_prompts
 from trainer.losses.tasks import TASKS
 from trainer.models.isolation import check_isolation, refuse_leaking
 from trainer.models.own_loss import check_own_loss
-from trainer.processes.distributed import Ranks, agreed, barrier, is_equal_everywhere, start, stop
+from trainer.processes.distributed import Ranks, agreed, gather, is_equal_everywhere, start, stop
 from trainer.processes.launchers import Launcher
 from trainer.processes.peers import connection_error, end_hung
 from trainer.processes.stopping import StopRequest
@@ -78,7 +78,7 @@ def run_training(
         report = _train(config, prepared, ranks, above)
     except StoppedError:
         with suppress(RuntimeError):  # launchers kill the others once a rank has ended
-            barrier()
+            torch.distributed.barrier()
         raise
     except RuntimeError as error:
         if (lost := connection_error(error, ranks)) is None:

@@ -1,6 +1,6 @@
 """What facts of machines lead to, on machines this one is not."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -139,9 +139,8 @@ def test_101_two_names_of_one_machine_are_found_by_the_machine_itself():
 
 
 def test_113_clocks_apart_and_slow_links_are_warned_of():
-    checks = link_checks(
-        {"a": 0.0, "b": -3.5, "c": 0.4}, {"a": 9000.0, "b": 9000.0, "c": 90.0}, {"c": 12.0}
-    )
+    rates = {"a": (0.1, 9000.0), "b": (0.1, 9000.0), "c": (12.0, 90.0)}
+    checks = link_checks({"a": 0.0, "b": -3.5, "c": 0.4}, rates)
     assert [(c.name, c.hosts, c.verdict) for c in checks] == [
         ("clock", ("b",), WARNING), ("link", ("c",), WARNING),
     ]  # fmt: skip
@@ -154,7 +153,7 @@ def test_the_same_finding_of_several_hosts_stands_once():
 
 
 def test_facts_travel_as_plain_values_and_unknown_ones_are_left_out():
-    assert NodeFacts.from_json(HEALTHY.to_json() | {"of a newer version": 1}) == HEALTHY
+    assert NodeFacts.from_json(asdict(HEALTHY) | {"of a newer version": 1}) == HEALTHY
     here = node_facts()
     assert here.versions["torch"] != "-"
     assert here.code == code_digest()

@@ -60,7 +60,7 @@ def job(tiny_recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "asked", "code"),
+    ("outcomes", "is_stopping", "code"),
     [
         ([], False, None),
         ([LOST], False, None),  # a lost rank is what supervision is for
@@ -69,7 +69,7 @@ def job(tiny_recipe, tmp_path):
         ([Outcome(1, "node0", 75, "StoppedError", "saved")], False, 75),
         ([Outcome(0, "node0", 75, "AbandonedError", "saved")], False, None),
         ([Outcome(0, "node0", 75, "AbandonedError", "saved")], True, 75),
-        ([LOST], True, 130),  # asked to stop, and nothing says that it saved
+        ([LOST], True, 130),  # a signal, and nothing says that it saved
         ([Outcome(0, "node0", 6, "HungError", "step 3")], False, None),
         ([LOST, Outcome(0, "node0", 6, "DivergedError", "nan")], False, 6),
         ([Outcome(0, "node0", 2, "ConfigError", "lr")], False, 2),
@@ -77,8 +77,8 @@ def job(tiny_recipe, tmp_path):
         ([Outcome(0, "node0", 1, "IndexError", "a defect")], False, None),
     ],
 )
-def test_what_ranks_said_decides_never_an_exit_code(outcomes, asked, code):
-    assert verdict(outcomes, asked_to_stop=asked) == code
+def test_what_ranks_said_decides_never_an_exit_code(outcomes, is_stopping, code):
+    assert verdict(outcomes, is_stopping=is_stopping) == code
 
 
 def test_the_ending_names_the_host_of_a_rank_that_said_nothing():
@@ -127,7 +127,7 @@ def test_ending_a_run_ends_what_carries_its_mark_and_nothing_else():
         one.wait()
 
 
-def test_ranks_are_asked_to_save_and_their_launcher_is_not():
+def test_ranks_get_the_signal_to_save_and_their_launcher_does_not():
     mark = f"FOCALTUNE_RUN_ID={uuid.uuid4().hex}"
     launcher, rank = sleepers(mark, {}, {"RANK": "0"})
     wait_until(lambda: len(marked(mark)) == 2, 10, "sleepers")
@@ -137,7 +137,7 @@ def test_ranks_are_asked_to_save_and_their_launcher_is_not():
     launcher.wait()
 
 
-def test_a_rank_on_this_machine_is_asked_once_though_ssh_comes_here_too(tmp_path, monkeypatch):
+def test_a_rank_on_this_machine_gets_one_signal_though_ssh_comes_here_too(tmp_path, monkeypatch):
     (tmp_path / "ssh").write_text('#!/bin/sh\nfor last in "$@"; do :; done\nexec sh -c "$last"\n')
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -156,7 +156,7 @@ def test_a_rank_on_this_machine_is_asked_once_though_ssh_comes_here_too(tmp_path
         env={name: value, "RANK": "0"}, stdout=subprocess.PIPE,
     )  # fmt: skip
     with rank:
-        assert rank.stdout.readline()  # the handler stands
+        assert rank.stdout.readline()  # the handler is set
         assert signal_hosts(["localhost"], f"{name}={value}", "stop", 10) == {}
         assert rank.wait(10) == 1
 

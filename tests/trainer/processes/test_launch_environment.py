@@ -14,7 +14,8 @@ from trainer.cluster.roll_call import roll_faults
 from trainer.errors import ConfigError, LostRankError, MachineError
 from trainer.processes import launched, ranks, rendezvous
 from trainer.processes.launched import check_launch, hostfile_of, is_filtered
-from trainer.processes.ranks import adopt_launcher, first_host, own_address
+from trainer.processes.network import own_address
+from trainer.processes.ranks import adopt_launcher, first_host
 
 # As srun --nodes=2 --ntasks-per-node=2 sets them, rank 3 (Slurm's manual, "OUTPUT ENVIRONMENT").
 SLURM = {
@@ -293,11 +294,11 @@ def test_a_run_begins_with_the_ranks_of_its_hostfile_or_not_at_all(
 
 
 def test_without_a_launcher_there_is_nothing_to_check(monkeypatch):
-    asked = []
+    seen = []
     monkeypatch.setattr(launched, "ancestors", lambda: [1, 2])
-    monkeypatch.setattr(launched, "command_line", lambda process: asked.append(process) or ["sh"])
+    monkeypatch.setattr(launched, "command_line", lambda process: seen.append(process) or ["sh"])
     check_launch(1)
-    assert asked == [1, 2]
+    assert seen == [1, 2]
 
 
 def answer(host: str, local_rank: int, **changes: object) -> dict[str, object]:
