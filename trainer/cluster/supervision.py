@@ -26,8 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import yaml
-
 from trainer.cluster.cleanup import signal_hosts
 from trainer.cluster.remote import SSH_OPTIONS
 from trainer.config.sections import RunConfig
@@ -37,7 +35,7 @@ from trainer.processes.network import can_bind
 from trainer.processes.outcome import FOLDER, Outcome, read_outcomes
 from trainer.processes.signals import receive_stops
 from trainer.run_folder.checkpoint import newest_checkpoint
-from trainer.run_folder.folder import CHECKPOINTS, write_whole
+from trainer.run_folder.folder import CHECKPOINTS, write_whole, write_yaml
 
 RUN_ID = "FOCALTUNE_RUN_ID"
 DONE, STOPPED, NOT_SAVED = 0, 75, 130
@@ -130,7 +128,7 @@ def supervise(
     """
     refuse(run)
     run.folder.mkdir(parents=True)
-    write_whole(run.folder / "recipe.yaml", yaml.safe_dump(run.config.to_json(), sort_keys=False))
+    write_yaml(run.folder / "recipe.yaml", run.config.to_json())
     restarts, newest, number = 0, saved_step(run), 1
     while True:
         nodes = answering(run, limits, signals, number == 1, say)

@@ -25,13 +25,13 @@ def resolve_here(config: RunConfig, device: torch.device, world_size: int = 1) -
 
     Args:
         config: The run, or a finished one that is only read: then one rank is enough.
-        device: Of this rank.
-        world_size: Ranks.
+        device: Device of this rank.
+        world_size: Number of ranks.
 
     Raises:
-        ConfigError: A combination the stack gets wrong, or a loss back end that is not there.
-        MachineError: One that this machine cannot run.
-        ModelError: An attention back end that is not there.
+        ConfigError: A combination that the stack gets wrong, or a loss back end that is missing.
+        MachineError: A combination that this machine cannot run.
+        ModelError: An attention back end that is missing.
     """
     recipe = resolve(config, read_shape(config), this_machine(device, world_size))
     for fault in recipe.faults:
@@ -58,8 +58,8 @@ def build_model(config: RunConfig) -> PackedModel:
     On the CPU, but for a quantised base on a GPU.
 
     Args:
-        config: The run, every `auto` settled; a base of random weights is already in its folder
-            where it is quantised.
+        config: Every `auto` is settled. A quantised base of random weights is already in the run
+            folder.
 
     Raises:
         ModelError: The base does not load or the adapters do not fit it.

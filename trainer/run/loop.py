@@ -32,17 +32,7 @@ _MOST_SKIPS = 50  # fp16 halves its scale at each: 2^16 would be 2^-34
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run is made of.
-
-    Attributes:
-        config: The recipe.
-        ranks: This process among all.
-        engine: Model and optimizer.
-        task: The loss.
-        loader: The steps' data.
-        total_steps: Where the run ends.
-        log: On rank 0; None elsewhere.
-    """
+    """What a training run is made of; only rank 0 has a log."""
 
     config: RunConfig
     ranks: Ranks
@@ -51,6 +41,11 @@ class Run:
     loader: TrainLoader
     total_steps: int
     log: RunLog | None
+
+    def say(self, *lines: str) -> None:
+        """Print lines on rank 0."""
+        if self.log is not None:
+            self.log.say(*lines)
 
 
 def train(
@@ -64,10 +59,10 @@ def train(
     """Train from state.step to the end, validating and saving on the way.
 
     Args:
-        run: The parts.
+        run: Its config, engine, data and log.
         state: Advanced in place.
-        stop: Asked after every step.
-        watchdog: Ends the process where a step, a validation or a save does not.
+        stop: Compared with the other ranks after every step.
+        watchdog: Ends the process if a step, a validation or a save does not end.
         validate: Scores the validation split and updates the best of `state`.
         save: Writes a checkpoint.
 
@@ -75,8 +70,8 @@ def train(
         StoppedError: A signal came, or the launcher is gone; the last step is saved.
         DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
     """
-    if state.is_unscored and (asked := _validate(run, state, stop, watchdog, validate)):
-        raise asked
+    if state.is_unscored and (stopped := _validate(run, state, stop, watchdog, validate)):
+        raise stopped
     run.engine.train()
     logged = replace(state)
     check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
@@ -94,21 +89,21 @@ def train(
             agreed = _agree(run, stop, check, settle=due.is_saved or due.is_logged)
             loss = _read_loss(losses_A, batches) if due.is_logged else 0.0
             state.train_seconds += time.perf_counter() - started
-        asked = None
+        stopped = None
         if agreed is not Agreed.GO_ON and not due.is_last:
-            asked = stop.error(agreed, _stopped(f"after step {state.step}", run))
+            stopped = stop.error(agreed, _stopped(f"after step {state.step}", run))
         if due.is_logged:
             _log_step(run, state, logged, loss, rate)
             logged = replace(state)
         elif run.log is not None:
             run.log.advance(state.step)
         if due.is_scored:
-            asked = _validate(run, state, stop, watchdog, validate) or asked
-        if due.is_saved or asked:
+            stopped = _validate(run, state, stop, watchdog, validate) or stopped
+        if due.is_saved or stopped:
             with watchdog.watching("save after step", state.step):
                 save()
-        if asked:
-            raise asked
+        if stopped:
+            raise stopped
 
 
 def _validate(
@@ -118,7 +113,7 @@ def _validate(
     watchdog: Watchdog,
     validate: Callable[[], None],
 ) -> StoppedError | None:
-    """Score the validation split; where the ranks stop meanwhile, the next start begins with it."""
+    """Score the validation split; if the ranks stop meanwhile, the next start begins with it."""
     where = f"in the validation after step {state.step}"
     state.is_unscored = True
     try:
@@ -127,8 +122,8 @@ def _validate(
             watchdog.watching("validation after step", state.step),
         ):
             validate()
-    except StoppedError as asked:
-        return asked
+    except StoppedError as stopped:
+        return stopped
     state.is_unscored = False
     return None
 

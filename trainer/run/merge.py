@@ -25,8 +25,7 @@ from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
-from trainer.run.build import resolve_here
-from trainer.run.saved_run import best_checkpoint, trained_model
+from trainer.run.saved_run import best_model, trained_model
 from trainer.run_folder.adapter import FACTS, adapter_facts
 from trainer.run_folder.folder import BASE, building_folder, publish, verify, write_json
 
@@ -61,11 +60,9 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
         )
     if output.exists():
         raise ConfigError(f"{output} exists; give --output another folder")
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    best, settled = best_checkpoint(config, prepared), resolve_here(config, device).config
-    trained = trained_model(settled, best).to(device)
+    best, settled, trained, alone = best_model(config, prepared)
     valid = prepared.splits["valid"].examples
-    before_SC = _logits(trained, config, valid, device)
+    before_SC = _logits(trained, config, valid, alone)
     decoded = {
         name.replace(".base_layer", ""): decoded_weight(layer).cpu()
         for name, layer in quantized_layers(trained).items()
@@ -75,8 +72,8 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     if onto == "dequantized":
         _take_weights(merged, decoded)
     merged.model.merge_adapter()
-    merged = merged.to(device)
-    difference_S = (_logits(merged, config, valid, device) - before_SC).abs().amax(1)
+    merged = merged.to(alone.device)
+    difference_S = (_logits(merged, config, valid, alone) - before_SC).abs().amax(1)
     drift = {
         "onto": onto if decoded else "full",
         "max_logit_difference": float(difference_S.max()),
@@ -99,14 +96,8 @@ def _plain(config: RunConfig) -> RunConfig:
     return plain.changed("tuning", method=method, quant_type="auto")
 
 
-def _logits(
-    model: PackedModel, config: RunConfig, examples: ExampleSet, device: torch.device
-) -> Tensor:
-    """fp32 logits (S, 2) of the first functions of a split, on the CPU.
-
-    Of a language task, nll and margin of the first targets.
-    """
-    alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
+def _logits(model: PackedModel, config: RunConfig, examples: ExampleSet, alone: Ranks) -> Tensor:
+    """fp32 logits (S, 2) of the first functions of a split, or nll and margin of its targets."""
     batches = split_batches(examples, config.data, config.optim.micro_batch_size, alone)
     scored = outputs(model, islice(batches, _MOST_BATCHES))
     return torch.cat([scores[:, :2].float().cpu() for _, scores in scored])

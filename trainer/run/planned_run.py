@@ -18,8 +18,8 @@ _GIB = 2**30
 _SAVING = 0.1  # of the planned peak, that a change has to bring after memory was short
 
 
-def write_plan(session: Session) -> list[str]:
-    """Write plan.json; lines about the plan and what the rank holds before its first step."""
+def write_plan(session: Session) -> str:
+    """Write plan.json; a line about the plan and what the rank holds before its first step."""
     path = session.run.config.output_dir / PLAN
     steps = {"steps": plan_facts(session.run.loader, session.run.total_steps)}
     plan = _plan(session)
@@ -28,20 +28,21 @@ def write_plan(session: Session) -> list[str]:
     planned = memory.quantised_weights + memory.frozen_weights
     planned += memory.trained_weights + memory.master_weights
     limit = "" if plan.limit_bytes is None else f" of {plan.limit_bytes / _GIB:.2f}"
-    return [
+    return (
         f"  memory     planned {memory.total / _GIB:.3f}{limit} GiB at the peak of a step; weights"
         f" planned {planned / _GIB:.3f}, measured {held_bytes(session) / _GIB:.3f} GiB"
-    ]
+    )
 
 
-def peak_line(session: Session) -> str | None:
-    """The measured peak of the steps beside the planned one; a GPU alone can tell."""
+def peak_lines(session: Session) -> list[str]:
+    """The measured peak of the steps beside the planned one; only a GPU measures it."""
     if session.run.ranks.device.type != "cuda":
-        return None
+        return []
     plan = _plan(session)
     measured = torch.cuda.max_memory_allocated(session.run.ranks.device) / _GIB
     tensors = plan.memory.total - plan.memory.context - plan.memory.fragmentation
-    return f"peak memory: planned {tensors / _GIB:.2f} GiB of tensors, measured {measured:.2f} GiB"
+    planned = f"planned {tensors / _GIB:.2f} GiB of tensors"
+    return [f"peak memory: {planned}, measured {measured:.2f} GiB"]
 
 
 def explained(error: MachineError, session: Session) -> MachineError:

@@ -15,12 +15,7 @@ from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.processes.distributed import Ranks
 from trainer.run.build import build_model, resolve_here
-from trainer.run_folder.checkpoint import (
-    Checkpoint,
-    checkpoint_name,
-    load_checkpoint,
-    newest_checkpoint,
-)
+from trainer.run_folder.checkpoint import Checkpoint, load_step, newest_checkpoint
 from trainer.run_folder.folder import CHECKPOINTS
 from trainer.run_folder.resume import refuse_other_run, run_identity
 
@@ -32,21 +27,17 @@ def evaluate_files(
 
     Args:
         config: The run's own recipe.
-        prepared: The run's data: what the baselines learn from.
-        paths: As of a split, with the run's field mapping; one for functions.
-        name: Of the report, and of the member of an archive.
-        title: What the report calls them.
+        prepared: The run's data, from which the baselines learn.
+        paths: Files of a split with the run's field mapping; one for functions.
+        name: Name of the report, and of the member of an archive.
+        title: How the report names the files.
 
     Raises:
         ModelError: No checkpoint with a validated best step.
         DataError: The file cannot be read.
     """
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    ranks = Ranks(rank=0, local_rank=0, world_size=1, device=device)
-    best = best_checkpoint(config, prepared)
+    best, settled, model, alone = best_model(config, prepared)
     state = best.trainer["state"]
-    settled = resolve_here(config, device).config
-    model = trained_model(settled, best).to(device)
     split, found = prepared.splits["test"], {"sha256": prepared.digests["test"]}
     if name != "test":  # which is the run's own
         split, found = read_split(
@@ -54,24 +45,30 @@ def evaluate_files(
         )
     facts = {"best_step": state["best_step"], "precision": settled.engine.precision, "file": title}
     facts |= {"task": config.task.name, f"sha256_{name}": found["sha256"]}
-    evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, model, None)
+    evaluation = EVALUATIONS[config.task.name](config, prepared, alone, model, None)
     report = evaluation.test(split, name, state["threshold"], facts)()
     print_report(report)
     return report
 
 
-def best_checkpoint(config: RunConfig, prepared: Prepared) -> Checkpoint:
-    """The checkpoint of a run's best validation.
+def best_model(
+    config: RunConfig, prepared: Prepared
+) -> tuple[Checkpoint, RunConfig, PackedModel, Ranks]:
+    """The checkpoint of a run's best validation, the settled recipe and the model, on one rank.
 
     Raises:
-        ModelError: There is none, or it is of another base or other data.
+        ModelError: There is none, or it belongs to another base or other data.
     """
-    newest, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
+    checkpoints = config.output_dir / CHECKPOINTS
+    newest, _ = newest_checkpoint(checkpoints)
     if newest is None or newest.trainer["state"]["best_step"] is None:
         raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
     refuse_other_run(newest, config, run_identity(config, prepared))
-    step = newest.trainer["state"]["best_step"]
-    return load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(step))
+    best = load_step(checkpoints, newest.trainer["state"]["best_step"])
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    settled = resolve_here(config, device).config
+    alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
+    return best, settled, trained_model(settled, best).to(device), alone
 
 
 def trained_model(config: RunConfig, checkpoint: Checkpoint) -> PackedModel:

@@ -20,13 +20,7 @@ from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import agreed
 from trainer.run.loop import Run
 from trainer.run_folder.adapter import adapter_facts, save_adapter
-from trainer.run_folder.checkpoint import (
-    Checkpoint,
-    checkpoint_name,
-    load_checkpoint,
-    rotate,
-    write_checkpoint,
-)
+from trainer.run_folder.checkpoint import Checkpoint, load_step, rotate, write_checkpoint
 from trainer.run_folder.folder import ADAPTER, CHECKPOINTS
 
 _LANGUAGE_FACTS = ("template", "supervise", "isolate", "order")
@@ -110,8 +104,7 @@ class Session:
             self.validate()
             self.save()
         assert self.state.best_step is not None  # a validation sets it
-        best = load_checkpoint(self.checkpoints / checkpoint_name(self.state.best_step))
-        weights = best.tensors()
+        weights = load_step(self.checkpoints, self.state.best_step).tensors()
         restore_weights(run.engine, weights)
         write_report = self.evaluation.test(
             self.prepared.splits["test"], "test", self.state.threshold, self.report_facts()
@@ -158,7 +151,7 @@ class Session:
         }
 
     def _files(self) -> dict[str, list[str]] | None:
-        """Of a run that goes from file to file: the files of the last step, and those before."""
+        """Finished and current files, with data.order=sequential."""
         loader = self.run.loader
         if loader.files is None:
             return None

@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import Store
 from data.batches.loader import TrainLoader
 from data.prepared.prepare import Prepared
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder
-from trainer.config.sections import RunConfig
+from trainer.config.sections import OptimSection, RunConfig
 from trainer.engine.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
 from trainer.evaluation.evaluation import EVALUATIONS
@@ -31,17 +31,18 @@ from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, time_line
 from trainer.run.build import build_model, resolve_here, write_random_base
 from trainer.run.loop import Run, memory_errors_named, train
-from trainer.run.planned_run import explained, peak_line, write_plan
+from trainer.run.planned_run import explained, peak_lines, write_plan
 from trainer.run.preparation import training_loader
 from trainer.run.session import Session
 from trainer.run_folder.checkpoint import Checkpoint
 from trainer.run_folder.folder import (
     MANIFEST,
+    RECIPE,
     RunLock,
     open_run_folder,
     verify,
     write_json,
-    write_recipe,
+    write_yaml,
 )
 from trainer.run_folder.metrics import RunLog
 from trainer.run_folder.resume import (
@@ -62,7 +63,7 @@ def run_training(
     Args:
         config: The recipe.
         prepared: Its data.
-        above: This process's launchers; where they end, the run saves and ends.
+        above: This process's launchers; if they end, the run saves and ends.
         store: Where the ranks have met; by default they meet now.
 
     Raises:
@@ -127,13 +128,10 @@ def _train(
     )
     run, state = session.run, session.state
     try:
-        if run.log is not None:
-            for line in remarks:
-                run.log.say(line)
+        run.say(*remarks)
         if checkpoint is not None:
             session.restore(checkpoint)
-            if run.log is not None:
-                run.log.say(f"continues after step {state.step} from {checkpoint.path}")
+            run.say(f"continues after step {state.step} from {checkpoint.path}")
         try:
             with memory_errors_named("while scoring"):
                 if checkpoint is None:
@@ -146,9 +144,7 @@ def _train(
                     report = session.finish()
         except MemoryExceededError as error:
             raise explained(error, session) from error
-        measured = peak_line(session)
-        if run.log is not None and measured is not None:
-            run.log.say(measured)
+        run.say(*peak_lines(session))
     finally:
         watchdog.close()
         request.restore()
@@ -177,7 +173,7 @@ def _build(
             " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
         )
     loader = build_loader(config, prepared, ranks)
-    total_steps = _total_steps(config, loader)
+    total_steps = _total_steps(config.optim, loader.plan.steps_per_epoch)
     agreed(ranks, lambda: write_random_base(recipe.config) if ranks.is_main else None)
     model = agreed(ranks, lambda: build_model(recipe.config))
     if initial is not None:
@@ -188,9 +184,12 @@ def _build(
     def open_log() -> RunLog | None:
         if not ranks.is_main:
             return None
-        _write_facts(config, prepared, settings)
+        folder = config.output_dir
+        write_yaml(folder / RECIPE, config.to_json())  # which starts the same run again
+        write_json(folder / "ds_config.json", settings)
+        write_json(folder / "data.json", prepared.facts)
         return RunLog(
-            config.output_dir,
+            folder,
             state.step,
             total_steps,
             is_scored=not state.is_unscored,
@@ -200,8 +199,7 @@ def _build(
 
     log = agreed(ranks, open_log)
     if log is not None:
-        for line in banner_lines(recipe, ranks, model, prepared, loader, total_steps):
-            log.say(line)
+        log.say(*banner_lines(recipe, ranks, model, prepared, loader, total_steps))
     engine = build_engine(model, config, settings)
     detach_modulator = config.replication.detach_modulator
     task = TASKS[config.task.name](config.loss, ranks.device, detach_modulator)
@@ -211,17 +209,13 @@ def _build(
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
     if log is not None:
-        for line in write_plan(session):
-            log.say(line)
+        log.say(write_plan(session))
     _check_packing(session)
-    seconds = _estimate_seconds(session)
-    if log is not None:
-        log.say(time_line(seconds))
+    run.say(time_line(_estimate_seconds(session)))
     return session
 
 
-def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
-    optim, steps_per_epoch = config.optim, loader.plan.steps_per_epoch
+def _total_steps(optim: OptimSection, steps_per_epoch: int) -> int:
     total_steps = optim.max_steps or (optim.epochs or 0) * steps_per_epoch
     if optim.warmup_steps > total_steps:
         raise ConfigError(
@@ -261,12 +255,6 @@ def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLo
     )
 
 
-def _write_facts(config: RunConfig, prepared: Prepared, settings: dict[str, Any]) -> None:
-    write_recipe(config.output_dir, config.to_json())
-    write_json(config.output_dir / "ds_config.json", settings)
-    write_json(config.output_dir / "data.json", prepared.facts)
-
-
 def _check_packing(session: Session) -> None:
     """Prove the loss and isolation on this model and machine before a step is spent."""
     run, precision = session.run, session.recipe.config.engine.precision
@@ -282,8 +270,7 @@ def _check_packing(session: Session) -> None:
         run.ranks.device,
     )
     refuse_leaking(check, precision)
-    if run.log is not None:
-        run.log.say(f"  {check}")
+    run.say(f"  {check}")
 
 
 def _estimate_seconds(session: Session) -> float:

@@ -58,10 +58,7 @@ def save_adapter(
 def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> dict[str, Any]:
     """The content of focaltune.json: what a user of the adapter needs for the same scores.
 
-    Args:
-        config: The recipe.
-        prepared: Its data.
-        state: The state at the best validation.
+    `state` is that of the best validation.
     """
     tuning, data = config.tuning, config.data
     quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}

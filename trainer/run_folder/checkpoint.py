@@ -67,16 +67,15 @@ def write_checkpoint(
 
     Args:
         root: Folder of all checkpoints of the run.
-        step: Optimizer steps done.
         tensors: The state, on the CPU.
         trainer: Counters and recipe, as plain values.
         identity: Digests of base, tokenizer and data, which must be equal to continue.
 
     Returns:
-        The folder; the existing one where it verifies and holds the same content.
+        The folder; an existing one stays if it verifies and holds the same content.
 
     Raises:
-        OSError: The disk is full or not writable; nothing published, nothing removed.
+        OSError: The disk is full or not writable; nothing is published, nothing removed.
     """
     from safetensors.torch import save
 
@@ -116,20 +115,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelError: It names the file and the fault.
     """
-    fault = _fault(path)
-    if fault:
+    if fault := _fault(path):
         raise ModelError(f"checkpoint {path}: {fault}")
     manifest = _manifest(path)
     trainer = json.loads((path / TRAINER).read_text(encoding="utf-8"))
     return Checkpoint(path, manifest["step"], manifest["identity"], trainer)
 
 
+def load_step(root: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, verified."""
+    return load_checkpoint(root / checkpoint_name(step))
+
+
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and why newer ones were skipped."""
     passed_over: list[str] = []
-    for path in sorted(_published(root), reverse=True):
-        fault = _fault(path)
-        if not fault:
+    for path in reversed(_published(root)):
+        if not (fault := _fault(path)):
             return load_checkpoint(path), passed_over
         passed_over.append(f"{path}: {fault}")
     return None, passed_over
@@ -137,7 +139,7 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def rotate(root: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and the best one."""
-    for path in sorted(_published(root))[:-keep]:
+    for path in _published(root)[:-keep]:
         if path.name != checkpoint_name(best_step or 0):
             discard(path)
 
@@ -157,7 +159,8 @@ def remove_leftovers(root: Path) -> None:
 
 
 def _published(root: Path) -> list[Path]:
-    return list(root.glob(f"{_PREFIX}*"))
+    """Checkpoints by step; whether they verify is another question."""
+    return sorted(root.glob(f"{_PREFIX}*"))
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _fault(path: Path) -> str:
-    """The fault of a checkpoint; "" when every byte matches its manifest."""
+    """What is wrong with a checkpoint; "" if every byte matches its manifest."""
     try:
         manifest = _manifest(path)
         if manifest["format"] not in (FORMAT, _WITHOUT_OWN_DIGEST):

@@ -32,7 +32,7 @@ class RunLock:
     Args:
         folder: The run folder, which exists.
         name: The file that is locked; its content names the holder.
-        user: What writes to the folder, for the error message.
+        user: Who writes to the folder, for the error message.
 
     Raises:
         MachineError: Another live run holds it.
@@ -140,13 +140,13 @@ def _umask() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("Umask:"))[6:], 8)
 
 
-def write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write config.yaml: the resolved recipe, which starts the same run again."""
-    write_whole(folder / RECIPE, yaml.safe_dump(dict(values), sort_keys=False))
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a YAML file with its keys in order."""
+    write_whole(path, yaml.safe_dump(dict(values), sort_keys=False))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file for people and programs."""
+    """Write a JSON file."""
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 

@@ -58,9 +58,10 @@ class RunLog:
                 "train", total=total_steps, completed=first_step, shown=""
             )
 
-    def say(self, text: str) -> None:
-        """A line for people, above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+    def say(self, *lines: str) -> None:
+        """Print lines for people, above the bar."""
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """A logged training step; `values` holds step, loss, lr and rates."""

@@ -10,12 +10,7 @@ from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import base_digest
-from trainer.run_folder.checkpoint import (
-    Checkpoint,
-    checkpoint_name,
-    load_checkpoint,
-    newest_checkpoint,
-)
+from trainer.run_folder.checkpoint import Checkpoint, load_checkpoint, load_step, newest_checkpoint
 from trainer.run_folder.folder import CHECKPOINTS
 
 # A change in these sections makes it another run; the others say where and how to compute.
@@ -44,15 +39,15 @@ def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
     folder = config.output_dir / CHECKPOINTS
     found, passed_over = newest_checkpoint(folder)
     if config.run.resume != "auto":
-        asked = load_checkpoint(Path(config.run.resume))
-        if asked.path.parent == folder and found is not None and found.step > asked.step:
+        chosen = load_checkpoint(Path(config.run.resume))
+        if found is None or found.step <= chosen.step:
+            return chosen, []
+        if chosen.path.parent == folder:
             raise ConfigError(
-                f"run.resume {asked.path} is not the newest of its run, which is at step"
+                f"run.resume {chosen.path} is not the newest of its run, which is at step"
                 f" {found.step}: give the branch a run.output_dir of its own"
             )
-        if found is not None and found.step > asked.step:
-            return found, [f"the branch from {asked.path} has begun: it continues where it was"]
-        return asked, []
+        return found, [f"the branch from {chosen.path} has begun: it continues where it was"]
     if found is None and passed_over:
         raise ModelError(
             "no checkpoint of this run verifies: " + "; ".join(passed_over) + ". Nothing was"
@@ -62,24 +57,20 @@ def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
 
 
 def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainState:
-    """The counters a run starts with.
-
-    It has no best validation where the checkpoint of that step is missing in this run's folder or
-    does not verify.
-    """
+    """The counters a run starts with; no best validation if its checkpoint does not verify here."""
     if checkpoint is None:
         return TrainState()
     state = TrainState.of(checkpoint.trainer["state"])
     if state.best_step is not None:
         try:
-            load_checkpoint(config.output_dir / CHECKPOINTS / checkpoint_name(state.best_step))
+            load_step(config.output_dir / CHECKPOINTS, state.best_step)
         except ModelError:
             state.best_step = state.best_score = None
     return state
 
 
 def run_identity(config: RunConfig, prepared: Prepared) -> dict[str, str]:
-    """Digests that must be equal to continue: base, tokenizer with its end token, three files."""
+    """Digests that must be equal to continue: base, tokenizer, its end token, three files."""
     end_token = prepared.tokenizer.end_token
     return {
         "base": base_digest(config.model, config.run.seed),
