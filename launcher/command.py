@@ -27,7 +27,7 @@ INTERRUPTED = 130  # a shell's 128 + SIGINT
 
 
 class _Print(argparse.Action):
-    """Prints the text that `const` makes of the parser and exits; no other command makes it."""
+    """Prints the text that `const` makes of the parser, only when it is needed, and exits."""
 
     def __call__(self, parser: ArgumentParser, *_: object) -> None:
         """Print and exit."""

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
 def _train(given: Namespace) -> None:
     from trainer.processes.launchers import launchers_above
 
-    above = launchers_above()  # first: one that ends while the rest loads must be missed
+    above = launchers_above()  # first: one that ends while the rest loads must be noticed
 
     from trainer.run.commands import train_recipe
 

@@ -53,15 +53,15 @@ def report_listening(arguments: list[str]) -> int:
     """Print the addresses on which this rank listens once the ranks have talked to each other."""
     import psutil
 
-    from trainer.processes.distributed import barrier, start, stop
+    from trainer.processes.distributed import start, stop
 
     start(60)
-    barrier()
+    torch.distributed.barrier()
     connections = psutil.Process().net_connections(kind="inet")
     found = [one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN]
     sys.stdout.write(" ".join(["listening", *found]) + "\n")
     sys.stdout.flush()
-    barrier()
+    torch.distributed.barrier()
     stop()
     return 0
 

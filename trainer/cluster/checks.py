@@ -20,8 +20,6 @@ class Check:
     """The result of one check.
 
     Attributes:
-        name: What was checked.
-        found: What was found.
         verdict: ok, note (it decides a choice), warning, or fault (a run would fail).
         remedy: What to do; empty where there is nothing to do.
         hosts: Where; empty for a single machine.
@@ -35,12 +33,7 @@ class Check:
 
 
 def node_checks(facts: NodeFacts, slots: int | None = None) -> list[Check]:
-    """All checks of one machine.
-
-    Args:
-        facts: Facts of the machine.
-        slots: Its ranks by the hostfile; None without a hostfile.
-    """
+    """All checks of one machine; it has slots where there is a hostfile."""
     return [
         *_gpu_checks(facts),
         _slots_check(facts, slots),
@@ -77,9 +70,7 @@ def architecture_runs(capability: tuple[int, int], built: Sequence[str]) -> bool
 def differences(facts: Mapping[str, NodeFacts], recipes: Mapping[str, str]) -> list[Check]:
     """Faults where nodes differ and must not, naming the odd hosts.
 
-    Args:
-        facts: Host, as in the hostfile -> its facts.
-        recipes: Host -> digest of the recipe there; empty without a recipe.
+    Facts and digests of the recipe, if there is one, are by the hostfile's names.
     """
     versions = {
         package: {host: node.versions.get(package, "-") for host, node in facts.items()}
@@ -132,7 +123,7 @@ def gathered(checks: Sequence[Check]) -> list[Check]:
 
 
 def _odd(name: str, values: Mapping[str, str]) -> list[Check]:
-    """One fault for each value but the most frequent; of two as frequent, the first is usual."""
+    """A fault for each value except the most frequent; in a tie, the first counts as usual."""
     counts = Counter(values.values())
     if len(counts) < 2:
         return []

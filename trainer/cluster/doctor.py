@@ -38,8 +38,6 @@ class Examination:
         facts: Host -> facts, for the nodes that answered.
         links: Host -> (clock offset in seconds, latency in ms, Mbit/s to the next node).
         links_by: What measured the links.
-        num_nodes: Nodes of the hostfile.
-        seconds: How long it took.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -52,12 +50,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The run that the doctor checks for.
-
-    Attributes:
-        recipe: Its recipe, which every node must have; None: no recipe and no run folder.
-        overrides: Keys set on the command line.
-        port: The master's port, which must be free on the first node.
+    """The run that the doctor checks for, if there is a recipe, and the master's port.
 
     Raises:
         ConfigError: The port is not one.
@@ -120,7 +113,7 @@ def _examine(
     nodes: Sequence[Node], agents: Sequence[RemoteNode], planned: PlannedRun
 ) -> Examination:
     hosts = [node.host for node in nodes]
-    others = hosts if len(hosts) > 1 else []  # no other node has to know the name of a single one
+    others = hosts if len(hosts) > 1 else []  # nobody else has to know a single node
     requests = {host: planned.introduction(others, host == hosts[0]) for host in hosts}
     answers = ask_all(agents, "introduce", requests)
     found = Examination(num_nodes=len(nodes))

@@ -50,9 +50,7 @@ class NodeFacts:
     """Facts of one machine; a field is empty where its fact is unknown.
 
     Attributes:
-        host: The machine's own name.
         machine: Identifies the machine, whichever of its names was used.
-        python: Version.
         versions: Package -> version; "-" where it is not installed.
         code: Digest of the project's sources and presets.
         cuda_build: CUDA version of the torch build; "" for a build without CUDA.

@@ -52,7 +52,6 @@ class RemoteNode:
 
     Args:
         host: A name that read_hostfile accepted.
-        over_ssh: False runs the agent on this machine.
         deadline: When the agent is ended, on time.monotonic's clock.
     """
 
@@ -108,12 +107,12 @@ class RemoteNode:
 
 
 def ssh_command(host: str, arguments: Sequence[str]) -> list[str]:
-    """Run a command on a host. The host's shell reads it: quoted, and without words of the user."""
+    """Run a command on a host, quoted for its shell and without any word from the user."""
     return ["ssh", *SSH_OPTIONS, "--", host, shlex.join(arguments)]
 
 
 def explained(host: str, said: str, code: int) -> NodeError:
-    """The cause behind ssh's words, and what to do."""
+    """The cause of ssh's message, and what to do."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     for words, found, remedy in _REASONS:
         for line in reversed(lines):

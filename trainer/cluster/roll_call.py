@@ -22,7 +22,7 @@ _PROBE_SECONDS = 5.0  # a network file system may show a new file late
 
 
 def call_the_roll(config: RunConfig, ranks: Ranks) -> None:
-    """Compare the facts of all ranks; all ranks end alike.
+    """Compare the facts of all ranks; a fault ends all ranks with the same code.
 
     Raises:
         MachineError: Facts differ, or ranks share a device; on every rank, naming the hosts.

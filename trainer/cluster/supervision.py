@@ -53,16 +53,7 @@ _HOPELESS_ERRORS = frozenset({"MachineError", "MemoryExceededError", "DivergedEr
 
 @dataclass(frozen=True)
 class SupervisedRun:
-    """The run, and how to start it.
-
-    Attributes:
-        config: The recipe; run.resume is not "never".
-        nodes: Nodes of the hostfile, in its order.
-        launcher: "pdsh" or "openmpi", DeepSpeed's names.
-        launcher_args: Passed on to the launcher.
-        script: launcher/train.py.
-        run_id: New for each supervision.
-    """
+    """The run, and how to start it: launcher/train.py below DeepSpeed's "pdsh" or "openmpi"."""
 
     config: RunConfig
     nodes: Sequence[Node]
@@ -219,14 +210,18 @@ def attempt(
             say(f"{signals.received.name}: the ranks save and end")
             signal_hosts(hosts, run.mark, "stop", SAVE_SECONDS)
             break
-        has_ended = any(one.exit_code or one.rank == 0 for one in read_outcomes(folder))
-        if deadline is None and has_ended:  # a rank has failed, or rank 0 has finished
+        if deadline is None and is_over(read_outcomes(folder)):
             deadline = time.monotonic() + _GRACE
         time.sleep(_TICK)
     for host, fault in signal_hosts(hosts, run.mark, "end", _END_SECONDS).items():
         say(f"{host}: processes may be left: {fault}")
     launcher.wait()
     return read_outcomes(folder)
+
+
+def is_over(outcomes: Sequence[Outcome]) -> bool:
+    """Whether a rank has failed or rank 0 has finished."""
+    return any(one.exit_code or one.rank == 0 for one in outcomes)
 
 
 def answering(

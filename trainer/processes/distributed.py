@@ -30,10 +30,7 @@ class Ranks:
     """This process among all.
 
     Attributes:
-        rank: 0 to world_size - 1 over all nodes.
         local_rank: Among the processes of this node: the GPU's index.
-        world_size: All processes.
-        device: Where this rank computes.
         hosts: Name of every rank's machine, once the ranks have exchanged them.
     """
 
@@ -52,9 +49,8 @@ class Ranks:
 def start(timeout_seconds: int, store: "Store | None" = None) -> Ranks:
     """Join the process group through DeepSpeed, alone or as one rank of many.
 
-    Args:
-        timeout_seconds: Timeout of every collective, ZeRO's own groups included.
-        store: Where the ranks have met; by default they meet now.
+    The timeout holds for every collective, also for those of ZeRO's own groups.
+    Without a store where the ranks have met, they meet now.
 
     Raises:
         LostRankError: Ranks are missing, or cannot connect to each other.
@@ -81,7 +77,7 @@ def start(timeout_seconds: int, store: "Store | None" = None) -> Ranks:
 
 
 def stop() -> None:
-    """Leave the process group; waits for the other ranks, so only where all of them do."""
+    """Leave the process group; all ranks call this, because it waits for the others."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -126,7 +122,7 @@ def of_main(tensor: "Tensor") -> "Tensor":
 
 
 def is_equal_everywhere(text: str, ranks: Ranks) -> bool:
-    """True when every rank holds the same text."""
+    """Whether every rank holds the same text."""
     import torch
     import torch.distributed as dist
 
@@ -137,7 +133,7 @@ def is_equal_everywhere(text: str, ranks: Ranks) -> bool:
 
 
 def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
-    """Run an action; when it fails on one rank, all ranks fail.
+    """Run an action; if it fails on one rank, all ranks fail.
 
     Raises:
         ValueError: The action's own error; on the other ranks one with the same exit code.

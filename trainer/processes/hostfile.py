@@ -23,13 +23,7 @@ _ONCE = "name a machine once, with all its slots"
 
 @dataclass(frozen=True)
 class Node:
-    """A line of a hostfile.
-
-    Attributes:
-        host: As written, safe to pass on: letters, digits and ._- after a letter or digit.
-        slots: Number of ranks on it, at least 1.
-        line: Number of its line, from 1.
-    """
+    """A line of a hostfile; its host is safe to pass on: letters, digits and ._- only."""
 
     host: str
     slots: int

@@ -15,14 +15,9 @@ FOLDER = "FOCALTUNE_OUTCOMES"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a rank.
+    """The end of a rank; exit code 0 of rank 0 is the completion marker: everything is written.
 
-    Attributes:
-        rank: Number of the rank.
-        host: Its machine.
-        exit_code: 0 on rank 0 is the completion marker: everything is written.
-        error: Class of the error; "" at success.
-        message: For people.
+    `error` is the class of the error, "" at success.
     """
 
     rank: int

@@ -38,10 +38,6 @@ class StopRequest:
     its ranks. Ranks compare over the host (gloo), so they never wait for a GPU. Schedulers and
     launchers send one signal several times, so a repeated signal is the same request. Only SIGINT
     repeated after a second or more ends the process at once: a person does not want to wait.
-
-    Args:
-        ranks: The ranks that must agree.
-        above: This process's launchers at its start.
     """
 
     def __init__(self, ranks: Ranks, above: Sequence[Launcher]) -> None:

@@ -1,13 +1,14 @@
-"""What a run is about to do, said once before it does it."""
+"""The lines that say what a run is about to do."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from data.batches.loader import TrainLoader
+from data.config import DataConfig
 from data.prepared.prepare import Prepared
 from data.text.language import LanguageFacts
 from trainer.config.methods import LORA, adapter_size
-from trainer.config.sections import RunConfig
+from trainer.config.sections import TuningSection
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.quantized import quantization_line, quantized_layers
@@ -35,25 +36,29 @@ def banner_lines(
     total = sum(p.numel() for p in model.parameters()) + sum(
         layer.in_features * layer.out_features - layer.weight.numel() for layer in packed.values()
     )
+    quantised = []
+    if config.tuning.base_quant_type is not None:
+        line = quantization_line(model, config.tuning, DTYPES[config.base_dtype])
+        quantised.append(f"  quantised  {line}")
     return [
         f"focaltune: {config.output_dir}",
         f"  device     {ranks.device.type} x {ranks.world_size}",
         f"  precision  {recipe.choice('engine.precision')}",
         f"  preset     {recipe.choice('engine.preset')}",
         f"  attention  {recipe.choice('model.attention')}",
-        *_base_lines(config, model),
+        *quantised,
         f"  loss       {recipe.choice('loss.backend')}",
         *_method_lines(recipe, model),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
-        f" {_method_name(config)})",
+        f" {_method_name(config.tuning)})",
         *_data_lines(prepared),
-        *_language_lines(config, prepared, trained),
-        *_step_lines(config, loader, total_steps),
+        *_language_lines(config.data, prepared, trained),
+        *_step_lines(loader, total_steps),
     ]
 
 
 def time_line(seconds: float) -> str:
-    """The estimate, and what it rests on."""
+    """The estimated time, and how it was measured."""
     minutes, rest = divmod(round(seconds), 60)
     return f"  estimate   {minutes} min {rest:02d} s of training (one measured forward pass x 3)"
 
@@ -87,19 +92,11 @@ def _modules(model: PackedModel) -> list[str]:
     return sorted(tuned.peft_config["default"].target_modules)
 
 
-def _method_name(config: RunConfig) -> str:
+def _method_name(tuning: TuningSection) -> str:
     """The method with its size and variant, e.g. "lora r 8, dora"."""
-    tuning = config.tuning
-    sizes = {"lora": f" r {tuning.lora_r}", "qlora": f" r {tuning.lora_r}"}
-    size = sizes.get(tuning.method) or (f" {adapter_size(tuning)}" if adapter_size(tuning) else "")
-    variant = "" if tuning.variant == "plain" else f", {tuning.variant}"
-    return f"{tuning.method}{size}{variant}"
-
-
-def _base_lines(config: RunConfig, model: PackedModel) -> Sequence[str]:
-    if config.tuning.base_quant_type is None:
-        return []
-    return [f"  quantised  {quantization_line(model, config.tuning, DTYPES[config.base_dtype])}"]
+    size = f"r {tuning.lora_r}" if tuning.method in LORA else adapter_size(tuning)
+    name = f"{tuning.method} {size}" if size else tuning.method
+    return name if tuning.variant == "plain" else f"{name}, {tuning.variant}"
 
 
 def _data_lines(prepared: Prepared) -> Sequence[str]:
@@ -122,14 +119,14 @@ def _data_lines(prepared: Prepared) -> Sequence[str]:
     return lines + [f"  data       {line}" for line in remark_lines(prepared)]
 
 
-def _language_lines(config: RunConfig, prepared: Prepared, num_trained: int) -> Sequence[str]:
-    """How rows are read and in which order, and whether there is enough to learn from."""
+def _language_lines(data: DataConfig, prepared: Prepared, num_trained: int) -> Sequence[str]:
+    """How rows are read, their order, and whether there is enough data."""
     facts, lines = prepared.splits["train"].tokens, []
     if not isinstance(facts, LanguageFacts):
         return []
-    if not config.data.isolate:
+    if not data.isolate:
         lines.append("  isolation  off: the examples of a row are one text, positions run on")
-    if config.data.order == "sequential":
+    if data.order == "sequential":
         num = len(prepared.splits["train"].files)
         lines.append(f"  order      {num:,} files one after the other, rows of each shuffled")
     if facts.num_tokens < _TOKENS_A_PARAMETER * num_trained:
@@ -141,16 +138,17 @@ def _language_lines(config: RunConfig, prepared: Prepared, num_trained: int) -> 
     return lines
 
 
-def _step_lines(config: RunConfig, loader: TrainLoader, total_steps: int) -> Sequence[str]:
-    plan, optim = loader.plan, config.optim
-    kind = f"packed, {loader.fill:.1%} full" if config.data.packing else "one example each"
+def _step_lines(loader: TrainLoader, total_steps: int) -> Sequence[str]:
+    plan, batching = loader.plan, loader.batching
+    kind = f"packed, {loader.fill:.1%} full" if batching.packing else "one example each"
     return [
-        f"  rows       {plan.num_rows} of {config.data.seq_length} tokens, {kind}",
+        f"  rows       {plan.num_rows} of {batching.seq_length} tokens, {kind}",
         f"  steps      {total_steps} ({plan.steps_per_epoch} an epoch)",
         f"  batch      {loader.num_records / plan.steps_per_epoch:.1f} examples in"
         f" {plan.num_rows / plan.steps_per_epoch:.1f} rows a step on average"
-        f" (recipe: {optim.global_batch_size} {optim.batch_unit}) = {plan.micro_batch_size} rows a"
-        f" micro-batch x {plan.world_size} ranks x {plan.gradient_accumulation_steps} accumulated,"
+        f" (recipe: {batching.global_batch_size} {batching.batch_unit}) ="
+        f" {plan.micro_batch_size} rows a micro-batch x {plan.world_size} ranks x"
+        f" {plan.gradient_accumulation_steps} accumulated,"
         f" {idle_share(loader):.0%} of micro-batches empty",
         *(f"  order      {line}" for line in order_lines(loader)),
         *_balance_lines(loader),

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 
 def resolve_here(config: RunConfig, device: torch.device, world_size: int = 1) -> Resolved:
-    """Settle every `auto` of a recipe on this machine.
-
-    Args:
-        config: The run, or a finished one that is only read: then one rank is enough.
-        device: Device of this rank.
-        world_size: Number of ranks.
+    """Settle every `auto` of a recipe on this machine; to read a finished run one rank is enough.
 
     Raises:
         ConfigError: A combination that the stack gets wrong, or a loss back end that is missing.
@@ -53,13 +48,9 @@ def write_random_base(config: RunConfig) -> None:
 
 
 def build_model(config: RunConfig) -> PackedModel:
-    """Base, adapters and head, the trained parameters in the precision of the run.
+    """Base, adapters and head of a settled recipe, trained parameters in the run's precision.
 
-    On the CPU, but for a quantised base on a GPU.
-
-    Args:
-        config: Every `auto` is settled. A quantised base of random weights is already in the run
-            folder.
+    On the CPU, except a quantised base on a GPU. Random weights to quantise are in the run folder.
 
     Raises:
         ModelError: The base does not load or the adapters do not fit it.

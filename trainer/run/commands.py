@@ -42,10 +42,7 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
 def evaluate_run(run: Path, file: Path, name: str | None) -> None:
     """Score a file with a finished run; write report/NAME.* and print its table.
 
-    Args:
-        run: Run folder.
-        file: Any value of data.test.
-        name: Name of the report; None: the file's name up to its first dot.
+    Without a name the report has the file's name up to its first dot.
 
     Raises:
         ConfigError: The name is not one, or it belongs to the run's own test file.

@@ -90,7 +90,7 @@ def order_lines(loader: TrainLoader) -> list[str]:
 
 
 def remark_lines(prepared: Prepared) -> list[str]:
-    """What a user should know of the files: rows passed over, warnings, repetitions, leaks."""
+    """Remarks on the files: rows passed over, warnings, repetitions, leaks."""
     lines = []
     held_out = prepared.facts.get("held_out", {})
     for name, facts in prepared.facts["splits"].items():

@@ -59,7 +59,6 @@ def train(
     """Train from state.step to the end, validating and saving on the way.
 
     Args:
-        run: Its config, engine, data and log.
         state: Advanced in place.
         stop: Compared with the other ranks after every step.
         watchdog: Ends the process if a step, a validation or a save does not end.
@@ -161,7 +160,7 @@ def optimizer_step(
 
 @contextmanager
 def memory_errors_named(where: str) -> Iterator[None]:
-    """The device's own error as ours, with the place; torch's CPU allocator has no class for it.
+    """Raise the device's own error as ours, with the place; torch's CPU allocator has no class.
 
     Raises:
         MemoryExceededError: The device's memory did not hold it.
@@ -253,7 +252,7 @@ def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate
         uneven = run.loader.imbalance(state.step - 1)
         if run.loader.files is not None:
             _, files = run.loader.files_at(state.step - 1)
-            if len(files) == 1:  # the loss of a step that has rows of two is that of neither
+            if len(files) == 1:  # with rows of two files it is the loss of neither
                 run.log.files("train_file", {files[0]: loss}, state.step)
         run.log.step(
             {

@@ -1,9 +1,9 @@
-"""The adapter of a finished run merged into its base, with what merging changes.
+"""Merges the adapter of a finished run into its base and measures what merging changes.
 
 A QLoRA adapter was trained beside quantised weights. Merged into those weights, decoded, it
-computes what it did, to rounding; merged into the unquantised base it meets other weights, and the
-difference is that of the quantisation. Merging into the packed weights themselves, as PEFT does,
-would quantise the sum again and is not offered.
+computes the same up to rounding. Merged into the unquantised base it meets other weights, which
+differ by the quantisation. Merging into the packed weights, as PEFT does, would quantise the sum
+again and is not offered.
 
 S packed functions, C classes.
 """
@@ -40,9 +40,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     """Write the merged model and its tokenizer as a plain transformers folder.
 
     Args:
-        config: The run's own recipe.
         prepared: The run's data: the drift is measured on its validation split.
-        output: New folder.
         onto: "dequantized" or "full"; without quantisation they are the same.
 
     Returns:
@@ -87,7 +85,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
 
 
 def _plain(config: RunConfig) -> RunConfig:
-    """The recipe on the unquantised base: the model's files, or those that were drawn."""
+    """The recipe on the unquantised base: the model's files, or the random weights of the run."""
     folder = config.model.path or str(config.output_dir / BASE)
     if config.model.config:
         verify(Path(folder), "copy the run folder again")

@@ -1,4 +1,4 @@
-"""The plan of a run beside what it holds, at its start, at its end and where memory was short."""
+"""Compares a run with its plan: at its start, at its end and when memory was short."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from trainer.run_folder.folder import write_json
 
 PLAN = "plan.json"
 _GIB = 2**30
-_SAVING = 0.1  # of the planned peak, that a change has to bring after memory was short
+_SAVING = 0.1  # share of the planned peak that a change must save after memory was short
 
 
 def write_plan(session: Session) -> str:
@@ -76,5 +76,5 @@ def held_bytes(session: Session) -> int:
 def _plan(session: Session) -> RunPlan:
     config = session.run.config
     data = facts_of(config.data, config.is_language, session.prepared.facts, "this run")
-    assert data is not None  # the run's own facts are of its own settings
+    assert data is not None  # the run's facts fit its own settings
     return make_plan(session.recipe, data)

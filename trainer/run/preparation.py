@@ -1,4 +1,4 @@
-"""A recipe's data: prepared, audited, and dealt to ranks."""
+"""A recipe's data: prepared, audited, and shared out to ranks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -26,7 +26,6 @@ def evaluate_files(
     """Score files with a run's best checkpoint; writes report/<name>.* and prints its table.
 
     Args:
-        config: The run's own recipe.
         prepared: The run's data, from which the baselines learn.
         paths: Files of a split with the run's field mapping; one for functions.
         name: Name of the report, and of the member of an archive.
@@ -39,7 +38,7 @@ def evaluate_files(
     best, settled, model, alone = best_model(config, prepared)
     state = best.trainer["state"]
     split, found = prepared.splits["test"], {"sha256": prepared.digests["test"]}
-    if name != "test":  # which is the run's own
+    if name != "test":  # the run has prepared its own
         split, found = read_split(
             paths, name, config.data, prepared.tokenizer, language=config.is_language
         )
@@ -72,7 +71,7 @@ def best_model(
 
 
 def trained_model(config: RunConfig, checkpoint: Checkpoint) -> PackedModel:
-    """The model of a settled recipe with a checkpoint's weights, as the engine has it."""
+    """The model of a settled recipe with a checkpoint's weights, in the engine's dtypes."""
     model = build_model(config)
     model.load_state_dict(checkpoint.tensors(), strict=False)
     for parameter in model.parameters():  # the frozen base keeps its own dtype

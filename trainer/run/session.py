@@ -28,7 +28,7 @@ _LANGUAGE_FACTS = ("template", "supervise", "isolate", "order")
 
 @dataclass
 class Session:
-    """A run with its data and its folder; methods are the moments of its life."""
+    """A run with its data and its folder."""
 
     run: Run
     prepared: Prepared

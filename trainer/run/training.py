@@ -60,11 +60,8 @@ def run_training(
 ) -> dict[str, Any] | None:
     """Train, evaluate and export; returns the test report on rank 0.
 
-    Args:
-        config: The recipe.
-        prepared: Its data.
-        above: This process's launchers; if they end, the run saves and ends.
-        store: Where the ranks have met; by default they meet now.
+    If the launchers above this process end, the run saves and ends.
+    Without a store where the ranks have met, they meet now.
 
     Raises:
         ValueError: One of trainer.errors, with its exit code, on every rank.

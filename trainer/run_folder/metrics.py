@@ -25,13 +25,10 @@ class RunLog:
     """Writes each event once and in order, also when a run continues.
 
     Args:
-        folder: The run folder.
         first_step: Steps already done. Later lines come from an interrupted run that computes these
             steps again, so they are removed from the log and from TensorBoard.
-        total_steps: The end of the bar.
         is_scored: The validation after first_step is done.
-        tensorboard: Write scalars.
-        progress: Show the bar, where there is a terminal.
+        progress: Show a bar on a terminal.
     """
 
     def __init__(
@@ -100,10 +97,7 @@ class RunLog:
     def files(self, kind: str, losses: Mapping[str, float], step: int) -> None:
         """Write losses by file: all to the log, those of the first files to TensorBoard.
 
-        Args:
-            kind: "train_file" or "valid_file".
-            losses: File -> loss.
-            step: Step of the run.
+        `kind` is "train_file" or "valid_file".
         """
         self._line({"kind": kind, "step": step, "losses": dict(losses)})
         if self._writer is not None:
