@@ -60,7 +60,7 @@ def is_abandoned(above: Sequence[Launcher]) -> bool:
         return True
     printed = select.poll()
     for stream in (1, 2):
-        printed.register(stream, 0)  # errors are reported unasked
+        printed.register(stream, 0)  # errors are always reported
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in printed.poll(0))
 
 
