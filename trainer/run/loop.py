@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ from trainer.run_folder.metrics import RunLog
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from trainer.run.session import Session
+
 
 _MOST_SKIPS = 50  # fp16 halves its scale at each: 2^16 would be 2^-34
 
@@ -48,28 +50,18 @@ class Run:
             self.log.say(*lines)
 
 
-def train(
-    run: Run,
-    state: TrainState,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    validate: Callable[[], None],
-    save: Callable[[], None],
-) -> None:
-    """Train from state.step to the end, validating and saving on the way.
+def train(session: "Session", stop: StopRequest, watchdog: Watchdog) -> None:
+    """Train from the step of the session's state to the end, validating and saving on the way.
 
-    Args:
-        state: Advanced in place.
-        stop: Compared with the other ranks after every step.
-        watchdog: Ends the process if a step, a validation or a save does not end.
-        validate: Scores the validation split and updates the best of `state`.
-        save: Writes a checkpoint.
+    Ranks compare their requests to stop after every step. The watchdog ends the process if a step,
+    a validation or a save does not end.
 
     Raises:
         StoppedError: A signal came, or the launcher is gone; the last step is saved.
         DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
     """
-    if state.is_unscored and (stopped := _validate(run, state, stop, watchdog, validate)):
+    run, state = session.run, session.state
+    if state.is_unscored and (stopped := _validate(session, stop, watchdog)):
         raise stopped
     run.engine.train()
     logged = replace(state)
@@ -97,22 +89,17 @@ def train(
         elif run.log is not None:
             run.log.advance(state.step)
         if due.is_scored:
-            stopped = _validate(run, state, stop, watchdog, validate) or stopped
+            stopped = _validate(session, stop, watchdog) or stopped
         if due.is_saved or stopped:
             with watchdog.watching("save after step", state.step):
-                save()
+                session.save()
         if stopped:
             raise stopped
 
 
-def _validate(
-    run: Run,
-    state: TrainState,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    validate: Callable[[], None],
-) -> StoppedError | None:
+def _validate(session: "Session", stop: StopRequest, watchdog: Watchdog) -> StoppedError | None:
     """Score the validation split; if the ranks stop meanwhile, the next start begins with it."""
+    run, state = session.run, session.state
     where = f"in the validation after step {state.step}"
     state.is_unscored = True
     try:
@@ -120,7 +107,7 @@ def _validate(
             stop.between_batches(run.engine, _stopped(where, run)),
             watchdog.watching("validation after step", state.step),
         ):
-            validate()
+            session.validate()
     except StoppedError as stopped:
         return stopped
     state.is_unscored = False

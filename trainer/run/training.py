@@ -135,7 +135,7 @@ def _train(
                     line = "stopped before the first step; the same command starts again"
                     with request.between_batches(run.engine, line):
                         session.evaluation.begin()
-                train(run, state, request, watchdog, session.validate, session.save)
+                train(session, request, watchdog)
                 line = "stopped before the report; all is saved, the same command goes on with it"
                 with request.between_batches(run.engine, line):
                     report = session.finish()
