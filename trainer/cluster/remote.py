@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from trainer.cluster.agent import MARK, command
@@ -90,12 +91,11 @@ class RemoteNode:
     def close(self) -> None:
         """End the agent; it ends by itself when its requests end."""
         self._timer.cancel()
-        try:
-            self._process.communicate(timeout=1)
-        except (subprocess.TimeoutExpired, OSError, ValueError):
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
+        with self._errors, suppress(OSError), self._process:
+            try:
+                self._process.communicate(timeout=1)
+            except (subprocess.TimeoutExpired, OSError, ValueError):
+                self._process.kill()
 
     def _reason(self) -> NodeError:
         code = self._process.wait()

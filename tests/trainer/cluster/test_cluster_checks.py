@@ -1,9 +1,13 @@
 """What facts of machines lead to, on machines this one is not."""
 
+import signal
+import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
 
+from trainer.cluster import remote
 from trainer.cluster.agent import serve
 from trainer.cluster.checks import (
     FAULT,
@@ -196,3 +200,14 @@ def test_an_agent_answers_line_by_line_and_tells_its_errors():
     first, second = answers.getvalue().splitlines()
     assert first.startswith('focaltune-node {"time": ')
     assert "refused" in second
+
+
+def test_an_agent_that_does_not_end_is_killed_and_leaves_no_open_pipe(monkeypatch):
+    slow = "import time; print('focaltune-node {}', flush=True); time.sleep(60)"
+    monkeypatch.setattr(remote, "command", lambda: [sys.executable, "-c", slow])
+    node = remote.RemoteNode("here", time.monotonic() + 30, over_ssh=False)
+    assert node.ask("time", {}) == {}
+    node.close()
+    assert node._process.returncode == -signal.SIGKILL
+    assert node._process.stdin.closed
+    assert node._process.stdout.closed
