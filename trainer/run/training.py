@@ -185,14 +185,7 @@ def _build(
         write_yaml(folder / RECIPE, config.to_json())  # which starts the same run again
         write_json(folder / "ds_config.json", settings)
         write_json(folder / "data.json", prepared.facts)
-        return RunLog(
-            folder,
-            state.step,
-            total_steps,
-            is_scored=not state.is_unscored,
-            tensorboard=config.log.tensorboard,
-            progress=config.log.progress,
-        )
+        return RunLog(folder, config.log, state, total_steps)
 
     log = agreed(ranks, open_log)
     if log is not None:
@@ -200,9 +193,7 @@ def _build(
     engine = build_engine(model, config, settings)
     detach_modulator = config.replication.detach_modulator
     task = TASKS[config.task.name](config.loss, ranks.device, detach_modulator)
-    run = Run(
-        config, ranks, engine, task, loader, total_steps, log,
-    )  # fmt: skip
+    run = Run(config, ranks, engine, task, loader, total_steps, log)
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
     if log is not None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,7 +15,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from trainer.config.sections import LogSection
 from trainer.run_folder.folder import LOG, write_whole
+
+if TYPE_CHECKING:
+    from trainer.engine.state import TrainState  # imports torch
 
 DAMAGED_LOG = "damaged-log.txt"
 _MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for each
@@ -24,35 +28,30 @@ _MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for 
 class RunLog:
     """Writes each event once and in order, also when a run continues.
 
-    Args:
-        first_step: Steps already done. Later lines come from an interrupted run that computes these
-            steps again, so they are removed from the log and from TensorBoard.
-        is_scored: The validation after first_step is done.
-        progress: Show a bar on a terminal.
+    Lines after the step of `state` come from an interrupted run. These steps are computed again, so
+    the lines are removed from the log and from TensorBoard.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        first_step: int,
-        total_steps: int,
-        *,
-        is_scored: bool,
-        tensorboard: bool,
-        progress: bool,
+        self, folder: Path, settings: LogSection, state: "TrainState", total_steps: int
     ) -> None:
         self.console = Console(stderr=True)
         # A run that starts again at step 0 validates again before step 1.
-        if damaged := keep_lines(folder / LOG, first_step or -1, is_scored=is_scored):
+        if damaged := keep_lines(folder / LOG, state.step or -1, is_scored=not state.is_unscored):
             self.say(f"{LOG}: {damaged} damaged lines moved to {DAMAGED_LOG}")
         self._file = (folder / LOG).open("a", encoding="utf-8")
-        self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
+        self._writer: Any = None
+        if settings.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
         self._drawn: set[str] = set()  # files
         self._total_steps = total_steps
-        self._progress = self._bar() if progress and self.console.is_terminal else None
+        is_shown = settings.progress and self.console.is_terminal
+        self._progress = self._bar() if is_shown else None
         if self._progress is not None:
             self._task = self._progress.add_task(
-                "train", total=total_steps, completed=first_step, shown=""
+                "train", total=total_steps, completed=state.step, shown=""
             )
 
     def say(self, *lines: str) -> None:
