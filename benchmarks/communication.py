@@ -25,7 +25,7 @@ from benchmarks.memory import MODELS
 from benchmarks.runs import QUICKSTART, on_forked_ranks, overrides_of, write_model
 
 if TYPE_CHECKING:
-    from trainer.run.loop import Run
+    from trainer.run.session import Run
 
 GOAL = 0.05
 MODEL = "bigcode-6M"

@@ -32,7 +32,7 @@ from benchmarks.runs import (
 )
 
 if TYPE_CHECKING:
-    from trainer.run.loop import Run
+    from trainer.run.session import Run
 
 MEDIAN_GOAL, WORST_GOAL = 0.05, 0.15
 MODELS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from data.prepared.prepare import Prepared
     from trainer.config.sections import RunConfig
     from trainer.processes.distributed import Ranks
-    from trainer.run.loop import Run
+    from trainer.run.session import Run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = REPOSITORY / "data" / "samples"
@@ -111,7 +111,7 @@ def _build_run(
     from trainer.engine.engine import build_engine, deepspeed_config
     from trainer.losses.tasks import TASKS
     from trainer.run.build import build_model, resolve_here, write_random_base
-    from trainer.run.loop import Run
+    from trainer.run.session import Run
     from trainer.run.training import build_loader
 
     config = resolve_here(config, ranks.device, ranks.world_size).config

@@ -10,47 +10,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from data.batches.loader import StepBatches, TrainLoader
-from trainer.config.sections import RunConfig
+from data.batches.loader import StepBatches
 from trainer.engine.engine import set_learning_rate
 from trainer.engine.finite import FiniteCheck, Report, diverged, local_norm
 from trainer.engine.optim import learning_rate
 from trainer.engine.state import TrainState, seed_step
 from trainer.errors import DivergedError, MemoryExceededError, StoppedError
-from trainer.losses.tasks import Task
-from trainer.processes.distributed import Ranks, all_reduce_sum
+from trainer.processes.distributed import all_reduce_sum
 from trainer.processes.stopping import Agreed, StopRequest
 from trainer.processes.watchdog import Watchdog
-from trainer.run_folder.metrics import RunLog
+from trainer.run.session import Run, Session
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
-
-    from trainer.run.session import Session
 
 
 _MOST_SKIPS = 50  # fp16 halves its scale at each: 2^16 would be 2^-34
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a training run is made of; only rank 0 has a log."""
-
-    config: RunConfig
-    ranks: Ranks
-    engine: "DeepSpeedEngine"
-    task: Task
-    loader: TrainLoader
-    total_steps: int
-    log: RunLog | None
-
-    def say(self, *lines: str) -> None:
-        """Print lines on rank 0."""
-        if self.log is not None:
-            self.log.say(*lines)
-
-
-def train(session: "Session", stop: StopRequest, watchdog: Watchdog) -> None:
+def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
     """Train from the step of the session's state to the end, validating and saving on the way.
 
     Ranks compare their requests to stop after every step. The watchdog ends the process if a step,
@@ -97,7 +75,7 @@ def train(session: "Session", stop: StopRequest, watchdog: Watchdog) -> None:
             raise stopped
 
 
-def _validate(session: "Session", stop: StopRequest, watchdog: Watchdog) -> StoppedError | None:
+def _validate(session: Session, stop: StopRequest, watchdog: Watchdog) -> StoppedError | None:
     """Score the validation split; if the ranks stop meanwhile, the next start begins with it."""
     run, state = session.run, session.state
     where = f"in the validation after step {state.step}"

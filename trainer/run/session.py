@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.batches.batch import collate
+from data.batches.loader import TrainLoader
 from data.prepared.prepare import Prepared
+from trainer.config.sections import RunConfig
 from trainer.engine.state import (
     TrainState,
     gather_state,
@@ -15,15 +17,37 @@ from trainer.engine.state import (
 )
 from trainer.errors import MachineError
 from trainer.evaluation.scoring import Evaluation
+from trainer.losses.tasks import Task
 from trainer.models.heads import PackedModel
 from trainer.planning.resolved import Resolved
-from trainer.processes.distributed import agreed
-from trainer.run.loop import Run
+from trainer.processes.distributed import Ranks, agreed
 from trainer.run_folder.adapter import adapter_facts, save_adapter
 from trainer.run_folder.checkpoint import Checkpoint, load_step, rotate, write_checkpoint
 from trainer.run_folder.folder import ADAPTER, CHECKPOINTS
+from trainer.run_folder.metrics import RunLog
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 _LANGUAGE_FACTS = ("template", "supervise", "isolate", "order")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run is made of; only rank 0 has a log."""
+
+    config: RunConfig
+    ranks: Ranks
+    engine: "DeepSpeedEngine"
+    task: Task
+    loader: TrainLoader
+    total_steps: int
+    log: RunLog | None
+
+    def say(self, *lines: str) -> None:
+        """Print lines on rank 0."""
+        if self.log is not None:
+            self.log.say(*lines)
 
 
 @dataclass

@@ -30,10 +30,10 @@ from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, time_line
 from trainer.run.build import build_model, resolve_here, write_random_base
-from trainer.run.loop import Run, memory_errors_named, train
+from trainer.run.loop import memory_errors_named, train
 from trainer.run.planned_run import explained, peak_lines, write_plan
 from trainer.run.preparation import training_loader
-from trainer.run.session import Session
+from trainer.run.session import Run, Session
 from trainer.run_folder.checkpoint import Checkpoint
 from trainer.run_folder.folder import (
     MANIFEST,
