@@ -110,6 +110,9 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
         ("TOKENS_FORMAT = 1", ["1 -> 2", "1 -> 0"], "data prepared under another are made anew"),
         ("_BLOCK = ", ["65536 -> 65537", "65536 -> 65535"], "blocks bound memory alone"),
     ],
+    "trainer/losses/loss.py": [
+        ("torch.where(labelled_S, targets_S, 0)", ["0 -> 1"], "a row of weight 0 has any class"),
+    ],
     "trainer/run_folder/checkpoint.py": [
         ("_CHUNK = 1 << 20", ["1 -> 2", "20 -> 21", "20 -> 19"], "all is written in any pieces"),
     ],
@@ -126,7 +129,7 @@ _PAIRS = [
 ]  # fmt: skip
 _TURNED = dict(_PAIRS) | {new: old for old, new in _PAIRS}
 _TEXTS_AND_WAITS = {"say", "print", "sleep"}  # calls that no result depends on
-_SYMMETRIC = {"broadcast", "intersect1d", "max", "maximum", "min", "minimum"}
+_SYMMETRIC = {"broadcast", "intersect1d", "kendalltau", "max", "maximum", "min", "minimum"}
 
 
 def _called(tree: ast.AST) -> str:
