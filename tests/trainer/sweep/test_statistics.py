@@ -135,10 +135,10 @@ def test_the_pareto_front_holds_what_nothing_beats_cheapest_first():
     cost = numbers(5, 1, 2, 3, 2)
     loss = numbers(1, 9, 4, 6, 5)
     assert pareto_front(cost, loss) == [1, 2, 0]  # (3, 6) and (2, 5) are beaten by (2, 4)
-    assert pareto_front(numbers(1, 1), numbers(2, 2)) == [
-        0,
-        1,
-    ]  # equal points do not beat each other
+    # Equal points do not beat each other; a point beats another that it equals on one side.
+    assert pareto_front(numbers(1, 1), numbers(2, 2)) == [0, 1]
+    assert pareto_front(numbers(2, 1), numbers(3, 3)) == [1]
+    assert pareto_front(numbers(3, 3), numbers(2, 1)) == [1]
 
 
 def test_methods_whose_seeds_touch_are_not_apart():
