@@ -38,6 +38,7 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     "data/text/templates.py": ["data/text/test_templates.py"],
     "data/text/tokenization.py": [
         "data/text/test_tokenization.py",
+        "data/text/test_language_encoding.py",
         "data/batches/test_language_batch.py",
     ],
     "trainer/cluster/supervision.py": ["trainer/cluster/test_supervision.py"],
@@ -66,7 +67,6 @@ SLOW = [  # tests of those files that are left out: they take seconds and are ab
     "data/prepared/test_cache.py::test_a_comment_in_the_sources_shares_the_entry",
     "data/prepared/test_cache.py::test_processes_that_ask_at_once_build_one_entry",
     "trainer/cluster/test_supervision.py::test_a_launcher_that_says_0_is_not_believed",
-    "trainer/cluster/test_supervision.py::test_a_rank_on_this_machine_is_asked_once",
     "trainer/evaluation/test_bootstrap.py::test_the_interval_covers_the_true_auc",
     "trainer/evaluation/test_classification.py::test_importing_the_evaluation_loads_no_heavy",
     "trainer/kernels/test_linear_focal.py::test_the_peak_memory_of_a_process",
@@ -108,6 +108,7 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     ],
     "data/text/tokenization.py": [
         ("TOKENS_FORMAT = 1", ["1 -> 2", "1 -> 0"], "data prepared under another are made anew"),
+        ("lengths = np.zeros(1, np.int32)", ["1 -> 2"], "one 0 and two have the same statistics"),
         ("_BLOCK = ", ["65536 -> 65537", "65536 -> 65535"], "blocks bound memory alone"),
     ],
     "trainer/losses/loss.py": [

@@ -16,7 +16,13 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.readers import read_records
 from data.records import CodeSample
-from data.text.tokenization import cut, encode_functions, normalize_whitespace, token_facts
+from data.text.tokenization import (
+    cut,
+    cut_records,
+    encode_functions,
+    normalize_whitespace,
+    token_facts,
+)
 from data.text.tokenizer import CodeTokenizer
 
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -103,6 +109,15 @@ def test_the_counts_of_a_split_by_hand():
         "tokens_p90": pytest.approx(9.7), "tokens_max": 10, "num_long": 1, "long_positive": 1,
         "num_oversized": 1, "oversized_positive": 1, "policy": "drop", "num_examples": 3,
     }  # fmt: skip
+
+
+def test_windows_of_an_answer_overlap_by_a_token_so_that_each_is_a_target_once(words):
+    whole = np.arange(17, dtype=np.int32), np.ones(17, np.bool_)
+    config = DataConfig(seq_length=8, long_functions="window", window_overlap=0)
+    pieces = cut_records([whole, None], words, config, are_texts=False)
+    assert pieces.tokens.tolist() == [*range(8), *range(7, 15), *range(14, 17)]
+    assert pieces.lengths_E.tolist() == [8, 8, 3]
+    assert (pieces.record_E.tolist(), pieces.code_lengths_N.tolist()) == ([0] * 3, [17, -1])
 
 
 def test_windows_repeat_all_but_one_token_at_most(words):

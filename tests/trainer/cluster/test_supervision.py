@@ -369,7 +369,7 @@ def test_a_signal_asks_the_ranks_to_save_once_and_then_ends_what_is_left(fake, s
     hosts = ["node0", "node1"]
     assert [call[0] for call in fake.signalled] == [hosts, hosts]
     assert [call[2:] for call in fake.signalled] == [("stop", 25.0), ("end", 10.0)]
-    assert said == ["SIGTERM: the ranks are asked to save"]
+    assert said == ["SIGTERM: the ranks save and end"]
 
 
 def test_the_other_ranks_have_eight_seconds_once_one_has_ended(fake, signals, monkeypatch):
