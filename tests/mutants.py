@@ -117,6 +117,13 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     "trainer/run_folder/checkpoint.py": [
         ("_CHUNK = 1 << 20", ["1 -> 2", "20 -> 21", "20 -> 19"], "all is written in any pieces"),
     ],
+    "trainer/sweep/statistics.py": [
+        (
+            "return correlation(x_M, y_M)",
+            ["correlation(x_M, y_M) -> correlation(y_M, x_M)"],
+            "a correlation is symmetric",
+        ),
+    ],
     "trainer/kernels/focal.py": [
         ("if gamma == 0:", ["0 -> -1"], "by the formula q^0 = 1 gives the same"),
     ],
@@ -130,7 +137,16 @@ _PAIRS = [
 ]  # fmt: skip
 _TURNED = dict(_PAIRS) | {new: old for old, new in _PAIRS}
 _TEXTS_AND_WAITS = {"say", "print", "sleep"}  # calls that no result depends on
-_SYMMETRIC = {"broadcast", "intersect1d", "kendalltau", "max", "maximum", "min", "minimum"}
+_SYMMETRIC = {
+    "_both_vary",
+    "broadcast",
+    "intersect1d",
+    "kendalltau",
+    "max",
+    "maximum",
+    "min",
+    "minimum",
+}
 
 
 def _called(tree: ast.AST) -> str:
