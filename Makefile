@@ -2,6 +2,7 @@
 # make quick        the tests that start no ranks, launchers or hosts: three minutes
 # make test         everything that needs no GPU
 # make mutants      whether a test notices one change at a time, where a wrong result is silent
+# make fuzz         damaged inputs of every kind: SECONDS=600 SEED=0
 # make lint         format, style, types
 # make bench        the loss and the LoRA layer against their peers, on this CPU
 # make bench-gpu    the same, the settings and tests/gpu on a GPU; GPU_PYTHON names another Python,
@@ -12,9 +13,11 @@ BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
 GPU_PYTHON ?= $(BIN)/python
+SECONDS ?= 600
+SEED ?= 0
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart quick test mutants lint format golden samples bench bench-gpu clean
+.PHONY: quickstart quick test mutants fuzz lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -47,6 +50,9 @@ test: $(VENV)/.dev
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants.py
+
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -12,6 +12,9 @@ else:
     RecordsChoice = Literal["auto", *KINDS]
 
 
+MOST = 2**31 - 1  # of counts, which meet 32-bit integers
+
+
 def _text_keys(labels: Any) -> Any:
     """A label is compared as text, and YAML reads 1 as a number and yes as a truth value."""
     if not isinstance(labels, dict):
@@ -51,13 +54,13 @@ class DataConfig(Section):
     labels: Annotated[dict[str, int], BeforeValidator(_text_keys)] = Field(
         default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"
     )
-    max_bad_rows: Annotated[int, Field(ge=0)] = Field(
+    max_bad_rows: Annotated[int, Field(ge=0, le=MOST)] = Field(
         0, description="unreadable rows of a split passed over and counted; one more is an error"
     )
     encoding_errors: Literal["strict", "replace"] = Field(
         "strict", description="replace puts U+FFFD where text is not UTF-8, and counts the rows"
     )
-    max_function_bytes: Annotated[int, Field(ge=1)] = Field(
+    max_function_bytes: Annotated[int, Field(ge=1, le=MOST)] = Field(
         1_000_000, description="a longer function is dropped before it is tokenised, and counted"
     )
     cache_dir: str | None = Field(
@@ -69,7 +72,9 @@ class DataConfig(Section):
     end_token: str | None = Field(
         None, description="token appended to a function and read; default: the tokenizer's eos"
     )
-    seq_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a packed row")
+    seq_length: Annotated[int, Field(ge=8, le=MOST)] = Field(
+        1024, description="tokens of a packed row"
+    )
     long_functions: Literal["drop", "truncate", "truncate_left", "truncate_middle", "window"] = (
         Field(
             "truncate",
@@ -77,14 +82,14 @@ class DataConfig(Section):
             " truncate_middle half of each; window cuts pieces, the default of causal_lm",
         )
     )
-    window_overlap: Annotated[int, Field(ge=0)] = Field(
+    window_overlap: Annotated[int, Field(ge=0, le=MOST)] = Field(
         0, description="tokens a window repeats of the one before it; of language at least one"
     )
     normalize_whitespace: Literal["none", "lines", "collapse"] = Field(
         "none", description="lines keeps line ends; collapse makes every run of blanks one space"
     )
     packing: bool = Field(True, description="several whole, isolated functions in a row")
-    packing_window: Annotated[int, Field(ge=1)] | None = Field(
+    packing_window: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
         None, description="pack this many functions at a time, in bounded memory; null: all at once"
     )
     sampling: Literal["natural", "balanced"] = Field(

@@ -17,12 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from data.text.escaping import escaped
 from trainer.errors import MachineError, StoppedError
 from trainer.processes.distributed import end_now, is_member
 from trainer.processes.outcome import own_rank, write_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFECT = 1
+_LONGEST_MESSAGE = 3500  # characters
 INTERRUPTED = 130  # a shell's 128 + SIGINT
 
 
@@ -52,13 +54,20 @@ def version(root: Path = ROOT) -> str:
     return f"{number} (git {done.stdout.strip()})"
 
 
+class _Parser(ArgumentParser):
+    """Writes arguments that it does not take so that they cannot drive the terminal."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(escaped(message), file)
+
+
 def command_parser(
     description: str | None,
     help_text: Callable[[ArgumentParser], str] = ArgumentParser.format_help,
 ) -> ArgumentParser:
     """A parser with --help and --version that prints the description as it is written."""
     as_written = argparse.RawDescriptionHelpFormatter
-    parser = ArgumentParser(description=description, formatter_class=as_written, add_help=False)
+    parser = _Parser(description=description, formatter_class=as_written, add_help=False)
     options: dict[str, Any] = {"action": _Print, "nargs": 0}
     parser.add_argument("-h", "--help", const=help_text, help="print this text", **options)
     parser.add_argument("--version", const=_version_line, help="print the version", **options)
@@ -202,9 +211,18 @@ def _end(code: int, error: Exception) -> int:
     is_stop = code == StoppedError.exit_code
     if not (is_stop and rank):
         where = f"[rank {rank}] " if rank else ""
-        sys.stderr.write(f"{where}{'' if is_stop else 'error: '}{error}\n")
+        sys.stderr.write(
+            escaped(f"{where}{'' if is_stop else 'error: '}{_shortened(str(error))}\n")
+        )
         sys.stderr.flush()
     return _leave(code, error)
+
+
+def _shortened(message: str) -> str:
+    """A message that fits a screen, with its beginning and its remedy at the end."""
+    left = len(message) - _LONGEST_MESSAGE
+    half = _LONGEST_MESSAGE // 2
+    return message if left <= 0 else f"{message[:half]} ... {left} more ... {message[-half:]}"
 
 
 def _leave(code: int, error: Exception) -> int:

@@ -25,6 +25,7 @@ SLOW = (
     "trainer/run/test_same_loss.py",
     "test_recipes.py",
     "launcher/test_sweep.py",
+    "test_fuzz.py",
     "trainer/run/test_plain_loop.py",
     "trainer/run_folder/test_adapter.py",
     "launcher/test_deepspeed.py",

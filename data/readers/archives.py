@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, cast
 
-from data.errors import DataError
+from data.errors import DataError, parsing
 from data.readers.reading import Reading, listed, shown
 from data.readers.streams import buffered, decompressed, is_tar, is_zip
 
@@ -56,7 +56,7 @@ def tar_members(stream: IO[bytes], reading: Reading) -> Iterator[Member]:
     """
     names = _Names(reading)
     tail = _Tail(stream)
-    try:
+    with reading.intact():
         with tarfile.open(fileobj=cast(IO[bytes], tail), mode="r|") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header
@@ -65,10 +65,8 @@ def tar_members(stream: IO[bytes], reading: Reading) -> Iterator[Member]:
                     yield Member(member.name, _tar_opener(archive, member, names.inner(member)))
             while tail.read(1 << 18):  # to the end: the compression's checksums are there
                 pass
-    except (tarfile.TarError, EOFError) as error:
-        raise names.damaged(str(error)) from error
-    if tail.last != _END_OF_TAR:  # tarfile takes a cut between two members for the end
-        raise names.damaged("it does not end with the empty blocks that end a tar")
+        if tail.last != _END_OF_TAR:  # tarfile takes a cut between two members for the end
+            raise EOFError("it does not end with the empty blocks that end a tar")
     names.finish()
 
 
@@ -80,21 +78,18 @@ def zip_members(stream: IO[bytes], reading: Reading) -> Iterator[Member]:
     """
     names = _Names(reading)
     num_bytes = stream.seek(0, io.SEEK_END)
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            wanted = [
-                member
-                for member in archive.infolist()
-                # zipfile cuts a name at its NUL, so that "a\0b" would pass for "a"
-                if names.is_wanted(member.orig_filename, _zip_kind(member))
-            ]
-            for member in wanted:
-                # a header may claim any size, but no member needs more than the whole file
-                compressed = max(min(member.compress_size, num_bytes), 1)
-                opener = _zip_opener(archive, member, compressed, names.inner(member))
-                yield Member(member.filename, opener)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise names.damaged(str(error)) from error
+    with reading.intact(), zipfile.ZipFile(stream) as archive:
+        wanted = [
+            member
+            for member in archive.infolist()
+            # zipfile cuts a name at its NUL, so that "a\0b" would pass for "a"
+            if names.is_wanted(member.orig_filename, _zip_kind(member))
+        ]
+        for member in wanted:
+            # a header may claim any size, but no member needs more than the whole file
+            compressed = max(min(member.compress_size, num_bytes), 1)
+            opener = _zip_opener(archive, member, compressed, names.inner(member))
+            yield Member(member.filename, opener)
     names.finish()
 
 
@@ -139,12 +134,6 @@ class _Names:
     def finish(self) -> None:
         for kind, names in self.passed.items():
             self.reading.facts.warn(f"{self.archive}: ignored {kind} members {listed(names)}")
-
-    def damaged(self, fault: str) -> DataError:
-        return DataError(
-            f"{self.archive}: the archive is damaged or cut off ({fault}); fetch it again or check"
-            " its digest"
-        )
 
 
 def _unsafe(name: str) -> str:
@@ -194,10 +183,9 @@ def _zip_opener(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, num_compressed: int, reading: Reading
 ) -> Callable[[], io.BufferedReader]:
     def opened() -> io.BufferedReader:
-        try:
+        remedy = "fetch the archive again, or unpack it yourself"
+        with parsing(f"{reading.name}: the member cannot be opened", DataError, remedy):
             content = archive.open(member)
-        except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown method
-            raise DataError(f"{reading.name}: {error}; unpack it yourself") from error
         return buffered(content.read, lambda: num_compressed, reading)
 
     return opened

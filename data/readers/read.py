@@ -116,17 +116,18 @@ def _read(
     columns = Columns(config, config.records if language else FUNCTION)
     num_before, empty = reading.facts.num_rows, reading.name
     is_saved = is_saved_dataset(path) and config.format != "folder"
-    if not language and not is_saved and (path.is_dir() or config.format == "folder"):
-        yield from _labelled(path, split, reading)
-    else:
-        with closing(_sources(path, split, reading, language)) as sources:
-            for source in sources:
-                empty = source.reading.name
-                yield from (
-                    _language(source, columns)
-                    if language
-                    else row_records(source.rows(columns), columns, source.reading)
-                )
+    with reading.intact():
+        if not language and not is_saved and (path.is_dir() or config.format == "folder"):
+            yield from _labelled(path, split, reading)
+        else:
+            with closing(_sources(path, split, reading, language)) as sources:
+                for source in sources:
+                    empty = source.reading.name
+                    yield from (
+                        _language(source, columns)
+                        if language
+                        else row_records(source.rows(columns), columns, source.reading)
+                    )
     if reading.facts.num_rows == num_before:
         raise DataError(
             f"{empty}: no rows; a file needs records: one JSON object per line in jsonl, elements"

@@ -1,11 +1,12 @@
 """What all readers share: facts, names of places, tolerated faults, checks of values."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 from data.config import DataConfig
-from data.errors import DataError
+from data.errors import DataError, parsing
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
 _LISTED = 160  # characters of names listed in a message
@@ -91,6 +92,14 @@ class Reading:
     facts: ReadFacts
     split: str = ""
     unit: str = ""
+
+    def intact(self) -> AbstractContextManager[None]:
+        """Around what a library reads: its faults become a DataError with the rows before them."""
+        return parsing(
+            lambda: f"{self.name}: the data is damaged or cut off after {self.facts.num_rows} rows",
+            DataError,
+            "fetch the file again",
+        )
 
     def origin(self, place: Place) -> str:
         """The place of a row; a file of a folder is its own place."""

@@ -3,8 +3,6 @@
 import bz2
 import io
 import lzma
-import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -20,17 +18,6 @@ MAX_RATIO = 250
 RATIO_FLOOR_BYTES = 32 << 20
 _XZ_MEMORY_BYTES = 256 << 20  # xz -9 needs 65 MiB; a hostile header can ask for 4 GiB
 _HEAD_BYTES = 512  # enough for the magic of a tar, at byte 257
-
-_FAULTS = (
-    OSError,  # also gzip's and pyarrow's
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    NotImplementedError,  # a zip method Python does not know
-    RuntimeError,  # a zip with a password
-)
 
 
 def buffered(
@@ -99,7 +86,7 @@ class _Guarded(io.RawIOBase):
         self._reading = reading
         self._name = reading.name
         self._num_bytes = 0
-        self._fault: BaseException | None = None
+        self._fault: Exception | None = None
 
     def readable(self) -> bool:
         return True
@@ -109,7 +96,7 @@ class _Guarded(io.RawIOBase):
         while filled < len(view) and self._fault is None:
             try:
                 data = self._read(len(view) - filled)
-            except _FAULTS as error:
+            except Exception as error:
                 self._fault = error  # what came before it is delivered first
                 break
             if not data:
@@ -117,10 +104,8 @@ class _Guarded(io.RawIOBase):
             view[filled : filled + len(data)] = data
             filled += len(data)
         if self._fault is not None and not filled:
-            raise DataError(
-                f"{self._name}: the data is damaged or cut off after"
-                f" {self._reading.facts.num_rows} rows ({self._fault}); fetch the file again"
-            ) from self._fault
+            with self._reading.intact():
+                raise self._fault
         self._num_bytes += filled
         self._refuse_bomb()
         return filled

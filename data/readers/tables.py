@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, json_object, parsing
 from data.readers.columns import Columns, Found
 from data.readers.formats import Rows
 from data.readers.reading import Reading, RowFault, listed
@@ -23,26 +23,19 @@ def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) 
     Raises:
         DataError: Damaged, or a column is missing or of a type that holds no code or label.
     """
-    import pyarrow
     from pyarrow import parquet
 
     reading.unit = "row "
     source = stream if stream.seekable() else _spooled(stream, reading)
     num_bytes = source.seek(0, io.SEEK_END)
     source.seek(0)
-    try:
-        with parquet.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            found = _found(schema, reading, columns)
-            wanted = [name for name in schema.names if name in found.known]
-            # no threads: arrow's would not survive the fork of a tokenising worker
-            batches = file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False)
-            yield from _rows(batches, reading, num_bytes)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{reading.name}: the parquet file is damaged or cut off after"
-            f" {reading.facts.num_rows} rows ({_first_line(error)}); fetch it again"
-        ) from error
+    with reading.intact(), parquet.ParquetFile(source) as file:
+        schema = file.schema_arrow
+        found = _found(schema, reading, columns)
+        wanted = [name for name in schema.names if name in found.known]
+        # no threads: arrow's would not survive the fork of a tokenising worker
+        batches = file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False)
+        yield from _rows(batches, reading, num_bytes)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -57,11 +50,10 @@ def dataset_rows(folder: Path, reading: Reading, columns: Columns) -> Rows:
         DataError: As parquet_rows.
     """
     import datasets
-    import pyarrow
 
     reading.unit = "row "
-    _refuse_outside(folder, reading)
-    try:
+    _refuse_outside(folder)
+    with reading.intact():
         dataset = datasets.load_from_disk(str(folder.resolve()), keep_in_memory=False)
         if not isinstance(dataset, datasets.Dataset):
             raise DataError(f"{folder}: holds several splits; name one of its folders")
@@ -70,19 +62,27 @@ def dataset_rows(folder: Path, reading: Reading, columns: Columns) -> Rows:
         names = _class_names(dataset.features, reading, found.label, columns.labels)
         wanted = [name for name in schema.names if name in found.known]
         tables = dataset.with_format("arrow").select_columns(wanted).iter(_BATCH_ROWS)
-        batches = (batch for table in tables for batch in table.to_batches())
+        batches = (batch for table in tables for batch in _sound(table))
         label = str(found.label)
         for number, row in _rows(batches, reading):
             value = row[label] if names else None
             if value is not None and 0 <= value < len(names):
                 row[label] = names[value]
             yield number, row
-    except DataError:
-        raise
-    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder}: the saved dataset is damaged ({_first_line(error)}); save it again"
-        ) from error
+
+
+def _sound(table: Any) -> Iterator[Any]:
+    """Batches of a mapped file, whose damaged offsets would otherwise end the process.
+
+    Text is checked as bytes: one that is not UTF-8 is the fault of its row.
+    """
+    import pyarrow
+
+    raw = {"string": pyarrow.binary(), "large_string": pyarrow.large_binary()}
+    for batch in table.to_batches():
+        for column in batch.columns:
+            column.view(raw.get(str(column.type), column.type)).validate(full=True)
+        yield batch
 
 
 def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
@@ -170,18 +170,15 @@ def _class_names(
     return names
 
 
-def _refuse_outside(folder: Path, reading: Reading) -> None:
+def _refuse_outside(folder: Path) -> None:
     """A dataset's state.json lists its files: none may be elsewhere."""
-    import json
-
-    try:
-        files = json.loads((folder / _DATASET_FILES[0]).read_text("utf-8"))["_data_files"]
-        paths = [folder / str(entry["filename"]) for entry in files]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}/state.json is not a list of data files: {error}") from error
-    for path in paths:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{folder}/state.json names {path}, which is outside the dataset")
+    state, remedy = folder / _DATASET_FILES[0], "save the dataset again"
+    values = json_object(state, DataError, remedy)
+    with parsing(f"{state} is not a list of data files", DataError, remedy):
+        for entry in values["_data_files"]:
+            path = folder / str(entry["filename"])
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise DataError(f"{state} names {path}, which is outside the dataset; {remedy}")
 
 
 def _spooled(stream: io.BufferedReader, reading: Reading) -> io.BytesIO:
@@ -194,7 +191,3 @@ def _spooled(stream: io.BufferedReader, reading: Reading) -> io.BytesIO:
                 " in memory and refused; unpack the archive"
             )
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:160]

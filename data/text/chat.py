@@ -4,12 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import DataError
+from data.errors import DataError, file_text, parsing
 from data.records import Conversation, Turn
-from data.text.tokenizer import json_object, special_tokens
+from data.text.tokenizer import companion, special_tokens
 
 _STAND_IN = Turn("assistant", "\ue000\ue001\ue000")  # private characters, which no text holds
-_ADVICE = "; use another template: data.template=question_answer or alpaca"
+_SAVE = "save the tokenizer again"
+_MOST_BYTES = 1 << 20  # of a template; the longest have 20 KB
+_ADVICE = "use another template: data.template=question_answer or alpaca"
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     path, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     special = special_tokens(folder)
     if alone.is_file():
-        return alone.read_text(encoding="utf-8"), special
-    template = json_object(path).get("chat_template")
+        return file_text(alone, DataError, _SAVE, _MOST_BYTES), special
+    template = companion(path).get("chat_template")
     if isinstance(template, list) and all(isinstance(each, dict) for each in template):
         named = {str(each.get("name")): each.get("template") for each in template}
         if "default" not in named:
@@ -56,7 +58,7 @@ def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     if template is not None and not isinstance(template, str):
         raise DataError(
             f"{path}: chat_template must be text, or a list of objects with name and template,"
-            f" found {str(template)[:40]!r}; save the tokenizer again"
+            f" found {str(template)[:40]!r}; {_SAVE}"
         )
     return template, special
 
@@ -85,7 +87,7 @@ def chat_spans(
         DataError: It writes today's date.
     """
     if "strftime_now" in template and "date_string" not in template:
-        raise DataError(f"{record.origin}: the chat template writes today's date{_ADVICE}")
+        raise DataError(f"{record.origin}: the chat template writes today's date; {_ADVICE}")
     turns = _merged(record.turns)
 
     def rendered(turns: Sequence[Turn], asks: bool = False) -> str:
@@ -128,7 +130,7 @@ def _said(record: Conversation, text: str, content: str, close: str) -> str:
     if not text[:end].endswith(core) or not kept:
         raise RecordRefused(
             f"{record.origin}: the chat template changes the answer {(core + close)[:40]!r} to"
-            f" {text[:40]!r}{_ADVICE}"
+            f" {text[:40]!r}; {_ADVICE}"
         )
     return text[: end + max(kept) + len(close)]
 
@@ -145,7 +147,7 @@ def _refuse_other_beginning(
     raise RecordRefused(
         f"{record.origin}: the chat template writes the turns {what} turn {place + 1} otherwise"
         f" alone ({text[same : same + 40]!r}) than in the whole ({whole[same : same + 40]!r}), so"
-        f" that no span is certain{_ADVICE}"
+        f" that no span is certain; {_ADVICE}"
     )
 
 
@@ -157,11 +159,10 @@ def _rendered(
     asks: bool,
 ) -> str:
     """The text of turns; with `asks`, up to where the next answer begins."""
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
+    with parsing(f"{record.origin}: the chat template fails", RecordRefused, _ADVICE):
         rendered, _ = render_jinja_template(
             conversations=[messages],
             chat_template=template,
@@ -169,10 +170,6 @@ def _rendered(
             date_string="26 Jul 2024",  # what Llama's template writes without a clock
             **special_tokens,
         )
-    except (TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise RecordRefused(
-            f"{record.origin}: the chat template fails: {error}{_ADVICE}"
-        ) from error
     return str(rendered[0])
 
 

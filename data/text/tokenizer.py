@@ -3,17 +3,19 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import DataError
+from data.errors import DataError, file_text, json_object, parsing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_MOST_BYTES = 512 << 20  # of tokenizer.json; that of 260,000 tokens has 33 MB
 _BATCH = 1024  # texts per call of the tokenizer
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
@@ -46,19 +48,28 @@ class CodeTokenizer:
     """
 
     def __init__(self, folder: Path, end_token: str | None = None) -> None:
-        path = folder / "tokenizer.json"
-        if not path.is_file():
+        self.path = folder / "tokenizer.json"
+        if not self.path.is_file():
             raise DataError(
-                f"{path} does not exist: a fast tokenizer is needed; save one with"
+                f"{self.path} does not exist: a fast tokenizer is needed; save one with"
                 " AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER), or set data.tokenizer"
             )
-        self.path = path
-        self._tokenizer, self._inside = _read(path)
+        with self._sound():
+            self._take(folder, end_token)
+
+    def _sound(self) -> AbstractContextManager[None]:
+        """Around what the tokenizer's own code does: it takes files that it then cannot use."""
+        return parsing(f"{self.path}: not a tokenizer", DataError, "save it again")
+
+    def _take(self, folder: Path, end_token: str | None) -> None:
+        self._tokenizer, self._inside = _read(self.path)
         self.end_token = end_token or special_tokens(folder).get("eos_token", "")
         self.end_token = self.end_token or self._known_end_token()
         end_id = self._tokenizer.token_to_id(self.end_token)
         if end_id is None:
-            raise DataError(f"{path}: the end token {self.end_token!r} is not in the vocabulary")
+            raise DataError(
+                f"{self.path}: the end token {self.end_token!r} is not in the vocabulary"
+            )
         self.end_id: int = end_id
         probe = self._tokenizer.encode("a")
         is_special = probe.special_tokens_mask
@@ -100,7 +111,8 @@ class CodeTokenizer:
             ids_N: dict[int, npt.NDArray[np.int32]] = {}
             for (is_begin, is_plain), group in places.items():
                 tokenizer = self._tokenizer if is_begin else self._inside
-                ids = _batch(tokenizer, [chunk[n] for n in group], is_plain)
+                with self._sound():
+                    ids = _batch(tokenizer, [chunk[n] for n in group], is_plain)
                 ids_N.update(zip(group, ids, strict=True))
             yield from (ids_N[n] for n in range(len(chunk)))
 
@@ -134,16 +146,13 @@ def _read(path: Path) -> "tuple[Tokenizer, Tokenizer]":
     """The tokenizer for beginnings of texts and the one for spans inside, often the same."""
     from tokenizers import Tokenizer
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        whole = inside = Tokenizer.from_str(text)
-        if _puts_blank_before(whole):
-            values = json.loads(text)
-            for part in ("normalizer", "pre_tokenizer"):
-                values[part] = _without_blank(values[part])
-            inside = Tokenizer.from_str(json.dumps(values))
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{path}: not a tokenizer: {error}; save it again") from error
+    text = file_text(path, DataError, "save the tokenizer again", _MOST_BYTES)
+    whole = inside = Tokenizer.from_str(text)
+    if _puts_blank_before(whole):
+        values = json.loads(text)
+        for part in ("normalizer", "pre_tokenizer"):
+            values[part] = _without_blank(values[part])
+        inside = Tokenizer.from_str(json.dumps(values))
     for tokenizer in (whole, inside):
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -173,21 +182,13 @@ def _batch(tokenizer: "Tokenizer", texts: list[str], is_plain: bool) -> list[npt
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def companion(path: Path) -> dict[str, Any]:
     """What a file beside a tokenizer holds; nothing where there is none.
 
     Raises:
         DataError: It is not a JSON object.
     """
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}; fetch it again") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: must hold a JSON object; fetch it again")
-    return values
+    return json_object(path, DataError, "fetch it again") if path.is_file() else {}
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -198,7 +199,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     """
     named: dict[str, str] = {}
     for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        values = json_object(path)
+        values = companion(path)
         for name in _NAMED:
             token = values.get(name)
             text = token.get("content") if isinstance(token, dict) else token

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from data.errors import parsing
 from trainer.architectures.shapes import Linear, ModelShape
+from trainer.errors import ModelError
 
 _GPT_MODULES = {
     "ia3": ("c_attn", "mlp.c_proj"),
@@ -63,8 +65,8 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
 
 
 def _llama(config: Mapping[str, Any]) -> ModelShape:
-    hidden, inner = config.get("hidden_size", 4096), config.get("intermediate_size", 11008)
-    num_heads = config.get("num_attention_heads", 32)
+    hidden, inner = config.get("hidden_size", 4096), int(config.get("intermediate_size", 11008))
+    num_heads = int(config.get("num_attention_heads", 32))
     head_size = config.get("head_dim") or hidden // num_heads
     kv_size = (config.get("num_key_value_heads") or num_heads) * head_size
     bias = bool(config.get("attention_bias", config["model_type"] == "qwen2"))
@@ -115,6 +117,12 @@ def model_shape(config: Mapping[str, Any], *, is_language: bool = False) -> Mode
         ModelError: A type that has no entry, and that transformers does not build.
     """
     kind = config.get("model_type")
+    what = f"model_type {kind!r}: transformers builds no such model"
+    with parsing(what, ModelError, "take another, or fetch config.json again"):
+        return _shape(config, kind, is_language)
+
+
+def _shape(config: Mapping[str, Any], kind: Any, is_language: bool) -> ModelShape:
     if kind not in FAMILIES:
         from trainer.architectures.derived import derived_shape  # imports torch
 

@@ -1,19 +1,20 @@
 """Recipe file and command line -> RunConfig; every mistake is named with what is allowed."""
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from data.errors import parsing
+from data.readers.reading import quote
 from trainer.config.capabilities import STACK_LIMITS, refusals
 from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
 from trainer.config.preset import ROOT, load_preset
 from trainer.config.renamed import is_saved, older_key_message, with_current_keys
 from trainer.config.sections import RunConfig
+from trainer.config.strict_yaml import read_yaml, read_yaml_file
 from trainer.errors import ConfigError
 
 _CAUSAL_LM = {"long_functions": "window", "supervise": "all"}  # defaults: text is learned whole
@@ -29,6 +30,8 @@ _PATH_KEYS = (
     ("tuning", "init_from"),
     ("run", "output_dir"), ("run", "resume"),
 )  # fmt: skip
+_PATH = "name a file or folder; ./~name for one that begins with a tilde"
+_NAME = 80  # characters of a key in a message
 _WORDS = (("resume", "auto"), ("resume", "never"))  # what else a path key may hold
 _OF_FUNCTIONS = {
     "data": ("normalize_whitespace", "sampling", "leak_groups"),
@@ -42,29 +45,6 @@ _OF_LANGUAGE = {
 }
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number and refuses a key given twice."""
-
-
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            line = node.value[index][0].start_mark.line + 1
-            raise ConfigError(f"line {line}: key {key!r} appears twice; keep one")
-    return dict(loader.construct_pairs(node, deep=True))
-
-
-_StrictLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates
-)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, apply `section.key=value` overrides, check everything that needs no model.
 
@@ -74,26 +54,21 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: With every mistake found, one per line.
     """
-    if not recipe.is_file():
-        raise ConfigError(f"no recipe {recipe} (resolved: {recipe.resolve()})")
-    try:
-        text = recipe.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{recipe}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    values = _absolute_paths(_read_yaml(text, str(recipe)), ROOT)
+    values = read_yaml_file(recipe)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{recipe}: a recipe holds sections such as run, model, data")
+    values = _absolute_paths(values, ROOT)
     if is_saved(recipe):
         values = with_current_keys(values)
     given = [_parse_override(text) for text in overrides]
     for section, key, value in given:
         block = values.setdefault(section, {})
         if not isinstance(block, dict):
-            raise ConfigError(f"{recipe}: section {section!r} must hold keys, found {block!r}")
+            raise ConfigError(f"{recipe}: section {section!r} must hold keys, found {quote(block)}")
         changed = _absolute_paths({section: {key: value}}, Path.cwd())
         block.update(changed[section])
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from error
+    with parsing(f"{recipe} cannot be understood", ConfigError, "correct its values"):
+        config = _validated(values)
     if config.task.name == "causal_lm":
         unset = {k: v for k, v in _CAUSAL_LM.items() if k not in config.data.model_fields_set}
         config = config.changed("data", **unset)
@@ -130,31 +105,14 @@ def describe_keys() -> str:
     return "\n".join(lines)
 
 
-def _read_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from error
-    except TypeError as error:
-        raise ConfigError(
-            f"{where}: a YAML key is not a string ({error}); is a placeholder unfilled?"
-        ) from error
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: a recipe holds sections such as run, model, data")
-    return values
-
-
 def _parse_override(text: str) -> tuple[str, str, Any]:
     name, equals, raw = text.partition("=")
     section, dot, key = name.partition(".")
     if not equals or not dot or not key:
-        raise ConfigError(f"{text!r}: an override reads section.key=value, e.g. optim.lr=1e-4")
-    try:
-        return section, key, yaml.load(raw, Loader=_StrictLoader)
-    except (yaml.YAMLError, TypeError) as error:
-        raise ConfigError(f"{text!r}: the value is not YAML: {error}") from error
+        raise ConfigError(
+            f"{text[:_NAME]!r}: an override reads section.key=value, e.g. optim.lr=1e-4"
+        )
+    return section, key, read_yaml(raw, f"{name}, on the command line")
 
 
 def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -166,8 +124,18 @@ def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
         if not isinstance(block, dict) or not isinstance(value := block.get(key), str):
             continue
         if (key, value) not in _WORDS:
-            block[key] = str((base / Path(value).expanduser()).resolve())
+            with parsing(f"{section}.{key}: {quote(value)} is not a path", ConfigError, _PATH):
+                path = (base / Path(value).expanduser()).resolve()
+                path.exists()  # a name too long, or below a file that is no folder
+                block[key] = str(path)
     return changed
+
+
+def _validated(values: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from error
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -175,12 +143,12 @@ def _explain(error: ValidationError) -> list[str]:
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"][:2])  # deeper parts name union members
         if fault["type"] == "extra_forbidden":
-            unknown = f"unknown key {name}{_nearest_key(fault['loc'])}"
+            unknown = f"unknown key {name[:_NAME]}{_nearest_key(fault['loc'])}"
             lines.append(older_key_message(name) or unknown)
         elif fault["type"] == "missing":
             lines.append(f"{name} is required; set it in the recipe or on the command line")
         else:
-            lines.append(f"{name}: {fault['msg']}, found {fault['input']!r}")
+            lines.append(f"{name}: {fault['msg']}, found {quote(fault['input'])}")
     return lines
 
 

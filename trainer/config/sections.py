@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from data.config import DataConfig, Section
+from data.config import MOST, DataConfig, Section
 
-Positive = Annotated[int, Field(ge=1)]
+_LARGEST = 1e9  # of factors, whose products with weights have to stay finite in fp32
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0, le=_LARGEST)]
+AboveZero = Annotated[float, Field(gt=0, le=_LARGEST)]
 
 
 class RunSection(Section):
@@ -93,7 +94,7 @@ class TuningSection(Section):
     lora_dropout: Share = Field(
         0.05, description="on the input of the adapters, bottleneck ones too"
     )
-    target_modules: Literal["auto"] | list[str] = Field(
+    target_modules: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = Field(
         "auto",
         description="linear layers by the end of their name, e.g. [c_attn, mlp.c_proj]; auto: those"
         " of the method in this architecture, for lora all but the head",
@@ -139,7 +140,7 @@ class OptimSection(Section):
     )
     lr: AboveZero = Field(2e-4, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST)] = Field(
         0, description="linear from lr / warmup_steps"
     )
     weight_decay: NotNegative = Field(0.0, description="AdamW; not on biases and norms")
@@ -194,7 +195,9 @@ class SaveSection(Section):
     """Checkpoints."""
 
     interval: Literal["epoch"] | Positive = Field("epoch", description="epoch or every N steps")
-    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest kept, besides the best")
+    keep: Annotated[int, Field(ge=2, le=MOST)] = Field(
+        2, description="newest kept, besides the best"
+    )
 
 
 class ReplicationSection(Section):

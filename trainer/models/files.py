@@ -3,16 +3,52 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data.errors import json_object, parsing
+from data.readers.reading import quote
 from trainer.config.methods import num_virtual_tokens
-from trainer.config.sections import ModelSection, RunConfig
+from trainer.config.sections import ModelSection, RunConfig, Share
 from trainer.errors import ConfigError, ModelError
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
 _WIDTH_KEYS, _USUAL_WIDTH = ("hidden_size", "n_embd", "d_model"), 2048
+Size = Annotated[int, Field(ge=1, le=1 << 27)]  # 128 M positions or tokens
+Layers = Annotated[int, Field(ge=1, le=10_000)]
 _SAMPLE_BYTES = 4096  # of each tensor
 _LONGEST_HEADER = 100 << 20  # the format's own limit
+
+
+class _Sizes(BaseModel):
+    """What is read of config.json; transformers checks the rest when it builds the model."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    model_type: str | None = None
+    vocab_size: Size | None = None
+    hidden_size: Size | None = None
+    n_embd: Size | None = None
+    d_model: Size | None = None
+    n_inner: Size | None = None
+    intermediate_size: Size | list[Size] | None = None
+    head_dim: Size | None = None
+    n_head: Size | None = None
+    num_attention_heads: Size | list[Size] | None = None
+    num_key_value_heads: Size | list[Size] | None = None
+    n_layer: Layers | None = None
+    num_hidden_layers: Layers | None = None
+    n_positions: Size | None = None
+    max_position_embeddings: Size | None = None
+    resid_pdrop: Share | None = None
+    attn_pdrop: Share | None = None
+    attention_dropout: Share | None = None
+    activation_function: str | None = None
+    multi_query: bool | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    tie_word_embeddings: bool | None = None
 
 
 def check_model_files(config: RunConfig, vocab_size: int) -> None:
@@ -52,15 +88,21 @@ def read_config(model: ModelSection) -> dict[str, Any]:
     """The content of the base's config.json.
 
     Raises:
-        ModelError: It is missing or not JSON.
+        ModelError: It is missing, not JSON, or a value that is read is of another kind.
     """
     path = model.config_file
     if not path.is_file():
         raise ModelError(f"{path} does not exist; a base model needs its config.json")
+    values = json_object(path, ModelError, "fetch it again")
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}; fetch it again") from error
+        _Sizes.model_validate(values)
+    except ValidationError as error:
+        faults = (
+            f"{path}: {fault['loc'][0]}: {fault['msg']}, found {quote(fault['input'])}; fetch the"
+            " file again"
+            for fault in error.errors()
+        )
+        raise ModelError("\n".join(faults)) from error
     return values
 
 
@@ -102,13 +144,8 @@ def _sample_tensors(path: Path, digest: Any) -> None:
             raise ModelError(f"{path}: the header claims {length} bytes; fetch the file again")
         header = stream.read(length)
         digest.update(header)
-        try:
+        with parsing(f"{path}: not a safetensors file", ModelError, "fetch it again"):
             tensors = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
-            places = sorted(tuple(tensor["data_offsets"]) for tensor in tensors.values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{path}: not a safetensors file: {error!r}; fetch it again"
-            ) from error
-        for first, last in places:
-            stream.seek(8 + length + (first + last) // 2)
-            digest.update(stream.read(min(_SAMPLE_BYTES, last - first)))
+            for first, last in sorted(tuple(each["data_offsets"]) for each in tensors.values()):
+                stream.seek(8 + length + (first + last) // 2)
+                digest.update(stream.read(min(_SAMPLE_BYTES, last - first)))

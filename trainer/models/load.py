@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
+from data.errors import parsing
 from trainer.architectures.shapes import NUM_CLASSES
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
@@ -110,12 +110,8 @@ def _model_errors(source: str) -> Iterator[None]:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    try:
+    with parsing(f"{source}: the base model does not load", ModelError, "fetch its files again"):
         yield
-    except ModelError:
-        raise
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{source}: the base model does not load: {error}") from error
 
 
 def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedModel":

@@ -5,10 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.config import DataConfig
 from data.prepared.prepare import data_digests
+from trainer.config.strict_yaml import read_yaml_file
 from trainer.models.files import base_digest
 from trainer.run_folder.adapter import FACTS
 from trainer.run_folder.folder import ADAPTER, RECIPE, REPORT
@@ -33,7 +32,9 @@ def finished_result(cell: Cell) -> Result:
     if report.stat().st_mtime_ns < recipe.stat().st_mtime_ns:
         raise UnfinishedError("has begun again since its report and has not ended")
     given, sections = cell.config.to_json(), (*DECISIVE, "eval", "replication")
-    if changes := take(recipe, _read_yaml, lambda saved: config_changes(saved, given, sections)):
+    if changes := take(
+        recipe, read_yaml_file, lambda saved: config_changes(saved, given, sections)
+    ):
         raise UnfinishedError(f"was run with other settings ({'; '.join(changes)})")
     facts = take(report, read_json, lambda values: dict(values["facts"]))
     if facts.get("steps") is None:
@@ -71,10 +72,3 @@ def _changed_files(cell: Cell, base_sha256: str, facts: Mapping[str, Any]) -> li
 def _data_digests(data: str, tokenizer_folder: Path, is_language: bool) -> dict[str, str]:
     config = DataConfig.model_validate_json(data)
     return data_digests(config, tokenizer_folder, language=is_language)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error

@@ -4,13 +4,13 @@ Layouts: PEFT's for LoRA, IA3 and P-Tuning, trainer/tuning/bottleneck.py's for b
 a plain transformers folder for full fine-tuning.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from data.errors import json_object, parsing
 from trainer.errors import ModelError
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.plain import PlainModel
@@ -112,16 +112,13 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
     whole: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*model*.safetensors")):
-        whole |= load_file(path)
+        with parsing(f"{path}: not a safetensors file", ModelError, "copy the adapter again"):
+            whole |= load_file(path)
     return whole
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}; copy the adapter again") from error
-    return values
+    return json_object(path, ModelError, "copy the adapter again")
 
 
 def _comparable(value: Any) -> Any:

@@ -79,7 +79,7 @@ def test_a_record_that_the_chat_template_refuses_is_a_bad_row(tmp_path):
     facts = chats(tmp_path, rows, max_bad_rows=3).facts["splits"]["train"]
     assert (facts["num_rows"], facts["num_bad"], facts["tokens"]["num_records"]) == (2000, 3, 1997)
     assert [example.split(";")[0] for example in facts["bad_examples"]] == [
-        f"chats.jsonl:{line}: the chat template fails: no" for line in (4, 8, 1501)
+        f"chats.jsonl:{line}: the chat template fails (TemplateError no)" for line in (4, 8, 1501)
     ]
     assert [file["num_records"] for file in facts["files"]] == [1997]
     with pytest.raises(DataError, match=r"jsonl:1501: the chat .*; 2 bad rows before it were"):

@@ -94,8 +94,8 @@ REFUSED_CSV = {
     "50-unbalanced-header": (b'"code,target\n', "train.csv:1: the header is not CSV"),
 }
 REFUSED_PARQUET = {
-    "51-truncated": (parquet_bytes(ROWS)[:-20], "train.parquet: the parquet file is damaged"),
-    "51-cut-in-half": (parquet_bytes(ROWS)[:200], "damaged or cut off", "fetch it again"),
+    "51-truncated": (parquet_bytes(ROWS)[:-20], "train.parquet: the data is damaged"),
+    "51-cut-in-half": (parquet_bytes(ROWS)[:200], "damaged or cut off", "fetch the file again"),
     "51-column-missing": (
         parquet_bytes([{"func": "a", "target": 0}]),
         "train.parquet: no field 'code'; there are ['func', 'target']",
@@ -229,7 +229,7 @@ def test_51_a_saved_dataset_that_is_damaged_or_names_foreign_files_is_refused(tm
     state = json.loads((folder / "state.json").read_text())
     file = folder / state["_data_files"][0]["filename"]
     file.write_bytes(file.read_bytes()[:100])
-    refused(folder, ["the saved dataset is damaged"])
+    refused(folder, ["the data is damaged"])
     state["_data_files"][0]["filename"] = "../secret.arrow"
     (folder / "state.json").write_text(json.dumps(state))
     refused(folder, ["which is outside the dataset"])

@@ -204,8 +204,8 @@ def test_records_that_the_chat_template_refuses_are_told_apart_up_to_max_bad_row
     records = [talk("b", "a", origin="x:1"), talk("a", "c"), talk("d", "b", origin="x:3")]
     pieces = encode_language(records, tokenizer, DataConfig(max_bad_rows=2))
     assert {n: why.split(";")[0] for n, why in pieces.refused.items()} == {
-        0: "x:1: the chat template fails: no b",
-        2: "x:3: the chat template fails: no b",
+        0: "x:1: the chat template fails (no b)",
+        2: "x:3: the chat template fails (no b)",
     }
     alone = encode_language(records[1:2], tokenizer, DataConfig())
     for name in ("tokens", "lengths_E", "record_E", "code_lengths_N", "supervised"):

@@ -287,7 +287,7 @@ def test_what_a_chat_template_writes_between_its_prompt_and_the_answer_is_learne
         (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), ONE, ("<think>",)),
         (CHATML.replace("m.content }}", "m.content | upper }}"), ONE, ("changes the answer",)),
         (THINK_BEFORE_THE_LAST, TWO, ("up to turn 2", "no span is certain")),
-        (LLAMA2, SYSTEM, ("the chat template fails: no system turns here",)),
+        (LLAMA2, SYSTEM, ("the chat template fails (no system turns here",)),
         ("{{ messages[9].content }}", ONE, ("the chat template fails",)),
         ("{% for %}", ONE, ("the chat template fails",)),
         ("{{ ''.__class__.__mro__ }}" + CHATML, ONE, ("the chat template fails",)),

@@ -30,7 +30,7 @@ REFUSED = {
     "53-override-without-value": ("optim.lr", "'optim.lr': an override reads section.key=value"),
     "53-override-without-section": ("lr=1", "'lr=1': an override reads section.key=value"),
     "54-duplicate-in-an-override": ("data.fields={a: 1, a: 2}", "key 'a' appears twice; keep one"),
-    "55-value-that-is-no-yaml": ("optim.lr={", "'optim.lr={': the value is not YAML"),
+    "55-value-that-is-no-yaml": ("optim.lr={", "optim.lr, on the command line: not YAML"),
     "55-number-with-a-letter": ("optim.lr=1e-4x", "optim.lr: ", "a valid number, found '1e-4x'"),
     "55-word-for-a-number": ("optim.lr=fast", "optim.lr: ", "a valid number, found 'fast'"),
     "55-number-for-a-switch": ("data.packing=1", "data.packing: ", "a valid boolean, found 1"),
@@ -210,7 +210,7 @@ def test_required_keys_are_asked_for(tmp_path):
 
 def test_68_a_missing_recipe_is_shown_resolved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert f"no recipe no.yaml (resolved: {tmp_path}/no.yaml)" in refusal(Path("no.yaml"))
+    assert f"no.yaml is not a file (resolved: {tmp_path}/no.yaml)" in refusal(Path("no.yaml"))
 
 
 def test_68_a_missing_model_is_shown_resolved(base, tmp_path, monkeypatch):
