@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from data.text.escaping import escaped
+from data.text.escaping import escaped, styled
 from trainer.errors import MachineError, StoppedError
 from trainer.processes.distributed import end_now, is_member
 from trainer.processes.outcome import own_rank, write_outcome
@@ -155,7 +155,8 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 class _LastingStream:
     """A stream that survives the end of its reader: a closed terminal, `| head`, a killed tee.
 
-    The program finishes, or saves and stops; it does not die of a line that nobody reads.
+    The program finishes, or saves and stops; it does not die of a line that nobody reads. No text
+    of the user's, of a defect's traceback neither, can name a window or write to a clipboard.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -163,7 +164,7 @@ class _LastingStream:
 
     def write(self, text: str) -> int:
         """Write, as long as somebody reads."""
-        self._unless_gone(lambda: self.stream.write(text))
+        self._unless_gone(lambda: self.stream.write(styled(text)))
         return len(text)
 
     def flush(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:  # run as a file: sys.path[0] is launcher/, make it the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data.text.escaping import escaped
 from launcher import command
 
 
@@ -48,7 +49,7 @@ def _supervise(given: Namespace) -> int:
     config = load_run_config(train.recipe, train.overrides)
     run = SupervisedRun(config, nodes, given.launcher, given.launcher_args, own_script)
     return supervise(
-        run, limits, Signals(), lambda line: print(f"supervise: {line}", file=sys.stderr)
+        run, limits, Signals(), lambda line: print(escaped(f"supervise: {line}"), file=sys.stderr)
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.audit.facts import SEVERITIES, AuditFacts
+from data.text.escaping import markdown, markdown_block, markdown_code
 
 _PAGE = Path(__file__).with_name("audit.md.jinja")
 
@@ -22,13 +23,13 @@ def render(facts: AuditFacts, figure: str | None) -> str:
 
 
 def fill(template: Path, **values: Any) -> str:
-    """A Markdown page from its template; `cell` writes every value that is not marked as safe."""
+    """A Markdown page from its template; `markdown` writes every value not marked as safe."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=cell
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=markdown
     )
-    environment.filters["shown"] = format
+    environment.filters |= {"shown": format, "code": markdown_code, "block": markdown_block}
     page = environment.from_string(template.read_text(encoding="utf-8")).render(values)
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
@@ -39,16 +40,3 @@ def headline(facts: AuditFacts) -> str:
         return "Nothing was found."
     counts = Counter(finding.severity for finding in facts.findings)
     return ", ".join(f"{counts[s]} {s}{'' if counts[s] == 1 else 's'}" for s in SEVERITIES)
-
-
-def cell(value: Any) -> Any:
-    """A value on one line with its pipes escaped, as either would end a cell of a table.
-
-    A commit message or a file name may hold both. Parts of the page itself are marked as safe.
-    """
-    from markupsafe import Markup
-
-    if isinstance(value, Markup):
-        return value
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return " ".join(text.replace("|", "\\|").split())

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data.text.escaping import escaped, print_text
 from trainer.cluster.checks import FAULT, NOTE, OK, WARNING, Check, gpu_kinds
 from trainer.cluster.doctor import Examination, PlannedRun, examine_cluster, examine_machine
 from trainer.errors import MachineError
@@ -23,14 +24,14 @@ def show_examination(planned: PlannedRun, hostfile: Path | None) -> None:
     """
     is_cluster = hostfile is not None
     found = examine_cluster(hostfile, planned) if hostfile else examine_machine(planned)
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
         console.width = _PRINTED_WIDTH
     if is_cluster:
         console.print(_nodes_table(found))
     if found.checks:
         console.print(_checks_table(found.checks, has_hosts=is_cluster))
-    console.print(_verdict(found), highlight=False, soft_wrap=True)
+    print_text(console, [_verdict(found)])
     if any(check.verdict == FAULT for check in found.checks):
         raise MachineError("a run would fail: see the faults above")
 
@@ -73,6 +74,6 @@ def _checks_table(checks: Sequence[Check], *, has_hosts: bool) -> Table:
         checks = sorted(checks, key=lambda check: [FAULT, WARNING, NOTE].index(check.verdict))
     for check in checks:
         where = [", ".join(check.hosts)] if has_hosts else []
-        cells = [check.name, *where, check.found, check.verdict, check.remedy]
+        cells = map(escaped, (check.name, *where, check.found, check.verdict, check.remedy))
         table.add_row(*cells, style=_STYLES[check.verdict])
     return table

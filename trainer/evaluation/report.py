@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.audit.markdown import cell, fill
+from data.audit.markdown import fill
+from data.text.escaping import markdown
 from trainer.evaluation.measures import shown_measures
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def table(
     from markupsafe import Markup
 
     rule = ["---", *[others_align] * (len(header) - 1)]
-    lines = [header, rule, *([cell(value) for value in row] for row in rows)]
+    lines = [header, rule, *([markdown(value) for value in row] for row in rows)]
     return Markup("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from data.text.escaping import print_text
 from trainer.planning.change import Change
 from trainer.planning.memory import Memory
 from trainer.planning.plan import RunPlan
@@ -44,8 +45,7 @@ def print_plan(plan: RunPlan, others: Sequence[RunPlan], change: Change | None) 
     console = Console()
     if not console.is_terminal:
         console.width = _PRINTED_WIDTH
-    for line in plan_lines(plan, change):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    print_text(console, plan_lines(plan, change))
     if others:
         console.print(_table(others))
 

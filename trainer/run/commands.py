@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.prepared.prepare import Prepared, sources_digest
 from data.readers import named_files
+from data.text.escaping import escaped
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
@@ -24,7 +25,7 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
     config = load_run_config(path, overrides)
     remarks = adopt_launcher(os.environ)
     if os.environ["RANK"] == "0":
-        sys.stderr.write("".join(f"{line}\n" for line in remarks))
+        sys.stderr.write(escaped("".join(f"{line}\n" for line in remarks)))
     check_launch(int(os.environ["WORLD_SIZE"]))
     store = None
     if os.environ["WORLD_SIZE"] != "1":  # before the data: a node may have to prepare it for long

@@ -119,7 +119,7 @@ def remark_lines(prepared: Prepared) -> list[str]:
         lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
     if prepared.leaks:
         lines.append(f"LEAKS: {prepared.leaks} are in two splits (data.allow_leaks)")
-    return [escaped(line) for line in lines]
+    return lines
 
 
 def plan_facts(loader: TrainLoader, total_steps: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data.prepared.prepare import Prepared, open_splits, prepare
+from data.text.escaping import print_text
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 from trainer.models.files import hidden_size
@@ -89,9 +90,7 @@ def audit_run(config: RunConfig) -> list[str]:
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines as they are, one each, however wide the terminal is."""
-    console = Console()
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    print_text(Console(), lines)
 
 
 @contextmanager

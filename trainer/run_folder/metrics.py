@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from data.text.escaping import print_text, tag
 from trainer.config.sections import LogSection
 from trainer.run_folder.folder import LOG, write_whole
 
@@ -56,8 +57,7 @@ class RunLog:
 
     def say(self, *lines: str) -> None:
         """Print lines for people, above the bar."""
-        for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_text(self.console, lines)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """A logged training step; `values` holds step, loss, lr and rates."""
@@ -103,7 +103,7 @@ class RunLog:
             for name, loss in losses.items():
                 if name in self._drawn or len(self._drawn) < _MOST_FILES:
                     self._drawn.add(name)
-                    self._writer.add_scalar(f"{kind}/{name}", loss, step)
+                    self._writer.add_scalar(tag(f"{kind}/{name}"), loss, step)
 
     def close(self) -> None:
         """Flush everything."""

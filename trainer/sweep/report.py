@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.audit.markdown import fill
+from data.text.escaping import csv_value
 from trainer.evaluation.measures import with_interval
 from trainer.evaluation.report import write_files
 from trainer.sweep import pictures
@@ -60,7 +61,8 @@ def csv_text(results: Sequence[Result]) -> str:
         low, high = result.test_interval or (None, None)
         more = {"test_loss_low": low, "test_loss_high": high, "metric": result.metric}
         more |= {"trained_share": result.trained_share}
-        writer.writerow(vars(result) | dict(result.measures) | more)
+        values = vars(result) | dict(result.measures) | more
+        writer.writerow({name: csv_value(value) for name, value in values.items()})
     return text.getvalue()
 
 

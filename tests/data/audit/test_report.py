@@ -235,14 +235,14 @@ def test_json_markdown_and_picture_are_written(clean, tmp_path):
 
 
 def test_user_text_cannot_leave_its_line_of_the_page(clean, tmp_path):
-    odd = "a|b\n# heading\r\n| cell {{ 7 * 7 }} {% raw %}"
+    odd = "a|b\n# heading\r\n| cell {{ 7 + 7 }} {% raw %}"
     for name, field in (("train", "commit"), ("test", "commit"), ("train", "cwe")):
         changed(clean[name], 3, **{field: odd})
     plant_exact(clean)
     changed(clean["train"], 5, origin=f"{odd}:1")
     write_audit(tmp_path, audit_splits(clean, {}))
     page = (tmp_path / "audit.md").read_text()
-    assert page.count("a\\|b # heading \\| cell {{ 7 * 7 }} {% raw %}") >= 4
+    assert page.count("a\\|b # heading \\| cell {{ 7 + 7 }} {% raw %}") >= 4
     assert page.count("a\\|b") == page.count("a\\|b # heading")  # never on a line of its own
     assert "a|b" not in page
 

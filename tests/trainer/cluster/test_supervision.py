@@ -488,7 +488,11 @@ def test_a_variable_that_would_reach_a_shell_is_refused(line, job, tmp_path, mon
     [
         ("localhost slots=2", ["evaluate.py", "x"], "cannot be supervised; give train.py RECIPE"),
         ("localhost slots=0", ["train.py", "x"], "slots=0"),
-        ("localhost slots=1", ["train.py", "no-such-recipe.yaml"], "no recipe"),
+        (
+            "localhost slots=1",
+            ["train.py", "no-such-recipe.yaml"],
+            "no-such-recipe.yaml is not a file",
+        ),
     ],
 )
 def test_a_command_that_cannot_be_supervised_is_a_usage_error(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.text.escaping import markdown_block
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
 from trainer.evaluation.figures import loss_png
 from trainer.evaluation.language.tokens import TokenSums, perplexity
@@ -92,10 +93,7 @@ def sample_page(sample: Mapping[str, Any]) -> str:
     parts = [("prompt", sample["prompt"]), (f"answer{how}", sample["answer"])]
     if sample["reference"]:
         parts.append(("the data's answer", sample["reference"]))
-    blocks = (
-        f"**{title}**\n\n" + "\n".join(f"    {line}" for line in text.split("\n"))
-        for title, text in parts
-    )
+    blocks = (f"**{title}**\n\n{markdown_block(text)}" for title, text in parts)
     return Markup("\n\n".join(blocks))
 
 
