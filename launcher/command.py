@@ -239,6 +239,7 @@ def _offline_and_quiet() -> None:
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "USE_HUB_KERNELS": "NO",  # transformers would load code from a hub in place of layers
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",

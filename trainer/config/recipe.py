@@ -32,6 +32,7 @@ _PATH_KEYS = (
 )  # fmt: skip
 _PATH = "name a file or folder; ./~name for one that begins with a tilde"
 _NAME = 80  # characters of a key in a message
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # OWNER/NAME, or NAME alone
 _WORDS = (("resume", "auto"), ("resume", "never"))  # what else a path key may hold
 _OF_FUNCTIONS = {
     "data": ("normalize_whitespace", "sampling", "leak_groups"),
@@ -163,16 +164,37 @@ def _nearest_key(loc: tuple[int | str, ...]) -> str:
 def _source_faults(config: RunConfig) -> Iterator[str]:
     if (config.model.path is None) == (config.model.config is None):
         yield "model: set exactly one of path (weights) and config (random weights)"
-    for name in ("path", "config"):
-        value = getattr(config.model, name)
+    named = {
+        "model.path": config.model.path, "model.config": config.model.config,
+        "data.tokenizer": config.data.tokenizer,
+    }  # fmt: skip
+    for key, value in named.items():
         if value is not None and not Path(value).exists():
-            yield f"model.{name}: {value} does not exist"
+            yield f"{key}: {value} does not exist{_download_hint(key, Path(value))}"
+    if config.model.path is not None and Path(config.model.path).is_file():
+        yield f"model.path: {config.model.path} is a file; give the folder of the base model"
     output = config.output_dir
     inputs = (
         config.data.path, config.model.path, config.model.config, config.data.tokenizer
     )  # fmt: skip
     if any(source is not None and output == Path(source) for source in inputs):
         yield f"run.output_dir {output} is the dataset's or the model's folder; choose another"
+
+
+def _download_hint(key: str, path: Path) -> str:
+    """What to do where a path may be the id of a model on a hub, such as Qwen/Qwen2.5-Coder-0.5B.
+
+    Relative paths are absolute by now, so an id stands below the folder it was taken from.
+    """
+    bases = [base for base in (Path.cwd(), ROOT) if path.is_relative_to(base)]
+    ids = [i for i in (str(path.relative_to(base)) for base in bases) if _HUB_ID.fullmatch(i)]
+    if key == "model.config" or not ids:
+        return ""
+    given = ids[0]
+    return (
+        f"; {given} looks like the id of a model on a hub, and ids are not looked up: download it"
+        f" with `hf download {given} --local-dir FOLDER` and set {key}=FOLDER"
+    )
 
 
 def _data_faults(config: RunConfig) -> Iterator[str]:

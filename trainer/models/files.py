@@ -12,6 +12,7 @@ from data.readers.reading import quote
 from trainer.config.methods import num_virtual_tokens
 from trainer.config.sections import ModelSection, RunConfig, Share
 from trainer.errors import ConfigError, ModelError
+from trainer.models.weights import ADAPTER_CONFIG, no_config_message, weight_files
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
 _WIDTH_KEYS, _USUAL_WIDTH = ("hidden_size", "n_embd", "d_model"), 2048
@@ -19,6 +20,18 @@ Size = Annotated[int, Field(ge=1, le=1 << 27)]  # 128 M positions or tokens
 Layers = Annotated[int, Field(ge=1, le=10_000)]
 _SAMPLE_BYTES = 4096  # of each tensor
 _LONGEST_HEADER = 100 << 20  # the format's own limit
+# Keys of config.json that make transformers run or load something else: what they do, what to do.
+_REFUSED = {
+    "auto_map": "needs its own code, which never runs here; take another base, or remove the key if"
+    " transformers has this model_type itself",
+    "quantization_config": "holds weights that are quantised already; take the unquantised base:"
+    " tuning.method=qlora quantises it",
+    "compression_config": "holds compressed weights; take the base before compression",
+    "transformers_weights": "names another file of weights; rename that file to model.safetensors"
+    " and remove the key",
+    "configuration_files": "names other files of settings; copy the one for this transformers to"
+    " config.json",
+}
 
 
 class _Sizes(BaseModel):
@@ -59,15 +72,8 @@ def check_model_files(config: RunConfig, vocab_size: int) -> None:
         ConfigError: data.seq_length is above the model's positions.
     """
     path, values = config.model.config_file, read_config(config.model)
-    if "auto_map" in values:
-        raise ModelError(
-            f"{path} needs its own code (auto_map), which never runs here; take another base"
-        )
-    if config.model.path and not list(Path(config.model.path).glob("*.safetensors")):
-        raise ModelError(
-            f"{config.model.path} holds no .safetensors file; convert its weights with"
-            " save_pretrained(FOLDER, safe_serialization=True)"
-        )
+    if config.model.path:
+        weight_files(Path(config.model.path))
     embedding = values.get("vocab_size")
     if embedding is not None and vocab_size > embedding:
         raise ModelError(
@@ -88,11 +94,37 @@ def read_config(model: ModelSection) -> dict[str, Any]:
     """The content of the base's config.json.
 
     Raises:
-        ModelError: It is missing, not JSON, or a value that is read is of another kind.
+        ModelError: It is missing, not JSON, a value that is read is of another kind, or a key loads
+            something else.
     """
     path = model.config_file
+    values = config_values(path)
+    for block in (values, *(value for value in values.values() if isinstance(value, dict))):
+        for key, meaning in _REFUSED.items():
+            if block.get(key):  # null and {} say that there is none
+                raise ModelError(f"{path}: {key} {str(block[key])[:60]}: the model {meaning}")
+    return values
+
+
+def refuse_adapter(model: ModelSection) -> None:
+    """Say that model.path is an adapter, before its missing tokenizer is blamed.
+
+    Raises:
+        ModelError: It is one.
+    """
+    folder = model.config_file.parent
+    if not model.config_file.is_file() and (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(no_config_message(folder))
+
+
+def config_values(path: Path) -> dict[str, Any]:
+    """The content of any config.json.
+
+    Raises:
+        ModelError: It is missing or not JSON.
+    """
     if not path.is_file():
-        raise ModelError(f"{path} does not exist; a base model needs its config.json")
+        raise ModelError(no_config_message(path.parent))
     values = json_object(path, ModelError, "fetch it again")
     try:
         _Sizes.model_validate(values)
@@ -123,7 +155,7 @@ def base_digest(model: ModelSection, seed: int) -> str:
     if model.config:
         digest.update(f"random weights of seed {seed}".encode())
         return digest.hexdigest()
-    for path in sorted(model.config_file.parent.glob("*.safetensors")):
+    for path in weight_files(model.config_file.parent):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         _sample_tensors(path, digest)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """The base model from a folder or from a config, at the dtype and attention of the run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data.errors import parsing
-from trainer.architectures.shapes import NUM_CLASSES
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
 from trainer.models import packed_attention  # noqa: F401 registers segment_sdpa
+from trainer.models.files import config_values
 from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder
+from trainer.models.weights import (
+    CONFIG,
+    named_files,
+    refuse_not_finite,
+    tensor_names,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_HEAD = "score."  # of a classifier; transformers' name
+CLASSES = ("not vulnerable", "vulnerable")  # by class id; what stock tools show
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,13 +40,12 @@ def load_base(config: RunConfig) -> "PreTrainedModel":
     """
     torch.manual_seed(config.run.seed)
     if config.model.path:
-        return _ready_to_train(_from_files(config, Path(config.model.path)), config)
-    source = str(config.model.config)
-    with _model_errors(source):
+        source = Path(config.model.path)
+        return _ready_to_train(_from_files(config, source, _sound_files(source)), config)
+    path = config.model.config_file
+    with named_files(path.parent, config_values(path), ()) as folder, _model_errors(str(path)):
         drawn = _auto_class(config).from_config(
-            _model_config(source),
-            dtype=DTYPES[config.base_dtype],
-            attn_implementation=config.model.attention,
+            _model_config(folder, config), **_explicit(config), trust_remote_code=False
         )
     return _ready_to_train(drawn, config)
 
@@ -46,7 +54,7 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
     """The base with its linear layers quantised, the rest and the head in the compute dtype.
 
     On a GPU it is quantised, and stays, there: bitsandbytes packs for the device.
-    The head is drawn from run.seed, wherever the base comes from.
+    A head that the files lack is drawn from run.seed, wherever the base comes from.
 
     Args:
         config: The run, settled.
@@ -60,31 +68,56 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
     settings = quantization_config(config.tuning, DTYPES[config.base_dtype], head)
 
     def quantize() -> "PreTrainedModel":
-        return _from_files(config, source, quantization_config=settings)
+        files = _sound_files(source)
+        return _from_files(config, source, files, quantization_config=settings)
 
     if config.model.quantize_cache is None:
         model = quantize()
     else:
         cache = Path(config.model.quantize_cache)
         folder = quantized_folder(cache, base_sha256, settings, quantize)
-        model = _from_files(config, folder)
-    if not config.is_language:
+        model = _from_files(config, folder, weight_files(folder))
+    with _model_errors(str(source)):
+        has_head = any(name.startswith(_HEAD) for name in tensor_names(weight_files(source)))
+    if not config.is_language and (config.model.config or not has_head):
         torch.manual_seed(config.run.seed)
         model._init_weights(model.score)
     prepare_layers(model)
     return _ready_to_train(model, config)
 
 
-def _from_files(config: RunConfig, source: Path, **more: Any) -> "PreTrainedModel":
+def _sound_files(source: Path) -> list[Path]:
     with _model_errors(str(source)):
+        files = weight_files(source)
+        refuse_not_finite(files)  # quantised, they would be numbers
+    return files
+
+
+def _from_files(
+    config: RunConfig, source: Path, files: Sequence[Path], **more: Any
+) -> "PreTrainedModel":
+    """The model of these files.
+
+    Settled here, because from_pretrained decides it by what it finds: files (`named_files`), dtype
+    and attention (`_explicit`; config.json names others), code (none), the network (not used),
+    kernels of a hub (not used: use_kernels is off), the attributes that name the source in what is
+    saved, and tied weights that differ in the files.
+    """
+    values = config_values(source / CONFIG)
+    with named_files(source, values, files) as folder, _model_errors(str(source)):
         model, seen = _auto_class(config).from_pretrained(
-            str(source), config=_model_config(str(source)), dtype=DTYPES[config.base_dtype],
-            attn_implementation=config.model.attention, use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True, **more,
+            folder, config=_model_config(folder, config), **_explicit(config), use_safetensors=True,
+            local_files_only=True, trust_remote_code=False, use_kernels=False,
+            output_loading_info=True, **more,
         )  # fmt: skip
-        drawn = () if config.is_language else ("score.",)
+        drawn = () if config.is_language else (_HEAD,)
         _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"], drawn)
     loaded: PreTrainedModel = model
+    loaded.name_or_path = loaded.config._name_or_path = str(source)
+    head = loaded.get_output_embeddings()
+    if head is not None and head.weight is not loaded.get_input_embeddings().weight:
+        # transformers keeps both where they differ; what is saved has to say so, too.
+        loaded.config.tie_word_embeddings = False
     return loaded
 
 
@@ -96,11 +129,25 @@ def _auto_class(config: RunConfig) -> Any:
     return transformers.AutoModelForSequenceClassification
 
 
-def _model_config(source: str) -> Any:
+def _explicit(config: RunConfig) -> dict[str, Any]:
+    return {
+        "dtype": DTYPES[config.base_dtype],
+        "attn_implementation": config.model.attention,
+    }
+
+
+def _model_config(folder: str, config: RunConfig) -> Any:
     import transformers
 
+    labels = {
+        "id2label": dict(enumerate(CLASSES)),
+        "label2id": {name: number for number, name in enumerate(CLASSES)},
+    }
     return transformers.AutoConfig.from_pretrained(
-        source, num_labels=NUM_CLASSES, local_files_only=True, trust_remote_code=False
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        **({} if config.is_language else labels),
     )
 
 

@@ -1,6 +1,7 @@
 """The lines that say what a run is about to do."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data.batches.loader import TrainLoader
@@ -12,6 +13,7 @@ from trainer.config.sections import TuningSection
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.quantized import quantization_line, quantized_layers
+from trainer.models.weights import not_loaded_line
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks
 from trainer.run.data_report import order_lines, remark_lines
@@ -36,17 +38,19 @@ def banner_lines(
     total = sum(p.numel() for p in model.parameters()) + sum(
         layer.in_features * layer.out_features - layer.weight.numel() for layer in packed.values()
     )
-    quantised = []
+    base = []
+    if config.model.path and (line := not_loaded_line(Path(config.model.path))):
+        base.append(f"  model      {line}")
     if config.tuning.base_quant_type is not None:
         line = quantization_line(model, config.tuning, DTYPES[config.base_dtype])
-        quantised.append(f"  quantised  {line}")
+        base.append(f"  quantised  {line}")
     return [
         f"focaltune: {config.output_dir}",
         f"  device     {ranks.device.type} x {ranks.world_size}",
         f"  precision  {recipe.choice('engine.precision')}",
         f"  preset     {recipe.choice('engine.preset')}",
         f"  attention  {recipe.choice('model.attention')}",
-        *quantised,
+        *base,
         f"  loss       {recipe.choice('loss.backend')}",
         *_method_lines(recipe, model),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"

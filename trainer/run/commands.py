@@ -32,8 +32,7 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
         from trainer.processes.rendezvous import meet
 
         store = meet(config.engine.join_seconds)
-    prepared = prepare_run(config)
-    check_model_files(config, prepared.tokenizer.vocab_size)
+    prepared = _checked(config)
 
     from trainer.run.training import run_training
 
@@ -55,7 +54,7 @@ def evaluate_run(run: Path, file: Path, name: str | None) -> None:
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
     config = _recipe_of(run)
     paths = named_files(file, "FILE", config.data, language=config.is_language)
-    prepared = prepare_run(config)
+    prepared = _checked(config)
     if name == "test" and not _is_test_split(paths, prepared):
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 
@@ -72,7 +71,7 @@ def merge_run(run: Path, output: Path, onto: str) -> None:
         ModelError: The run has no validated checkpoint, or the base does not load.
     """
     config = _recipe_of(run)
-    prepared = prepare_run(config)
+    prepared = _checked(config)
 
     from trainer.run.merge import merge_adapter
 
@@ -84,6 +83,20 @@ def merge_run(run: Path, output: Path, onto: str) -> None:
         f" {drift['mean_logit_difference']:.2e} on average (largest logit"
         f" {drift['largest_logit']:.2f})"
     )
+    if not config.is_language:
+        changed = config.data.normalize_whitespace
+        print(
+            f"the model read every function with {prepared.tokenizer.end_token!r} after it"
+            f"{'' if changed == 'none' else f', whitespace changed by {changed!r}'}: other tools"
+            " have to do the same for these scores"
+        )
+
+
+def _checked(config: RunConfig) -> Prepared:
+    """The data of a recipe whose model folder is sound, too."""
+    prepared = prepare_run(config)
+    check_model_files(config, prepared.tokenizer.vocab_size)
+    return prepared
 
 
 def _recipe_of(run: Path) -> RunConfig:

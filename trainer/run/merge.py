@@ -8,7 +8,6 @@ again and is not offered.
 S packed functions, C classes.
 """
 
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,10 @@ from trainer.models.heads import PackedModel
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
 from trainer.run.saved_run import best_model, trained_model
-from trainer.run_folder.adapter import FACTS, adapter_facts
+from trainer.run_folder.adapter import FACTS, adapter_facts, complete_model
 from trainer.run_folder.folder import BASE, building_folder, publish, verify, write_json
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-)  # fmt: skip
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
 
 
@@ -118,8 +114,6 @@ def _write(merged: PackedModel, config: RunConfig, output: Path, facts: dict[str
         model.config.tie_word_embeddings = False  # one of the two was trained alone
     building = building_folder(output)
     model.save_pretrained(str(building))
-    for name in _TOKENIZER_FILES:
-        if (config.tokenizer_folder / name).is_file():
-            shutil.copy(config.tokenizer_folder / name, building)
+    complete_model(building, config)
     write_json(building / FACTS, facts)
     publish(building, output)

@@ -12,7 +12,7 @@ from data.prepared.prepare import Prepared, open_splits, prepare
 from data.text.escaping import print_text
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
-from trainer.models.files import hidden_size
+from trainer.models.files import hidden_size, refuse_adapter
 
 if TYPE_CHECKING:
     from data.batches.loader import TrainLoader
@@ -23,7 +23,9 @@ def prepare_run(config: RunConfig) -> Prepared:
 
     Raises:
         DataError: They cannot be used.
+        ModelError: model.path is an adapter.
     """
+    refuse_adapter(config.model)
     with _shown_progress("records" if config.is_language else "functions") as progress:
         return prepare(
             config.data,

@@ -139,7 +139,7 @@ class Session:
                 return None
             adapter = config.output_dir / ADAPTER
             facts = adapter_facts(config, self.prepared, self.state)
-            save_adapter(self.model.model, weights, adapter, facts)
+            save_adapter(self.model.model, weights, adapter, facts, config)
             return write_report()
 
         return agreed(run.ranks, export_and_report)

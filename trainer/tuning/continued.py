@@ -58,14 +58,15 @@ def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
     if isinstance(model, PlainModel):
         if isinstance(model, BottleneckModel):
             _refuse_other(folder, vars(model.settings), tuple(vars(model.settings)))
-        _take_by_name(model.get_base_model(), folder)
+        pattern = _WEIGHTS if isinstance(model, BottleneckModel) else _FULL[1]
+        _take_by_name(model.get_base_model(), folder, pattern)
         return
     _refuse_other(folder, model.peft_config["default"].to_dict(), _MUST_MATCH)
     _take_peft(model, folder)
 
 
-def _take_by_name(base: nn.Module, folder: Path) -> None:
-    weights = _weights(folder)
+def _take_by_name(base: nn.Module, folder: Path, pattern: str) -> None:
+    weights = _weights(folder, pattern)
     result = base.load_state_dict(weights, strict=False)
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     _refuse_missing(folder, trained & set(result.missing_keys), result.unexpected_keys)
@@ -75,7 +76,7 @@ def _take_peft(model: "PeftModel", folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    weights = _weights(folder)
+    weights = _weights(folder, _WEIGHTS)
     if is_prompted(model) and not (folder / ENCODER_FILE).is_file():
         raise ModelError(
             f"tuning.init_from: {folder} holds no {ENCODER_FILE}: without their encoder virtual"
@@ -107,11 +108,11 @@ def _refuse_missing(folder: Path, missing: set[str], unexpected: list[str]) -> N
         raise ModelError(f"tuning.init_from: {folder}: {len(odd)} weights differ, first {odd[0]}")
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def _weights(folder: Path, pattern: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     whole: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*model*.safetensors")):
+    for path in sorted(folder.glob(pattern)):
         with parsing(f"{path}: not a safetensors file", ModelError, "copy the adapter again"):
             whole |= load_file(path)
     return whole

@@ -130,7 +130,8 @@ def test_paths_of_a_recipe_start_at_the_repository_wherever_the_command_runs(
 
 def test_paths_of_an_override_start_at_the_current_folder(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "m").mkdir()
+    for name in ("m", "tok"):
+        (tmp_path / name).mkdir()
     config = load_run_config(
         base,
         ["run.output_dir=out", "data.train=../t.jsonl", "model.config=m", "data.tokenizer=tok"],
