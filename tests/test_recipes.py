@@ -28,7 +28,9 @@ from trainer.run_folder.metrics import read_log
 from trainer.tuning import METHODS
 
 # Of those that repeat themselves for every dataset, length or size, one recipe of each kind.
-FUNCTIONS = sorted([RECIPES / "quickstart.yaml", RECIPES / "vuln_java_lora.yaml"])
+FUNCTIONS = sorted(
+    RECIPES / f"{name}.yaml" for name in ("quickstart", "vuln_java_lora", "own_functions_lora")
+)
 FUNCTIONS += sorted({kind(path): path for path in REPLICATION}.values())
 TALKS = [RECIPES / "instruction_sample.yaml"]
 TALKS += sorted({kind(path): path for path in reversed(LANGUAGE)}.values())
@@ -185,3 +187,19 @@ def test_the_replication_has_a_recipe_and_a_corrected_one_for_every_row():
     for name in corrected:
         stem = name.removesuffix("_corrected")
         assert {f"{stem}_bare_fp4", f"{stem}_published"} & set(names)
+
+
+def test_the_recipe_for_own_functions_disarms_no_guard():
+    config = load_run_config(
+        RECIPES / "own_functions_lora.yaml", ["data.path=data/samples", "model.config=data/samples"]
+    )
+    assert not config.data.allow_leaks
+    assert config.data.normalize_whitespace == "none"
+    assert not config.data.max_bad_rows
+
+
+def test_a_recipe_that_disarms_a_guard_says_why_on_the_line():
+    lines = [line for path in RECIPES.glob("*.yaml") for line in path.read_text().splitlines()]
+    odd = [line for line in lines if line.strip().startswith(("allow_leaks:", "normalize_whitesp"))]
+    assert odd
+    assert all("  # " in line for line in odd)

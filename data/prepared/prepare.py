@@ -121,7 +121,8 @@ def prepare(
         DataError: A file, a record or a combination of splits cannot be used.
     """
     prepared = open_splits(config, tokenizer_folder, language=language, progress=progress)
-    refuse_leaks(prepared.sharing, prepared.facts["leak_groups"], config.allow_leaks)
+    unit = "records" if language else "functions"
+    refuse_leaks(prepared.sharing, prepared.facts["leak_groups"], config.allow_leaks, unit)
     if language:
         return prepared
     train = prepared.splits["train"]

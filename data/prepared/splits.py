@@ -18,7 +18,7 @@ from data.errors import DataError
 from data.records import CodeSample, RecordSource
 
 GROUPS = ("commit", "project", "cve")
-_SHOWN = 3  # examples quoted in a message
+_SHOWN = 2  # examples of a kind and pair that are quoted
 _MOST_CWES = 200  # named in data.json
 
 Digests = npt.NDArray[np.uint64]
@@ -33,7 +33,7 @@ class SplitFacts:
         shared_groups: By field: values in both.
         duplicates: By split: functions that repeat an earlier one.
         contradictory: By split: functions with both labels.
-        examples: Such as "train.jsonl:3 = test.jsonl:9".
+        examples: Such as "commits train/test: 1f3b at train.jsonl:3 = test.jsonl:9".
     """
 
     shared_functions: dict[str, int]
@@ -41,6 +41,21 @@ class SplitFacts:
     duplicates: dict[str, int]
     contradictory: dict[str, int]
     examples: list[str]
+
+    def leak_lines(self, groups: Sequence[str], unit: str = "functions") -> list[str]:
+        """What leaks, for people: kind, pair, number and examples by file and line."""
+        lines = []
+        for kind, pairs in self.leaks(groups).items():
+            for pair, count in pairs.items():
+                begin = f"{kind} {pair}: "
+                examples = [e.removeprefix(begin) for e in self.examples if e.startswith(begin)]
+                one, other = pair.split("/")
+                what = {"functions": unit, "cves": "CVEs"}.get(kind, kind)
+                what = what.removesuffix("s") if count == 1 else what
+                equal = ", equal but for whitespace," if kind == "functions" else ""
+                shown = f", for example {'; '.join(examples[:_SHOWN])}" if examples else ""
+                lines.append(f"{count:,} {what}{equal} in both {one} and {other}{shown}")
+        return lines
 
     def leaks(self, groups: Sequence[str]) -> dict[str, dict[str, int]]:
         """What two splits must not share but do, by kind and pair of splits."""
@@ -122,9 +137,21 @@ def compare_splits(
         )
         functions[pair] = len(both)
         places = sorted(zip(at_one.tolist(), at_other.tolist(), strict=True))[:_SHOWN]
-        examples += [f"{splits[one][a].origin} = {splits[other][b].origin}" for a, b in places]
+        examples += [
+            f"functions {pair}: {splits[one][a].origin} = {splits[other][b].origin}"
+            for a, b in places
+        ]
         for group, shared in groups.items():
-            shared[pair] = len(np.intersect1d(keys[one].groups(group), keys[other].groups(group)))
+            first, second = keys[one].group_N(group), keys[other].group_N(group)
+            both, at_one, at_other = np.intersect1d(first, second, return_indices=True)
+            places = sorted(
+                zip(at_one[both > 0].tolist(), at_other[both > 0].tolist(), strict=True)
+            )
+            shared[pair] = len(places)
+            for a, b in places[:_SHOWN]:
+                value = getattr(splits[one][a], group)
+                where = f"{splits[one][a].origin} = {splits[other][b].origin}"
+                examples.append(f"{group}s {pair}: {value} at {where}")
     return SplitFacts(
         shared_functions=functions,
         shared_groups=groups,
@@ -134,19 +161,20 @@ def compare_splits(
     )
 
 
-def refuse_leaks(facts: SplitFacts, groups: Sequence[str], allow: bool) -> None:
+def refuse_leaks(
+    facts: SplitFacts, groups: Sequence[str], allow: bool, unit: str = "functions"
+) -> None:
     """Stop a training run whose splits share functions or the values of these groups.
 
     Raises:
         DataError: Something is in two splits, and `allow` is false.
     """
-    leaks = facts.leaks(groups)
+    leaks = facts.leak_lines(groups, unit)
     if leaks and not allow:
-        examples = "; ".join(facts.examples[:_SHOWN])
         raise DataError(
-            f"splits share what they must not (functions equal after whitespace, data.leak_groups):"
-            f" {leaks}{', for example ' + examples if examples else ''}. Remove it from one split,"
-            " or set data.allow_leaks=true, which the report will state"
+            "\n  ".join(["splits share what they must not:", *leaks])
+            + "\nremove them from one split (a group: take it out of data.leak_groups), or set"
+            " data.allow_leaks=true, which the report will state"
         )
 
 

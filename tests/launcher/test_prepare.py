@@ -113,7 +113,7 @@ def test_an_audit_is_written_although_the_leak_it_found_stops_the_command(
     assert {path.name for path in folder.iterdir()} == {"audit.json", "audit.md", "lengths.png"}
     assert not (tmp_path / "run").exists()
     assert prepare_main([*recipe, "data.allow_leaks=true"]) == 0
-    assert "LEAKS: " in capsys.readouterr().out
+    assert "LEAK (data.allow_leaks): 1 function, equal but" in capsys.readouterr().out
 
 
 def test_collapse_says_how_many_functions_it_harms(tiny_recipe, tmp_path, capsys):

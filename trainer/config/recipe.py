@@ -1,6 +1,7 @@
 """Recipe file and command line -> RunConfig; every mistake is named with what is allowed."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -117,8 +117,9 @@ def remark_lines(prepared: Prepared) -> list[str]:
             lines.append(f"{name}: {sharing.duplicates[name]:,} records repeat an earlier one")
     for field, pairs in sharing.shared_groups.items():
         lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
-    if prepared.leaks:
-        lines.append(f"LEAKS: {prepared.leaks} are in two splits (data.allow_leaks)")
+    unit = "records" if "kinds" in prepared.facts["splits"]["train"] else "functions"
+    leaks = sharing.leak_lines(prepared.facts["leak_groups"], unit)
+    lines += [f"LEAK (data.allow_leaks): {line}" for line in leaks]
     return lines
 
 
