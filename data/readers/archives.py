@@ -89,7 +89,7 @@ def zip_members(stream: IO[bytes], reading: Reading) -> Iterator[Member]:
             # a header may claim any size, but no member needs more than the whole file
             compressed = max(min(member.compress_size, num_bytes), 1)
             opener = _zip_opener(archive, member, compressed, names.inner(member))
-            yield Member(member.filename, opener)
+            yield Member(member.filename.replace("\\", "/"), opener)  # Windows
     names.finish()
 
 

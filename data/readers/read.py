@@ -32,7 +32,7 @@ from data.readers.layouts import (
     named_format,
     refuse_irregular,
 )
-from data.readers.reading import BOM, ReadFacts, Reading, listed, shown
+from data.readers.reading import BOM, UTF_16, ReadFacts, Reading, listed, shown
 from data.readers.rows import row_records
 from data.readers.streams import decompressed, is_tar, is_zip
 from data.readers.tables import dataset_rows, is_saved_dataset, parquet_rows
@@ -40,6 +40,20 @@ from data.records import CodeSample, Conversation, Document
 
 _SNIFFED_BYTES = 1 << 12
 _Test = Callable[[str], bool]  # of a member by its name
+_EXPORT = "write each split to a file of its own, e.g."
+_FOREIGN = {  # what else people have; how it becomes a file that is read
+    b"SQLite format 3\0": f"a SQLite database; {_EXPORT} with sqlite3 -header -csv FILE 'SELECT"
+    " code, target FROM ...' > train.csv",
+    **dict.fromkeys(UTF_16, "text in UTF-16, as Excel and PowerShell write it; save it as UTF-8"),
+    b"ARROW1\0\0": f"a bare Arrow file; {_EXPORT} train.parquet, or name the folder around it",
+    b"\x89HDF\r\n": f"an HDF5 file; {_EXPORT} train.parquet",
+    b"\x93NUMPY": f"a numpy array; {_EXPORT} train.jsonl",
+    b"\x80\x04\x95": f"a pickle, which is never opened; {_EXPORT} train.parquet",
+    b"\xd0\xcf\x11\xe0": f"an Excel file; {_EXPORT} train.csv in UTF-8",
+    b"7z\xbc\xaf": "a 7z archive; make a zip or tar of it",
+    b"Rar!": "a rar archive; make a zip or tar of it",
+    b"%PDF": "a PDF; take its text out",
+}
 _OPENINGS = {b"{": "jsonl", b"[": "json"}
 
 
@@ -256,6 +270,9 @@ def _stream_rows(stream: io.BufferedReader, name: str, reading: Reading, columns
 def _format(head: bytes, name: str, reading: Reading) -> str:
     """The format by content; by name only where the content is text that could be anything."""
     wanted, named = reading.config.format, named_format(name)
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise DataError(f"{reading.name}: this is {what}")
     text = head.removeprefix(BOM).lstrip()
     content = "parquet" if head.startswith(b"PAR1") else _OPENINGS.get(text[:1])
     if content == "jsonl" and (

@@ -11,6 +11,7 @@ from data.errors import DataError, parsing
 _SHOWN = 60  # characters of a wrong value quoted in a message
 _LISTED = 160  # characters of names listed in a message
 BOM = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte-order marks
 _EXAMPLES = 5  # bad rows whose message is kept
 
 Place = int | str  # a line, a row, an element, or a file of a folder
@@ -151,8 +152,9 @@ class Reading:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             if self.config.encoding_errors == "strict":
+                what = "not UTF-8" if raw[:2] not in UTF_16 else "UTF-16, not UTF-8,"
                 raise RowFault(
-                    f"not UTF-8 at byte {error.start} ({raw[error.start : error.start + 4]!r});"
+                    f"{what} at byte {error.start} ({raw[error.start : error.start + 4]!r});"
                     " convert the file to UTF-8, or set data.encoding_errors=replace"
                 ) from error
             self.facts.num_replaced += 1
@@ -208,14 +210,14 @@ def checked_text(value: Any, name: str) -> str:
 
 
 def plain_text(value: Any, name: str) -> str:
-    """A column of text or integers as text; null is empty.
+    """A column of text or integers as text; null is empty, and so is NaN, pandas' null.
 
     Raises:
         RowFault: It is neither.
     """
     if value.__class__ is str and value.isascii():
         return value  # nearly all; a million rows have several each
-    if value is None:
+    if value is None or value != value:
         return ""
     if not isinstance(value, str | int) or isinstance(value, bool):
         refuse(name, value, "text or an integer")

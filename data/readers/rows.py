@@ -69,13 +69,19 @@ def _functions(
     return [sample for sample in made if reading.keeps(sample.code)]
 
 
+def _label(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _target(value: Any, column: str, labels: Mapping[str, int]) -> int:
     """The target of a label; of data.labels, JSON's true is the label "true"."""
     if not labels:
         if value.__class__ is not int or not 0 <= value <= 1:
-            refuse(column, value, "the integer 0 or 1 (else map it with data.labels)")
+            example = f""", e.g. data.labels='{{"{_label(value)[:20]}": 0, "OTHER": 1}}'"""
+            shown = example if isinstance(value, str | int | float) and value == value else ""
+            refuse(column, value, f"the integer 0 or 1 (else map it with data.labels{shown})")
         return int(value)
-    label = str(value).lower() if isinstance(value, bool) else str(value)
+    label = _label(value)
     if not isinstance(value, str | int | float) or label not in labels:
         refuse(column, value, f"one of data.labels {dict(labels)}")
     return labels[label]

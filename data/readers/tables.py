@@ -102,7 +102,8 @@ def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
         if name == found.label:
             mapped = bool(columns.labels) and (fits or types.is_boolean(kind))
             fits = mapped or types.is_integer(kind)
-            allowed = "an integer column of 0 and 1, or text with data.labels"
+            allowed = "an integer column of 0 and 1, or text or Booleans with data.labels, e.g."
+            allowed += """ data.labels='{"true": 1, "false": 0}'"""
         if not fits:
             raise DataError(f"{reading.name}: column {name!r} is {kind}; it must be {allowed}")
     return found

@@ -1,10 +1,10 @@
-"""Names that say something else than the content: case 16 of the list of bad inputs."""
+"""Content that is something else than the name or the program says: case 16, and other programs."""
 
 import gzip
 import lzma
 
 import pytest
-from dataset_files import PAIR, jsonl_bytes, parquet_bytes, read, refused, tar, zipped
+from dataset_files import PAIR, jsonl_bytes, parquet_bytes, read, refused, row, tar, zipped
 
 from data.readers import ReadFacts
 
@@ -65,3 +65,39 @@ def test_16_text_of_an_unknown_name_is_refused_and_of_another_name_told(tmp_path
     facts = ReadFacts()
     assert len(read(other, facts=facts)) == 1
     assert facts.warnings == ["train.csv: named csv, but read as jsonl: it is that"]
+
+
+FOREIGN = {
+    "sqlite": (b"SQLite format 3\0" + bytes(99), ["a SQLite database", "sqlite3 -header -csv"]),
+    "utf-16": ("code,target\na,1\n".encode("utf-16"), ["text in UTF-16", "save it as UTF-8"]),
+    "pickle": (b"\x80\x04\x95\x11" + bytes(20), ["a pickle, which is never opened"]),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), ["an HDF5 file", "train.parquet"]),
+    "excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), ["an Excel file"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["db", "csv", "jsonl"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_of_another_program_is_named_with_how_to_get_rows_out_of_it(tmp_path, kind, ending):
+    content, parts = FOREIGN[kind]
+    (tmp_path / f"train.{ending}").write_bytes(content)
+    refused(tmp_path / f"train.{ending}", parts)
+
+
+def test_nan_of_an_optional_column_is_unknown_as_null_is(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(row(cwe=float("nan"), commit=None))
+    [sample] = read(tmp_path / "train.jsonl")
+    assert (sample.cwe, sample.commit) == ("", "")
+
+
+def test_a_label_of_another_type_is_refused_with_the_map_that_reads_it(tmp_path):
+    for label, key in (("False", "False"), (True, "true"), (0.0, "0.0")):
+        (tmp_path / "train.jsonl").write_bytes(row(target=label))
+        refused(tmp_path / "train.jsonl", [f"""data.labels='{{"{key}": 0, "OTHER": 1}}'"""])
+        [sample] = read(tmp_path / "train.jsonl", labels={key: 0, "OTHER": 1})
+        assert sample.target == 0
+
+
+def test_members_named_by_windows_are_found(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(("data\\train.jsonl", row())))
+    assert len(read(tmp_path / "a.zip")) == 1

@@ -25,7 +25,11 @@ REFUSED = {
         r"(b'\xe9",
         "convert the file to UTF-8, or set data.encoding_errors=replace",
     ),
-    "17-utf-16": (PAIR.decode().encode("utf-16"), "train.jsonl:1: not UTF-8 at byte 0", "convert"),
+    "17-utf-16": (
+        PAIR.decode().encode("utf-16"),
+        "train.jsonl: this is text in UTF-16",
+        "as UTF-8",
+    ),
     "17-a-surrogate-in-bytes": (
         b'{"code": "\xed\xa0\x80", "target": 0}\n',
         "train.jsonl:1: not UTF-8",
@@ -99,7 +103,7 @@ REFUSED = {
     "31-label--1": (PAIR + row(target=-1), "train.jsonl:3: 'target'", "found -1 (int)"),
     "32-label-as-text": (
         row(target="1"),
-        "train.jsonl:1: 'target' must be the integer 0 or 1 (else map it with data.labels)",
+        "train.jsonl:1: 'target' must be the integer 0 or 1 (else map it with data.labels",
         "found '1' (str)",
     ),
     "33-label-true": (row(target=True), "train.jsonl:1: 'target'", "found True (bool)"),

@@ -107,7 +107,7 @@ REFUSED_PARQUET = {
     ),
     "51-label-is-text": (
         parquet_bytes([GOOD | {"target": "1"}]),
-        "column 'target' is string; it must be an integer column of 0 and 1, or text with data",
+        "column 'target' is string; it must be an integer column of 0 and 1, or text or",
     ),
     "51-label-is-float": (
         parquet_bytes([GOOD | {"target": 1.0}]),
