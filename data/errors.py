@@ -19,6 +19,12 @@ class DataError(ValueError):
     exit_code = 3
 
 
+class TokenizerError(DataError):
+    """A tokenizer that cannot be used; it is one of the model's files."""
+
+    exit_code = 4
+
+
 class MappingError(DataError):
     """A recipe that maps fields or labels in a way no dataset could fit."""
 

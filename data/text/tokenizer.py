@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import DataError, file_text, json_object, parsing
+from data.errors import TokenizerError, file_text, json_object, parsing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,13 +44,13 @@ class CodeTokenizer:
         vocab_size: Above every id.
 
     Raises:
-        DataError: No tokenizer.json, or no end token.
+        TokenizerError: No tokenizer.json, or no end token.
     """
 
     def __init__(self, folder: Path, end_token: str | None = None) -> None:
         self.path = folder / "tokenizer.json"
         if not self.path.is_file():
-            raise DataError(
+            raise TokenizerError(
                 f"{self.path} does not exist: a fast tokenizer is needed; save one with"
                 " AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER), or set data.tokenizer"
             )
@@ -59,7 +59,7 @@ class CodeTokenizer:
 
     def _sound(self) -> AbstractContextManager[None]:
         """Around what the tokenizer's own code does: it takes files that it then cannot use."""
-        return parsing(f"{self.path}: not a tokenizer", DataError, "save it again")
+        return parsing(f"{self.path}: not a tokenizer", TokenizerError, "save it again")
 
     def _take(self, folder: Path, end_token: str | None) -> None:
         self._tokenizer, self._inside = _read(self.path)
@@ -67,7 +67,7 @@ class CodeTokenizer:
         self.end_token = self.end_token or self._known_end_token()
         end_id = self._tokenizer.token_to_id(self.end_token)
         if end_id is None:
-            raise DataError(
+            raise TokenizerError(
                 f"{self.path}: the end token {self.end_token!r} is not in the vocabulary"
             )
         self.end_id: int = end_id
@@ -139,14 +139,14 @@ class CodeTokenizer:
         for token in _END_TOKENS:
             if self._tokenizer.token_to_id(token) is not None:
                 return token
-        raise DataError(f"{self.path}: no end token found; name one with data.end_token")
+        raise TokenizerError(f"{self.path}: no end token found; name one with data.end_token")
 
 
 def _read(path: Path) -> "tuple[Tokenizer, Tokenizer]":
     """The tokenizer for beginnings of texts and the one for spans inside, often the same."""
     from tokenizers import Tokenizer
 
-    text = file_text(path, DataError, "save the tokenizer again", _MOST_BYTES)
+    text = file_text(path, TokenizerError, "save the tokenizer again", _MOST_BYTES)
     whole = inside = Tokenizer.from_str(text)
     if _puts_blank_before(whole):
         values = json.loads(text)
@@ -186,16 +186,16 @@ def companion(path: Path) -> dict[str, Any]:
     """What a file beside a tokenizer holds; nothing where there is none.
 
     Raises:
-        DataError: It is not a JSON object.
+        TokenizerError: It is not a JSON object.
     """
-    return json_object(path, DataError, "fetch it again") if path.is_file() else {}
+    return json_object(path, TokenizerError, "fetch it again") if path.is_file() else {}
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that the files beside a tokenizer name, such as {"eos_token": "</s>"}.
 
     Raises:
-        DataError: A file is not a JSON object, or names something that is not a token.
+        TokenizerError: A file is not a JSON object, or names something that is not a token.
     """
     named: dict[str, str] = {}
     for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
@@ -204,7 +204,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
             token = values.get(name)
             text = token.get("content") if isinstance(token, dict) else token
             if token is not None and not isinstance(text, str):
-                raise DataError(
+                raise TokenizerError(
                     f"{path}: {name} must be text or an object with content, found"
                     f" {str(token)[:40]!r}; save the tokenizer again"
                 )

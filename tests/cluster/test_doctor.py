@@ -52,8 +52,8 @@ def test_two_sound_nodes_are_passed_in_ten_seconds(two_hosts):
     assert nothing_left(two_hosts)
 
 
-def test_the_odd_host_is_named_with_what_differs(two_hosts):
-    """108 and 103: another version, other code, a GPU that torch was not built for."""
+def test_108_the_odd_host_is_named_with_what_differs(two_hosts):
+    """And 103: another version, other code, a GPU that torch was not built for."""
     change = (
         "sed -i 's/^Version: .*/Version: 5.22.0/' $1/transformers-*.dist-info/METADATA;"
         "echo '# newer' >> $2/trainer/errors.py;"
@@ -92,8 +92,8 @@ def test_104_unknown_and_unreachable_nodes_are_told_all_at_once(two_hosts):
     assert nothing_left(two_hosts)
 
 
-def test_ssh_that_would_ask_is_refused_with_the_remedy(two_hosts):
-    """120: a key that is not accepted, and a host key that changed; BatchMode never waits."""
+def test_120_ssh_that_would_ask_is_refused_with_the_remedy(two_hosts):
+    """A key that is not accepted, and a host key that changed; BatchMode never waits."""
     two_hosts.run("node1", ["mv", "/root/.ssh/authorized_keys", "/root/.ssh/kept"])
     code, printed, _ = doctor(two_hosts)
     two_hosts.run("node1", ["mv", "/root/.ssh/kept", "/root/.ssh/authorized_keys"])
@@ -170,7 +170,7 @@ def test_without_mpi_links_are_measured_over_sockets(two_hosts):
         ("node0 slots=2\n-oProxyCommand=touch${IFS}/tmp/owned slots=2\n", "an option"),
         ("node0 slots=2\n10.77.0.10 slots=2\n", "10.77.0.10 is the same machine as node0"),
     ],
-    ids=["102", "107", "101"],
+    ids=["102-slots-0", "107-option", "101-alias"],
 )
 def test_a_wrong_hostfile_ends_with_2_before_any_node_is_asked(two_hosts, content, fault):
     code, printed, seconds = doctor(two_hosts, content=content)

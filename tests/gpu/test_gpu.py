@@ -37,7 +37,7 @@ def test_fp32_losses_do_not_depend_on_the_stage(preset, reference, tiny_recipe, 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_16_bit_follows_fp32(precision, reference, tiny_recipe, tmp_path):
+def test_half_precision_follows_fp32(precision, reference, tiny_recipe, tmp_path):
     ours = losses(tiny_recipe, tmp_path / "run", f"engine.precision={precision}")
     assert ours == pytest.approx(reference, rel=0.1)
 

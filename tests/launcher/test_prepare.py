@@ -97,6 +97,27 @@ def test_bad_data_ends_prepare_with_the_datas_exit_code(tiny_recipe, tmp_path, c
     assert "train.jsonl:1: no field 'target'" in capsys.readouterr().err
 
 
+def test_42_one_class_ends_prepare_with_the_class(tiny_recipe, tmp_path, capsys):
+    rows: list[dict[str, object]] = [{"code": f"f{n}();", "target": 1} for n in range(3)]
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    assert prepare_main([str(tiny_recipe), f"data.train={train}"]) == 3
+    assert "train: all 3 functions have target 1; need both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("unit", "packing", "said"),
+    [("examples", "true", "40 examples"), ("rows", "false", "40 rows")],
+)
+def test_44_fewer_rows_than_the_global_batch_are_said_by_prepare(
+    unit, packing, said, tiny_recipe, capsys
+):
+    settings = [f"optim.batch_unit={unit}", f"data.packing={packing}"]
+    for size, is_more in ((41, True), (40, False)):
+        assert prepare_main([str(tiny_recipe), *settings, f"optim.global_batch_size={size}"]) == 0
+        line = f"train has {said}, fewer than optim.global_batch_size={size}: every step takes all"
+        assert (line in capsys.readouterr().out) is is_more
+
+
 def test_an_audit_is_written_although_the_leak_it_found_stops_the_command(
     tiny_recipe, tiny_data, tmp_path, capsys
 ):

@@ -67,6 +67,16 @@ def architecture_runs(capability: tuple[int, int], built: Sequence[str]) -> bool
     return False
 
 
+def architecture_check(capability: tuple[int, int], built: Sequence[str]) -> Check:
+    """A fault where a torch build holds no code for a GPU."""
+    sm = f"sm_{capability[0]}{capability[1]}"
+    if architecture_runs(capability, built):
+        return Check("architecture", f"{sm} is in this torch build")
+    remedy = _CUDA_12 if capability < (7, 5) else "install a torch build that has it"
+    found = f"{sm} is not in this torch build ({' '.join(built)})"
+    return Check("architecture", found, FAULT, remedy)
+
+
 def differences(facts: Mapping[str, NodeFacts], recipes: Mapping[str, str]) -> list[Check]:
     """Faults where nodes differ and must not, naming the odd hosts.
 
@@ -174,13 +184,7 @@ def _gpu_checks(facts: NodeFacts) -> list[Check]:
     checks.append(Check("torch", build))
     capabilities = sorted({gpu.compute_capability for gpu in facts.gpus})
     for capability in capabilities:
-        sm = f"sm_{capability[0]}{capability[1]}"
-        if architecture_runs(capability, facts.architectures):
-            checks.append(Check("architecture", f"{sm} is in this torch build"))
-        else:
-            remedy = _CUDA_12 if capability < (7, 5) else "install a torch build that has it"
-            found = f"{sm} is not in this torch build ({' '.join(facts.architectures)})"
-            checks.append(Check("architecture", found, FAULT, remedy))
+        checks.append(architecture_check(capability, facts.architectures))
     older = [f"sm_{major}{minor}" for major, minor in capabilities if major < 8]
     checks.append(
         Check("bf16", f"not on {', '.join(older)}", NOTE, "engine.precision=auto takes fp16")

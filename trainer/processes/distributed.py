@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.errors import LostRankError, MachineError
@@ -54,13 +55,15 @@ def start(timeout_seconds: int, store: "Store | None" = None) -> Ranks:
 
     Raises:
         LostRankError: Ranks are missing, or cannot connect to each other.
-        MachineError: More ranks on this node than GPUs; a port in use; contradicting variables.
+        MachineError: More ranks on this node than GPUs; GPUs that torch does not see; a port in
+            use; contradicting variables.
     """
     import torch
 
     adopt_launcher(os.environ)
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
+        refuse_unseen_gpus(os.environ)
         os.environ["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR") or "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
             # Ranks share the cores this process may use; a thread too many costs a factor of 40.
@@ -171,6 +174,22 @@ def gather(values: Mapping[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
     everyone: list[Tensor] = [torch.empty_like(padded) for _ in range(ranks.world_size)]
     dist.all_gather(everyone, padded)
     return [json.loads(bytes(row.tolist())) for row in everyone]
+
+
+def refuse_unseen_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> None:
+    """Where torch sees no GPU, refuse to train on the CPU beside one that nobody has hidden.
+
+    Raises:
+        MachineError: There is a GPU.
+    """
+    hidden = environment.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    if hidden or environment.get("DS_ACCELERATOR"):
+        return
+    if unseen := sorted(map(str, devices.glob("nvidia[0-9]*"))):
+        raise MachineError(
+            f"torch does not see this machine's GPUs ({', '.join(unseen)}): launcher/doctor.py says"
+            " whether its build or the driver is the cause; DS_ACCELERATOR=cpu trains on the CPU"
+        )
 
 
 def _check_accelerator() -> None:

@@ -16,7 +16,7 @@ from trainer.models.quantized import quantization_line, quantized_layers
 from trainer.models.weights import not_loaded_line
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks
-from trainer.run.data_report import order_lines, remark_lines
+from trainer.run.data_report import order_lines, remark_lines, small_lines
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import modules_reason
 
@@ -154,6 +154,7 @@ def _step_lines(loader: TrainLoader, total_steps: int) -> Sequence[str]:
         f" {plan.micro_batch_size} rows a micro-batch x {plan.world_size} ranks x"
         f" {plan.gradient_accumulation_steps} accumulated,"
         f" {idle_share(loader):.0%} of micro-batches empty",
+        *(f"  batch      {line}" for line in small_lines(loader)),
         *(f"  order      {line}" for line in order_lines(loader)),
         *_balance_lines(loader),
     ]

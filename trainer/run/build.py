@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.cluster.checks import FAULT, architecture_check
 from trainer.config.sections import RunConfig
 from trainer.engine.engine import this_machine
+from trainer.errors import MachineError
 from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.load import load_base, load_quantized_base
@@ -25,10 +27,16 @@ def resolve_here(config: RunConfig, device: torch.device, world_size: int = 1) -
 
     Raises:
         ConfigError: A combination that the stack gets wrong, or a loss back end that is missing.
-        MachineError: A combination that this machine cannot run.
+        MachineError: A combination that this machine cannot run, or torch on its GPU.
         ModelError: An attention back end that is missing.
     """
-    recipe = resolve(config, read_shape(config), this_machine(device, world_size))
+    machine = this_machine(device, world_size)
+    if machine.device is not None and torch.version.cuda:
+        built = torch.cuda.get_arch_list()
+        check = architecture_check(machine.device.compute_capability, built)
+        if check.verdict == FAULT:
+            raise MachineError(f"{machine.device.name}: {check.found}; {check.remedy}")
+    recipe = resolve(config, read_shape(config), machine)
     for fault in recipe.faults:
         raise fault
     return recipe

@@ -62,6 +62,7 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
             f" {optim.global_batch_size} {optim.batch_unit}"
         )
         lines += order_lines(loader) if config.data.packing else []
+        lines += small_lines(loader) if packing == config.data.packing else []
     if optim.batch_unit == "rows":
         steps = steps_for(round(loader.num_records), optim.global_batch_size)
         lines.append(
@@ -69,6 +70,19 @@ def step_lines(config: RunConfig, prepared: Prepared) -> list[str]:
             f" optim.batch_unit=examples keeps {steps:,} steps"
         )
     return lines
+
+
+def small_lines(loader: TrainLoader) -> list[str]:
+    """That there is less data than a step takes."""
+    batching = loader.batching
+    size, unit = batching.global_batch_size, batching.batch_unit
+    num = loader.plan.num_rows if unit == "rows" else round(loader.num_records)
+    if num >= size:
+        return []
+    return [
+        f"train has {num:,} {unit}, fewer than optim.global_batch_size={size:,}: every step takes"
+        " all of them; lower it for more steps an epoch"
+    ]
 
 
 def order_lines(loader: TrainLoader) -> list[str]:

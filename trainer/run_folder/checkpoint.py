@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.errors import parsing
 from data.prepared.manifest import file_fault, manifest_bytes, read_manifest, to_disk
 from trainer.errors import ModelError
 
@@ -45,10 +46,16 @@ class Checkpoint:
     trainer: dict[str, Any]
 
     def tensors(self) -> dict[str, "Tensor"]:
-        """The fp32 state, on the CPU."""
+        """The fp32 state, on the CPU.
+
+        Raises:
+            ModelError: Its manifest fits, and it is not a safetensors file all the same.
+        """
         from safetensors.torch import load
 
-        return load((self.path / STATE).read_bytes())
+        where = f"{self.path / STATE} cannot be read"
+        with parsing(where, ModelError, "restore it, or take an older checkpoint by run.resume"):
+            return load((self.path / STATE).read_bytes())
 
 
 def checkpoint_name(step: int) -> str:

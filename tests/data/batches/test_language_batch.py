@@ -77,6 +77,17 @@ def test_the_padding_of_a_batch_without_rows_is_never_a_target():
     assert (len(batch.labels_S), batch.count) == (0, 0.0)
 
 
+def test_78_an_end_token_with_the_id_of_the_padding_stays_a_target():
+    """Tokenizers without a pad token use the end token; the mask goes by place, never by id."""
+    end = 0  # what `collate` pads with
+    batch = collate(
+        language_set([[A, B, end], [D, E, A, B, end]], [[0, 1, 1], [1] * 5]), rows_of([0], [1])
+    )
+    assert batch.input_ids_BT.tolist() == [[A, B, end, 0, 0, 0, 0, 0], [D, E, A, B, end, 0, 0, 0]]
+    assert batch.labels_S.tolist() == [B, end, E, A, B, end]  # both real ends, no padding
+    assert batch.segment_ids_BT.tolist() == [[0] * 3 + [1] * 5, [0] * 5 + [1] * 3]
+
+
 def test_a_subset_keeps_its_targets():
     examples = random_language(12, 3)
     chosen = np.array([7, 2])
@@ -104,5 +115,5 @@ def test_counting_by_blocks_is_counting(monkeypatch):
 
 
 @pytest.mark.parametrize("mask", [[0, 0, 0], [1, 0, 0]])
-def test_an_example_without_a_token_to_predict_counts_nothing(mask):
+def test_45_an_example_without_a_token_to_predict_counts_nothing(mask):
     assert language_set([[A, B, C]], [mask]).count_E.tolist() == [0.0]

@@ -272,16 +272,17 @@ def test_the_end_token_is_the_recipes_then_the_files_then_a_known_one(tmp_path):
     assert (tokenizer.end_token, tokenizer.end_id, tokenizer.vocab_size) == ("</s>", 1, 5)
 
 
-def test_an_end_token_outside_the_vocabulary_is_refused_by_name(tmp_path):
+def test_79_an_end_token_outside_the_vocabulary_is_refused_by_name(tmp_path):
     folder = word_tokenizer(tmp_path)
     with pytest.raises(DataError, match=r"tokenizer\.json.*'<eos>'.*not in the vocabulary"):
         CodeTokenizer(folder, "<eos>")
 
 
-def test_a_vocabulary_without_a_known_end_token_asks_for_one(tmp_path):
+def test_79_a_vocabulary_without_a_known_end_token_asks_for_one(tmp_path):
     folder = word_tokenizer(tmp_path, special=())
-    with pytest.raises(DataError, match=r"tokenizer\.json.*data\.end_token"):
+    with pytest.raises(DataError, match=r"tokenizer\.json.*data\.end_token") as caught:
         CodeTokenizer(folder)
+    assert caught.value.exit_code == 4  # the model's files
 
 
 def test_a_folder_without_tokenizer_json_says_how_to_get_one(tmp_path):

@@ -99,9 +99,9 @@ def test_115_a_driver_older_than_torchs_cuda_is_a_fault(driver, build, verdict):
 @pytest.mark.parametrize(
     ("change", "name", "verdict"),
     [
-        ({"cuda_build": ""}, "torch", FAULT),
-        ({"free_shm_bytes": 64 << 20}, "/dev/shm", WARNING),
-        ({"free_shm_bytes": 10 << 20}, "/dev/shm", FAULT),
+        pytest.param({"cuda_build": ""}, "torch", FAULT, id="114-a-gpu-that-torch-cannot-use"),
+        pytest.param({"free_shm_bytes": 64 << 20}, "/dev/shm", WARNING, id="119-small-shm"),
+        pytest.param({"free_shm_bytes": 0}, "/dev/shm", FAULT, id="119-full-shm"),
         ({"free_disk_bytes": 3 << 30}, "disk", WARNING),
         ({"free_disk_bytes": 100 << 20}, "disk", FAULT),
         ({"open_files": 256}, "open files", WARNING),
@@ -118,6 +118,11 @@ def test_a_machine_that_lacks_something_is_told_what_to_do(change, name, verdict
     assert found[name][0] == verdict
     assert found[name][2]
     assert set(found) == {name}
+
+
+def test_114_a_machine_without_a_gpu_is_said_to_train_on_the_cpu():
+    found = not_ok(replace(HEALTHY, gpus=()))
+    assert found["GPU"] == (NOTE, "none", "trains on the CPU")
 
 
 def test_103_more_slots_than_gpus_are_a_fault():

@@ -22,6 +22,7 @@ def refusal(recipe: Path, *overrides: str) -> str:
 
 
 REFUSED = {
+    "82-nothing-to-train": ("tuning.target_modules=[]", "tuning.target_modules", "at least 1"),
     "53-misspelt-key": ("optim.lrr=1", "unknown key optim.lrr; did you mean 'lr'?"),
     "53-key-of-the-singular": ("optim.warmup_step=3", "did you mean 'warmup_steps'?"),
     "53-misspelt-section": ("optin.lr=1", "unknown key optin; did you mean 'optim'?"),

@@ -71,6 +71,12 @@ def test_every_combination_runs_or_is_refused_as_the_rules_say(base: Path):
             ("int8", "sm70", "nf4"),
             id="84-int8-on-v100",
         ),
+        pytest.param(
+            (5, 2),
+            ["tuning.method=qlora", "tuning.quant_type=nf4", "engine.precision=fp32"],
+            ("nf4", "sm52", "tuning.method=lora"),
+            id="84-nf4-on-m40",
+        ),
     ],
 )
 def test_a_gpu_that_cannot_is_a_machine_error(
@@ -86,7 +92,7 @@ def test_a_gpu_that_cannot_is_a_machine_error(
     assert [part for part in parts if part not in str(caught.value)] == []
 
 
-def test_a_paged_optimizer_needs_a_gpu(base: Path):
+def test_114_a_paged_optimizer_needs_a_gpu(base: Path):
     config = load_run_config(base, ["optim.optimizer=paged_adamw_8bit"])
     with pytest.raises(MachineError, match="there is no GPU; take"):
         resolve_here(config, torch.device("cpu"))

@@ -65,7 +65,7 @@ def test_overflows_and_the_loss_scale_are_scalars_of_tensorboard(tiny_recipe, tm
     assert all(math.log2(scale).is_integer() for scale in scales)
 
 
-def test_16_bit_masters_are_refused():
+def test_masters_of_16_bit_are_refused():
     weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float16))
     with pytest.raises(ConfigError, match="fp32 masters"):
         refuse_16_bit_masters(torch.optim.SGD([weight], lr=1.0).param_groups)

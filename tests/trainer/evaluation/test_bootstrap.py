@@ -185,7 +185,7 @@ def test_a_predictor_does_not_differ_from_itself():
     assert len(result.values["0", "roc_auc"]) == 1000
 
 
-def test_600_functions_take_less_than_two_cpu_seconds():
+def test_a_bootstrap_of_600_functions_takes_less_than_two_cpu_seconds():
     scores, labels = sample(2, num=600, decimals=6)
     start = time.process_time()
     bootstrap_intervals(scores, labels, 0.5, groups_N=np.arange(600) // 2)

@@ -60,7 +60,7 @@ def test_perfect_scores_reach_one_and_reversed_scores_reach_the_floor():
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_class_leaves_the_ranking_metrics_undefined(label):
+def test_42_one_class_leaves_the_ranking_metrics_undefined(label):
     m = classification_metrics([0.2, 0.7, 0.9], [label] * 3, 0.5)
     assert m["roc_auc"] is None
     assert m["pr_auc"] is None

@@ -121,7 +121,7 @@ class Widened(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_16_bit_activations_are_never_widened(dtype):
+def test_activations_of_16_bit_are_never_widened(dtype):
     fused, theirs = layers("linear", 0.1, base_dtype=torch.bfloat16, dtype=dtype)
     x, upstream = torch.randn(64, 12).bfloat16(), torch.randn(64, 20).bfloat16()
     largest = {}

@@ -68,7 +68,7 @@ def test_ignored_rows_add_neither_loss_nor_count_even_when_infinite():
     assert loss.count.item() == 1
 
 
-def test_no_rows_give_zero_and_a_connected_graph():
+def test_45_no_rows_give_zero_and_a_connected_graph():
     logits = torch.zeros(0, 2, requires_grad=True)
     loss = focal_loss(logits, torch.zeros(0, dtype=torch.long), 2.0)
     assert loss.sum.item() == 0
@@ -114,7 +114,7 @@ def test_detached_modulator_has_the_same_value_and_a_smaller_gradient():
     torch.testing.assert_close(ours, by_hand, rtol=1e-10, atol=1e-14)
 
 
-def test_16_bit_logits_are_computed_in_fp32():
+def test_logits_of_16_bit_are_computed_in_fp32():
     logits, targets = batch(dtype=torch.bfloat16)
     assert focal_loss(logits, targets, 2.0).sum.dtype == torch.float32
 

@@ -109,7 +109,7 @@ def test_three_blocks_the_embedding_and_the_mask_are_kept_of_every_token(changes
     assert kept_activations(recomputed) == (3 * 2 * D + block + outside) * num_tokens
 
 
-def test_8_bit_weights_have_an_fp32_scale_a_row(job):
+def test_weights_of_8_bit_have_an_fp32_scale_a_row(job):
     int8 = job.changed("tuning", method="qlora", quant_type="int8")
     assert quantised_bytes(int8) == 1 + 4 / D
 

@@ -169,7 +169,7 @@ def under(recipe, stage, **more):
     return replace(recipe, preset=Preset("own", {"zero_optimization": zero, **rest}))
 
 
-def test_4_bit_weights_cost_what_the_paper_says(starcoder):
+def test_weights_of_4_bit_cost_what_the_paper_says(starcoder):
     """Dettmers et al. 2023, section 3: scales cost 0.5 bits a weight, doubly quantised 0.127."""
     job = resolved(starcoder, Machine(DEVICES["H100"], 1))
     assert 8 * quantised_bytes(job.changed("tuning", double_quant=False)) == pytest.approx(4.5)

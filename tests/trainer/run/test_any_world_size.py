@@ -51,7 +51,7 @@ def rows(folder):
 
 
 @pytest.mark.timeout(900)
-def test_any_ranks_and_stages_continue_any_others(tiny_recipe, tmp_path):
+def test_95_any_ranks_and_stages_continue_any_others(tiny_recipe, tmp_path):
     chain, alone = tmp_path / "chain", tmp_path / "alone"
     for link, (world_size, stage) in enumerate(CHAIN, start=1):
         train(tiny_recipe, chain, world_size, stage, 2 * link)

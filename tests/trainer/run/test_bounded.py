@@ -128,7 +128,7 @@ def test_ranks_that_do_not_meet_are_told_where_they_waited(tiny_recipe, tmp_path
     assert "Traceback" not in printed.read_text()
 
 
-def test_a_killed_rank_ends_the_others_within_seconds(tiny_recipe, tmp_path):
+def test_117_a_killed_rank_ends_the_others_within_seconds(tiny_recipe, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     ranks = start_ranks(command(tiny_recipe, folder, "optim.max_steps=400"), 2, printed)
     deadline = time.monotonic() + 120

@@ -78,7 +78,7 @@ def test_a_run_in_two_parts_has_the_losses_of_one_in_one(
     assert len(set(whole)) == STEPS
 
 
-def test_8_bit_moments_continue_on_another_number_of_ranks(tiny_recipe, tmp_path):
+def test_moments_of_8_bit_continue_on_another_number_of_ranks(tiny_recipe, tmp_path):
     fixed = [*QLORA, "optim.optimizer=adamw_8bit", "optim.schedule=constant"]
     whole = run(tiny_recipe, tmp_path / "whole", *fixed)
     for steps, world_size in ((3, 2), (STEPS, 1)):

@@ -181,7 +181,7 @@ def test_a_finished_run_only_reports_again(finished, copy, uninterrupted, tiny_r
     assert losses(copy) == uninterrupted(1)[0]
 
 
-def test_resume_refuses_a_changed_recipe_and_names_the_change(copy, tiny_recipe, tmp_path):
+def test_73_resume_refuses_a_changed_recipe_and_names_the_change(copy, tiny_recipe, tmp_path):
     printed = tmp_path / "printed"
     changed = arguments(tiny_recipe, copy, "optim.lr=0.5", "run.seed=4")
     assert run_ranks(changed, 1, printed) == [2]
@@ -202,7 +202,7 @@ def test_a_smaller_micro_batch_continues_the_run(uninterrupted, tiny_recipe, tmp
     assert losses(folder) == pytest.approx(uninterrupted(1, "cpu_zero1", plain)[0], rel=ROUNDING)
 
 
-def test_resume_refuses_other_data(copy, tiny_recipe, tiny_data, tmp_path):
+def test_52_resume_refuses_other_data(copy, tiny_recipe, tiny_data, tmp_path):
     other, printed = tmp_path / "train.jsonl", tmp_path / "printed"
     lines = (tiny_data / "train.jsonl").read_text().splitlines(keepends=True)
     other.write_text("".join(lines[:-2]))

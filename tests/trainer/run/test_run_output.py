@@ -100,7 +100,7 @@ def test_evaluate_gives_the_scores_of_the_run_again(finished, tiny_data):
     assert evaluate([str(folder), str(tiny_data / "missing.jsonl")]) == 3
 
 
-def test_a_second_live_run_in_the_folder_is_refused(tiny_recipe, tmp_path):
+def test_112_a_second_live_run_in_the_folder_is_refused(tiny_recipe, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     command = [str(tiny_recipe), f"run.output_dir={folder}", "optim.max_steps=100000"]
     first = start_ranks(command)
@@ -113,7 +113,7 @@ def test_a_second_live_run_in_the_folder_is_refused(tiny_recipe, tmp_path):
     wait_ranks(first)
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tiny_recipe, tmp_path):
+def test_69_a_folder_that_holds_no_run_is_left_alone(tiny_recipe, tmp_path):
     folder, printed = tmp_path / "run", tmp_path / "printed"
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")

@@ -83,7 +83,7 @@ def test_packing_does_not_change_the_loss(case, full_batch_reference, tiny_recip
         (["engine.precision=fp32", "model.dtype=bf16"], 5e-2),
     ],
 )
-def test_16_bit_follows_fp32(precision, allowed, reference, tiny_recipe, tmp_path):
+def test_half_precision_follows_fp32(precision, allowed, reference, tiny_recipe, tmp_path):
     losses, _ = curve(tiny_recipe, tmp_path / "run", overrides=precision)
     assert losses == pytest.approx(reference[0], rel=allowed)
     assert losses != reference[0]

@@ -1,5 +1,6 @@
 """The checkpoint on disk: an interruption at any call of the writer loses nothing published."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -184,6 +185,12 @@ def another_identity(path: Path) -> str:
     return "MANIFEST.json does not match its own digest"
 
 
+def a_huge_header(path: Path) -> str:
+    """The first eight bytes of a safetensors file are the length of its header."""
+    (path / STATE).write_bytes(b"\xff" * 7 + b"\x7f" + (path / STATE).read_bytes()[8:])
+    return "does not match its sha256"
+
+
 def a_link(path: Path) -> str:
     (path / STATE).rename(path.parent / "elsewhere")
     (path / STATE).symlink_to(path.parent / "elsewhere")
@@ -200,6 +207,7 @@ DAMAGES = {
     "90-unknown-format": another_format,
     "91-files-of-two-steps": files_of_two_steps,
     "96-pickle": a_pickle_instead,
+    "97-huge-header": a_huge_header,
     "99-symlink": a_link,
 }
 
@@ -217,6 +225,27 @@ def test_bad_inputs_checkpoint(number, tmp_path):
     assert found.step == 1
     assert len(passed_over) == 1
     assert said in passed_over[0]
+
+
+def test_97_a_huge_header_under_a_manifest_that_fits_is_refused_not_allocated(tmp_path):
+    path = save(tmp_path, 1)
+    a_huge_header(path)
+    manifest, content = read_manifest(path / MANIFEST), (path / STATE).read_bytes()
+    files = manifest.pop("files")
+    files[STATE]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / MANIFEST).write_bytes(manifest_bytes(manifest, files))
+    with pytest.raises(ModelError, match=r"step-00000001.state\.safetensors .*; restore it"):
+        load_checkpoint(path).tensors()
+
+
+def test_113_the_newest_checkpoint_is_that_of_the_highest_step_whatever_its_time(tmp_path):
+    for step, seconds in ((1, 9e8), (2, 6e8), (3, 3e8)):  # a clock that went backwards
+        os.utime(save(tmp_path, step), (seconds, seconds))
+    newest, _ = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 3
+    rotate(tmp_path, 1, best_step=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_98_leftovers_are_not_checkpoints_and_are_removed(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import stat
 from pathlib import Path
 
@@ -11,15 +12,22 @@ from conftest import file_tree
 from rank_pool import run_ranks
 
 from trainer.config.recipe import _PATH_KEYS as PATH_KEYS
-from trainer.errors import ModelError
+from trainer.config.recipe import load_run_config
+from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.run_folder.folder import (
     LOCK,
     MANIFEST,
     building_folder,
     is_run_folder,
+    open_run_folder,
     publish,
     verify,
 )
+
+
+def config_with(recipe: Path, folder: Path, *more: str) -> RunConfig:
+    return load_run_config(recipe, [f"run.output_dir={folder}", *more])
 
 
 def published(folder: Path, text: str = "weights") -> Path:
@@ -107,3 +115,26 @@ def test_files_of_others_stay_whatever_path_key_points_at_them(section, key, tin
     after = {name: kept for name, kept in file_tree(foreign).items() if "focaltune-" not in name}
     assert after == before
     assert ((foreign / "focaltune-cache").is_dir()) is is_cache
+
+
+def test_69_a_run_that_is_not_to_be_continued_is_left_alone(tiny_recipe, tmp_path):
+    (tmp_path / LOCK).touch()
+    (tmp_path / "config.yaml").write_text("run: {}\n")
+    before = file_tree(tmp_path)
+    with pytest.raises(ConfigError, match=r"another folder, or run\.resume=auto") as caught:
+        open_run_folder(config_with(tiny_recipe, tmp_path, "run.resume=never"))
+    assert caught.value.exit_code == 2
+    assert file_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("boot", ["of this boot", "of an earlier boot"])
+def test_111_the_lock_of_a_run_that_is_gone_lets_the_next_one_in(boot, tiny_recipe, tmp_path):
+    """Its text names a process: the kernel holds the lock, so a number used again is no matter."""
+    number = os.getpid() if boot == "of an earlier boot" else 2**22 + 1  # no process has it
+    (tmp_path / LOCK).write_text(f"process {number} on {socket.gethostname()}")
+    config = config_with(tiny_recipe, tmp_path)
+    lock = open_run_folder(config)
+    with pytest.raises(MachineError, match=rf"another run.*process {os.getpid()} on"):  # a live one
+        open_run_folder(config)
+    lock.release()
+    open_run_folder(config).release()

@@ -231,7 +231,7 @@ def test_llm_adapters_do_not_start_as_identity():
     assert (logits(model, "adapter_p") - logits(plain, "adapter_p")).abs().max() > 1e-4
 
 
-def test_32_bit_adapters_stand_over_a_16_bit_base():
+def test_adapters_of_32_bit_stand_over_a_16_bit_base():
     for method in ("adapter_h", "parallel", "ia3", "ptuning"):
         section = tuning(method)
         base = base_of("llama").bfloat16()
@@ -244,7 +244,7 @@ def test_32_bit_adapters_stand_over_a_16_bit_base():
 
 
 @pytest.mark.parametrize("method", ["ia3", "adapter_h", "parallel", "lora"])
-def test_a_name_that_matches_nothing_lists_what_there_is(method):
+def test_81_a_name_that_matches_nothing_lists_what_there_is(method):
     with pytest.raises(ModelError, match=r"'q_attn' matches no .*\['attn.c_attn', 'attn.c_proj'"):
         classifier(method, "gpt_bigcode", target_modules=["c_attn", "q_attn"])
     with pytest.raises(ModelError, match="'proj' matches no"):  # no part of a name
