@@ -82,6 +82,13 @@ def file_text(path: Path, kind: type[ValueError], remedy: str, most_bytes: int) 
         raise kind(f"{path}: line {line}: not UTF-8 ({found!r}); {remedy}") from error
 
 
+def _constant(name: str) -> float:
+    """Infinity, which models have; not NaN, which every comparison lets pass."""
+    if name == "NaN":
+        raise ValueError("it holds NaN, which is not a number")
+    return float(name)
+
+
 def json_object(
     path: Path, kind: type[ValueError], remedy: str, most_bytes: int = 64 << 20
 ) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def json_object(
     """
     text = file_text(path, kind, remedy, most_bytes)
     with parsing(f"{path}: not JSON", kind, remedy):
-        values = json.loads(text)
+        values = json.loads(text, parse_constant=_constant)
     if not isinstance(values, dict):
         raise kind(f"{path}: must hold a JSON object, found {str(values)[:40]!r}; {remedy}")
     return values

@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -199,12 +200,15 @@ def _read_model_config(folder: Path) -> None:
 
 
 def _load_model(folder: Path) -> None:
+    import torch
+
     from trainer.models.files import check_model_files
     from trainer.models.load import load_base
 
     config = _run_config(folder)
     check_model_files(config, 100)
-    load_base(config.changed("engine", precision="fp32").changed("model", attention="sdpa"))
+    settled = config.changed("engine", precision="fp32").changed("model", attention="sdpa")
+    load_base(settled)(input_ids=torch.arange(8)[None], use_cache=False)
 
 
 def _tokenizer(folder: Path) -> list[Path]:
@@ -238,24 +242,30 @@ def _read_tokenizer(folder: Path) -> None:
         chat_spans(record, template, special)
 
 
-def _adapter(folder: Path) -> list[Path]:
-    import torch
-    from safetensors.torch import save_file
+@cache
+def _lora() -> Any:
+    """A tiny model with the adapters that _adapter's folder is for."""
+    from method_cases import model_config, tuning
+    from transformers import AutoModelForSequenceClassification
 
+    from trainer.tuning import METHODS
+
+    base = AutoModelForSequenceClassification.from_config(model_config("llama"))
+    return METHODS["lora"](base, tuning("lora"))
+
+
+def _adapter(folder: Path) -> list[Path]:
+    _lora().save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)
     facts = {"task": "classification", "base_sha256": "0" * 64, "threshold": 0.5}
-    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["c_attn"]}
     (folder / "focaltune.json").write_text(json.dumps(facts))
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    save_file({"a.lora_A": torch.zeros(4, 8)}, folder / "adapter_model.safetensors")
     return sorted(folder.iterdir())
 
 
 def _read_adapter(folder: Path) -> None:
-    from trainer.tuning import continued
+    from trainer.tuning.continued import adapter_folder, take_adapter
 
-    continued.adapter_folder(folder, "0" * 64)
-    continued._refuse_other(folder, {"r": 4, "lora_alpha": 8}, ("r", "lora_alpha"))
-    continued._weights(folder)
+    take_adapter(_lora(), adapter_folder(folder, "0" * 64))
 
 
 def targets() -> dict[str, Target]:

@@ -92,6 +92,7 @@ CONFIGS = {
     "half-a-layer": ({"n_layer": 1.5}, "n_layer: "),
     "huge": ({"vocab_size": 10**30}, "vocab_size: "),
     "a-type-that-is-no-text": ({"model_type": ["gpt2"]}, "model_type: Input should be a valid s"),
+    "no-number": ({"embd_pdrop": float("nan")}, "not JSON (it holds NaN"),
     "infinite": ({"attn_pdrop": float("inf")}, "attn_pdrop: "),
     "nested": ("[" * 3000 + "]" * 3000, "not JSON (maximum recursion depth exceeded"),
 }  # fmt: skip

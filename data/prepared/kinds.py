@@ -105,8 +105,13 @@ def _function_facts(building: Building) -> dict[str, Any]:
     return {"tokens": asdict(tokens), "cwe": building.keys.cwe_table()}
 
 
+def _first_bad(rows: ReadFacts) -> str:
+    """What is wrong with the first bad row: mostly the same as with all others."""
+    return f" ({rows.bad_examples[0]})" if rows.bad_examples else ""
+
+
 def _no_function(name: str, rows: ReadFacts, tokens: TokenFacts) -> str:
-    reasons = f"{rows.num_empty} had no code, {rows.num_bad} were bad"
+    reasons = f"{rows.num_empty} had no code, {rows.num_bad} were bad{_first_bad(rows)}"
     if rows.num_identical:
         reasons += f", {rows.num_identical} pairs had a fix that changed nothing"
     if tokens.num_functions:
@@ -179,6 +184,7 @@ def _nothing_learned(building: Building, facts: LanguageFacts) -> str:
         )
     return (
         f"no record left of {rows.num_rows}: {rows.num_empty} were blank, {rows.num_bad} were bad"
+        f"{_first_bad(rows)}"
     )
 
 

@@ -80,7 +80,7 @@ def check_model_files(config: RunConfig, vocab_size: int) -> None:
             f"the tokenizer has {vocab_size} tokens, the model's embedding {embedding} rows;"
             " take the tokenizer the model was trained with (data.tokenizer)"
         )
-    limit = next((values[key] for key in _LENGTH_KEYS if key in values), None)
+    limit = next(filter(None, map(values.get, _LENGTH_KEYS)), None)
     num_virtual = num_virtual_tokens(config.tuning)
     if limit is not None and config.data.seq_length + num_virtual > limit:
         more = f" with {num_virtual} virtual tokens before it" if num_virtual else ""
@@ -141,7 +141,7 @@ def config_values(path: Path) -> dict[str, Any]:
 def hidden_size(model: ModelSection) -> int:
     """Width of the base model, for the cost of a row."""
     values = read_config(model)
-    return int(next((values[key] for key in _WIDTH_KEYS if key in values), _USUAL_WIDTH))
+    return int(next(filter(None, map(values.get, _WIDTH_KEYS)), _USUAL_WIDTH))
 
 
 def base_digest(model: ModelSection, seed: int) -> str:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import file_text
 from trainer.errors import ConfigError
 
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_BYTES = 1 << 20
 _MOST_SLOTS = 1024  # of one node; more is a typing error
 _SLOTS = re.compile(r"slots=(\S*)")
 _FORMAT = "NAME slots=GPUS"
@@ -38,15 +40,7 @@ def read_hostfile(path: Path) -> list[Node]:
     Raises:
         ConfigError: It lists every fault with the number of its line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"hostfile {path} (resolved: {path.resolve()}) is not readable: {error.strerror};"
-            " DeepSpeed would train on this machine alone"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"hostfile {path}: not UTF-8 at byte {error.start}") from error
+    text = file_text(path, ConfigError, "give a hostfile in UTF-8: NAME slots=GPUS", _MOST_BYTES)
     nodes: list[Node] = []
     faults: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):

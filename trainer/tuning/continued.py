@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _CONFIG, _WEIGHTS, _FACTS = "adapter_config.json", "adapter_model.safetensors", "focaltune.json"
+_REMEDY = "copy the adapter again"
 _FULL = ("config.json", "model*.safetensors")  # a large model comes in shards
 _MUST_MATCH = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens",
@@ -55,14 +56,15 @@ def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
     Raises:
         ModelError: Method, rank, scale or modules differ, or weights are missing.
     """
-    if isinstance(model, PlainModel):
-        if isinstance(model, BottleneckModel):
-            _refuse_other(folder, vars(model.settings), tuple(vars(model.settings)))
-        pattern = _WEIGHTS if isinstance(model, BottleneckModel) else _FULL[1]
-        _take_by_name(model.get_base_model(), folder, pattern)
-        return
-    _refuse_other(folder, model.peft_config["default"].to_dict(), _MUST_MATCH)
-    _take_peft(model, folder)
+    with parsing(f"tuning.init_from: {folder} cannot be read", ModelError, _REMEDY):
+        if isinstance(model, PlainModel):
+            if isinstance(model, BottleneckModel):
+                _refuse_other(folder, vars(model.settings), tuple(vars(model.settings)))
+            pattern = _WEIGHTS if isinstance(model, BottleneckModel) else _FULL[1]
+            _take_by_name(model.get_base_model(), folder, pattern)
+            return
+        _refuse_other(folder, model.peft_config["default"].to_dict(), _MUST_MATCH)
+        _take_peft(model, folder)
 
 
 def _take_by_name(base: nn.Module, folder: Path, pattern: str) -> None:
@@ -113,13 +115,13 @@ def _weights(folder: Path, pattern: str) -> dict[str, Tensor]:
 
     whole: dict[str, Tensor] = {}
     for path in sorted(folder.glob(pattern)):
-        with parsing(f"{path}: not a safetensors file", ModelError, "copy the adapter again"):
+        with parsing(f"{path}: not a safetensors file", ModelError, _REMEDY):
             whole |= load_file(path)
     return whole
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json_object(path, ModelError, "copy the adapter again")
+    return json_object(path, ModelError, _REMEDY)
 
 
 def _comparable(value: Any) -> Any:
