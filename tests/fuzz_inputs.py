@@ -287,6 +287,6 @@ def targets() -> dict[str, Target]:
     found["hostfile"] = Target(_hostfile, _read_hostfile, (0, 2))
     found["config.json"] = Target(_model_config, _read_model_config, (0, 2, 4))
     found["model"] = Target(_model_config, _load_model, (0, 2, 4))
-    found["tokenizer"] = Target(_tokenizer, _read_tokenizer, (0, 4))
+    found["tokenizer"] = Target(_tokenizer, _read_tokenizer, (0, 3, 4))
     found["adapter"] = Target(_adapter, _read_adapter, (0, 4))
     return found

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import DataError, file_text, parsing
+from data.errors import DataError, TokenizerError, file_text, parsing
 from data.records import Conversation, Turn
 from data.text.tokenizer import companion, special_tokens
 
@@ -39,24 +39,24 @@ def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     """The chat template beside a tokenizer, if it has one, and the special tokens it may name.
 
     Raises:
-        DataError: The files are not JSON, hold something else under these names, or hold several
-            templates and none called default.
+        TokenizerError: The files are not JSON, hold something else under these names, or hold
+            several templates and none called default.
     """
     path, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     special = special_tokens(folder)
     if alone.is_file():
-        return file_text(alone, DataError, _SAVE, _MOST_BYTES), special
+        return file_text(alone, TokenizerError, _SAVE, _MOST_BYTES), special
     template = companion(path).get("chat_template")
     if isinstance(template, list) and all(isinstance(each, dict) for each in template):
         named = {str(each.get("name")): each.get("template") for each in template}
         if "default" not in named:
-            raise DataError(
+            raise TokenizerError(
                 f"{path}: chat templates {sorted(named)}, none called default; keep one, or set"
                 " data.template"
             )
         template = named["default"]
     if template is not None and not isinstance(template, str):
-        raise DataError(
+        raise TokenizerError(
             f"{path}: chat_template must be text, or a list of objects with name and template,"
             f" found {str(template)[:40]!r}; {_SAVE}"
         )

@@ -97,6 +97,14 @@ def test_bad_data_ends_prepare_with_the_datas_exit_code(tiny_recipe, tmp_path, c
     assert "train.jsonl:1: no field 'target'" in capsys.readouterr().err
 
 
+def test_41_contradictory_labels_are_counted_by_prepare(tiny_recipe, tiny_data, tmp_path, capsys):
+    rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    turned = [{"code": row["code"], "target": 1 - row["target"]} for row in rows[:3]]
+    train = write_rows(tmp_path / "train.jsonl", [*rows, *turned])
+    assert prepare_main([str(tiny_recipe), f"data.train={train}"]) == 0
+    assert "train: 3 functions have both labels there" in capsys.readouterr().out
+
+
 def test_42_one_class_ends_prepare_with_the_class(tiny_recipe, tmp_path, capsys):
     rows: list[dict[str, object]] = [{"code": f"f{n}();", "target": 1} for n in range(3)]
     train = write_rows(tmp_path / "train.jsonl", rows)

@@ -138,3 +138,16 @@ def test_111_the_lock_of_a_run_that_is_gone_lets_the_next_one_in(boot, tiny_reci
         open_run_folder(config)
     lock.release()
     open_run_folder(config).release()
+
+
+def test_98_leftovers_stay_while_their_run_lives_and_go_with_the_next_one(tiny_recipe, tmp_path):
+    config = config_with(tiny_recipe, tmp_path)
+    owner = open_run_folder(config)
+    saving = tmp_path / "checkpoints" / f".tmp-00000002-{'0f' * 16}"
+    saving.mkdir()
+    with pytest.raises(MachineError, match="another run is writing here"):
+        open_run_folder(config)
+    assert saving.is_dir()
+    owner.release()
+    open_run_folder(config).release()
+    assert not saving.exists()
