@@ -21,7 +21,8 @@ def _text_keys(labels: Any) -> Any:
         return labels
     if any(isinstance(label, bool) for label in labels):
         raise ValueError(
-            'YAML reads yes, no, true and false as truth values: quote them: {"yes": 1}'
+            "YAML reads yes, no, true and false as truth values: quote them as the file writes"
+            ' them, e.g. {"yes": 1} or {"True": 1}; those of JSON and parquet are {"true": 1}'
         )
     return {str(label): target for label, target in labels.items()}
 

@@ -81,7 +81,8 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
 def _records(path: Path, building: Building, kind: Kind) -> Iterator[Any]:
     """The records of a file that belong to a split."""
     name, held_out = building.name, building.source.held_out
-    records = kind.read(path, "train" if held_out else name, building.config, building.rows)
+    part, called = "train" if held_out else name, building.source.name_of(path)
+    records = kind.read(path, part, building.config, building.rows, called)
     if not held_out:
         return records
     return (record for record in records if part_of(_question(record), held_out) == name)

@@ -1,7 +1,7 @@
 """Functions and language records: the steps from files to a split that differ between them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,10 +32,16 @@ class Source:
         paths: Its files, in order; one for functions.
         held_out: Splits that take a part of these files; the split is one of them, or gets the
             rest.
+        names: Of those files that `told_apart` gave a longer name.
     """
 
     paths: tuple[Path, ...]
     held_out: tuple[str, ...] = ()
+    names: Mapping[Path, str] = field(default_factory=dict)
+
+    def name_of(self, path: Path) -> str:
+        """A file's name, with as many folders as tell it from the other files."""
+        return self.names.get(path, path.name)
 
 
 @dataclass
@@ -74,14 +80,14 @@ class Kind:
 
     Attributes:
         stored: Class whose fields are kept on disk beside the tokens.
-        read: Records of a file: path, split, settings and the facts to fill.
+        read: Records of a file: path, split, settings, the facts to fill and the file's name.
         encode: A chunk of records to tokens.
         add: Count a chunk in the building.
         facts: Facts about the complete split for facts.json.
     """
 
     stored: RecordClass
-    read: Callable[[Path, str, DataConfig, ReadFacts], Iterator[Any]]
+    read: Callable[[Path, str, DataConfig, ReadFacts, str], Iterator[Any]]
     encode: Callable[[Sequence[Any], CodeTokenizer, DataConfig], Pieces]
     add: Callable[[Building, Sequence[Any], Pieces], None]
     facts: Callable[[Building], dict[str, Any]]
@@ -177,7 +183,7 @@ def _nothing_learned(building: Building, facts: LanguageFacts) -> str:
             f" than data.seq_length ({facts.policy}), {facts.num_unsupervised} pieces held no"
             " answer; raise data.seq_length, or set data.long_functions to window"
         )
-    if building.source.held_out:
+    if building.source.held_out and rows.num_bad + rows.num_empty < rows.num_rows:
         return (
             f"none of {rows.num_rows} records of data.train fell into its held-out"
             f" {HELD_OUT.get(name, 1):.0%}; give it a file with data.{name}"

@@ -20,7 +20,7 @@ from data.prepared.cache import cached, code_lengths, default_root, open_split, 
 from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source, kind_of
 from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.prepared.table import RecordTable
-from data.readers import SPLITS, locate, source_digest
+from data.readers import SPLITS, locate, source_digest, told_apart
 from data.text.chat import own_template
 from data.text.language import LanguageFacts
 from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
@@ -163,7 +163,7 @@ def read_split(
     language: bool = False,
 ) -> tuple[Split, dict[str, Any]]:
     """A single split, for an evaluation after training; functions are in one file."""
-    sources = {name: Source(tuple(paths))}
+    sources = {name: Source(tuple(paths), (), told_apart(paths))}
     prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
@@ -222,9 +222,11 @@ def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
     """Files of the splits; a split without files shares train's."""
     paths = {name: tuple(locate(config, name, language=language)) for name in SPLITS}
     held_out = tuple(name for name in HELD_OUT if not paths[name])
-    sharing = Source(paths["train"], held_out)
+    longer = told_apart(path for split in paths.values() for path in split)
+    sharing = Source(paths["train"], held_out, longer)
     return {
-        name: sharing if name in ("train", *held_out) else Source(paths[name]) for name in SPLITS
+        name: sharing if name in ("train", *held_out) else Source(paths[name], (), longer)
+        for name in SPLITS
     }
 
 
@@ -242,7 +244,7 @@ def _open(
     content = {
         "digests": digests,
         # every origin begins with a file's name
-        "names": {name: [path.name for path in s.paths] for name, s in sources.items()},
+        "names": {name: [s.name_of(path) for path in s.paths] for name, s in sources.items()},
         "held_out": held_out,
         "kind": kind.stored.__name__,
         "end_token": tokenizer.end_token,
@@ -294,11 +296,10 @@ def _open_split(folder: Path, facts: Mapping[str, Any], vocab_size: int, kind: K
 
 
 def _first_records(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Name -> first record; another file of the same name, in another folder, gets a number."""
+    """Name -> first record; `told_apart` made the names differ."""
     starts: dict[str, int] = {}
     first = 0
-    for place, file in enumerate(files, 1):
-        name = file["name"]
-        starts[f"{name}#{place}" if name in starts else name] = first
+    for file in files:
+        starts[file["name"]] = first
         first += file["num_records"]
     return starts

@@ -3,7 +3,7 @@
 Imports text/ and data/'s root.
 """
 
-from data.readers.layouts import SPLITS, file_digest, locate, named_files, source_digest
+from data.readers.layouts import SPLITS, file_digest, locate, named_files, source_digest, told_apart
 from data.readers.read import read_language, read_records
 from data.readers.reading import ReadFacts
 
@@ -16,4 +16,5 @@ __all__ = [
     "read_language",
     "read_records",
     "source_digest",
+    "told_apart",
 ]

@@ -31,7 +31,7 @@ def folder_samples(folder: Path, reading: Reading) -> Iterator[CodeSample]:
             parts = path.relative_to(folder).parts
             yield parts, Member("/".join(parts), partial(_opened, path))
 
-    yield from _samples(files(), f"{folder.name}/", reading)
+    yield from _samples(files(), f"{reading.name}/", reading)
 
 
 def member_samples(members: Iterable[Member], split: str, reading: Reading) -> Iterator[CodeSample]:

@@ -115,6 +115,22 @@ def named_files(path: Path, key: str, config: DataConfig, *, language: bool) -> 
     return files
 
 
+def told_apart(paths: Iterable[Path]) -> dict[Path, str]:
+    """Names of files that share theirs with others: with the folders in which they differ."""
+    longer: dict[Path, str] = {}
+    by_name: dict[str, set[Path]] = {}
+    for path in paths:
+        by_name.setdefault(path.name, set()).add(path)
+    for same in by_name.values():
+        for path in same if len(same) > 1 else ():
+            others = [each.parts for each in same if each != path]
+            size = 2
+            while any(parts[-size:] == path.parts[-size:] for parts in others):
+                size += 1
+            longer[path] = "/".join(path.parts[-size:])
+    return longer
+
+
 def refuse_irregular(path: Path, where: str) -> None:
     """Raises DataError if a path is not a regular file; reading a fifo would never end."""
     if not path.exists():

@@ -32,7 +32,7 @@ from data.readers.layouts import (
     named_format,
     refuse_irregular,
 )
-from data.readers.reading import BOM, UTF_16, ReadFacts, Reading, listed, shown
+from data.readers.reading import BOM, ReadFacts, Reading, listed, not_rows, shown
 from data.readers.rows import row_records
 from data.readers.streams import decompressed, is_tar, is_zip
 from data.readers.tables import dataset_rows, is_saved_dataset, parquet_rows
@@ -40,20 +40,6 @@ from data.records import CodeSample, Conversation, Document
 
 _SNIFFED_BYTES = 1 << 12
 _Test = Callable[[str], bool]  # of a member by its name
-_EXPORT = "write each split to a file of its own, e.g."
-_FOREIGN = {  # what else people have; how it becomes a file that is read
-    b"SQLite format 3\0": f"a SQLite database; {_EXPORT} with sqlite3 -header -csv FILE 'SELECT"
-    " code, target FROM ...' > train.csv",
-    **dict.fromkeys(UTF_16, "text in UTF-16, as Excel and PowerShell write it; save it as UTF-8"),
-    b"ARROW1\0\0": f"a bare Arrow file; {_EXPORT} train.parquet, or name the folder around it",
-    b"\x89HDF\r\n": f"an HDF5 file; {_EXPORT} train.parquet",
-    b"\x93NUMPY": f"a numpy array; {_EXPORT} train.jsonl",
-    b"\x80\x04\x95": f"a pickle, which is never opened; {_EXPORT} train.parquet",
-    b"\xd0\xcf\x11\xe0": f"an Excel file; {_EXPORT} train.csv in UTF-8",
-    b"7z\xbc\xaf": "a 7z archive; make a zip or tar of it",
-    b"Rar!": "a rar archive; make a zip or tar of it",
-    b"%PDF": "a PDF; take its text out",
-}
 _OPENINGS = {b"{": "jsonl", b"[": "json"}
 
 
@@ -85,7 +71,7 @@ class _Source:
 
 
 def read_records(
-    path: Path, split: str, config: DataConfig, facts: ReadFacts | None = None
+    path: Path, split: str, config: DataConfig, facts: ReadFacts | None = None, name: str = ""
 ) -> Iterator[CodeSample]:
     """Stream the functions of a split, in the order of the source.
 
@@ -95,15 +81,16 @@ def read_records(
         split: "train", "valid" or "test".
         config: Format, field and label mapping, tolerance for bad rows.
         facts: Filled while reading.
+        name: What messages call the file; its own name unless given.
 
     Raises:
         DataError: A source or a row that is not what the dataset promises, with file and line.
     """
-    yield from _read(path, split, config, facts, language=False)
+    yield from _read(path, split, config, facts, name, language=False)
 
 
 def read_language(
-    path: Path, split: str, config: DataConfig, facts: ReadFacts | None = None
+    path: Path, split: str, config: DataConfig, facts: ReadFacts | None = None, name: str = ""
 ) -> Iterator[Conversation | Document]:
     """Stream the conversations or documents of a file, in its order.
 
@@ -114,19 +101,27 @@ def read_language(
         split: "train", "valid" or "test".
         config: records, fields, format, tolerance for bad rows.
         facts: Filled while reading.
+        name: What messages call the file; its own name unless given.
 
     Raises:
         DataError: A source or a row that is not what the kind promises, with file and line.
     """
     if config.format == "folder":
         raise DataError("data.format=folder is for functions in label folders; set it to auto")
-    yield from _read(path, split, config, facts, language=True)
+    yield from _read(path, split, config, facts, name, language=True)
 
 
 def _read(
-    path: Path, split: str, config: DataConfig, facts: ReadFacts | None, *, language: bool
+    path: Path,
+    split: str,
+    config: DataConfig,
+    facts: ReadFacts | None,
+    name: str,
+    *,
+    language: bool,
 ) -> Iterator[Any]:
-    reading = Reading(shown(path.name), config, ReadFacts() if facts is None else facts, split)
+    facts = ReadFacts() if facts is None else facts
+    reading = Reading(shown(name or path.name), config, facts, split)
     columns = Columns(config, config.records if language else FUNCTION)
     num_before, empty = reading.facts.num_rows, reading.name
     is_saved = is_saved_dataset(path) and config.format != "folder"
@@ -238,6 +233,8 @@ def _members(
                 raise DataError(f"{inner.name}: an archive within an archive; unpack the outer")
             yield _Source(inner, member.name.rpartition("/")[2], content)
     if not found:
+        if "[Content_Types].xml" in names:
+            raise DataError(f"{reading.name}: an Office file; save the sheet as CSV in UTF-8")
         other = "".join(f"; {warning}" for warning in reading.facts.warnings)
         endings, remedy = ".json, .csv, .parquet, .txt or .md", ""
         if not is_wanted(f"{split}.txt"):
@@ -270,9 +267,8 @@ def _stream_rows(stream: io.BufferedReader, name: str, reading: Reading, columns
 def _format(head: bytes, name: str, reading: Reading) -> str:
     """The format by content; by name only where the content is text that could be anything."""
     wanted, named = reading.config.format, named_format(name)
-    for magic, what in _FOREIGN.items():
-        if head.startswith(magic):
-            raise DataError(f"{reading.name}: this is {what}")
+    if known := not_rows(head):
+        raise DataError(f"{reading.name}: {known}")
     text = head.removeprefix(BOM).lstrip()
     content = "parquet" if head.startswith(b"PAR1") else _OPENINGS.get(text[:1])
     if content == "jsonl" and (

@@ -11,9 +11,29 @@ from data.errors import DataError, parsing
 _SHOWN = 60  # characters of a wrong value quoted in a message
 _LISTED = 160  # characters of names listed in a message
 BOM = b"\xef\xbb\xbf"
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte-order marks
+_EXACT = 2.0**53  # below, a float says which integer it was
 _EXAMPLES = 5  # bad rows whose message is kept
 
+_EXPORT = "write each split to a file of its own, e.g."
+_PICKLE = f"a pickle, which is never opened; {_EXPORT} train.parquet"
+_FOREIGN = {  # first bytes -> what else people have; how it becomes a file that is read
+    b"SQLite format 3\0": f"a SQLite database; {_EXPORT} with sqlite3 -header -csv FILE 'SELECT"
+    " code, target FROM ...' > train.csv",
+    b"\xff\xfe": "text in UTF-16, as Excel and PowerShell write it; save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it as UTF-8",
+    b"\0\0\xfe\xff": "text in UTF-32; save it as UTF-8",
+    b"ARROW1\0\0": f"a bare Arrow file; {_EXPORT} train.parquet, or name the folder around it",
+    b"\x89HDF\r\n": f"an HDF5 file; {_EXPORT} train.parquet",
+    b"\x93NUMPY": f"a numpy array; {_EXPORT} train.jsonl",
+    **{bytes((0x80, protocol)): _PICKLE for protocol in (2, 3, 4, 5)},
+    b"\xd0\xcf\x11\xe0": f"an Excel file; {_EXPORT} train.csv in UTF-8",
+    b"ORC": f"an ORC file; {_EXPORT} train.parquet",
+    b"Obj\x01": f"an Avro file; {_EXPORT} train.jsonl",
+    b"7z\xbc\xaf": "a 7z archive; make a zip or tar of it",
+    b"Rar!": "a rar archive; make a zip or tar of it",
+    b"%PDF": "a PDF; take its text out",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file; fetch it with git lfs pull",
+}
 Place = int | str  # a line, a row, an element, or a file of a folder
 
 
@@ -136,6 +156,8 @@ class Reading:
         """
         self.facts.num_rows += 1
         try:
+            if known := not_rows(raw[:64]):
+                raise RowFault(known)
             text = self.decoded(raw.removeprefix(BOM))
         except RowFault as fault:
             self.bad(origin, str(fault))
@@ -152,13 +174,23 @@ class Reading:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             if self.config.encoding_errors == "strict":
-                what = "not UTF-8" if raw[:2] not in UTF_16 else "UTF-16, not UTF-8,"
                 raise RowFault(
-                    f"{what} at byte {error.start} ({raw[error.start : error.start + 4]!r});"
+                    f"not UTF-8 at byte {error.start} ({raw[error.start : error.start + 4]!r});"
                     " convert the file to UTF-8, or set data.encoding_errors=replace"
                 ) from error
             self.facts.num_replaced += 1
             return raw.decode("utf-8", "replace")
+
+
+def not_rows(head: bytes) -> str | None:
+    """What a file is whose first bytes are known and hold no text in UTF-8; None for others."""
+    for magic, meaning in _FOREIGN.items():
+        if head.startswith(magic):
+            return f"this is {meaning}"
+    wide = len(head) >= 8 and (head[:32:2], head[1:32:2])
+    if wide and not all(any(half) for half in wide) and any(head[:32]):
+        return "this is text in UTF-16 without its mark; save it as UTF-8"
+    return None
 
 
 def shown(name: str) -> str:
@@ -217,8 +249,10 @@ def plain_text(value: Any, name: str) -> str:
     """
     if value.__class__ is str and value.isascii():
         return value  # nearly all; a million rows have several each
-    if value is None or value != value:
+    if value is None or value != value:  # pandas writes NaN where a value is missing
         return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:  # 79 as 79.0
+        value = int(value)
     if not isinstance(value, str | int) or isinstance(value, bool):
         refuse(name, value, "text or an integer")
     return checked_text(str(value), name)

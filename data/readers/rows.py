@@ -14,6 +14,11 @@ from data.records import CodeSample, Conversation, Document
 
 Record = CodeSample | Conversation | Document
 _Maker = Callable[[Mapping[str, Any], Found, str, str, Reading], list[Any]]
+# How others write them: [not vulnerable, vulnerable].
+_LABELS = (
+    ("false", "true"), ("0.0", "1.0"), ("0", "1"), ("no", "yes"), ("safe", "vulnerable"),
+    ("good", "bad"), ("fixed", "vulnerable"), ("non-vulnerable", "vulnerable"),
+)  # fmt: skip
 _MAX_LAYOUTS = 1000  # sets of columns remembered, and columns listed as ignored
 
 
@@ -77,14 +82,29 @@ def _target(value: Any, column: str, labels: Mapping[str, int]) -> int:
     """The target of a label; of data.labels, JSON's true is the label "true"."""
     if not labels:
         if value.__class__ is not int or not 0 <= value <= 1:
-            example = f""", e.g. data.labels='{{"{_label(value)[:20]}": 0, "OTHER": 1}}'"""
-            shown = example if isinstance(value, str | int | float) and value == value else ""
-            refuse(column, value, f"the integer 0 or 1 (else map it with data.labels{shown})")
+            refuse(column, value, f"the integer 0 or 1 ({_label_advice(value)})")
         return int(value)
     label = _label(value)
     if not isinstance(value, str | int | float) or label not in labels:
-        refuse(column, value, f"one of data.labels {dict(labels)}")
+        refuse(column, value, f"one of data.labels {dict(labels)}{_if_missing(value)}")
     return labels[label]
+
+
+def _if_missing(value: Any) -> str:
+    is_missing = value is None or value != value or value == ""
+    return "; it is missing: remove the row, or raise data.max_bad_rows" if is_missing else ""
+
+
+def _label_advice(value: Any) -> str:
+    """What to do with a label that is neither 0 nor 1."""
+    if missing := _if_missing(value):
+        return f"data.labels maps others{missing}"
+    if not isinstance(value, str | int | float):
+        return "else map it with data.labels"
+    label = _label(value)
+    usual = next((pair for pair in _LABELS if label.lower() in pair), (label[:20], "OTHER"))
+    no, yes = (n.capitalize() if label[0].isupper() and n != "OTHER" else n for n in usual)
+    return f"""else map it with data.labels='{{"{no}": 0, "{yes}": 1}}'"""
 
 
 def _pair(

@@ -14,6 +14,7 @@ from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
 _BATCH_ROWS = 256  # held at once; 256 of the longest functions seen in the field are 100 MB
 # A parquet file needs seeking. Inside an archive, where there is none, it is held in memory.
 MAX_SPOOLED_BYTES = 1 << 30
+_BOOLEANS, _FLOATS = '{"false": 0, "true": 1}', '{"0.0": 0, "1.0": 1}'
 _DATASET_FILES = ("state.json", "dataset_info.json")
 
 
@@ -100,10 +101,12 @@ def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
         fits = _is_text(kind.value_type if types.is_dictionary(kind) else kind)
         allowed = "a column of text"
         if name == found.label:
-            mapped = bool(columns.labels) and (fits or types.is_boolean(kind))
+            other = types.is_boolean(kind) or types.is_floating(kind)
+            mapped = bool(columns.labels) and (fits or other)
             fits = mapped or types.is_integer(kind)
-            allowed = "an integer column of 0 and 1, or text or Booleans with data.labels, e.g."
-            allowed += """ data.labels='{"true": 1, "false": 0}'"""
+            allowed = "an integer column of 0 and 1, or text, Booleans or floats with data.labels"
+            for test, labels in ((types.is_boolean, _BOOLEANS), (types.is_floating, _FLOATS)):
+                allowed += f", here data.labels='{labels}'" if test(kind) else ""
         if not fits:
             raise DataError(f"{reading.name}: column {name!r} is {kind}; it must be {allowed}")
     return found

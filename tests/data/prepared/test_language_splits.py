@@ -196,7 +196,7 @@ def test_files_of_one_name_in_two_folders_are_two_files(tmp_path):
     data = prepared(tmp_path, train=str(tmp_path / "[ab]" / "x.json"))
     num_first = data.facts["splits"]["train"]["files"][0]["num_records"]
     assert 20 < num_first < 30
-    assert data.splits["train"].files == {"x.json": 0, "x.json#2": num_first}
+    assert data.splits["train"].files == {"a/x.json": 0, "b/x.json": num_first}
     assert data.facts["splits"]["train"]["kinds"] == ["prompt_completion", "text"]
 
 

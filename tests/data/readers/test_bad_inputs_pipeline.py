@@ -30,7 +30,9 @@ def labelled(*pairs: tuple[str, int]) -> list[dict[str, object]]:
 
 def test_40_a_leak_by_the_normalised_digest_is_refused_with_both_places(tmp_path, tiny_model):
     rows = labelled(("a();", 0), ("test();\n", 1))
-    with pytest.raises(DataError, match=r"train\.jsonl:2 = test\.jsonl:1.*data\.allow_leaks=true"):
+    with pytest.raises(
+        DataError, match=r"(?s)train\.jsonl:2 = test\.jsonl:1.*data\.allow_leaks=true"
+    ):
         prepared(tmp_path, tiny_model, rows)
     found = prepared(tmp_path, tiny_model, rows, allow_leaks=True)
     assert found.facts["leaks_allowed"] is True

@@ -107,11 +107,11 @@ REFUSED_PARQUET = {
     ),
     "51-label-is-text": (
         parquet_bytes([GOOD | {"target": "1"}]),
-        "column 'target' is string; it must be an integer column of 0 and 1, or text or",
+        "column 'target' is string; it must be an integer column of 0 and 1, or text, Booleans",
     ),
     "51-label-is-float": (
         parquet_bytes([GOOD | {"target": 1.0}]),
-        "column 'target' is double; it must be an integer column",
+        "column 'target' is double; it must be an integer column of 0 and 1, or text, Booleans or",
     ),
     "51-label-is-bool": (parquet_bytes([GOOD | {"target": True}]), "column 'target' is bool"),
     "51-label-null": (
