@@ -47,20 +47,28 @@ class Target:
 def damage(path: Path, draw: random.Random) -> None:
     """Change a file in one or a few places: bytes, or values of its JSON or YAML."""
     content = path.read_bytes()
-    if path.suffix in (".json", ".yaml") and draw.random() < 0.6:
-        values = (json.loads if path.suffix == ".json" else yaml.safe_load)(content)
-        place, key = _place(values, draw)
-        way = draw.random()
-        if way < 0.2:
-            del place[key]
-        else:
-            place[key] = _MARK if way > 0.6 else draw.choice(ODD)
-        text = json.dumps(values if way < 0.98 else draw.choice(ODD))  # which is YAML too
-        path.write_bytes(text.encode().replace(f'"{_MARK}"'.encode(), draw.choice(SNIPPETS)))
+    if path.suffix in (".json", ".jsonl", ".yaml") and draw.random() < 0.6:
+        lines = content.splitlines() if path.suffix == ".jsonl" else [content]
+        row = draw.randrange(len(lines))
+        values = (yaml.safe_load if path.suffix == ".yaml" else json.loads)(lines[row])
+        lines[row] = _with_an_odd_value(values, draw)
+        path.write_bytes(b"\n".join(lines))
         return
     for _ in range(draw.choice((1, 1, 2, 8))):
         content = _changed(content, draw)
     path.write_bytes(content)
+
+
+def _with_an_odd_value(values: Any, draw: random.Random) -> bytes:
+    """Values as JSON, which is YAML too, with one of them removed or replaced."""
+    place, key = _place(values, draw)
+    way = draw.random()
+    if way < 0.2:
+        del place[key]
+    else:
+        place[key] = _MARK if way > 0.6 else draw.choice(ODD)
+    text = json.dumps(values if way < 0.98 else draw.choice(ODD))
+    return text.encode().replace(f'"{_MARK}"'.encode(), draw.choice(SNIPPETS))
 
 
 def _place(values: Any, draw: random.Random) -> tuple[Any, Any]:
@@ -99,6 +107,12 @@ ROWS = [
 SAYS = [{"instruction": f"What is {n}?", "output": f"It is {n}."} for n in range(6)]
 
 
+CHATS = [
+    {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": f"{n}."}]}
+    for n in range(6)
+]
+
+
 def _data(name: str, content: bytes, *, language: bool = False) -> Target:
     def make(folder: Path) -> list[Path]:
         (folder / name).write_bytes(content)
@@ -115,6 +129,14 @@ def _read(path: Path, language: bool = False) -> None:
     for source in locate(given, "train", language=language):
         for _ in (read_language if language else read_records)(source, "train", given):
             pass
+
+
+def _label_folders(folder: Path) -> list[Path]:
+    files = [folder / "train" / label / "a.c" for label in ("safe", "vulnerable")]
+    for path in files:
+        path.parent.mkdir(parents=True)
+        path.write_text("int a;")
+    return files
 
 
 def _saved_dataset(folder: Path) -> list[Path]:
@@ -275,18 +297,21 @@ def targets() -> dict[str, Target]:
         for codec, pack in COMPRESSIONS.items() if ending == "jsonl" else [("", bytes)]:
             found[ending + codec] = _data(f"train.{ending}{codec}", pack(write(ROWS)))
     found["alpaca.jsonl"] = _data("train.jsonl", FORMATS["jsonl"](SAYS), language=True)
+    found["chat.jsonl"] = _data("train.jsonl", FORMATS["jsonl"](CHATS), language=True)
     found["txt"] = _data("train.txt", b"A text.\n" * 9, language=True)
     members = [(f"train.{ending}", write(ROWS)) for ending, write in FORMATS.items()][:1]
     found["zip"] = _data("a.zip", zipped(*members, ("valid.csv", b"code,target\na,1\n")))
     found["tar"] = _data("a.tar", tar(*members))
     found["tar.gz"] = _data("a.tar.gz", COMPRESSIONS[".gz"](tar(*members)))
     found["parquet in zip"] = _data("b.zip", zipped(("train.parquet", FORMATS["parquet"](ROWS))))
+    found["folder"] = Target(_label_folders, lambda folder: _read(folder / "train"), (0, 3))
     found["datasets"] = Target(_saved_dataset, lambda folder: _read(folder / "train"), (0, 3))
     found["recipe"] = Target(_recipe, _read_recipe, (0, 2, 3))
     found["override"] = Target(_override, _read_override, (0, 2, 3))
     found["hostfile"] = Target(_hostfile, _read_hostfile, (0, 2))
     found["config.json"] = Target(_model_config, _read_model_config, (0, 2, 4))
     found["model"] = Target(_model_config, _load_model, (0, 2, 4))
+    # 3: a record that its chat template refuses
     found["tokenizer"] = Target(_tokenizer, _read_tokenizer, (0, 3, 4))
     found["adapter"] = Target(_adapter, _read_adapter, (0, 4))
     return found
