@@ -43,6 +43,7 @@ VALUES = {
     "data.path='~nosuchuser/x'": "data.path: '~nosuchuser/x' (str) is not a path",
     'data.path="/x\\0y"': "data.path: '/x\\x00y' (str) is not a path",
     f"data.path=/{'x' * 300}": "is not a path",
+    "data.cache_dir=''": "data.cache_dir: '' (str) is not a path (it is empty)",
     "tuning.target_modules=[]": "at least 1 item",
     "tuning.lora_alpha=1e308": "tuning.lora_alpha: Input should be less than",
     f"tuning.lora_r={'9' * 4000}": "tuning.lora_r, on the command line: line 1: '999",

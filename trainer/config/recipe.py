@@ -127,6 +127,8 @@ def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
             continue
         if (key, value) not in _WORDS:
             with parsing(f"{section}.{key}: {quote(value)} is not a path", ConfigError, _PATH):
+                if not value.strip():  # it would be the folder that all paths start from
+                    raise ValueError("it is empty")
                 path = (base / Path(value).expanduser()).resolve()
                 path.exists()  # a name too long, or below a file that is no folder
                 block[key] = str(path)
