@@ -67,7 +67,10 @@ def _without_weights(config: Mapping[str, Any], is_language: bool) -> "PreTraine
         values["num_labels"] = NUM_CLASSES
     settings = transformers.AutoConfig.for_model(config.get("model_type"), **values)
     with torch.device("meta"):
-        model: PreTrainedModel = kind.from_config(settings, trust_remote_code=False)
+        # Sizes alone: config.json may name an attention kernel of a hub, which would be fetched.
+        model: PreTrainedModel = kind.from_config(
+            settings, trust_remote_code=False, attn_implementation="eager"
+        )
     return model
 
 
