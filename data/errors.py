@@ -47,10 +47,13 @@ def parsing(where: str | Callable[[], str], kind: type[ValueError], remedy: str)
     try:
         yield
     except BaseException as error:
-        is_machine = isinstance(error, OSError) and error.errno in _OF_MACHINE
-        if hasattr(error, "exit_code") or is_machine or isinstance(error, _OF_OURS):
+        if hasattr(error, "exit_code") or isinstance(error, _OF_OURS):
             raise
         place = where if isinstance(where, str) else where()
+        if isinstance(error, OSError) and error.errno in _OF_MACHINE:
+            if error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, place) from error
         raise kind(f"{place} ({first_line(error)}); {remedy}") from error
 
 

@@ -132,9 +132,17 @@ def test_the_boundary_names_file_and_remedy_whatever_a_library_raises(error):
 
 
 @pytest.mark.parametrize(
-    "error", [ModelError("x"), AssertionError(), NameError(), OSError(errno.ENOSPC, "x")]
+    "error", [ModelError("x"), AssertionError(), NameError(), OSError(errno.EIO, "x", "a.zip")]
 )
 def test_errors_of_ours_of_the_machine_and_defects_pass_the_boundary(error):
     with pytest.raises(type(error)) as caught, parsing("a.zip", DataError, "fetch it again"):
         raise error
     assert caught.value is error
+
+
+def test_a_fault_of_the_disk_stays_one_and_names_the_file():
+    with (
+        pytest.raises(OSError, match=r"x: 'a\.zip'"),
+        parsing("a.zip", DataError, "fetch it again"),
+    ):
+        raise OSError(errno.EIO, "x")
