@@ -61,6 +61,25 @@ class Batching:
     hidden_size: int = 2048
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where in the data a batch size begins to count: another one goes on from any row.
+
+    Rows of an epoch do not depend on the batch size, so they are the position.
+
+    Attributes:
+        step: The step, counted from 0 over all epochs.
+        epoch: Its epoch, counted from 0.
+        rows_done: Rows of this epoch that earlier steps have trained.
+        least_rows: With fewer rows of its own, this epoch takes those of epoch 0.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    rows_done: int = 0
+    least_rows: int = 0
+
+
 class TrainLoader:
     """Steps as a pure function of their number; only the packing of the current epoch is kept.
 
@@ -70,6 +89,7 @@ class TrainLoader:
         rank, world_size: This process among all.
         files: First record of each file by name, for epochs that go through one file after the
             other; None mixes files.
+        start: Where this batch size begins, after steps of another one.
     """
 
     def __init__(
@@ -79,6 +99,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         files: Mapping[str, int] | None = None,
+        start: Start | None = None,
     ) -> None:
         self.examples = examples
         self.batching = batching
@@ -86,12 +107,16 @@ class TrainLoader:
         self.files = dict(files) if files else None
         self._epoch = 0
         self._rows = self._pack(0)
-        # 1 + 6 x 1/6 adds up to a little above 2
-        num_records = round(examples.share_E[self._rows.examples].sum())
-        units = num_records if batching.batch_unit == "examples" else len(self._rows)
-        steps = min(order.steps_for(units, batching.global_batch_size), len(self._rows))
-        self.plan = order.Plan(len(self._rows), steps, batching.micro_batch_size, world_size)
-        self._plan = self.plan  # that of the current epoch, which can have a few rows more or less
+        self.plan = order.Plan(
+            len(self._rows), self._steps_of(self._rows), batching.micro_batch_size, world_size
+        )
+        self.start = start or Start()
+        rest = self.start.rows_done and self._steps_of(
+            _after(self._epoch_rows(self.start.epoch), self.start.rows_done)
+        )
+        self._num_rest = rest  # steps of the rest of the first epoch
+        self._whole_epoch = self.start.epoch + bool(rest)  # from here on every epoch is whole
+        self._whole_step = self.start.step + rest
 
     @cached_property
     def fill(self) -> float:
@@ -103,6 +128,39 @@ class TrainLoader:
     def num_records(self) -> float:
         """Records of an epoch, repeated ones counted every time."""
         return float(self.examples.share_E[self._rows.examples].sum())
+
+    def steps_until(self, epochs: int) -> int:
+        """Steps of the whole run, those before the start included."""
+        return self._whole_step + (epochs - self._whole_epoch) * self.plan.steps_per_epoch
+
+    @property
+    def steps_ahead(self) -> int:
+        """How many steps later it would be now if every step had had this batch size."""
+        return self._whole_epoch * self.plan.steps_per_epoch - self._whole_step
+
+    def position(self, step: int) -> Start:
+        """Where a step begins."""
+        if step == self.start.step:
+            return self.start
+        _, plan, index, epoch = self._locate(step)
+        is_rest = step < self._whole_step
+        done = order.step_rows(plan, index).start + (self.start.rows_done if is_rest else 0)
+        least = self.start.least_rows if is_rest else plan.steps_per_epoch
+        return Start(step, epoch, done, least)
+
+    def epochs_done(self, step: int) -> float:
+        """Epochs that are done when a step begins."""
+        if step >= self._whole_step:
+            return self._whole_epoch + (step - self._whole_step) / self.plan.steps_per_epoch
+        whole = len(self._epoch_rows(self.start.epoch))
+        return self.start.epoch + self.position(step).rows_done / whole
+
+    def records_done(self, step: int) -> tuple[float, float]:
+        """Records of the epoch that are done when a step begins, and all of this epoch."""
+        start = self.position(step)
+        rows = self._epoch_rows(start.epoch)
+        share_E = self.examples.share_E[rows.examples]
+        return float(share_E[: rows.starts[start.rows_done]].sum()), float(share_E.sum())
 
     def step(self, step: int) -> StepBatches:
         """The micro-batches of optimizer step `step`, counted from 0 over all epochs."""
@@ -129,33 +187,58 @@ class TrainLoader:
         return order.imbalance(*self._deal(step))
 
     def mean_imbalance(self, most_steps: int = 100) -> order.Imbalance:
-        """Mean imbalance over the first steps of the first epoch, for the plan."""
+        """Mean imbalance over the first steps, an epoch at most, for the plan."""
         steps = range(min(most_steps, self.plan.steps_per_epoch))
-        found = [astuple(self.imbalance(step)) for step in steps]
+        found = [astuple(self.imbalance(self.start.step + step)) for step in steps]
         return order.Imbalance(*np.mean(found, axis=0).tolist())
 
     def files_at(self, step: int) -> tuple[list[str], list[str]]:
         """Files of the epoch that are finished when a step begins, and the files of its rows."""
         assert self.files is not None
         names, starts = list(self.files), list(self.files.values())
-        rows, places = self._rows_of(step)
+        rows, places = self._rows_of(max(step, self.start.step))
         ends = rows.examples[rows.starts[[places.start, places.stop - 1]]]
         first, last = np.searchsorted(starts, self.examples.record_E[ends], "right") - 1
         return names[:first], names[first : last + 1]
 
     def _deal(self, step: int) -> tuple[order.MicroBatches, npt.NDArray[np.int64]]:
         """Rows of every rank in a step, and the cost of each row of the step."""
-        rows, places = self._rows_of(step)
+        rows, plan, index, _ = self._locate(step)
+        places = order.step_rows(plan, index)
         costs_R = order.row_costs(self.examples.lengths, rows, places, self.batching.hidden_size)
-        return order.rank_micro_batches(self._plan, step, costs_R), costs_R
+        return order.rank_micro_batches(plan, index, costs_R), costs_R
 
     def _rows_of(self, step: int) -> tuple[Rows, range]:
         """Rows of the epoch that a step belongs to, and the places of the step's rows."""
-        epoch = step // self.plan.steps_per_epoch
+        rows, plan, index, _ = self._locate(step)
+        return rows, order.step_rows(plan, index)
+
+    def _locate(self, step: int) -> tuple[Rows, order.Plan, int, int]:
+        """Rows of a step's epoch, or of the rest of one, their plan, the step in it, the epoch."""
+        assert step >= self.start.step
+        if step < self._whole_step:
+            epoch, index, num_steps = self.start.epoch, step - self.start.step, self._num_rest
+            rows = _after(self._epoch_rows(epoch), self.start.rows_done)
+        else:
+            num_steps = self.plan.steps_per_epoch
+            later, index = divmod(step - self._whole_step, num_steps)
+            epoch = self._whole_epoch + later
+            rows = self._epoch_rows(epoch)
+        # an epoch can have a few rows more or less than the first
+        plan = replace(self.plan, num_rows=len(rows), steps_per_epoch=num_steps)
+        return rows, plan, index, epoch
+
+    def _epoch_rows(self, epoch: int) -> Rows:
         if epoch != self._epoch:
             self._epoch, self._rows = epoch, self._pack(epoch)
-            self._plan = replace(self.plan, num_rows=len(self._rows))
-        return self._rows, order.step_rows(self._plan, step)
+        return self._rows
+
+    def _steps_of(self, rows: Rows) -> int:
+        """Steps of an epoch's rows, or of the rest of them."""
+        # 1 + 6 x 1/6 adds up to a little above 2
+        records = round(self.examples.share_E[rows.examples[rows.starts[0] :]].sum())
+        units = records if self.batching.batch_unit == "examples" else len(rows)
+        return min(order.steps_for(units, self.batching.global_batch_size), len(rows))
 
     def _pack(self, epoch: int) -> Rows:
         """Rows of an epoch; those of epoch 0 if new ones would leave a step without a row."""
@@ -167,9 +250,13 @@ class TrainLoader:
         starts = list((self.files or {}).values())
         parts = np.split(chosen, np.searchsorted(records, starts))
         rows = joined([self._rows_from(part, rng) for part in parts if len(part)])
-        if epoch and len(rows) < self.plan.steps_per_epoch:
+        if epoch and len(rows) < self._least_rows(epoch):
             return self._pack(0)
         return rows
+
+    def _least_rows(self, epoch: int) -> int:
+        is_rest = epoch == self.start.epoch and self.start.rows_done
+        return self.start.least_rows if is_rest else self.plan.steps_per_epoch
 
     def _rows_from(self, chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> Rows:
         if not self.batching.packing:
@@ -178,6 +265,10 @@ class TrainLoader:
             lengths, window = self.examples.lengths[chosen], self.batching.packing_window
             rows = pack(lengths, self.batching.seq_length, rng, window)
         return Rows(chosen[rows.examples], rows.starts)
+
+
+def _after(rows: Rows, num_done: int) -> Rows:
+    return Rows(rows.examples, rows.starts[num_done:])
 
 
 def evaluation_batches(

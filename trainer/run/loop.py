@@ -48,9 +48,8 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
         with watchdog.watching("step", state.step + 1):
             started = time.perf_counter()
             batches = run.loader.step(state.step)
-            rate = learning_rate(
-                run.config.optim, state.step - state.skipped_steps, run.total_steps
-            )
+            updates = max(0, state.step - state.skipped_steps + run.steps_ahead)
+            rate = learning_rate(run.config.optim, updates, run.total_steps + run.steps_ahead)
             losses_A, norm = optimizer_step(run, batches, state.step, rate)
             _advance(state, run.engine, batches)
             check.record(state.step, losses_A, norm)
@@ -198,8 +197,11 @@ def _due_after(run: Run, state: TrainState) -> _Due:
 def _is_due(interval: str | int, run: Run, step: int) -> bool:
     if interval == "never":
         return False
-    every = run.loader.plan.steps_per_epoch if interval == "epoch" else int(interval)
-    return step % every == 0 or (step == run.total_steps)
+    if step == run.total_steps:
+        return True
+    if interval == "epoch":
+        return run.loader.position(step).rows_done == 0
+    return step % int(interval) == 0
 
 
 def _read_loss(losses_A: Tensor, batches: StepBatches) -> float:
@@ -222,7 +224,7 @@ def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate
         run.log.step(
             {
                 "step": state.step,
-                "epoch": state.step / run.loader.plan.steps_per_epoch,
+                "epoch": run.loader.epochs_done(state.step),
                 "loss": loss,
                 "lr": rate,
                 "grad_norm": _finite_or_none(norm),  # ZeRO 0 keeps none

@@ -15,7 +15,7 @@ from trainer.errors import ConfigError
 from trainer.models.files import hidden_size, refuse_adapter
 
 if TYPE_CHECKING:
-    from data.batches.loader import TrainLoader
+    from data.batches.loader import Start, TrainLoader
 
 
 def prepare_run(config: RunConfig) -> Prepared:
@@ -38,7 +38,13 @@ def prepare_run(config: RunConfig) -> Prepared:
 
 
 def training_loader(
-    config: RunConfig, prepared: Prepared, rank: int = 0, world_size: int = 1, *, packing: bool
+    config: RunConfig,
+    prepared: Prepared,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    packing: bool,
+    start: "Start | None" = None,
 ) -> "TrainLoader":
     """The steps of the training split for a rank."""
     from data.batches.loader import Batching, TrainLoader  # imports torch
@@ -57,7 +63,7 @@ def training_loader(
         hidden_size=hidden_size(config.model),
     )
     files = train.files if data.order == "sequential" else None
-    return TrainLoader(train.examples, batching, rank, world_size, files)
+    return TrainLoader(train.examples, batching, rank, world_size, files, start)
 
 
 def audit_run(config: RunConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """A run with its data and its folder: validate, save, restore, finish."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,11 @@ class Run:
     loader: TrainLoader
     total_steps: int
     log: RunLog | None
+
+    @property
+    def steps_ahead(self) -> int:
+        """How much further the schedule is than the steps, after epochs of another batch size."""
+        return 0 if self.config.optim.max_steps else self.loader.steps_ahead
 
     def say(self, *lines: str) -> None:
         """Print lines on rank 0."""
@@ -89,6 +94,7 @@ class Session:
             "world_size": self.run.ranks.world_size,
             "zero_stage": self.recipe.preset.stage,
             "files": self._files(),
+            "start": asdict(self.run.loader.start),
         }
 
         def write() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.distributed_c10d import Store
 
-from data.batches.loader import TrainLoader
+from data.batches.loader import Start, TrainLoader
 from data.prepared.prepare import Prepared
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config.sections import OptimSection, RunConfig
@@ -46,6 +46,7 @@ from trainer.run_folder.folder import (
 )
 from trainer.run_folder.metrics import RunLog
 from trainer.run_folder.resume import (
+    batches_of,
     find_checkpoint,
     initial_state,
     moved_lines,
@@ -128,7 +129,9 @@ def _train(
         run.say(*remarks)
         if checkpoint is not None:
             session.restore(checkpoint)
-            run.say(f"continues after step {state.step} from {checkpoint.path}")
+            run.say(
+                f"continues after step {state.step} from {checkpoint.path}", _left_line(session)
+            )
         try:
             with memory_errors_named("while scoring"):
                 if checkpoint is None:
@@ -169,8 +172,8 @@ def _build(
             f"ranks would choose differently, this one {engine.preset} and {engine.precision}:"
             " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
         )
-    loader = build_loader(config, prepared, ranks)
-    total_steps = _total_steps(config.optim, loader.plan.steps_per_epoch)
+    loader = build_loader(config, prepared, ranks, checkpoint)
+    total_steps = max(state.step, _total_steps(config.optim, loader))
     agreed(ranks, lambda: write_random_base(recipe.config) if ranks.is_main else None)
     model = agreed(ranks, lambda: build_model(recipe.config))
     if initial is not None:
@@ -203,14 +206,32 @@ def _build(
     return session
 
 
-def _total_steps(optim: OptimSection, steps_per_epoch: int) -> int:
-    total_steps = optim.max_steps or (optim.epochs or 0) * steps_per_epoch
-    if optim.warmup_steps > total_steps:
+def _total_steps(optim: OptimSection, loader: TrainLoader) -> int:
+    steps_per_epoch = loader.plan.steps_per_epoch
+    if optim.warmup_steps > (optim.max_steps or (optim.epochs or 0) * steps_per_epoch):
         raise ConfigError(
-            f"optim.warmup_steps {optim.warmup_steps} is above the run's {total_steps} steps"
+            f"optim.warmup_steps {optim.warmup_steps} is above the run's"
+            f" {optim.max_steps or (optim.epochs or 0) * steps_per_epoch} steps"
             f" ({steps_per_epoch} an epoch x {optim.epochs} epochs); lower it"
         )
-    return total_steps
+    return optim.max_steps or loader.steps_until(optim.epochs or 0)
+
+
+def _left_line(session: Session) -> str:
+    """Where in the data a run goes on, and how much is left of it."""
+    run, step, optim = session.run, session.state.step, session.run.config.optim
+    if step == run.total_steps:
+        wanted = f"{optim.max_steps} steps" if optim.max_steps else f"{optim.epochs} epochs"
+        return (
+            f"nothing is left to train: the checkpoint has {step} steps,"
+            f" {run.loader.epochs_done(step):.6g} epochs, and the recipe wants {wanted};"
+            " raise optim.epochs or optim.max_steps to train longer"
+        )
+    done, records = run.loader.records_done(step)
+    return (
+        f"continues in epoch {run.loader.position(step).epoch + 1} after {done:,.6g} of"
+        f" {records:,.6g} examples; {run.total_steps - step:,} steps are left"
+    )
 
 
 def _initial_adapter(config: RunConfig, base_sha256: str) -> tuple[Path | None, list[str]]:
@@ -224,8 +245,10 @@ def _initial_adapter(config: RunConfig, base_sha256: str) -> tuple[Path | None, 
     return folder, [f"tuning.init_from {folder} has no {MANIFEST}: its weights are not verified"]
 
 
-def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLoader:
-    """The steps of the training split for this rank.
+def build_loader(
+    config: RunConfig, prepared: Prepared, ranks: Ranks, checkpoint: Checkpoint | None = None
+) -> TrainLoader:
+    """The steps of the training split for this rank, from the row where a checkpoint was written.
 
     Raises:
         ConfigError: A batch of rows that the ranks cannot share out evenly.
@@ -238,9 +261,21 @@ def build_loader(config: RunConfig, prepared: Prepared, ranks: Ranks) -> TrainLo
             f" {optim.micro_batch_size} rows a micro-batch x {ranks.world_size} ranks = {taken};"
             f" take {max(1, optim.global_batch_size // taken) * taken}"
         )
-    return training_loader(
-        config, prepared, ranks.rank, ranks.world_size, packing=config.data.packing
-    )
+
+    def beginning(start: Start) -> TrainLoader:
+        packing, world_size = config.data.packing, ranks.world_size
+        return training_loader(
+            config, prepared, ranks.rank, world_size, packing=packing, start=start
+        )
+
+    if checkpoint is None:
+        return beginning(Start())
+    loader = beginning(Start(**checkpoint.trainer.get("start", {})))
+    before = replace(loader.batching, **batches_of(checkpoint))
+    if before == loader.batching:
+        return loader
+    old = TrainLoader(loader.examples, before, files=loader.files, start=loader.start)
+    return beginning(old.position(checkpoint.step))
 
 
 def _check_packing(session: Session) -> None:

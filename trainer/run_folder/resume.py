@@ -90,6 +90,12 @@ def moved_lines(checkpoint: Checkpoint, world_size: int) -> list[str]:
     ]
 
 
+def batches_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The keys that made steps of rows before the checkpoint."""
+    optim = with_current_keys(checkpoint.trainer["recipe"])["optim"]
+    return {key: optim[key] for key in ("global_batch_size", "batch_unit") if key in optim}
+
+
 def refuse_other_run(
     checkpoint: Checkpoint, config: RunConfig, identity: Mapping[str, Any]
 ) -> list[str]:
@@ -100,7 +106,8 @@ def refuse_other_run(
 
     Raises:
         ModelError: Another base, tokenizer or dataset.
-        ConfigError: A decisive key of the recipe differs, without run.accept_changes.
+        ConfigError: A decisive key of the recipe differs, without run.accept_changes; or one that
+            decides what the rows of an epoch are.
     """
     changes = config_changes(checkpoint.trainer["recipe"], config.to_json())
     if changes and not config.run.accept_changes:
@@ -108,6 +115,17 @@ def refuse_other_run(
             "the recipe differs from the checkpoint's:\n  "
             + "\n  ".join(changes)
             + "\nrestore these values, or set run.accept_changes=true to continue with the new ones"
+        )
+    # data.* decide what an example is and which share a row, the seed their order
+    known = with_current_keys(checkpoint.trainer["recipe"])["data"]  # older ones lack new keys
+    keys = ("run.seed: ", *(f"data.{key}: " for key in known))
+    other_rows = [line for line in changes if line.startswith(keys)]
+    if other_rows:
+        raise ConfigError(
+            "the examples of an epoch would be others, so some would be skipped or repeated:\n  "
+            + "\n  ".join(other_rows)
+            + "\nrestore these values; or begin a run with another run.output_dir and"
+            f" tuning.init_from={checkpoint.path.parents[1]}"
         )
     odd = [key for key, value in identity.items() if checkpoint.identity.get(key) != value]
     if odd:

@@ -50,7 +50,6 @@ def test_a_checkpoint_of_other_files_is_refused_whatever_the_recipe_accepts(chan
         pytest.param(
             "optim.max_grad_norm=9.0", r"optim\.max_grad_norm: .* -> 9\.0", id="73-other-clip"
         ),
-        pytest.param("data.template=alpaca", r"data\.template: .* -> alpaca", id="93-template"),
         pytest.param("tuning.lora_r=3", r"tuning\.lora_r: .* -> 3", id="94-other-rank"),
         pytest.param(
             "tuning.target_modules=[c_fc]",
@@ -67,6 +66,23 @@ def test_a_changed_recipe_is_listed_and_needs_an_explicit_override(override, lin
         refuse_other_run(checkpoint, load_run_config(base, [*language, override]), IDENTITY)
     accepted = load_run_config(base, [*language, override, "run.accept_changes=true"])
     assert len(refuse_other_run(checkpoint, accepted, IDENTITY)) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        pytest.param("data.template=alpaca", r"data\.template: .* -> alpaca", id="93-template"),
+        ("data.seq_length=32", r"data\.seq_length: \d+ -> 32"),
+        ("data.packing=false", r"data\.packing: True -> False"),
+        ("run.seed=77", r"run\.seed: \d+ -> 77"),
+    ],
+)
+def test_other_rows_are_refused_whatever_the_recipe_accepts(override, line, base):
+    language = ["task.name=instruction", "loss.gamma=0", "run.accept_changes=true"]
+    checkpoint = checkpoint_of(load_run_config(base, language))
+    said = rf"skipped or repeated:\n  {line}\n.*tuning\.init_from=run"
+    with pytest.raises(ConfigError, match=said):
+        refuse_other_run(checkpoint, load_run_config(base, [*language, override]), IDENTITY)
 
 
 def test_94_an_accepted_rank_that_the_checkpoint_does_not_fit_is_an_error_of_the_model():
