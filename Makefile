@@ -3,6 +3,7 @@
 # make test         everything that needs no GPU
 # make mutants      whether a test notices one change at a time, where a wrong result is silent
 # make fuzz         damaged inputs of every kind: SECONDS=600 SEED=0
+# make faults       runs that are killed and starved of disk in every phase: KILLS=200 SEED=0 RANKS="1 2"
 # make lint         format, style, types
 # make bench        the loss and the LoRA layer against their peers, on this CPU
 # make bench-gpu    the same, the settings and tests/gpu on a GPU; GPU_PYTHON names another Python,
@@ -15,9 +16,11 @@ QUICKSTART := runs/quickstart
 GPU_PYTHON ?= $(BIN)/python
 SECONDS ?= 600
 SEED ?= 0
+KILLS ?= 200
+RANKS ?= 1 2
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart quick test mutants fuzz lint format golden samples bench bench-gpu clean
+.PHONY: quickstart quick test mutants fuzz faults lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -53,6 +56,9 @@ mutants: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
+
+faults: $(VENV)/.dev
+	$(BIN)/python tests/faults.py --kills $(KILLS) --seed $(SEED) --ranks $(RANKS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from argparse import ArgumentParser, Namespace
@@ -115,6 +116,7 @@ def run_command(action: Callable[[], int | None]) -> int:
     """
     _offline_and_quiet()
     before = signal.signal(signal.SIGINT, _interrupted)
+    threading.excepthook = _ended_thread
     try:
         with _lasting_output():
             return _run(action)
@@ -137,6 +139,17 @@ def _run(action: Callable[[], int | None]) -> int:
         raise
     write_outcome(code)
     return code
+
+
+def _ended_thread(failed: threading.ExceptHookArgs) -> None:
+    """Show a full disk in a thread of a library as one line: the next line of the log ends the run.
+
+    Any other exception is a defect and keeps its traceback.
+    """
+    if isinstance(failed.exc_value, OSError):
+        print(f"error: {failed.exc_value}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(failed)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,7 @@
 """Processes of a launched run, found by a mark in their environment."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,3 +28,10 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> fl
         assert time.monotonic() - started < seconds, f"{what}: not within {seconds} s"
         time.sleep(0.05)
     return time.monotonic() - started
+
+
+def free_port() -> int:
+    """A port of loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

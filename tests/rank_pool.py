@@ -6,12 +6,13 @@ launcher costs 11-19 s, this 1-2 s.
 
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from launched import free_port
 
 _PRELOAD = [
     "rank_pool",
@@ -54,7 +55,7 @@ def start_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    port = _free_port()
+    port = free_port()
     ranks = [
         context.Process(
             target=_run_rank,
@@ -127,9 +128,3 @@ def _run_rank(
         traceback.print_exc()
         code = 1
     sys.exit(code)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

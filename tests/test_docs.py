@@ -320,6 +320,16 @@ def test_every_page_is_listed_in_the_readme():
     assert {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")} <= linked
 
 
+def test_every_guarantee_names_a_test_that_exists():
+    text = (REPOSITORY / "SECURITY.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 15
+    for file, name in named:
+        assert f"\ndef {name}(" in (REPOSITORY / file).read_text(), f"{file}::{name}"
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert all("::" in row[3] for row in rows)
+
+
 def test_contributing_has_the_rooms_in_the_order_of_imports():
     text = (REPOSITORY / "CONTRIBUTING.md").read_text()
     for top, rooms in ROOMS_OF.items():

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from launched import marked, wait_until
+from launched import free_port, marked, wait_until
 from psutil import Process
 
 from trainer.processes.launchers import is_abandoned, is_launcher, nearest_launchers
@@ -19,12 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def start(recipe, folder, mark, printed):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2",
-        "--master_port", str(port), str(REPOSITORY / "launcher" / "train.py"), str(recipe),
+        "--master_port", str(free_port()), str(REPOSITORY / "launcher" / "train.py"), str(recipe),
         f"run.output_dir={folder}", "optim.max_steps=1000000", "eval.interval=never",
         "save.interval=1000000",
     ]  # fmt: skip
@@ -56,6 +53,22 @@ def test_ranks_save_and_end_when_the_launcher_is_terminated_or_killed(tiny_recip
         steps = len(read_log(log))
         assert (folder / "checkpoints" / f"step-{steps:08d}" / "MANIFEST.json").exists()
         assert steps > before
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU])
+def test_a_signal_that_reaches_all_processes_of_a_launch_saves(number, tiny_recipe, tmp_path):
+    folder, mark = tmp_path / "run", f"FOCALTUNE_TEST={uuid.uuid4().hex}"
+    printed, log = tmp_path / "printed", tmp_path / "run" / "log.jsonl"
+    runner = start(tiny_recipe, folder, mark, printed)
+    wait_until(lambda: log.exists() and len(read_log(log)) > 2, 120, "steps")
+    for process in marked(mark):  # as a terminal does that closes, or a scheduler
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+    assert wait_until(lambda: not marked(mark), 40, "an end of all ranks") < 25
+    runner.wait()
+    steps = len(read_log(log))
+    assert (folder / "checkpoints" / f"step-{steps:08d}" / "MANIFEST.json").exists()
+    assert f"stopped after step {steps}" in printed.read_text()
 
 
 @pytest.mark.parametrize(

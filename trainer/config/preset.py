@@ -58,8 +58,8 @@ def load_preset(name: str) -> Preset:
         ConfigError: Unknown name, a key that the run owns, or a stage that does not exist.
     """
     path = PRESET_FOLDER / f"{name}.json"
-    if not path.is_file():
-        names = sorted(file.stem for file in PRESET_FOLDER.glob("*.json"))
+    names = sorted(file.stem for file in PRESET_FOLDER.glob("*.json"))
+    if name not in names:  # a path would read a file of somebody else
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         machines = sorted({name.partition("_zero")[0] for name in names})

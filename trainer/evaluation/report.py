@@ -115,7 +115,7 @@ def table(
 
 def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> None:
     """Write files by name in this order, each whole or not at all; the folder is made."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # a run folder that was removed is not made again
     for name, content in contents.items():
         # A model's answer may hold half of a character, which UTF-8 has no bytes for.
         raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")

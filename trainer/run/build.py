@@ -15,7 +15,7 @@ from trainer.models.load import load_base, load_quantized_base
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
-from trainer.run_folder.folder import BASE, building_folder, publish, verify
+from trainer.run_folder.folder import BASE, built, verify
 from trainer.tuning import METHODS
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ def write_random_base(config: RunConfig) -> None:
     if folder.exists():
         verify(folder, "remove it, and the same command draws it again from run.seed")
         return
-    building = building_folder(folder)
-    load_base(config).save_pretrained(str(building))
-    publish(building, folder)
+    with built(folder) as building:
+        load_base(config).save_pretrained(str(building))
 
 
 def build_model(config: RunConfig) -> PackedModel:

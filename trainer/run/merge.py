@@ -26,7 +26,7 @@ from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
 from trainer.run.saved_run import best_model, trained_model
 from trainer.run_folder.adapter import FACTS, adapter_facts, complete_model
-from trainer.run_folder.folder import BASE, building_folder, publish, verify, write_json
+from trainer.run_folder.folder import BASE, built, verify, write_json
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
@@ -112,8 +112,8 @@ def _write(merged: PackedModel, config: RunConfig, output: Path, facts: dict[str
     head = model.get_output_embeddings()
     if head is not None and not torch.equal(head.weight, model.get_input_embeddings().weight):
         model.config.tie_word_embeddings = False  # one of the two was trained alone
-    building = building_folder(output)
-    model.save_pretrained(str(building))
-    complete_model(building, config)
-    write_json(building / FACTS, facts)
-    publish(building, output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with built(output) as building:
+        model.save_pretrained(str(building))
+        complete_model(building, config)
+        write_json(building / FACTS, facts)

@@ -18,7 +18,7 @@ from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config
 from trainer.models.load import CLASSES
-from trainer.run_folder.folder import building_folder, publish, write_json
+from trainer.run_folder.folder import built, write_json
 from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import is_prompted, save_prompt
@@ -52,22 +52,24 @@ def save_adapter(
     """
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
-    building = building_folder(folder)
-    if isinstance(model, PlainModel):
-        model.save(building, state)
-        if config is not None and config.tuning.method == "full":
-            complete_model(building, config)
-    elif is_prompted(model):
-        save_prompt(model, building, state)
-    else:
-        # Embeddings are not adapted; PEFT would look for the base's config.json to find out.
-        model.save_pretrained(
-            str(building), state_dict=state, safe_serialization=True, save_embedding_layers=False
-        )
-        add_frozen_head(model, building)
-        (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
-    write_json(building / FACTS, facts)
-    publish(building, folder)
+    with built(folder) as building:
+        if isinstance(model, PlainModel):
+            model.save(building, state)
+            if config is not None and config.tuning.method == "full":
+                complete_model(building, config)
+        elif is_prompted(model):
+            save_prompt(model, building, state)
+        else:
+            # Embeddings are not adapted; PEFT would look for the base's config.json to find out.
+            model.save_pretrained(
+                str(building),
+                state_dict=state,
+                safe_serialization=True,
+                save_embedding_layers=False,
+            )
+            add_frozen_head(model, building)
+            (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
+        write_json(building / FACTS, facts)
 
 
 def complete_model(folder: Path, config: RunConfig) -> None:

@@ -100,8 +100,7 @@ def write_checkpoint(
     if final.exists() and not _fault(final) and (final / MANIFEST).read_bytes() == manifest:
         return final
     temporary = root / f"{_TEMPORARY}{step:08d}-{uuid.uuid4().hex}"
-    os.makedirs(root, exist_ok=True)
-    os.mkdir(temporary)
+    os.mkdir(temporary)  # a run folder that was removed is not made again
     try:
         for name, content in (*contents.items(), (MANIFEST, manifest)):
             _write_synced(temporary / name, content)

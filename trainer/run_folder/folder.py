@@ -1,18 +1,21 @@
 """The run folder: its lock, and small files written whole or not at all."""
 
 import fcntl
+import glob
 import json
 import os
 import re
 import shutil
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from safetensors import SafetensorError
 
 from data.prepared.manifest import folder_fault, seal, to_disk
 from trainer.config.sections import RunConfig
@@ -98,8 +101,8 @@ def is_run_folder(folder: Path) -> bool:
     return before.is_file() and bool(_HOLDER.match(before.read_text("utf-8", "replace")[:99]))
 
 
-def publish(building: Path, folder: Path) -> None:
-    """Seal a folder built beside its place and put it there, in place of an older one.
+def _publish(building: Path, folder: Path) -> None:
+    """Seal a folder that `built` gave and put it in its place.
 
     Its files get the modes that the user's umask says; safetensors makes them private.
     """
@@ -116,9 +119,50 @@ def publish(building: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def building_folder(folder: Path) -> Path:
-    """A new name beside a folder, for `publish`."""
-    return folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+@contextmanager
+def built(folder: Path) -> Iterator[Path]:
+    """A new folder, published in place of another once it is complete, held until then.
+
+    What killed processes left beside it is removed; a process that lives holds its own.
+
+    Raises:
+        MachineError: The disk is full or not writable; what there was stays, the new one goes.
+    """
+    ours = re.compile(rf"\.{re.escape(folder.name)}-(old-)?[0-9a-f]{{32}}")
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+        if ours.fullmatch(path.name) and path.is_dir() and _hold(path):
+            shutil.rmtree(path, ignore_errors=True)
+    building = _new_held(folder)
+    try:
+        yield building
+        _publish(building, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise MachineError(
+            f"{folder} was not written: {error}; make room there, the same command continues"
+        ) from error
+
+
+def _new_held(folder: Path) -> Path:
+    """A new folder beside one. Another process can remove it just before it is held."""
+    for _ in range(3):  # some file systems lock no folders: there nobody removes any
+        building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        building.mkdir()
+        with suppress(FileNotFoundError):
+            if _hold(building):
+                break
+    return building
+
+
+def _hold(folder: Path) -> bool:
+    """Lock a folder until this process ends; False if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return False
+    return True
 
 
 def verify(folder: Path, remedy: str) -> bool:
@@ -160,7 +204,6 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file; readers never see half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -114,7 +114,7 @@ class BottleneckModel(PlainModel):
         """Write adapter_config.json and adapter_model.safetensors, see above."""
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self.settings), indent=2) + "\n"
         (folder / "adapter_config.json").write_text(text, encoding="utf-8")
         own = {n.removeprefix("base_model."): v.contiguous() for n, v in state.items()}

@@ -69,7 +69,7 @@ def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -
     whole = {n.replace(_KEPT, ""): v for n, v in state.items() if not n.startswith(_ENCODER)}
     settings = model.peft_config["default"]
     base = model.get_base_model()
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     replace(
         settings, inference_mode=True, base_model_name_or_path=base.name_or_path
     ).save_pretrained(str(folder))

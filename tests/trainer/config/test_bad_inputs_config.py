@@ -4,6 +4,7 @@ A refusal is a ConfigError (exit code 2) that names the key, what was found and 
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,14 @@ def test_68_a_missing_model_is_shown_resolved(base, tmp_path, monkeypatch):
 def test_an_output_folder_that_is_an_input_is_refused(base, tmp_path, key, other):
     message = refusal(base, *other, f"{key}={tmp_path}", f"run.output_dir={tmp_path}/x/..")
     assert f"run.output_dir {tmp_path} is the dataset's or the model's folder" in message
+
+
+@pytest.mark.parametrize("shown", ["{0}/mine", "../{1}/mine", "./cpu_zero1", "", "cpu_zero1\\0"])
+def test_57_a_preset_is_a_name_not_a_path(shown, tmp_path):
+    (tmp_path / "mine.json").write_text('{"zero_optimization": {"stage": 1}}')
+    name = shown.format(tmp_path, os.path.relpath(tmp_path, preset_module.PRESET_FOLDER)[3:])
+    with pytest.raises(ConfigError, match=r"engine.preset: no preset .*Machines: .*, cpu,"):
+        load_preset(name)
 
 
 def load_written_preset(folder: Path, monkeypatch: pytest.MonkeyPatch, preset: object) -> str:

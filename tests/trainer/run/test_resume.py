@@ -78,6 +78,13 @@ def finished(tiny_recipe, tmp_path_factory):
     return folder
 
 
+def test_files_of_a_run_have_the_modes_that_the_umask_says(finished):
+    os.umask(umask := os.umask(0))
+    for path in finished.rglob("*"):
+        mode = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == mode, path
+
+
 @pytest.fixture
 def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")

@@ -22,6 +22,7 @@ from trainer.run_folder.checkpoint import (
     rotate,
     write_checkpoint,
 )
+from trainer.run_folder.folder import built, write_json
 
 WRITING_CALLS = ("write", "fsync", "rename", "mkdir", "open", "close", "unlink", "rmdir")
 
@@ -95,6 +96,20 @@ def test_files_have_the_users_modes_are_sorted_json_and_closed(tmp_path):
     assert json.loads((path / MANIFEST).read_text())["format"] == 2  # with a digest of its own
 
 
+def test_a_folder_that_was_removed_is_not_made_again(tmp_path):
+    """A run whose folder is removed would leave one that is not known as a run's."""
+    for write in (
+        lambda run: save(run / "checkpoints", 2),
+        lambda run: write_json(run / "report" / "test.json", {}),
+        lambda run: write_json(run / "plan.json", {}),
+    ):
+        with pytest.raises(FileNotFoundError):
+            write(tmp_path / "run")
+    with pytest.raises(FileNotFoundError), built(tmp_path / "run" / "adapter"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
 def test_files_and_folder_reach_the_disk_before_the_name_and_the_name_before_the_return(
     tmp_path, monkeypatch
 ):
@@ -112,6 +127,7 @@ def test_files_and_folder_reach_the_disk_before_the_name_and_the_name_before_the
     monkeypatch.setattr(os, "fsync", recording_fsync)
     monkeypatch.setattr(os, "rename", recording_rename)
     root = tmp_path / "checkpoints"
+    root.mkdir()
     save(root, 2)
     temporary = calls[3]
     assert temporary.startswith(".tmp-00000002-")

@@ -1,15 +1,19 @@
 """Only what a run has made is replaced or removed; what it reads back is as it was written."""
 
+import multiprocessing
 import os
 import random
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import file_tree
+from launched import wait_until
 from rank_pool import run_ranks
+from safetensors import SafetensorError
 
 from trainer.config.recipe import _PATH_KEYS as PATH_KEYS
 from trainer.config.recipe import load_run_config
@@ -18,10 +22,9 @@ from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.run_folder.folder import (
     LOCK,
     MANIFEST,
-    building_folder,
+    built,
     is_run_folder,
     open_run_folder,
-    publish,
     verify,
 )
 
@@ -31,12 +34,11 @@ def config_with(recipe: Path, folder: Path, *more: str) -> RunConfig:
 
 
 def published(folder: Path, text: str = "weights") -> Path:
-    building = building_folder(folder)
-    (building / "sub").mkdir(parents=True)
-    (building / "sub" / "a.safetensors").write_text(text * 20)
-    (building / "config.json").touch(mode=0o600)
-    (building / "config.json").write_text("{}")
-    publish(building, folder)
+    with built(folder) as building:
+        (building / "sub").mkdir()
+        (building / "sub" / "a.safetensors").write_text(text * 20)
+        (building / "config.json").touch(mode=0o600)
+        (building / "config.json").write_text("{}")
     return folder
 
 
@@ -151,3 +153,36 @@ def test_98_leftovers_stay_while_their_run_lives_and_go_with_the_next_one(tiny_r
     owner.release()
     open_run_folder(config).release()
     assert not saving.exists()
+
+
+def hold_and_wait(folder, mark):
+    with built(folder) as building:
+        (building / "weights").write_text("half")
+        mark.touch()
+        time.sleep(60)
+
+
+def test_what_a_killed_process_was_building_is_removed_and_what_a_live_one_builds_is_kept(tmp_path):
+    folder, mine, mark = tmp_path / "merged", tmp_path / ".merged-notes", tmp_path / "mark"
+    mine.mkdir()
+    (mine / "a.txt").touch()
+    process = multiprocessing.Process(target=hold_and_wait, args=(folder, mark))
+    process.start()
+    wait_until(mark.exists, 10, "a folder that is built")
+    [building] = set(tmp_path.glob(".merged-*")) - {mine}
+    published(folder)
+    assert (building / "weights").exists()
+    process.kill()
+    process.join()
+    published(folder)
+    assert not building.exists()
+    assert (mine / "a.txt").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error")])
+def test_97_a_full_disk_while_a_folder_is_written_leaves_the_old_one_alone(error, tmp_path):
+    folder = published(tmp_path / "adapter")
+    with pytest.raises(MachineError, match=r"was not written: .*make room"), built(folder):
+        raise error
+    assert verify(folder, "")
+    assert list(tmp_path.iterdir()) == [folder]
