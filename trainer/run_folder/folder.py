@@ -133,8 +133,11 @@ def built(folder: Path) -> Iterator[Path]:
         if ours.fullmatch(path.name) and path.is_dir() and _hold(path):
             shutil.rmtree(path, ignore_errors=True)
     building = _new_held(folder)
+    made = building.stat()
     try:
         yield building
+        if not os.path.samestat(made, building.stat()):  # a library made it anew
+            raise FileNotFoundError(f"{folder.parent} was removed meanwhile")
         _publish(building, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(building, ignore_errors=True)

@@ -186,3 +186,13 @@ def test_97_a_full_disk_while_a_folder_is_written_leaves_the_old_one_alone(error
         raise error
     assert verify(folder, "")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_run_that_is_removed_while_a_folder_is_built_gets_no_part_again(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(MachineError, match="was removed meanwhile"), built(run / "adapter") as new:  # noqa: PT012
+        run.rename(tmp_path / "moved")
+        new.mkdir(parents=True)  # as save_pretrained does
+        (new / "weights").touch()
+    assert not any(run.iterdir())
