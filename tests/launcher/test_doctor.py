@@ -32,7 +32,7 @@ def test_this_machine_is_looked_at_within_seconds_and_without_torch():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "is not readable: No such file or directory"),
+        (None, "hosts is not a file (resolved: "),
         ("a slots=0\n", "line 1: slots=0 of a must be a whole number"),
         ("$(touch owned) slots=1\n", "line 1: host '$(touch' must begin with a letter or digit"),
         ("localhost slots=1\n127.0.0.1 slots=1\n", "127.0.0.1 is the same machine as localhost"),

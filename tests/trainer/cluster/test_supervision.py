@@ -446,8 +446,10 @@ def test_the_first_of_several_signals_counts(signals):
 
 def test_the_step_to_go_on_from_is_that_of_the_newest_checkpoint(job):
     assert saved_step(job) == 0
+    root = job.config.output_dir / "checkpoints"
+    root.mkdir(parents=True)
     for step in (2, 4):
-        write_checkpoint(job.config.output_dir / "checkpoints", step, {}, {}, {})
+        write_checkpoint(root, step, {}, {}, {})
     assert saved_step(job) == 4
 
 

@@ -182,9 +182,9 @@ def test_a_folder_or_a_glob_is_evaluated_as_its_files_would_be_alone(whole, tmp_
     ]
     for path in (folder, folder / "**" / "*.jsonl"):
         rows = report(path, "together")["by_file"]
-        assert [row["file"] for row in rows] == ["x.jsonl", "x.jsonl#2", "y.jsonl"]
+        assert [row["file"] for row in rows] == ["a/x.jsonl", "b/x.jsonl", "y.jsonl"]
         assert [(row["num_targets"], row["loss"]) for row in rows] == expected
-    assert "x.jsonl#2" in (whole / "report" / "together.md").read_text()
+    assert "b/x.jsonl" in (whole / "report" / "together.md").read_text()
     assert evaluate_main([str(whole), str(folder / "*.csv"), "--name", "none"]) == 3
     assert "*.csv matches no file" in capsys.readouterr().err
 

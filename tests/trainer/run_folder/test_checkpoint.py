@@ -29,6 +29,7 @@ WRITING_CALLS = ("write", "fsync", "rename", "mkdir", "open", "close", "unlink",
 
 def save(root: Path, step: int) -> Path:
     tensors = {"weight": torch.full((3000, 100), float(step)), "exp_avg/weight": torch.ones(7)}
+    root.mkdir(parents=True, exist_ok=True)
     path = write_checkpoint(root, step, tensors, {"state": {"step": step}}, {"base": "b0d1"})
     rotate(root, 2, best_step=1)
     return path
@@ -99,7 +100,7 @@ def test_files_have_the_users_modes_are_sorted_json_and_closed(tmp_path):
 def test_a_folder_that_was_removed_is_not_made_again(tmp_path):
     """A run whose folder is removed would leave one that is not known as a run's."""
     for write in (
-        lambda run: save(run / "checkpoints", 2),
+        lambda run: write_checkpoint(run / "checkpoints", 2, {}, {}, {}),
         lambda run: write_json(run / "report" / "test.json", {}),
         lambda run: write_json(run / "plan.json", {}),
     ):
