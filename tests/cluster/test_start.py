@@ -128,5 +128,5 @@ def test_a_hostfile_that_asks_for_other_ranks_or_is_missing_is_refused(
     train = arguments(two_hosts, tiny_recipe, two_hosts.shared / "none")
     ended = two_hosts.run("node0", [*missing, *train])
     assert ended.returncode == 2, ended.stdout[-2000:]
-    assert "hostfile /root/no-such-file" in ended.stdout
+    assert "/root/no-such-file is not a file" in ended.stdout
     assert not (two_hosts.shared / "none").exists()
