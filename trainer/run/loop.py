@@ -39,8 +39,11 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
         DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
     """
     run, state = session.run, session.state
-    if state.is_unscored and (stopped := _validate(session, stop, watchdog)):
-        raise stopped
+    if state.is_unscored:
+        if stopped := _validate(session, stop, watchdog):
+            raise stopped
+        with watchdog.watching("save after step", state.step):
+            session.save()  # its best step is what export.py merges
     run.engine.train()
     logged = replace(state)
     check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())

@@ -162,6 +162,12 @@ def test_a_signal_while_scoring_is_heeded_and_the_next_start_begins_with_it(
     assert losses(folder) == losses(whole)
     logs = [read_log(path / "log.jsonl", "valid") for path in (folder, whole)]
     assert logs[0] == logs[1]
+    saved = [
+        json.loads((path / "checkpoints" / "step-00000004" / "trainer.json").read_text())["state"]
+        for path in (folder, whole)
+    ]
+    assert [state["is_unscored"] for state in saved] == [False, False]
+    assert saved[0]["best_step"] == saved[1]["best_step"]
     reports = [(path / "report" / "predictions.jsonl").read_text() for path in (folder, whole)]
     assert reports[0] == reports[1]
 
