@@ -144,6 +144,21 @@ def tiny_recipe(tmp_path_factory, tiny_data, tiny_model) -> Path:
     return recipe
 
 
+@pytest.fixture(scope="session")
+def saved_model(tiny_model, tmp_path_factory) -> Path:
+    """A causal language model with its tokenizer, as users have it: no classification head."""
+    import torch  # most tests need neither
+    from transformers import AutoModelForCausalLM, GPTBigCodeConfig
+
+    folder: Path = tmp_path_factory.mktemp("saved") / "model"
+    torch.manual_seed(1)
+    config = GPTBigCodeConfig.from_pretrained(tiny_model)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, folder)
+    return folder
+
+
 MINIMAL = {
     "run": {"output_dir": "runs/x"},
     "model": {"config": "data/samples/model"},

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPTBigCodeConfig
 
 from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, ModelError
@@ -14,22 +13,10 @@ from trainer.models.files import base_digest, check_model_files
 from trainer.models.load import load_base
 
 
-@pytest.fixture(scope="module")
-def saved_base(tiny_model, tmp_path_factory):
-    """A causal language model on disk, as users have it: no classification head."""
-    folder = tmp_path_factory.mktemp("base") / "model"
-    torch.manual_seed(1)
-    config = GPTBigCodeConfig.from_pretrained(tiny_model)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / name, folder)
-    return folder
-
-
 @pytest.fixture
-def base(saved_base, tmp_path):
+def base(saved_model, tmp_path):
     """A copy to damage."""
-    return shutil.copytree(saved_base, tmp_path / "model")
+    return shutil.copytree(saved_model, tmp_path / "model")
 
 
 def config_of(recipe, folder):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTBigCodeConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trainer.architectures.derived import derived_shape
 from trainer.config.recipe import load_run_config
@@ -22,21 +22,9 @@ from trainer.tuning.plain import train_all
 LANGUAGE = "task.name=causal_lm"
 
 
-@pytest.fixture(scope="module")
-def saved(tiny_model, tmp_path_factory):
-    """A causal language model with its tokenizer."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    torch.manual_seed(1)
-    config = GPTBigCodeConfig.from_pretrained(tiny_model)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / name, folder)
-    return folder
-
-
 @pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "model")
+def folder(saved_model, tmp_path):
+    return shutil.copytree(saved_model, tmp_path / "model")
 
 
 @pytest.fixture
