@@ -13,6 +13,8 @@ from typing import Any
 
 import xxhash
 
+from data.readers import file_digest
+
 # sha256 for what is given away; xxh3 for caches, at a tenth of the time.
 ALGORITHMS: dict[str, Callable[..., Any]] = {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}
 _FILES, _OWN = "files", "sha256_of_the_rest"
@@ -31,7 +33,7 @@ def seal(folder: Path, name: str, content: Mapping[str, Any], algorithm: str = "
     files = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
-            algorithm: digest(path, algorithm),
+            algorithm: file_digest(path, ALGORITHMS[algorithm]),
         }
         for path in paths
     }
@@ -75,14 +77,8 @@ def file_fault(folder: Path, name: str, said: Mapping[str, Any]) -> str:
     if path.stat().st_size != said["bytes"]:
         return f"{name} has {path.stat().st_size} bytes, the manifest says {said['bytes']}"
     algorithm = next(key for key in ALGORITHMS if key in said)
-    is_same = digest(path, algorithm) == said[algorithm]
+    is_same = file_digest(path, ALGORITHMS[algorithm]) == said[algorithm]
     return "" if is_same else f"{name} does not match its {algorithm}"
-
-
-def digest(path: Path, algorithm: str = "sha256") -> str:
-    """The digest of a file, in hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, ALGORITHMS[algorithm]).hexdigest()
 
 
 def to_disk(path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data.config import DataConfig
 from data.errors import DataError
@@ -174,10 +175,10 @@ def any_member(path: Path, config: DataConfig, test: Callable[[str], bool]) -> b
         return True in [test(member.name) for member in members or ()]
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
+def file_digest(path: Path, algorithm: Callable[..., Any] = hashlib.sha256) -> str:
+    """Digest of a file, hexadecimal."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def source_digest(path: Path) -> str:
