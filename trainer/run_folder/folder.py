@@ -26,7 +26,6 @@ CHECKPOINTS, ADAPTER, REPORT, BASE = "checkpoints", "adapter", "report", "base"
 LOG, RECIPE, LOCK, MANIFEST = "log.jsonl", "config.yaml", ".focaltune-run", "MANIFEST.json"
 _LOCK_BEFORE = ".lock"  # of versions before 0.3; it holds the same text
 _HOLDER = re.compile(r"process \d+ on .")
-_LEFTOVER = re.compile(r"\.(adapter|base)-(old-)?[0-9a-f]{32}")
 
 
 class RunLock:
@@ -87,8 +86,8 @@ def open_run_folder(config: RunConfig) -> RunLock:
     except OSError as error:
         raise MachineError(f"run.output_dir {folder} is not writable: {error}") from error
     remove_leftovers(folder / CHECKPOINTS)
-    for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name):
+    for name in (ADAPTER, BASE):
+        for path in _leftovers(folder / name):
             shutil.rmtree(path, ignore_errors=True)
     return lock
 
@@ -128,9 +127,8 @@ def built(folder: Path) -> Iterator[Path]:
     Raises:
         MachineError: The disk is full or not writable; what there was stays, the new one goes.
     """
-    ours = re.compile(rf"\.{re.escape(folder.name)}-(old-)?[0-9a-f]{{32}}")
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
-        if ours.fullmatch(path.name) and path.is_dir() and _hold(path):
+    for path in _leftovers(folder):
+        if _hold(path):
             shutil.rmtree(path, ignore_errors=True)
     building = _new_held(folder)
     made = building.stat()
@@ -144,6 +142,13 @@ def built(folder: Path) -> Iterator[Path]:
         raise MachineError(
             f"{folder} was not written: {error}; make room there, the same command continues"
         ) from error
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Unfinished and replaced folders that `built` left beside one."""
+    ours = re.compile(rf"\.{re.escape(folder.name)}-(old-)?[0-9a-f]{{32}}")
+    beside = folder.parent.glob(f".{glob.escape(folder.name)}-*")
+    return [path for path in beside if ours.fullmatch(path.name) and path.is_dir()]
 
 
 def _new_held(folder: Path) -> Path:
