@@ -214,7 +214,7 @@ def _lasting_output() -> Iterator[None]:
 
 def _in_utf8() -> None:
     """Start again in UTF-8 mode where the locale has paths and output in another encoding."""
-    if sys.getfilesystemencoding() != "utf-8" or sys.getdefaultencoding() != "utf-8":
+    if sys.getfilesystemencoding() != "utf-8":
         arguments = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, "PYTHONUTF8": "1"})
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.errors import LostRankError, MachineError
-from trainer.processes.ranks import adopt_launcher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,17 +49,16 @@ class Ranks:
 def start(timeout_seconds: int, store: "Store | None" = None) -> Ranks:
     """Join the process group through DeepSpeed, alone or as one rank of many.
 
-    The timeout holds for every collective, also for those of ZeRO's own groups.
-    Without a store where the ranks have met, they meet now.
+    The variables are those of `adopt_launcher`. The timeout holds for every collective, also for
+    those of ZeRO's own groups. Without a store where the ranks have met, they meet now.
 
     Raises:
         LostRankError: Ranks are missing, or cannot connect to each other.
         MachineError: More ranks on this node than GPUs; GPUs that torch does not see; a port in
-            use; contradicting variables.
+            use.
     """
     import torch
 
-    adopt_launcher(os.environ)
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
         refuse_unseen_gpus(os.environ)

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -126,14 +126,13 @@ def _listening(port: int, *, is_used: bool) -> Iterator[int | None]:
     if not is_used:
         yield None
         return
-    with ExitStack() as stack:
-        server = stack.enter_context(socket.socket())
+    with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             server.bind(("127.0.0.1", port))
+            server.listen(1024)  # another run that has bound the port too may listen first
         except OSError as error:
             raise _no_port(port, error) from error
-        server.listen(1024)
         yield server.fileno()
         server.detach()  # the store closes it
 
