@@ -130,7 +130,7 @@ def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
                 if not value.strip():  # it would be the folder that all paths start from
                     raise ValueError("it is empty")
                 path = (base / Path(value).expanduser()).resolve()
-                path.exists()  # a name too long, or below a file that is no folder
+                path.exists()  # it fails for a name too long, or below a file
                 block[key] = str(path)
     return changed
 

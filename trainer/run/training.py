@@ -208,10 +208,10 @@ def _build(
 
 def _total_steps(optim: OptimSection, loader: TrainLoader) -> int:
     steps_per_epoch = loader.plan.steps_per_epoch
-    if optim.warmup_steps > (optim.max_steps or (optim.epochs or 0) * steps_per_epoch):
+    whole = optim.max_steps or (optim.epochs or 0) * steps_per_epoch
+    if optim.warmup_steps > whole:
         raise ConfigError(
-            f"optim.warmup_steps {optim.warmup_steps} is above the run's"
-            f" {optim.max_steps or (optim.epochs or 0) * steps_per_epoch} steps"
+            f"optim.warmup_steps {optim.warmup_steps} is above the run's {whole} steps"
             f" ({steps_per_epoch} an epoch x {optim.epochs} epochs); lower it"
         )
     return optim.max_steps or loader.steps_until(optim.epochs or 0)

@@ -131,7 +131,7 @@ def test_69_a_run_that_is_not_to_be_continued_is_left_alone(tiny_recipe, tmp_pat
 
 @pytest.mark.parametrize("boot", ["of this boot", "of an earlier boot"])
 def test_111_the_lock_of_a_run_that_is_gone_lets_the_next_one_in(boot, tiny_recipe, tmp_path):
-    """Its text names a process: the kernel holds the lock, so a number used again is no matter."""
+    """Its text names a process: the kernel holds the lock, so a number may be used again."""
     number = os.getpid() if boot == "of an earlier boot" else 2**22 + 1  # no process has it
     (tmp_path / LOCK).write_text(f"process {number} on {socket.gethostname()}")
     config = config_with(tiny_recipe, tmp_path)

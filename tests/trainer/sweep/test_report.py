@@ -98,7 +98,7 @@ def test_a_method_that_lacks_a_seed_is_left_out_of_the_order(finished):
     assert order.methods == ("lora", "ptuning", "ia3", "adapter_h")
     assert (
         compare([r for r in results if r.method in ("full", "lora")]).orders == []
-    )  # two are no order
+    )  # an order needs three methods
 
 
 def test_loss_and_metric_are_related_over_all_cells_and_within_each_model(finished):
