@@ -36,26 +36,31 @@ class Batch:
         position_ids_BT: int64, from 0 in each example, or in each row if examples are not isolated.
         segment_ids_BT: int64, counted from 0 in each row.
         segment_lengths: Tokens of every segment, row by row, with padding; their sum is B x T.
+        used_B: Real tokens of each row, on the host; padding follows them.
         row_S: Row of each place.
         read_S: Its column: the last token of a function, or the token before a target.
         labels_S: Class ids, or token ids.
         weights_S: float32 loss weights: the example's weight times its share of a function.
         example_S: Indices into the ExampleSet, on the host.
         count: Functions (as shares) or targets. The loss sum is divided by their total in the step.
-        num_tokens: Real tokens, without padding.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     segment_ids_BT: Tensor
     segment_lengths: tuple[int, ...]
+    used_B: tuple[int, ...]
     row_S: Tensor
     read_S: Tensor
     labels_S: Tensor
     weights_S: Tensor
     example_S: npt.NDArray[np.int64]
     count: float
-    num_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, without padding."""
+        return sum(self.used_B)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; from pinned memory the copies do not wait."""
@@ -110,13 +115,13 @@ def collate(
         position_ids_BT=torch.from_numpy(segments[0]),
         segment_ids_BT=torch.from_numpy(segments[1]),
         segment_lengths=segments[2],
+        used_B=tuple(used_B.tolist()),
         row_S=torch.from_numpy(row_S),
         read_S=torch.from_numpy(read_S),
         labels_S=torch.from_numpy(labels_S),
         weights_S=torch.from_numpy(weights_S),
         example_S=example_S,
         count=float(examples.count_E[example_F].sum()),
-        num_tokens=int(used_B.sum()),
     )
 
 
