@@ -74,7 +74,7 @@ def whole_loss(hidden_size: int, logits: str, chunk_rows: int) -> dict[str, Any]
     target = torch.randint(VOCAB, (TOKENS,), device="cuda")
     ones = torch.ones(TOKENS, device="cuda")
     # fp32 logits are the default of the loss, which plans its buffers by it.
-    loss = LinearFocal(2.0, False, "triton", chunk_rows, LOGITS[logits])
+    loss = LinearFocal(2.0, backend="triton", chunk_rows=chunk_rows, logits_dtype=LOGITS[logits])
 
     def run() -> None:
         hidden.grad = None

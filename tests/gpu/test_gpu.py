@@ -44,7 +44,7 @@ def test_half_precision_follows_fp32(precision, reference, tiny_recipe, tmp_path
 
 @pytest.mark.skipif(not HAS_FLASH, reason="flash_attn is not installed")
 def test_flash_attention_keeps_functions_apart(reference, tiny_recipe, tmp_path):
-    """The packing self-check of the run refuses a leak, so finishing is the proof."""
+    """The proof at the start refuses a leak, so finishing is the test."""
     overrides = ["engine.precision=bf16", "model.attention=flash_attention_2"]
     assert losses(tiny_recipe, tmp_path / "run", *overrides) == pytest.approx(reference, rel=0.1)
 

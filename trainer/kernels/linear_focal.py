@@ -13,6 +13,8 @@ c is applied after the GEMM, to the rows of U W and of X, never to the 16-bit U:
 probabilities times 1 / (number of tokens) would be zeros. In dW, c X is divided by the largest w
 before it is rounded to 16 bit, so neither large nor small weights leave fp16's range.
 
+A cap k makes the logits k tanh(Z / k) (Gemma 2, section 2), so U gets the factor 1 - tanh^2.
+
 T tokens, M tokens of a chunk, D hidden, V vocabulary.
 """
 
@@ -42,6 +44,7 @@ class LinearFocal:
         gamma: >= 0; 0 is cross-entropy.
         detach_modulator: Leave the modulator's gradient out.
         backend: torch on any device, or triton on a GPU.
+        cap: Of the logits: cap x tanh(logits / cap); None: there is none.
         chunk_rows: Rows of logits at once; None: planned for the device.
         logits_dtype: None: fp32 (float64 for float64), which focal loss needs: with bf16 logits its
             slope is off by 4% at gamma 2. Another one is for the benchmarks, triton alone.
@@ -50,6 +53,7 @@ class LinearFocal:
     gamma: float
     detach_modulator: bool = False
     backend: str = "torch"
+    cap: float | None = None
     chunk_rows: int | None = None
     logits_dtype: torch.dtype | None = None
 
@@ -74,6 +78,13 @@ class LinearFocal:
             hidden_TD, weight_VD, bias_V, target_T, weight_T, self, torch.is_grad_enabled()
         )
         return total
+
+
+def cap_logits(logits_MV: Tensor, cap: float) -> Tensor:
+    """Write cap x tanh(logits / cap) over the logits; returns its slope, 1 - tanh^2."""
+    tanh_MV = (logits_MV / cap).tanh_()
+    torch.mul(tanh_MV, cap, out=logits_MV)
+    return tanh_MV.square_().neg_().add_(1)
 
 
 def row_kernel(backend: str) -> RowKernel:
@@ -111,7 +122,10 @@ class _LinearFocalSum(torch.autograd.Function):
             # A token left out may hold anything, NaN too.
             hidden_MD = torch.where(share_T[chunk, None] > 0, hidden_TD[chunk], 0)
             _project(hidden_MD, weight_VD, bias_V, here_MV)
+            slope_MV = None if loss.cap is None else cap_logits(here_MV, loss.cap)
             nll_M = kernel(here_MV, target_T[chunk], here_unit_MV)
+            if slope_MV is not None and here_unit_MV is not None:
+                here_unit_MV.mul_(slope_MV)
             value_M, slope_M = focal_value_and_slope(nll_M, loss.gamma, loss.detach_modulator)
             # where, not a product: a token left out adds 0 even where its nll is infinite.
             sums.loss += torch.where(share_T[chunk] > 0, value_M * share_T[chunk], 0.0).sum()

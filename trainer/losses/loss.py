@@ -78,6 +78,7 @@ def linear_focal_loss(
     weights_T: Tensor | None = None,
     detach_modulator: bool = False,
     backend: str = "torch",
+    cap: float | None = None,
 ) -> LossSum:
     """`focal_loss` of the logits hidden_TD @ weight_VD.T + bias_V, without all logits in memory.
 
@@ -90,6 +91,7 @@ def linear_focal_loss(
         weights_T: Weight of each token; multiplies its loss, not its count.
         detach_modulator: As in `focal_loss`.
         backend: torch, triton or reference; as settled.
+        cap: The logits are cap x tanh(logits / cap) where it is not None.
 
     Raises:
         ValueError: gamma is negative or not finite, or the dtypes differ.
@@ -103,11 +105,12 @@ def linear_focal_loss(
     if backend == "reference":
         hidden_TD = torch.where(labelled_T[:, None], hidden_TD, 0)  # it may hold NaN
         logits_TV = _all_logits(hidden_TD, weight_VD, bias_V)
+        logits_TV = logits_TV if cap is None else cap * torch.tanh(logits_TV / cap)
         return focal_loss(
             logits_TV, targets_T, gamma, weights_S=weights_T, detach_modulator=detach_modulator
         )
     target_T, weight_T, count = _row_weights(labelled_T, targets_T, None, weights_T, hidden_TD)
-    loss = LinearFocal(gamma, detach_modulator, backend)
+    loss = LinearFocal(gamma, detach_modulator, backend, cap)
     return LossSum(loss.loss_sum(hidden_TD, weight_VD, bias_V, target_T, weight_T), count)
 
 

@@ -4,6 +4,7 @@ B rows, T tokens per row, P virtual tokens of P-Tuning, D hidden, S positions th
 classes.
 """
 
+import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from data.batches.batch import Batch
 from trainer.config.sections import LossSection
-from trainer.models.packed_attention import attention_inputs
+from trainer.models.packed_attention import ROWS, Strategy, packed_inputs
+from trainer.models.record_rows import record_rows
 from trainer.models.token_loss import TokenLoss
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import virtual_tokens
@@ -30,17 +32,16 @@ class PackedClassifier(nn.Module):
     Args:
         model: A sequence-classification model of transformers under its tuning method. Its own
             forward, which searches the last token by id, is never called.
-        attention: Resolved back end.
     """
 
-    def __init__(self, model: "PeftModel | PlainModel", attention: str) -> None:
+    def __init__(self, model: "PeftModel | PlainModel") -> None:
         super().__init__()
         self.model = model
-        self.attention = attention
+        self.strategy = self.stock = stock_strategy(model)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, C) in the head's dtype; `batch` is on the model's device."""
-        hidden_SD = read_states(self.model, batch, self.attention)
+        hidden_SD = read_states(self.model, batch, self.strategy)
         # fp32 over a 16-bit base where the run trains in fp32
         trained = next(p.dtype for p in self.model.parameters() if p.requires_grad)
         logits_SC: Tensor = self.model.get_base_model().score(hidden_SD.to(trained))
@@ -55,7 +56,6 @@ class PackedLanguageModel(nn.Module):
 
     Args:
         model: A causal language model of transformers under its tuning method.
-        attention: Resolved back end.
         loss: gamma, and the settled back end.
         detach_modulator: As in `linear_focal_loss`.
     """
@@ -63,46 +63,69 @@ class PackedLanguageModel(nn.Module):
     def __init__(
         self,
         model: "PeftModel | PlainModel",
-        attention: str,
         loss: LossSection,
         detach_modulator: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        self.attention = attention
+        self.strategy = self.stock = stock_strategy(model)
         self.loss = TokenLoss(model, loss, detach_modulator)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor] | Tensor:
         """Sum and count in training; in evaluation the scores (S, 3) of `token_scores`."""
-        hidden_SD = read_states(self.model, batch, self.attention)
+        hidden_SD = read_states(self.model, batch, self.strategy)
         result: tuple[Tensor, Tensor] | Tensor
         result = self.loss(hidden_SD, batch.labels_S, batch.weights_S)
         return result
 
 
+def stock_strategy(model: "PeftModel | PlainModel") -> Strategy:
+    """Each record as stock code takes it; a model keeps to it until proof.py chooses another."""
+    return Strategy(ROWS, model.get_base_model().config._attn_implementation, most_padding=0.0)
+
+
 PackedModel: TypeAlias = PackedClassifier | PackedLanguageModel
 
 
-def read_states(model: "PeftModel | PlainModel", batch: Batch, attention: str) -> Tensor:
-    """Last hidden states (S, D) at the positions that are read.
+def read_states(model: "PeftModel | PlainModel", batch: Batch, strategy: Strategy) -> Tensor:
+    """Last hidden states (S, D) at the positions that are read, of records kept apart.
 
     With virtual tokens, a row holds one function.
     """
     base = model.get_base_model()
+    backbone, embeddings = base.base_model, base.get_input_embeddings()
     prompt_1PD = virtual_tokens(model)
-    if prompt_1PD is None:
-        inputs = attention_inputs(batch, attention, base.dtype)
-        hidden_BTD = base.base_model(input_ids=batch.input_ids_BT, **inputs).last_hidden_state
-    else:
-        num_virtual = prompt_1PD.shape[1]
-        tokens_BTD = base.get_input_embeddings()(batch.input_ids_BT)
+
+    def inputs(input_ids: Tensor) -> dict[str, Tensor]:
+        if prompt_1PD is None:
+            return {"input_ids": input_ids}
+        tokens_BTD = embeddings(input_ids)
         prompt_BPD = prompt_1PD.to(tokens_BTD.dtype).expand(len(tokens_BTD), -1, -1)
-        inputs = attention_inputs(prompted(batch, num_virtual), attention, base.dtype)
-        hidden_BTD = base.base_model(
-            inputs_embeds=torch.cat([prompt_BPD, tokens_BTD], dim=1), **inputs
-        ).last_hidden_state[:, num_virtual:]
+        return {"inputs_embeds": torch.cat([prompt_BPD, tokens_BTD], dim=1)}
+
+    num_virtual = 0 if prompt_1PD is None else prompt_1PD.shape[1]
+    if strategy.name == ROWS:
+
+        def run(ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
+            mask_NL = nn.functional.pad(mask_NL, (num_virtual, 0), value=1)
+            given = inputs(ids_NL) | {"attention_mask": mask_NL} | _without_cache(backbone)
+            states_NLD: Tensor = backbone(**given).last_hidden_state[:, num_virtual:]
+            return states_NLD
+
+        pad_id = getattr(embeddings, "padding_idx", None) or 0
+        rows = record_rows(batch, pad_id, strategy.num_passes, strategy.most_padding)
+        return rows.states(batch, run)
+    packed = prompted(batch, num_virtual) if num_virtual else batch
+    given = inputs(batch.input_ids_BT) | packed_inputs(packed, strategy, base.dtype)
+    hidden_BTD = backbone(**given).last_hidden_state[:, num_virtual:]
     states_SD: Tensor = hidden_BTD[batch.row_S, batch.read_S]
     return states_SD
+
+
+def _without_cache(backbone: nn.Module) -> dict[str, bool]:
+    """A cache costs memory and is of no use in training; not every model has one."""
+    takes = inspect.signature(backbone.forward).parameters
+    return {"use_cache": False} if "use_cache" in takes else {}
 
 
 def prompted(batch: Batch, num_virtual: int) -> Batch:

@@ -10,7 +10,6 @@ import torch
 from data.errors import parsing
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
-from trainer.models import packed_attention  # noqa: F401 registers segment_sdpa
 from trainer.models.files import config_values
 from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder
 from trainer.models.weights import (
@@ -99,9 +98,9 @@ def _from_files(
     """The model of these files.
 
     Settled here, because from_pretrained decides it by what it finds: files (`named_files`), dtype
-    and attention (`_explicit`; config.json names others), code (none), the network (not used),
-    kernels of a hub (not used: use_kernels is off), the attributes that name the source in what is
-    saved, and tied weights that differ in the files.
+    (`_explicit`; config.json names another), code (none), the network (not used), kernels of a hub
+    (not used: use_kernels is off), the attributes that name the source in what is saved, and tied
+    weights that differ in the files. Attention is transformers' own until proof.py chooses.
     """
     values = config_values(source / CONFIG)
     with named_files(source, values, files) as folder, _model_errors(str(source)):
@@ -130,10 +129,7 @@ def _auto_class(config: RunConfig) -> Any:
 
 
 def _explicit(config: RunConfig) -> dict[str, Any]:
-    return {
-        "dtype": DTYPES[config.base_dtype],
-        "attn_implementation": config.model.attention,
-    }
+    return {"dtype": DTYPES[config.base_dtype]}
 
 
 def _model_config(folder: str, config: RunConfig) -> Any:

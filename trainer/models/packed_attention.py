@@ -1,11 +1,15 @@
-"""Attention inside functions only, for rows that hold several.
+"""Ways to keep the records of a packed row apart inside the model.
 
-No model has to guess the boundaries from positions: eager and SDPA get an explicit mask, and
-segment_sdpa and FlashAttention get the boundaries.
+varlen   attention gets the boundaries: FlashAttention, or SDPA segment by segment on a CPU
+mask     each layer gets one explicit block-diagonal mask, which would hide a window of the layer
+native   positions restart and there is no mask, so transformers builds a packed mask for each layer
+rows     see trainer/models/record_rows.py
 
 B rows, T tokens per row, H heads, D head size.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -15,26 +19,55 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from data.batches.batch import Batch
-from trainer.config.methods import FLASH, SEGMENT_SDPA
+from trainer.config.methods import SEGMENT_SDPA
+from trainer.models.record_rows import MOST_PADDING
+
+VARLEN, MASK, NATIVE, ROWS = "varlen", "mask", "native", "rows"
+# What layers pass to attention beside their tensors and that changes nothing here: their own
+# copies of what is passed to all, and what only generation or other back ends read.
+_WITHOUT_EFFECT = (
+    "position_ids", "position_embeddings", "use_cache", "past_key_values", "is_causal",
+    "output_attentions", "output_router_logits", "cache_position", "layer_idx",
+)  # fmt: skip
 
 
-def attention_inputs(batch: Batch, attention: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The keyword arguments that keep the functions of a batch apart.
+@dataclass(frozen=True)
+class Strategy:
+    """How records are kept apart.
+
+    Attributes:
+        name: varlen, mask, native or rows.
+        attention: The back end of transformers that computes it.
+        num_passes, most_padding: Of rows, as in `record_rows`.
+    """
+
+    name: str
+    attention: str
+    num_passes: int | None = None
+    most_padding: float = MOST_PADDING
+
+    def __str__(self) -> str:
+        """As in the banner."""
+        unpadded = "" if self.most_padding else " without padding"
+        return f"{self.name}{unpadded} ({self.attention})"
+
+
+def packed_inputs(batch: Batch, strategy: Strategy, dtype: torch.dtype) -> dict[str, Any]:
+    """The keyword arguments that keep the records of a packed batch apart.
 
     Args:
         batch: A batch on the model's device.
-        attention: Resolved back end.
+        strategy: Any but rows.
         dtype: Dtype of the hidden states, which an additive mask must have.
-
-    Returns:
-        position_ids, use_cache and either attention_mask or the segment boundaries.
     """
-    common = {"position_ids": batch.position_ids_BT, "use_cache": False}
-    if attention == SEGMENT_SDPA:
-        return common | {"segment_lengths": batch.segment_lengths}
-    if attention == FLASH:
-        return common | _varlen_arguments(batch)
-    return common | {"attention_mask": causal_segment_mask(batch.segment_ids_BT, dtype)}
+    inputs: dict[str, Any] = {"position_ids": batch.position_ids_BT, "use_cache": False}
+    if strategy.name == MASK:
+        inputs["attention_mask"] = causal_segment_mask(batch.segment_ids_BT, dtype)
+    elif strategy.attention == SEGMENT_SDPA:
+        inputs["segment_lengths"] = batch.segment_lengths
+    elif strategy.name == VARLEN:
+        inputs |= _varlen_arguments(batch)
+    return inputs
 
 
 def causal_segment_mask(segment_ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -67,15 +100,24 @@ def _segment_sdpa(
     value_BHTD: Tensor,
     attention_mask: Tensor | None,
     *,
-    segment_lengths: tuple[int, ...],
+    segment_lengths: tuple[int, ...] | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal SDPA of each segment in turn: its cost depends on the functions, not on the row.
 
     `segment_lengths` are host integers, so slicing does not wait for the device. A row ends where
     the lengths add up to T.
+
+    Raises:
+        NotImplementedError: The layer wants what is not passed on: it would be left out silently.
     """
+    if segment_lengths is None:
+        raise NotImplementedError(f"{type(module).__name__} does not get the boundaries")
     assert attention_mask is None  # the name has no mask function: transformers makes none
+    _refuse_unknown(module, kwargs)
     width = query_BHTD.shape[2]
     rows, pieces, row, start = [], [], 0, 0
     for length in segment_lengths:
@@ -85,9 +127,10 @@ def _segment_sdpa(
             query_BHTD[here],
             key_BHTD[here],
             value_BHTD[here],
-            None,
+            _window_mask(length, sliding_window, query_BHTD.device),
+            dropout=dropout,
+            scaling=scaling,
             is_causal=True,
-            **kwargs,
         )
         pieces.append(output)
         start += length
@@ -95,6 +138,26 @@ def _segment_sdpa(
             rows.append(torch.cat(pieces, dim=1))
             pieces, row, start = [], row + 1, 0
     return torch.cat(rows, dim=0), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Where a token sees another, for a segment longer than the window, itself counted."""
+    if window is None or length <= window:
+        return None
+    seen_TT = torch.ones(length, length, dtype=torch.bool, device=device)
+    return seen_TT.tril().triu(1 - window)[None, None]
+
+
+def _refuse_unknown(module: torch.nn.Module, given: Mapping[str, Any]) -> None:
+    unknown = [
+        name
+        for name, value in given.items()
+        if name not in _WITHOUT_EFFECT and value is not None and value is not False
+    ]
+    if given.get("is_causal", getattr(module, "is_causal", True)) is False:
+        unknown.append("is_causal=False")
+    if unknown:
+        raise NotImplementedError(f"{type(module).__name__} passes {', '.join(unknown)}")
 
 
 AttentionInterface.register(SEGMENT_SDPA, _segment_sdpa)

@@ -49,17 +49,20 @@ class RecordRows:
         return rows_R[self.record_P[_places_read(batch)]]
 
 
-def record_rows(batch: Batch, pad_id: int, num_passes: int | None = None) -> RecordRows:
+def record_rows(
+    batch: Batch, pad_id: int, num_passes: int | None = None, most_padding: float = MOST_PADDING
+) -> RecordRows:
     """Lay the records of a batch out in passes; without records there is one pass of one token.
 
     Args:
         batch: On the model's device.
         pad_id: Fills the ends of rows.
-        num_passes: Exactly this many; None: as few as keep the padding below `MOST_PADDING`.
+        num_passes: Exactly this many; None: as few as keep the padding low.
+        most_padding: Share of all places; 0: records of one length alone share a pass.
     """
     width, device = batch.input_ids_BT.shape[1], batch.input_ids_BT.device
     starts_R, lengths_R = _records(batch, width)
-    passes = group_by_length(lengths_R, num_passes)
+    passes = group_by_length(lengths_R, num_passes, most_padding)
     place_P = np.zeros(batch.input_ids_BT.numel(), np.int64)
     record_P = np.zeros_like(place_P)
     ids_P, inputs, num_places, num_records = batch.input_ids_BT.flatten(), [], 0, 0
@@ -81,12 +84,14 @@ def record_rows(batch: Batch, pad_id: int, num_passes: int | None = None) -> Rec
     )
 
 
-def group_by_length(lengths_R: Ints, num_passes: int | None = None) -> list[Ints]:
-    """Indices of the records of each pass, the shortest first.
+def group_by_length(
+    lengths_R: Ints, num_passes: int | None = None, most_padding: float = MOST_PADDING
+) -> list[Ints]:
+    """Indices of the records of each pass, the shortest first; arguments as of `record_rows`.
 
     From one pass a length on, the two neighbours whose union pads least are joined, while all
-    padding stays below `MOST_PADDING`, or until `num_passes` are left. Where there are fewer, the
-    first record is repeated: its states are taken from one of the passes.
+    padding stays low, or until `num_passes` are left. Where there are fewer, the first record is
+    repeated: its states are taken from one of the passes.
     """
     order_R = np.argsort(lengths_R, kind="stable")
     longest, counts = np.unique(lengths_R, return_counts=True)
@@ -95,7 +100,7 @@ def group_by_length(lengths_R: Ints, num_passes: int | None = None) -> list[Ints
         added = counts[:-1] * np.diff(longest)
         cheapest = int(added.argmin())
         padding += int(added[cheapest])
-        if num_passes is None and padding > MOST_PADDING * (tokens + padding):
+        if num_passes is None and padding > most_padding * (tokens + padding):
             break
         if num_passes is not None and len(longest) <= num_passes:
             break

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trainer.config.sections import LossSection
 from trainer.errors import ModelError
 from trainer.kernels.chunks import device_chunk
+from trainer.kernels.linear_focal import cap_logits
 from trainer.losses.loss import linear_focal_loss
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class TokenLoss(nn.Module):
         loss: gamma, and the settled back end.
         detach_modulator: As in `linear_focal_loss`.
 
+    Attributes:
+        scale, cap: What the model does to its logits: see trainer/models/output.py.
+
     Raises:
         ModelError: The output layer is not one plain linear layer.
     """
@@ -46,6 +50,8 @@ class TokenLoss(nn.Module):
         self._head = (output_layer(model),)  # in a tuple: not a child of this module
         self.loss = loss
         self.detach_modulator = detach_modulator
+        self.scale = 1.0
+        self.cap: float | None = None
 
     def forward(
         self, hidden_TD: Tensor, targets_T: Tensor, weights_T: Tensor | None = None
@@ -56,10 +62,14 @@ class TokenLoss(nn.Module):
         """
         # Read once: under ZeRO-3 each call of the layer is a collective, and ranks have different
         # numbers of chunks.
-        weight, bias = self._head[0].weight, self._head[0].bias
+        weight: Tensor = self._head[0].weight
+        bias: Tensor | None = self._head[0].bias
         hidden_TD = hidden_TD.to(weight.dtype)
+        if self.scale != 1:
+            hidden_TD = hidden_TD * self.scale
+            bias = None if bias is None else bias * self.scale
         if not self.training:
-            return token_scores(hidden_TD, targets_T, weight, bias)
+            return token_scores(hidden_TD, targets_T, weight, bias, self.cap)
         loss = linear_focal_loss(
             hidden_TD,
             weight,
@@ -69,12 +79,17 @@ class TokenLoss(nn.Module):
             weights_T=weights_T,
             detach_modulator=self.detach_modulator,
             backend=self.loss.backend,
+            cap=self.cap,
         )
         return loss.sum, loss.count
 
 
 def token_scores(
-    hidden_TD: Tensor, labels_T: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+    hidden_TD: Tensor,
+    labels_T: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    cap: float | None = None,
 ) -> Tensor:
     """Three columns in fp32 (T, 3), with only a chunk of logits in memory at a time.
 
@@ -86,13 +101,15 @@ def token_scores(
     chunks = zip(torch.split(hidden_TD, size), torch.split(labels_T, size), strict=True)
     return torch.cat(
         [
-            _scores(nn.functional.linear(hidden_CD, weight_VD, bias_V).float(), labels_C)
+            _scores(nn.functional.linear(hidden_CD, weight_VD, bias_V).float(), labels_C, cap)
             for hidden_CD, labels_C in chunks
         ]
     )
 
 
-def _scores(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
+def _scores(logits_CV: Tensor, labels_C: Tensor, cap: float | None) -> Tensor:
+    if cap is not None:
+        cap_logits(logits_CV, cap)
     own_C1 = logits_CV.gather(1, labels_C[:, None])
     highest_C = logits_CV.argmax(1)
     nll_C = logits_CV.logsumexp(1) - own_C1[:, 0]

@@ -12,6 +12,7 @@ from trainer.errors import MachineError
 from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.load import load_base, load_quantized_base
+from trainer.models.proof import Settings
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
@@ -66,18 +67,31 @@ def build_model(config: RunConfig) -> PackedModel:
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
     tuned = METHODS[config.tuning.method](base, config.tuning)
-    attention = config.model.attention
     model: PackedModel
     if config.is_language:
         detach_modulator = config.replication.detach_modulator
-        model = PackedLanguageModel(tuned, attention, config.loss, detach_modulator)
+        model = PackedLanguageModel(tuned, config.loss, detach_modulator)
     else:
-        model = PackedClassifier(tuned, attention)
+        model = PackedClassifier(tuned)
     if config.engine.precision == "fp32":  # also over a 16-bit frozen base
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return model
+
+
+def proof_settings(recipe: Resolved) -> Settings:
+    """What of a resolved recipe the proof of its strategy depends on."""
+    config, data = recipe.config, recipe.config.data
+    return Settings(
+        attention=config.model.attention,
+        is_free=recipe.written.model.attention == "auto",
+        seq_length=data.seq_length,
+        packing=data.packing,
+        isolate=data.isolate,
+        precision=config.engine.precision,
+        equal_passes=recipe.preset.stage == 3 and recipe.machine.num_ranks > 1,
+    )
 
 
 def _load(config: RunConfig) -> "PreTrainedModel":

@@ -22,6 +22,7 @@ from trainer.engine.state import TrainState
 from trainer.errors import ConfigError
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
+from trainer.models.proof import use
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
 from trainer.run.saved_run import best_model, trained_model
@@ -56,7 +57,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
         raise ConfigError(f"{output} exists; give --output another folder")
     best, settled, trained, alone = best_model(config, prepared)
     valid = prepared.splits["valid"].examples
-    before_SC = _logits(trained, config, valid, alone)
+    before_SC, strategy = _logits(trained, config, valid, alone), trained.strategy
     decoded = {
         name.replace(".base_layer", ""): decoded_weight(layer).cpu()
         for name, layer in quantized_layers(trained).items()
@@ -67,6 +68,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
         _take_weights(merged, decoded)
     merged.model.merge_adapter()
     merged = merged.to(alone.device)
+    use(merged, strategy)
     difference_S = (_logits(merged, config, valid, alone) - before_SC).abs().amax(1)
     drift = {
         "onto": onto if decoded else "full",

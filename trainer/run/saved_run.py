@@ -13,8 +13,9 @@ from trainer.evaluation.evaluation import EVALUATIONS
 from trainer.evaluation.report import print_report
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
+from trainer.models.proof import choose_strategy
 from trainer.processes.distributed import Ranks
-from trainer.run.build import build_model, resolve_here
+from trainer.run.build import build_model, proof_settings, resolve_here
 from trainer.run_folder.checkpoint import Checkpoint, load_step, newest_checkpoint
 from trainer.run_folder.folder import CHECKPOINTS
 from trainer.run_folder.resume import refuse_other_run, run_identity
@@ -65,9 +66,12 @@ def best_model(
     refuse_other_run(newest, config, run_identity(config, prepared))
     best = load_step(checkpoints, newest.trainer["state"]["best_step"])
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    settled = resolve_here(config, device).config
+    recipe = resolve_here(config, device)
     alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
-    return best, settled, trained_model(settled, best).to(device), alone
+    model = trained_model(recipe.config, best).to(device).eval()
+    examples = next(iter(prepared.splits.values())).examples
+    choose_strategy(model, model, examples, proof_settings(recipe), device)
+    return best, recipe.config, model, alone
 
 
 def trained_model(config: RunConfig, checkpoint: Checkpoint) -> PackedModel:

@@ -21,15 +21,14 @@ from trainer.evaluation.evaluation import EVALUATIONS
 from trainer.evaluation.report import print_report
 from trainer.generation.prompts import run_prompts
 from trainer.losses.tasks import TASKS
-from trainer.models.isolation import check_isolation, refuse_leaking
-from trainer.models.own_loss import check_own_loss
+from trainer.models.proof import choose_strategy
 from trainer.processes.distributed import Ranks, agreed, gather, is_equal_everywhere, start, stop
 from trainer.processes.launchers import Launcher
 from trainer.processes.peers import connection_error, end_hung
 from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, time_line
-from trainer.run.build import build_model, resolve_here, write_random_base
+from trainer.run.build import build_model, proof_settings, resolve_here, write_random_base
 from trainer.run.loop import memory_errors_named, train
 from trainer.run.planned_run import explained, peak_lines, write_plan
 from trainer.run.preparation import training_loader
@@ -163,7 +162,7 @@ def _build(
     checkpoint: Checkpoint | None,
     initial: Path | None,
 ) -> Session:
-    """Everything up to the first step, with the banner and the packing self-check."""
+    """Everything up to the first step, with the banner and the proof of its strategy."""
     state = initial_state(config, checkpoint)
     recipe = agreed(ranks, lambda: resolve_here(config, ranks.device, ranks.world_size))
     if not is_equal_everywhere(str([recipe.choice(key) for key in recipe.reasons]), ranks):
@@ -201,7 +200,7 @@ def _build(
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
     if log is not None:
         log.say(write_plan(session))
-    _check_packing(session)
+    _choose_strategy(session)
     run.say(time_line(_estimate_seconds(session)))
     return session
 
@@ -278,22 +277,12 @@ def build_loader(
     return beginning(old.position(checkpoint.step))
 
 
-def _check_packing(session: Session) -> None:
-    """Prove the loss and isolation on this model and machine before a step is spent."""
-    run, precision = session.run, session.recipe.config.engine.precision
+def _choose_strategy(session: Session) -> None:
+    """Keep records apart in a way that is proved on this model and machine, before any step."""
+    run = session.run
     run.engine.eval()
-    if run.config.is_language:
-        check_own_loss(run.engine, run.loader.examples, run.ranks.device, precision)
-    if not (run.config.data.packing and run.config.data.isolate):
-        return
-    check = check_isolation(
-        lambda batch: run.engine(batch)[:, :2],  # not the token a language model would choose
-        run.loader.examples,
-        run.config.data.seq_length,
-        run.ranks.device,
-    )
-    refuse_leaking(check, precision)
-    run.say(f"  {check}")
+    settings, device = proof_settings(session.recipe), run.ranks.device
+    run.say(*choose_strategy(run.engine, session.model, run.loader.examples, settings, device))
 
 
 def _estimate_seconds(session: Session) -> float:

@@ -10,14 +10,13 @@ import pytest
 import torch
 from example_sets import language_set
 from peft import LoraConfig, TaskType, get_peft_model
+from strategies import kept_apart
 
 from data.batches.batch import collate
 from data.text.tokenization import ExampleSet
 from trainer.config.methods import SEGMENT_SDPA
 from trainer.config.sections import LossSection
-from trainer.errors import ModelError
 from trainer.models.heads import PackedLanguageModel
-from trainer.models.own_loss import check_own_loss
 
 VOCABULARY = 61
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
@@ -40,7 +39,7 @@ def base(request):
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(request.param, **FAMILIES[request.param])
-    return AutoModelForCausalLM.from_config(config, attn_implementation=SEGMENT_SDPA).eval()
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def examples_of(count: int = 7) -> ExampleSet:
@@ -62,7 +61,8 @@ def packed(base, gamma: float = 0.0, attention: str = SEGMENT_SDPA) -> PackedLan
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return PackedLanguageModel(model, attention, LossSection(gamma=gamma, backend="torch"))
+    loss = LossSection(gamma=gamma, backend="torch")
+    return kept_apart(PackedLanguageModel(model, loss), attention)
 
 
 def naive(model: PackedLanguageModel, texts: list[tuple[list[int], list[bool]]], gamma: float):
@@ -131,36 +131,6 @@ def test_without_isolation_a_row_is_one_text_whose_first_tokens_are_no_targets(b
         texts.append((tokens, [t and n > 0 for _, mask in parts for n, t in enumerate(mask)]))
     batches = [collate(examples, rows, isolate=False)]
     assert_equal_to_naive(packed(base), batches, texts, 0.0)
-
-
-class Engine(torch.nn.Module):
-    """What DeepSpeed's engine shows of the model."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch):
-        return self.module(batch)
-
-
-def test_the_own_loss_of_a_family_is_found_equal(base):
-    check_own_loss(Engine(packed(base)).eval(), examples_of(), torch.device("cpu"), "fp32")
-
-
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [("granite", {"logits_scaling": 8.0}), ("gemma2", {"head_dim": 8, "pad_token_id": 0})],
-)
-def test_a_model_that_changes_its_logits_is_refused(kind, more):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **LLAMA, **more)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    engine = Engine(packed(model, attention="eager")).eval()
-    with pytest.raises(ModelError, match=f"{kind}: the loss of the output layer alone is not"):
-        check_own_loss(engine, examples_of(), torch.device("cpu"), "fp32")
 
 
 def test_scores_are_likelihood_margin_and_first_choice(base):

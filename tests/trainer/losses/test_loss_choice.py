@@ -3,6 +3,7 @@
 import pytest
 import torch
 from example_sets import random_examples
+from strategies import kept_apart
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, GPT2Config
 
@@ -23,8 +24,8 @@ def test_a_classification_step_never_waits_and_projects_functions_only(attention
         vocab_size=300, n_embd=48, n_layer=1, n_head=2, n_positions=128,
         bos_token_id=0, eos_token_id=0, pad_token_id=None,
     )  # fmt: skip
-    base = AutoModelForSequenceClassification.from_config(settings, attn_implementation=attention)
-    model = PackedClassifier(add_lora(base, TuningSection(lora_r=3)), attention)
+    base = AutoModelForSequenceClassification.from_config(settings)
+    model = kept_apart(PackedClassifier(add_lora(base, TuningSection(lora_r=3))), attention)
     task = Classification(LossSection(gamma=2.0, alpha=[0.4, 0.6]), CPU)
     examples = random_examples(9, 30)
     batch = collate(examples, [[0, 1, 2, 3], [4, 5], [6, 7, 8]])

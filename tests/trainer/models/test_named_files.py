@@ -144,7 +144,7 @@ def test_config_json_does_not_set_how_the_model_runs(recipe, folder):
     change(folder / "config.json", **odd)
     model = load_base(recipe())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert model.config._attn_implementation == "segment_sdpa"
+    assert model.config._attn_implementation == "sdpa"
     assert model.config.return_dict
     assert not model.config.output_attentions
     assert not model.config.output_hidden_states

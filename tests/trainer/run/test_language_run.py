@@ -310,7 +310,8 @@ def test_plain_concatenation_is_stated_and_has_the_same_targets(recipe, corpus, 
     assert len(rows) == 2
     printed = (tmp_path / "run.txt").read_text()
     assert "isolation  off" in printed
-    assert "packing self-check" not in printed
+    assert "max |diff| to stock" in printed
+    assert "neighbours" not in printed
     facts = json.loads((tmp_path / "run" / "data.json").read_text())["splits"]["train"]["tokens"]
     assert facts["policy"] == "window"  # long texts are cut, not cut off
     assert facts["num_examples"] > facts["num_records"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rank_pool import run_ranks
 from stock_peft import assert_stock_scores_are_the_reports
+from strategies import kept_apart
 
 from data.prepared.cache import entries
 from launcher.export import main as export_main
@@ -108,7 +109,7 @@ def test_gradients_equal_those_of_the_decoded_weights_after_an_evaluation(tiny_r
     ids = torch.randint(0, 500, (1, 64), generator=torch.Generator().manual_seed(0))
     weight = torch.randn(32, generator=torch.Generator().manual_seed(1))
     gradients = []
-    for model in (quantised, plain):
+    for model in map(kept_apart, (quantised, plain)):
         backbone = model.model.get_base_model().base_model
         inputs = {"input_ids": ids, "use_cache": False, "segment_lengths": (64,)}
         with torch.no_grad():

@@ -9,28 +9,26 @@ from example_sets import example_set
 from method_cases import FAMILIES, METHODS, model_config, tuning
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from strategies import BACK_ENDS, kept_apart, proof_settings
 from transformers import AutoModelForSequenceClassification
 
 from data.batches.batch import collate
 from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, ModelError
 from trainer.models.heads import PackedClassifier, prompted
-from trainer.models.isolation import check_isolation, refuse_leaking
+from trainer.models.proof import choose_strategy
 from trainer.run_folder.adapter import save_adapter
 from trainer.tuning import METHODS as FUNCTIONS
 from trainer.tuning.bottleneck import BottleneckLinear
 from trainer.tuning.continued import take_adapter
 
 LENGTHS = (37, 5, 90, 64, 1, 30)
-BACK_ENDS = ("eager", "sdpa", "segment_sdpa")
 GRID = [(method, family) for method in METHODS for family in FAMILIES]
 
 
-def base_of(family, attention="segment_sdpa"):
+def base_of(family):
     torch.manual_seed(0)
-    base = AutoModelForSequenceClassification.from_config(
-        model_config(family), attn_implementation=attention
-    )
+    base = AutoModelForSequenceClassification.from_config(model_config(family))
     base.config.pad_token_id = None
     return base
 
@@ -38,9 +36,8 @@ def base_of(family, attention="segment_sdpa"):
 def classifier(name, family, attention="segment_sdpa", seed=1, is_fresh=False, **more):
     """A model whose adapters, drawn from a seed, change what it says."""
     section = tuning(name, **more)
-    model = PackedClassifier(
-        FUNCTIONS[section.method](base_of(family, attention), section), attention
-    )
+    tuned = FUNCTIONS[section.method](base_of(family), section)
+    model = kept_apart(PackedClassifier(tuned), attention)
     torch.manual_seed(seed)
     for _, parameter in sorted(trained(model).items()):
         if not is_fresh:
@@ -84,11 +81,12 @@ def test_a_step_changes_all_that_is_trained_and_nothing_else(method, family):
 @pytest.mark.parametrize(("method", "family"), [case for case in GRID if case[0] != "ptuning"])
 def test_packed_functions_are_isolated(method, family, attention):
     model = classifier(method, family, attention)
-    check = check_isolation(model, functions(), 256, torch.device("cpu"))
-    refuse_leaking(check, "fp32")
-    assert check.num_functions >= 4
-    assert check.neighbour_difference == 0.0
-    assert check.own_difference > 1e-3
+    lines = choose_strategy(
+        model, model, functions(), proof_settings(attention), torch.device("cpu")
+    )
+    assert len(lines) == 1  # the first strategy of the back end holds
+    assert "6 records of up to 90 tokens" in lines[0]
+    assert "0.0e+00 when neighbours change" in lines[0]
 
 
 @pytest.mark.parametrize("attention", BACK_ENDS)
@@ -219,9 +217,7 @@ def test_llm_adapters_draw_both_matrices():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fresh_method_says_what_the_base_says(method, family):
     model = classifier(method, family, is_fresh=True)
-    plain = PackedClassifier(
-        FUNCTIONS["full"](base_of(family), tuning("full")), "segment_sdpa"
-    ).eval()
+    plain = kept_apart(PackedClassifier(FUNCTIONS["full"](base_of(family), tuning("full")))).eval()
     assert torch.equal(logits(model, method), logits(plain, method))
 
 
@@ -235,7 +231,7 @@ def test_adapters_of_32_bit_stand_over_a_16_bit_base():
     for method in ("adapter_h", "parallel", "ia3", "ptuning"):
         section = tuning(method)
         base = base_of("llama").bfloat16()
-        model = PackedClassifier(FUNCTIONS[section.method](base, section), "segment_sdpa")
+        model = kept_apart(PackedClassifier(FUNCTIONS[section.method](base, section)))
         for parameter in trained(model).values():
             parameter.data = parameter.data.float()
         model(collate(functions(), rows(method))).sum().backward()
@@ -295,9 +291,7 @@ def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
     stock.score.weight.data.zero_()  # drawn anew by who loads a base without a head
     loaded = PeftModel.from_pretrained(stock, tmp_path / "adapter", is_trainable=True).eval()
     assert torch.equal(loaded.get_base_model().score.base_layer.weight, head)
-    assert torch.equal(
-        logits(PackedClassifier(loaded, "segment_sdpa"), "lora"), logits(model, "lora")
-    )
+    assert torch.equal(logits(kept_apart(PackedClassifier(loaded)), "lora"), logits(model, "lora"))
 
 
 @pytest.mark.parametrize(

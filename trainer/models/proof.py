@@ -1,0 +1,359 @@
+"""Proof, on this model and this machine, that packed records give the model's own scores.
+
+The reference is stock: one record a forward pass, its token ids and a padding mask of ones, the
+attention that transformers takes by itself. Where a strategy gives other scores the next one is
+tried; a model that no strategy gets right does not train.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data.batches.batch import Batch, collate
+from data.errors import first_line, parsing
+from data.text.tokenization import ExampleSet
+from trainer.config.methods import FLASH, SEGMENT_SDPA
+from trainer.errors import ModelError
+from trainer.models.heads import PackedLanguageModel, PackedModel
+from trainer.models.output import output_function
+from trainer.models.packed_attention import MASK, NATIVE, ROWS, VARLEN, Strategy
+from trainer.models.record_rows import ZERO3_PASSES
+from trainer.tuning.ptuning import is_prompted
+
+# Packed and alone run in kernels of other shapes, so they agree up to rounding: in fp32 it grows
+# with depth, in 16 bit it is a few units in the last place of the hidden states.
+_TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
+_OWN_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}  # of one forward pass
+# Changed neighbours keep shapes and kernels, so the difference is 0 unless a kernel mixes rows on
+# purpose.
+_NEIGHBOUR_TOLERANCE = 1e-5
+_DEAF = 1e-6
+_MOST_RECORDS = 8
+_MOST_TOKENS = 64  # of the record whose own logits are compared
+_MARGIN = 32  # tokens by which the longest record exceeds a window
+_WINDOWS = ("window", "chunk_size", "local_attention")  # in the names of a config's lengths
+
+Forward = Callable[[Batch], Tensor]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a run the proof depends on.
+
+    Attributes:
+        attention: model.attention, settled.
+        is_free: Whether another may be taken: the recipe says auto.
+        seq_length, packing, isolate: Of the data section.
+        precision: Of training.
+        equal_passes: Whether all ranks need the same number of forward passes, as under ZeRO 3.
+    """
+
+    attention: str
+    is_free: bool
+    seq_length: int
+    packing: bool
+    isolate: bool
+    precision: str
+    equal_passes: bool = False
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Largest differences of the scores, relative to max(1, largest score).
+
+    Attributes:
+        strategy: What was tried.
+        stock: Against stock's forward pass of each record.
+        neighbours: Of the last record, when all others change; None where they are one text.
+    """
+
+    strategy: Strategy
+    stock: float
+    neighbours: float | None
+
+    def holds(self, precision: str) -> bool:
+        """Whether the differences are those of rounding."""
+        moved = self.neighbours or 0.0
+        return self.stock <= _TOLERANCE[precision] and moved <= _NEIGHBOUR_TOLERANCE
+
+    def __str__(self) -> str:
+        """As in the banner."""
+        moved = "" if self.neighbours is None else f", {self.neighbours:.1e} when neighbours change"
+        return f"{self.strategy}: max |diff| to stock = {self.stock:.1e}{moved}"
+
+
+def choose_strategy(
+    forward: Forward,
+    model: PackedModel,
+    examples: ExampleSet,
+    settings: Settings,
+    device: torch.device,
+) -> list[str]:
+    """Make the model use the first strategy that proves itself; returns the banner's lines.
+
+    Args:
+        forward: The engine or the model itself, in evaluation mode. Under ZeRO 3 all ranks call
+            this together, on the same examples.
+        model: What `forward` runs.
+        examples: Of the run.
+
+    Raises:
+        ModelError: The model does not run, ignores its input or changes its logits, or no strategy
+            gives its own scores.
+    """
+    windows = _windows(model)
+    records = _records(examples, settings, windows)
+    faults: list[str] = []
+    with torch.no_grad():
+        with parsing(f"{_kind(model)}: the forward pass of transformers fails", ModelError, _OTHER):
+            use(model, model.stock)
+            if isinstance(model, PackedLanguageModel):
+                _refuse_sighted(forward, model, records, settings, device)
+                _settle_output(forward, model, records, settings, device)
+            own_S = _scores(forward, model, model.stock, records, settings, device)
+        _refuse_deaf(own_S, len(records))
+        for strategy in _strategies(settings, model.stock, windows):
+            try:
+                proof = _prove(forward, model, strategy, records, own_S, settings, device)
+            except Exception as error:
+                if _is_fatal(error, settings):
+                    raise
+                faults.append(f"{strategy}: {first_line(error)}")
+                continue
+            if proof.holds(settings.precision):
+                return _lines(proof, records, faults, windows, settings)
+            faults.append(str(proof))
+    raise ModelError(_refusal(_kind(model), faults, settings))
+
+
+def use(model: PackedModel, strategy: Strategy) -> None:
+    """Make a model keep records apart by a strategy.
+
+    Raises:
+        NotImplementedError: transformers does not let this model's attention be chosen.
+    """
+    base = model.model.get_base_model()
+    if base.config._attn_implementation != strategy.attention:
+        base.set_attn_implementation(strategy.attention)
+    if base.config._attn_implementation != strategy.attention:
+        raise NotImplementedError(f"{type(base).__name__} does not let its attention be chosen")
+    model.strategy = strategy
+
+
+_OTHER = "check config.json against the model's source, or take another base"
+
+
+def _strategies(settings: Settings, stock: Strategy, windows: Sequence[int]) -> Iterator[Strategy]:
+    """What can be tried, in order: from the cheapest to the most general."""
+    if settings.attention in (SEGMENT_SDPA, FLASH):
+        yield Strategy(VARLEN, settings.attention)
+        if not settings.is_free:
+            return
+    attention = stock.attention if settings.is_free else settings.attention
+    # Before native, which compares positions on the host and so waits for a GPU in every step.
+    if not any(window < settings.seq_length for window in windows):
+        yield Strategy(MASK, attention)
+    yield Strategy(NATIVE, attention)
+    yield Strategy(ROWS, attention, ZERO3_PASSES if settings.equal_passes else None)
+    if not settings.equal_passes:
+        yield replace(stock, attention=attention)
+
+
+def _prove(
+    forward: Forward,
+    model: PackedModel,
+    strategy: Strategy,
+    records: ExampleSet,
+    own_S: Tensor,
+    settings: Settings,
+    device: torch.device,
+) -> Proof:
+    packed_S = _scores(forward, model, strategy, records, settings, device)
+    scale = max(1.0, float(own_S.abs().max()))
+    moved = None
+    if settings.isolate and len(records) > 1:
+        changed = _reversed(records, np.arange(len(records) - 1))
+        others_S = _scores(forward, model, strategy, changed, settings, device)
+        last = int(records.count_E[-1])
+        moved = float((others_S - packed_S)[-last:].abs().max()) / scale
+    return Proof(strategy, float((packed_S - own_S).abs().max()) / scale, moved)
+
+
+def _scores(
+    forward: Forward,
+    model: PackedModel,
+    strategy: Strategy,
+    records: ExampleSet,
+    settings: Settings,
+    device: torch.device,
+) -> Tensor:
+    """Scores (S, 2) in fp32, of records in one row or, without packing, in rows of their own."""
+    use(model, strategy)
+    row = np.arange(len(records))
+    rows = [row] if settings.packing else [row[n : n + 1] for n in row]
+    batch = collate(records, rows, isolate=settings.isolate).to(device)
+    return forward(batch)[:, :2].float()  # not the token a language model would choose
+
+
+def _refuse_deaf(own_S: Tensor, num_records: int) -> None:
+    if num_records > 1 and float((own_S - own_S[0]).abs().max()) <= _DEAF:
+        raise ModelError("the model's logits do not depend on its input; check its weights")
+
+
+def _refuse_sighted(
+    forward: Forward,
+    model: PackedLanguageModel,
+    records: ExampleSet,
+    settings: Settings,
+    device: torch.device,
+) -> None:
+    """Refuse an encoder, whose tokens see the one that they should predict."""
+    short = _short(records)
+    later = replace(short, tokens=np.append(short.tokens[:-1], short.tokens[0]))
+    before_S, after_S = (
+        _scores(forward, model, model.stock, text, settings, device)[:-1, 0]
+        for text in (short, later)
+    )
+    allowed = _TOLERANCE[settings.precision] * max(1.0, float(before_S.norm(p=float("inf"))))
+    if float((after_S - before_S).norm(p=float("inf"))) > allowed:
+        raise ModelError(
+            f"{_kind(model)}: its tokens see later tokens, so it cannot learn to predict them; take"
+            " a decoder for this task, or task.name=classification"
+        )
+
+
+def _settle_output(
+    forward: Forward,
+    model: PackedLanguageModel,
+    records: ExampleSet,
+    settings: Settings,
+    device: torch.device,
+) -> None:
+    """Let the loss do to its logits what the model does, and compare both on one short text.
+
+    Raises:
+        ModelError: They differ.
+    """
+    if is_prompted(model.model):  # transformers' own forward knows no virtual tokens
+        return
+    short = _short(records)
+    batch = collate(short, [np.array([0])]).to(device)
+    ids_1T = batch.input_ids_BT[:, : batch.used_B[0]]
+    whole = model.model.get_base_model()
+    model.loss.scale, model.loss.cap = output_function(whole, ids_1T)
+    ours_S = _scores(forward, model, model.stock, short, settings, device)[:, 0]
+    logits_TV = whole(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).logits[0].float()
+    chances_SV = logits_TV[batch.read_S].log_softmax(-1)
+    own_S = -chances_SV.gather(1, batch.labels_S[:, None])[:, 0]
+    difference = float((ours_S - own_S).abs().max() / own_S.abs().max().clamp(min=1.0))
+    if not difference <= _OWN_TOLERANCE[settings.precision]:
+        raise ModelError(
+            f"{_kind(model)}: the loss of the output layer alone is not that of the model's own"
+            f" forward (relative difference {difference:.1e}); take another base"
+        )
+
+
+def _is_fatal(error: Exception, settings: Settings) -> bool:
+    """Whether an error is not the strategy's: memory, or a collective of ZeRO 3 that failed."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or hasattr(error, "exit_code"):
+        return True
+    return isinstance(error, RuntimeError) and (
+        settings.equal_passes or "allocate memory" in str(error)
+    )
+
+
+def _kind(model: PackedModel) -> str:
+    kind: str = model.model.get_base_model().config.model_type
+    return kind
+
+
+def _windows(model: PackedModel) -> list[int]:
+    """Lengths in the config that may limit what a token sees."""
+    settings: Any = model.model.get_base_model().config.get_text_config()
+    found: set[int] = set()
+    for name, value in settings.to_dict().items():
+        if any(part in name for part in _WINDOWS):
+            values = value if isinstance(value, list) else [value]
+            found.update(one for one in values if type(one) is int and one > 0)
+    return sorted(found)
+
+
+def _records(examples: ExampleSet, settings: Settings, windows: Sequence[int]) -> ExampleSet:
+    """Short records first, then the longest that fits, longer than any window if a record can be.
+
+    A leak would change it most. Every token of a text is a target.
+    """
+    by_length = np.argsort(examples.lengths, kind="stable")
+    shortest = int(examples.lengths[by_length[0]])
+    room = settings.seq_length - (shortest if settings.packing else 0)
+    fitting = by_length[examples.lengths[by_length] <= room]
+    longest = int(fitting[-1]) if len(fitting) else int(by_length[0])
+    needed = [window + _MARGIN for window in windows if window < settings.seq_length]
+    length = max(int(examples.lengths[longest]), min([max(needed, default=0), room]))
+    others = fitting[: _MOST_RECORDS - 1]
+    if settings.packing:
+        others = others[np.cumsum(examples.lengths[others]) <= settings.seq_length - length]
+    chosen = examples.subset(np.append(others[others != longest], longest))
+    extra = np.resize(chosen.tokens, length - int(chosen.lengths[-1]))
+    tokens = np.concatenate([chosen.tokens, extra])
+    return replace(
+        chosen,
+        tokens=tokens,
+        starts=np.append(chosen.starts[:-1], len(tokens)),
+        supervised=None if chosen.supervised is None else np.ones(len(tokens), np.bool_),
+    )
+
+
+def _short(records: ExampleSet) -> ExampleSet:
+    """The beginning of the longest text, which is the last."""
+    tokens = records.tokens[records.starts[-2] :][:_MOST_TOKENS]
+    return replace(
+        records.subset(np.array([len(records) - 1])),
+        tokens=tokens,
+        starts=np.array([0, len(tokens)]),
+        supervised=np.ones(len(tokens), np.bool_),
+    )
+
+
+def _reversed(examples: ExampleSet, places: Indices) -> ExampleSet:
+    """The set with the tokens of some examples in reverse."""
+    tokens = examples.tokens.copy()
+    for place in places.tolist():
+        first, last = examples.starts[place : place + 2]
+        tokens[first:last] = tokens[first:last][::-1]
+    return replace(examples, tokens=tokens)
+
+
+def _lines(
+    proof: Proof,
+    records: ExampleSet,
+    faults: Sequence[str],
+    windows: Sequence[int],
+    settings: Settings,
+) -> list[str]:
+    longest = int(records.lengths.max())
+    lines = [f"  records    {proof} ({len(records)} records of up to {longest:,} tokens)"]
+    lines += [f"             not {fault}" for fault in faults]
+    beyond = [window for window in windows if longest <= window < settings.seq_length]
+    if beyond:
+        lines.append(f"             the proof does not reach beyond {max(beyond):,} tokens")
+    return lines
+
+
+def _refusal(kind: str, faults: Sequence[str], settings: Settings) -> str:
+    tried = "; ".join(faults)
+    remedy = "take another base"
+    if not settings.is_free:
+        remedy = "set model.attention=auto, which tries every way"
+    elif settings.packing:
+        remedy = "set data.packing=false, or take another base"
+    allowed = f"allowed {_TOLERANCE[settings.precision]:.0e} and {_NEIGHBOUR_TOLERANCE:.0e}"
+    return (
+        f"{kind}: packed records do not give the model's own scores ({allowed}): {tried}; {remedy}"
+    )
