@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.batches.batch import Batch, collate
-from data.errors import first_line, parsing
+from data.errors import first_line
 from data.text.tokenization import ExampleSet
 from trainer.config.methods import FLASH, SEGMENT_SDPA
 from trainer.errors import ModelError
@@ -23,6 +23,7 @@ from trainer.models.heads import PackedLanguageModel, PackedModel
 from trainer.models.output import output_function
 from trainer.models.packed_attention import MASK, NATIVE, ROWS, VARLEN, Strategy
 from trainer.models.record_rows import ZERO3_PASSES
+from trainer.processes.peers import is_of_collective
 from trainer.tuning.ptuning import is_prompted
 
 # Packed and alone run in kernels of other shapes, so they agree up to rounding: in fp32 it grows
@@ -111,18 +112,12 @@ def choose_strategy(
     records = _records(examples, settings, windows)
     faults: list[str] = []
     with torch.no_grad():
-        with parsing(f"{_kind(model)}: the forward pass of transformers fails", ModelError, _OTHER):
-            use(model, model.stock)
-            if isinstance(model, PackedLanguageModel):
-                _refuse_sighted(forward, model, records, settings, device)
-                _settle_output(forward, model, records, settings, device)
-            own_S = _scores(forward, model, model.stock, records, settings, device)
-        _refuse_deaf(own_S, len(records))
+        own_S = _own_scores(forward, model, records, settings, device)
         for strategy in _strategies(settings, model.stock, windows):
             try:
                 proof = _prove(forward, model, strategy, records, own_S, settings, device)
             except Exception as error:
-                if _is_fatal(error, settings):
+                if _is_fatal(error):
                     raise
                 faults.append(f"{strategy}: {first_line(error)}")
                 continue
@@ -146,7 +141,30 @@ def use(model: PackedModel, strategy: Strategy) -> None:
     model.strategy = strategy
 
 
-_OTHER = "check config.json against the model's source, or take another base"
+def _own_scores(
+    forward: Forward,
+    model: PackedModel,
+    records: ExampleSet,
+    settings: Settings,
+    device: torch.device,
+) -> Tensor:
+    """The scores of stock's forward pass of each record."""
+    try:
+        use(model, model.stock)
+        if isinstance(model, PackedLanguageModel):
+            _refuse_sighted(forward, model, records, settings, device)
+            _settle_output(forward, model, records, settings, device)
+        own_S = _scores(forward, model, model.stock, records, settings, device)
+    except Exception as error:
+        if _is_fatal(error):
+            raise
+        raise ModelError(
+            f"{_kind(model)}: the forward pass of transformers fails ({first_line(error)}); check"
+            " config.json against the model's source, or take another base"
+        ) from error
+    if len(records) > 1 and float((own_S - own_S[0]).abs().max()) <= _DEAF:
+        raise ModelError("the model's logits do not depend on its input; check its weights")
+    return own_S
 
 
 def _strategies(settings: Settings, stock: Strategy, windows: Sequence[int]) -> Iterator[Strategy]:
@@ -199,11 +217,6 @@ def _scores(
     rows = [row] if settings.packing else [row[n : n + 1] for n in row]
     batch = collate(records, rows, isolate=settings.isolate).to(device)
     return forward(batch)[:, :2].float()  # not the token a language model would choose
-
-
-def _refuse_deaf(own_S: Tensor, num_records: int) -> None:
-    if num_records > 1 and float((own_S - own_S[0]).abs().max()) <= _DEAF:
-        raise ModelError("the model's logits do not depend on its input; check its weights")
 
 
 def _refuse_sighted(
@@ -259,12 +272,14 @@ def _settle_output(
         )
 
 
-def _is_fatal(error: Exception, settings: Settings) -> bool:
-    """Whether an error is not the strategy's: memory, or a collective of ZeRO 3 that failed."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or hasattr(error, "exit_code"):
-        return True
-    return isinstance(error, RuntimeError) and (
-        settings.equal_passes or "allocate memory" in str(error)
+def _is_fatal(error: Exception) -> bool:
+    """Whether an error is not the model's: an error of ours, memory, or a collective."""
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return (
+        hasattr(error, "exit_code")
+        or is_memory
+        or "allocate memory" in str(error)
+        or is_of_collective(error)
     )
 
 

@@ -19,13 +19,15 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 _LATE = ("Timed out waiting", "timed out", "Timeout", "timeout")
 
 
-def connection_error(error: RuntimeError, ranks: Ranks) -> LostRankError | HungError | None:
-    """The error behind a collective's failure; None where no collective failed.
+def is_of_collective(error: BaseException) -> bool:
+    """Whether a collective failed: gloo raises a plain RuntimeError that names its source file."""
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
-    gloo raises a plain RuntimeError that names its source file, NCCL an error class of torch.
-    """
+
+def connection_error(error: RuntimeError, ranks: Ranks) -> LostRankError | HungError | None:
+    """The error behind a collective's failure; None where no collective failed."""
     text = str(error)
-    if not (isinstance(error, torch.distributed.DistError) or "/gloo/" in text):
+    if not is_of_collective(error):
         return None
     where = f"{describe(ranks)}; {_suspects(ranks)}"
     if any(words in text for words in _LATE) and not any(words in text for words in _LOST):

@@ -198,9 +198,9 @@ def _build(
     run = Run(config, ranks, engine, task, loader, total_steps, log)
     evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
+    _choose_strategy(session)
     if log is not None:
         log.say(write_plan(session))
-    _choose_strategy(session)
     run.say(time_line(_estimate_seconds(session)))
     return session
 
@@ -283,6 +283,9 @@ def _choose_strategy(session: Session) -> None:
     run.engine.eval()
     settings, device = proof_settings(session.recipe), run.ranks.device
     run.say(*choose_strategy(run.engine, session.model, run.loader.examples, settings, device))
+    attention = session.model.strategy.attention
+    settled = session.recipe.config.changed("model", attention=attention)
+    session.recipe = replace(session.recipe, config=settled)
 
 
 def _estimate_seconds(session: Session) -> float:
