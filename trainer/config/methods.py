@@ -6,6 +6,7 @@ LORA = ("lora", "qlora")
 SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"  # of model.attention
 BOTTLENECKS = ("adapter_h", "adapter_p", "parallel")
 HEAD = "score"
+SCORE_FILE = "score.safetensors"  # the head where transformers has no class with it
 _SIZES = {"ptuning": 30, "adapter_h": 256, "adapter_p": 256, "parallel": 256}  # Astraios
 
 

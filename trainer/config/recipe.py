@@ -36,6 +36,7 @@ _NAME = 80  # characters of a key in a message
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # OWNER/NAME, or NAME alone
 _WORDS = (("resume", "auto"), ("resume", "never"))  # what else a path key may hold
 _OF_FUNCTIONS = {
+    "model": ("pooling",),
     "data": ("normalize_whitespace", "sampling", "leak_groups"),
     "loss": ("alpha", "class_weights", "group_weights"),
     "eval": ("window_score",),

@@ -39,6 +39,12 @@ class ModelSection(Section):
     attention: Literal["auto", "eager", "sdpa", "segment_sdpa", "flash_attention_2"] = Field(
         "auto", description="attention back end; the choice and its reason are printed"
     )
+    pooling: Literal["auto", "last", "first", "mean"] = Field(
+        "auto",
+        description="state of a function that classification scores; auto: as transformers' class"
+        " of the base does, the last token of a decoder; else of its last or first token, or their"
+        " mean",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass"
     )

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import json_object, parsing
 from data.readers.reading import quote
-from trainer.config.methods import num_virtual_tokens
+from trainer.architectures.classes import refuse_language
+from trainer.config.methods import SCORE_FILE, num_virtual_tokens
 from trainer.config.sections import ModelSection, RunConfig, Share
 from trainer.errors import ConfigError, ModelError
 from trainer.models.weights import ADAPTER_CONFIG, no_config_message, weight_files
@@ -64,14 +65,21 @@ class _Sizes(BaseModel):
     tie_word_embeddings: bool | None = None
 
 
-def check_model_files(config: RunConfig, vocab_size: int) -> None:
-    """Refuse a model that would fail later; `vocab_size` counts added tokens of the tokenizer.
+def check_model_files(config: RunConfig, vocab_size: int, end_id: int | None = None) -> None:
+    """Refuse a model that would fail later.
+
+    Args:
+        config: The recipe.
+        vocab_size: Tokens of the tokenizer, added ones too.
+        end_id: The token that ends every example.
 
     Raises:
-        ModelError: Missing, pickled or remote-code weights; a vocabulary above the embedding.
+        ModelError: Missing, pickled or remote-code weights; a vocabulary above the embedding; an
+            encoder for a language task; an end token that the model does not read.
         ConfigError: data.seq_length is above the model's positions.
     """
-    path, values = config.model.config_file, read_config(config.model)
+    path, values = config.model.config_file, text_values(read_config(config.model))
+    _refuse_class(config, values, end_id)
     if config.model.path:
         weight_files(Path(config.model.path))
     embedding = values.get("vocab_size")
@@ -87,6 +95,31 @@ def check_model_files(config: RunConfig, vocab_size: int) -> None:
         raise ConfigError(
             f"data.seq_length {config.data.seq_length}{more} is above the model's {limit} positions"
             f" ({path}); lower it to {limit - num_virtual} or less"
+        )
+
+
+def text_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json about the text model, which trains without the other parts."""
+    text = values.get("text_config")
+    return text if isinstance(text, dict) and not values.get("is_encoder_decoder") else values
+
+
+def _refuse_class(config: RunConfig, values: dict[str, Any], end_id: int | None) -> None:
+    """What config.json alone says about the task; transformers' own tables follow at loading."""
+    both, kind = bool(values.get("is_encoder_decoder")), str(values.get("model_type"))
+    named = any(str(name).endswith("ForMaskedLM") for name in values.get("architectures") or ())
+    if config.is_language and (both or (named and not values.get("is_decoder"))):
+        raise refuse_language(kind, is_encoder_decoder=both)
+    ends = values.get("eos_token_id")
+    if (
+        both
+        and None not in (ends, end_id)
+        and end_id not in (ends if isinstance(ends, list) else [ends])
+    ):
+        raise ModelError(
+            f"{config.model.config_file}: eos_token_id {ends} is not the id {end_id} of the token"
+            f" that ends every function, and the head of {kind} reads the former; set"
+            " data.end_token to the model's end token"
         )
 
 
@@ -140,7 +173,7 @@ def config_values(path: Path) -> dict[str, Any]:
 
 def hidden_size(model: ModelSection) -> int:
     """Width of the base model, for the cost of a row."""
-    values = read_config(model)
+    values = text_values(read_config(model))
     return int(next(filter(None, map(values.get, _WIDTH_KEYS)), _USUAL_WIDTH))
 
 
@@ -155,7 +188,8 @@ def base_digest(model: ModelSection, seed: int) -> str:
     if model.config:
         digest.update(f"random weights of seed {seed}".encode())
         return digest.hexdigest()
-    for path in weight_files(model.config_file.parent):
+    folder = model.config_file.parent
+    for path in (*weight_files(folder), *folder.glob(SCORE_FILE)):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         _sample_tensors(path, digest)
     return digest.hexdigest()

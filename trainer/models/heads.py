@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from data.batches.batch import Batch
+from trainer.architectures.classes import OWN
 from trainer.config.sections import LossSection
 from trainer.models.packed_attention import ROWS, Strategy, packed_inputs
+from trainer.models.pooling import own_logits, pooled_states
 from trainer.models.record_rows import record_rows
 from trainer.models.token_loss import TokenLoss
 from trainer.tuning.plain import PlainModel
@@ -26,22 +28,27 @@ if TYPE_CHECKING:
 class PackedClassifier(nn.Module):
     """Logits of every function of a packed batch.
 
-    The hidden state at each recorded last token is gathered before the projection, so the head
-    sees S states, not B x T, and never searches for a token id.
+    A head of one linear layer scores a pooled state of each function: the states are gathered
+    before the projection, so it sees S of them, not B x T, and token ids are never searched. Other
+    heads of transformers compute with all tokens: their own forward pass gets padded rows.
 
     Args:
-        model: A sequence-classification model of transformers under its tuning method. Its own
-            forward, which searches the last token by id, is never called.
+        model: A classifier from `load_base` under its tuning method.
     """
 
     def __init__(self, model: "PeftModel | PlainModel") -> None:
         super().__init__()
         self.model = model
         self.strategy = self.stock = stock_strategy(model)
+        self.pooling: str = getattr(model.get_base_model(), "pooling", "last")
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, C) in the head's dtype; `batch` is on the model's device."""
-        hidden_SD = read_states(self.model, batch, self.strategy)
+        if self.pooling == OWN:
+            return own_logits(self.model, batch, self.strategy)
+        hidden_SD = pooled_states(
+            batch, self.pooling, lambda some: read_states(self.model, some, self.strategy)
+        )
         # fp32 over a 16-bit base where the run trains in fp32
         trained = next(p.dtype for p in self.model.parameters() if p.requires_grad)
         logits_SC: Tensor = self.model.get_base_model().score(hidden_SD.to(trained))

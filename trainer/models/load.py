@@ -1,17 +1,27 @@
 """The base model from a folder or from a config, at the dtype and attention of the run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 
 from data.errors import parsing
+from trainer.architectures.classes import (
+    OWN,
+    ModelClass,
+    head_modules,
+    model_class,
+    scores_last_state,
+)
+from trainer.config.methods import HEAD, SCORE_FILE
 from trainer.config.sections import RunConfig
-from trainer.errors import ModelError
+from trainer.errors import ConfigError, ModelError
 from trainer.models.files import config_values
 from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder
+from trainer.models.text_model import text_names
 from trainer.models.weights import (
     CONFIG,
     named_files,
@@ -23,7 +33,6 @@ from trainer.models.weights import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_HEAD = "score."  # of a classifier; transformers' name
 CLASSES = ("not vulnerable", "vulnerable")  # by class id; what stock tools show
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,18 +44,21 @@ def load_base(config: RunConfig) -> "PreTrainedModel":
         config: The run, its precision and attention settled; run.seed draws what has no weights.
 
     Raises:
-        ModelError: The architecture has no sequence classification, or the weights do not load.
+        ModelError: transformers has no class for the task, or the weights do not load.
     """
     torch.manual_seed(config.run.seed)
     if config.model.path:
         source = Path(config.model.path)
-        return _ready_to_train(_from_files(config, source, _sound_files(source)), config)
+        model = _from_files(config, source, _sound_files(source))
+        return _ready_to_train(_with_score(model, source), config)
     path = config.model.config_file
     with named_files(path.parent, config_values(path), ()) as folder, _model_errors(str(path)):
-        drawn = _auto_class(config).from_config(
-            _model_config(folder, config), **_explicit(config), trust_remote_code=False
+        kind = _model_class(folder, config)
+        drawn = kind.auto.from_config(
+            kind.settings, dtype=DTYPES[config.base_dtype], trust_remote_code=False, **kind.more
         )
-    return _ready_to_train(drawn, config)
+        _say_how(drawn, kind)
+    return _ready_to_train(_with_score(drawn), config)
 
 
 def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "PreTrainedModel":
@@ -63,8 +75,9 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
     Raises:
         ModelError: As load_base.
     """
-    head = "lm_head" if config.is_language else "score"
-    settings = quantization_config(config.tuning, DTYPES[config.base_dtype], head)
+    settings = quantization_config(
+        config.tuning, DTYPES[config.base_dtype], _unquantised(config, source)
+    )
 
     def quantize() -> "PreTrainedModel":
         files = _sound_files(source)
@@ -77,12 +90,34 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
         folder = quantized_folder(cache, base_sha256, settings, quantize)
         model = _from_files(config, folder, weight_files(folder))
     with _model_errors(str(source)):
-        has_head = any(name.startswith(_HEAD) for name in tensor_names(weight_files(source)))
-    if not config.is_language and (config.model.config or not has_head):
-        torch.manual_seed(config.run.seed)
-        model._init_weights(model.score)
+        saved = set() if config.model.config else tensor_names(weight_files(source))
+    torch.manual_seed(config.run.seed)
+    for path in head_modules(model):
+        for name, module in model.get_submodule(path).named_modules(prefix=path):
+            if not _are_saved(model, name, module, saved):
+                model._init_weights(module)
     prepare_layers(model)
-    return _ready_to_train(model, config)
+    return _ready_to_train(_with_score(model, source), config)
+
+
+def _unquantised(config: RunConfig, source: Path) -> list[str]:
+    """Paths of a classifier's head, or of a language model's output layer."""
+    with (
+        named_files(source, config_values(source / CONFIG), ()) as folder,
+        _model_errors(str(source)),
+    ):
+        skeleton = _model_class(folder, config).skeleton()
+    output = skeleton.get_output_embeddings()
+    names = [name for name, module in skeleton.named_modules() if module is output]
+    return [*names, *head_modules(skeleton)]
+
+
+def _are_saved(
+    model: "PreTrainedModel", path: str, module: torch.nn.Module, saved: set[str]
+) -> bool:
+    """Whether files hold a module's own parameters, named in the whole model or in its backbone."""
+    own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+    return all({name, name.removeprefix(f"{model.base_model_prefix}.")} & saved for name in own)
 
 
 def _sound_files(source: Path) -> list[Path]:
@@ -98,18 +133,22 @@ def _from_files(
     """The model of these files.
 
     Settled here, because from_pretrained decides it by what it finds: files (`named_files`), dtype
-    (`_explicit`; config.json names another), code (none), the network (not used), kernels of a hub
-    (not used: use_kernels is off), the attributes that name the source in what is saved, and tied
-    weights that differ in the files. Attention is transformers' own until proof.py chooses.
+    (config.json names another), code (none), the network (not used), kernels of a hub (not used:
+    use_kernels is off), the attributes that name the source in what is saved, and tied weights that
+    differ in the files. Attention is transformers' own until proof.py chooses.
     """
     values = config_values(source / CONFIG)
     with named_files(source, values, files) as folder, _model_errors(str(source)):
-        model, seen = _auto_class(config).from_pretrained(
-            folder, config=_model_config(folder, config), **_explicit(config), use_safetensors=True,
-            local_files_only=True, trust_remote_code=False, use_kernels=False,
-            output_loading_info=True, **more,
+        kind = _model_class(folder, config)
+        names = text_names(tensor_names(files), kind.skeleton()) if "text_config" in values else {}
+        model, seen = kind.auto.from_pretrained(
+            folder, config=kind.settings, key_mapping=names, dtype=DTYPES[config.base_dtype],
+            use_safetensors=True, local_files_only=True, trust_remote_code=False, use_kernels=False,
+            output_loading_info=True, **kind.more, **more,
         )  # fmt: skip
-        drawn = () if config.is_language else (_HEAD,)
+        _say_how(model, kind, names)
+        # A backbone may have a pooler that our head does not read.
+        drawn = head_modules(model) if kind.pooling == "auto" else ["pooler"]
         _refuse_missing(str(source), seen["missing_keys"], seen["mismatched_keys"], drawn)
     loaded: PreTrainedModel = model
     loaded.name_or_path = loaded.config._name_or_path = str(source)
@@ -120,31 +159,43 @@ def _from_files(
     return loaded
 
 
-def _auto_class(config: RunConfig) -> Any:
+def _model_class(folder: str, config: RunConfig) -> ModelClass:
     import transformers
 
-    if config.is_language:
-        return transformers.AutoModelForCausalLM
-    return transformers.AutoModelForSequenceClassification
-
-
-def _explicit(config: RunConfig) -> dict[str, Any]:
-    return {"dtype": DTYPES[config.base_dtype]}
-
-
-def _model_config(folder: str, config: RunConfig) -> Any:
-    import transformers
-
-    labels = {
-        "id2label": dict(enumerate(CLASSES)),
-        "label2id": {name: number for number, name in enumerate(CLASSES)},
-    }
-    return transformers.AutoConfig.from_pretrained(
-        folder,
-        local_files_only=True,
-        trust_remote_code=False,
-        **({} if config.is_language else labels),
+    settings = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
     )
+    kind = model_class(settings, None if config.is_language else config.model.pooling)
+    if not config.is_language:
+        kind.settings.id2label = dict(enumerate(CLASSES))
+        kind.settings.label2id = {name: number for number, name in enumerate(CLASSES)}
+    return kind
+
+
+def _say_how(model: Any, kind: ModelClass, names: Mapping[str, str] | None = None) -> None:
+    """Keep beside the model how a classifier reads states, and how a text model is named in files.
+
+    What is saved of the model has its own names: from_pretrained would give it those of the files.
+    """
+    pooling = kind.pooling
+    if pooling == "auto":
+        pooling = "last" if scores_last_state(model) else OWN
+    model.pooling, model.key_mapping = pooling, dict(names or {})
+    if names:
+        del model._weight_conversions
+
+
+def _with_score(model: Any, source: Path | None = None) -> "PreTrainedModel":
+    """Put our own head on a backbone, with the weights that this program saved in its folder."""
+    if model.pooling != OWN and not hasattr(model, HEAD):
+        score = torch.nn.Linear(model.config.hidden_size, len(CLASSES), False, dtype=model.dtype)
+        model.add_module(HEAD, score)
+        model._init_weights(score)
+        if source is not None and (source / SCORE_FILE).is_file():
+            with _model_errors(str(source / SCORE_FILE)):
+                score.load_state_dict(load_file(source / SCORE_FILE))
+    whole: PreTrainedModel = model
+    return whole
 
 
 @contextmanager
@@ -158,20 +209,54 @@ def _model_errors(source: str) -> Iterator[None]:
 
 
 def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedModel":
-    # With a pad id, the model looks for it in every batch, which waits for the GPU; nothing here
-    # needs one, because the padding of a row is a segment of its own.
-    model.config.pad_token_id = None
+    _refuse_long(model, config)
+    model.config.pad_token_id = None if config.is_language else _pad_id(model)
     if config.model.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ModelError(
+                f"model_type {model.config.model_type} has no gradient checkpointing in"
+                " transformers; set model.gradient_checkpointing=false"
+            )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model.eval()
 
 
+def _refuse_long(model: "PreTrainedModel", config: RunConfig) -> None:
+    """Tables of positions that count from behind the padding's id, as RoBERTa's, hold fewer."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for module in model.base_model.modules():
+        if not isinstance(module, torch.nn.Embedding) or module.padding_idx is None:
+            continue
+        limit = module.num_embeddings - module.padding_idx - 1
+        if module.num_embeddings == positions and config.data.seq_length > limit:
+            raise ConfigError(
+                f"data.seq_length {config.data.seq_length} is above the model's {limit} positions:"
+                f" {module.padding_idx + 1} of {positions} in {config.model.config_file} belong to"
+                f" the padding; lower it to {limit} or less"
+            )
+
+
+def _pad_id(model: Any) -> int | None:
+    """The id that the model's own forward pass looks for, other than the end that a head reads.
+
+    None where our own code pads: with an id, models look for it in every batch, which waits for
+    the GPU.
+    """
+    if model.pooling != OWN:
+        return None
+    ends = model.config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    wanted = (model.config.pad_token_id, *range(len(ends) + 1))
+    return next(int(pad) for pad in wanted if pad is not None and pad not in ends)
+
+
 def _refuse_missing(
-    source: str, missing: Iterable[str], mismatched: Iterable[object], drawn: tuple[str, ...]
+    source: str, missing: Iterable[str], mismatched: Iterable[object], drawn: Iterable[str]
 ) -> None:
     """Weights the files lack would be drawn at random without a word; only the head may be new."""
-    absent = sorted(name for name in missing if not name.startswith(drawn))
+    new = tuple(f"{path}." for path in drawn)
+    absent = sorted(name for name in missing if not name.startswith(new))
     if absent or mismatched:
         odd = [*absent, *map(str, mismatched)]
         raise ModelError(

@@ -17,9 +17,10 @@ from torch import Tensor
 from data.batches.batch import Batch, collate
 from data.errors import first_line
 from data.text.tokenization import ExampleSet
+from trainer.architectures.classes import OWN
 from trainer.config.methods import FLASH, SEGMENT_SDPA
 from trainer.errors import ModelError
-from trainer.models.heads import PackedLanguageModel, PackedModel
+from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.output import output_function
 from trainer.models.packed_attention import MASK, NATIVE, ROWS, VARLEN, Strategy
 from trainer.models.record_rows import ZERO3_PASSES
@@ -113,7 +114,7 @@ def choose_strategy(
     faults: list[str] = []
     with torch.no_grad():
         own_S = _own_scores(forward, model, records, settings, device)
-        for strategy in _strategies(settings, model.stock, windows):
+        for strategy in _strategies(settings, model, windows):
             try:
                 proof = _prove(forward, model, strategy, records, own_S, settings, device)
             except Exception as error:
@@ -167,17 +168,21 @@ def _own_scores(
     return own_S
 
 
-def _strategies(settings: Settings, stock: Strategy, windows: Sequence[int]) -> Iterator[Strategy]:
+def _strategies(
+    settings: Settings, model: PackedModel, windows: Sequence[int]
+) -> Iterator[Strategy]:
     """What can be tried, in order: from the cheapest to the most general."""
-    if settings.attention in (SEGMENT_SDPA, FLASH):
+    stock, rows_alone = model.stock, isinstance(model, PackedClassifier) and model.pooling == OWN
+    if settings.attention in (SEGMENT_SDPA, FLASH) and not rows_alone:
         yield Strategy(VARLEN, settings.attention)
         if not settings.is_free:
             return
     attention = stock.attention if settings.is_free else settings.attention
     # Before native, which compares positions on the host and so waits for a GPU in every step.
-    if not any(window < settings.seq_length for window in windows):
+    if not rows_alone and not any(window < settings.seq_length for window in windows):
         yield Strategy(MASK, attention)
-    yield Strategy(NATIVE, attention)
+    if not rows_alone:
+        yield Strategy(NATIVE, attention)
     yield Strategy(ROWS, attention, ZERO3_PASSES if settings.equal_passes else None)
     if not settings.equal_passes:
         yield replace(stock, attention=attention)

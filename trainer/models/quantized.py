@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def quantization_config(
-    tuning: TuningSection, dtype: torch.dtype, head: str
+    tuning: TuningSection, dtype: torch.dtype, head: list[str]
 ) -> "BitsAndBytesConfig":
     """The settings for transformers; the head and modules trained whole are not quantised.
 
@@ -25,7 +25,7 @@ def quantization_config(
     """
     from transformers import BitsAndBytesConfig
 
-    kept = [head, *tuning.modules_to_save]
+    kept = [*head, *tuning.modules_to_save]
     if tuning.base_quant_type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(

@@ -18,6 +18,7 @@ from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
 from trainer.run_folder.folder import BASE, built, verify
 from trainer.tuning import METHODS
+from trainer.tuning.plain import save_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +53,7 @@ def write_random_base(config: RunConfig) -> None:
         verify(folder, "remove it, and the same command draws it again from run.seed")
         return
     with built(folder) as building:
-        load_base(config).save_pretrained(str(building))
+        save_base(load_base(config), building)
 
 
 def build_model(config: RunConfig) -> PackedModel:

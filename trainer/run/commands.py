@@ -95,7 +95,7 @@ def merge_run(run: Path, output: Path, onto: str) -> None:
 def _checked(config: RunConfig) -> Prepared:
     """The data of a recipe whose model folder is sound, too."""
     prepared = prepare_run(config)
-    check_model_files(config, prepared.tokenizer.vocab_size)
+    check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
     return prepared
 
 

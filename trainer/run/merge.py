@@ -26,8 +26,9 @@ from trainer.models.proof import use
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
 from trainer.run.saved_run import best_model, trained_model
-from trainer.run_folder.adapter import FACTS, adapter_facts, complete_model
+from trainer.run_folder.adapter import FACTS, adapter_facts, class_facts, complete_model
 from trainer.run_folder.folder import BASE, built, verify, write_json
+from trainer.tuning.plain import save_base
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
@@ -116,6 +117,6 @@ def _write(merged: PackedModel, config: RunConfig, output: Path, facts: dict[str
         model.config.tie_word_embeddings = False  # one of the two was trained alone
     output.parent.mkdir(parents=True, exist_ok=True)
     with built(output) as building:
-        model.save_pretrained(str(building))
+        save_base(model, building)
         complete_model(building, config)
-        write_json(building / FACTS, facts)
+        write_json(building / FACTS, facts | class_facts(model) | {"key_mapping": {}})

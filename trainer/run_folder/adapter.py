@@ -16,11 +16,12 @@ from data.prepared.prepare import Prepared
 from data.text.tokenizer import special_tokens
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
-from trainer.models.files import base_digest, read_config
+from trainer.models.files import base_digest, read_config, text_values
 from trainer.models.load import CLASSES
 from trainer.run_folder.folder import built, write_json
+from trainer.tuning.layers import has_head
 from trainer.tuning.peft_layers import add_frozen_head
-from trainer.tuning.plain import PlainModel
+from trainer.tuning.plain import LOADER, PlainModel, is_backbone
 from trainer.tuning.ptuning import is_prompted, save_prompt
 
 if TYPE_CHECKING:
@@ -68,8 +69,17 @@ def save_adapter(
                 save_embedding_layers=False,
             )
             add_frozen_head(model, building)
+            if is_backbone(model.get_base_model()):
+                shutil.copyfile(LOADER, building / LOADER.name)
             (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
-        write_json(building / FACTS, facts)
+        write_json(building / FACTS, {**facts, **class_facts(model.get_base_model())})
+
+
+def class_facts(base: Any) -> dict[str, Any]:
+    """How transformers loads a base and, of a classifier, which states it scores."""
+    names = getattr(base, "key_mapping", {})
+    facts = {"model_class": type(base).__name__, "key_mapping": names}
+    return facts | ({"pooling": getattr(base, "pooling", "last")} if has_head(base) else {})
 
 
 def complete_model(folder: Path, config: RunConfig) -> None:
@@ -79,7 +89,7 @@ def complete_model(folder: Path, config: RunConfig) -> None:
     a time. The tokenizer's own pad token is used where the base names none.
     """
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    pad_id = read_config(config.model).get("pad_token_id")
+    pad_id = text_values(read_config(config.model)).get("pad_token_id")
     settings["pad_token_id"] = _pad_id(config.tokenizer_folder) if pad_id is None else pad_id
     write_json(folder / "config.json", settings)
     copied = [path for p in _OF_TOKENIZER for path in config.tokenizer_folder.glob(p)]

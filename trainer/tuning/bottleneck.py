@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.architectures.adapters import Place, place_of
+from trainer.architectures.classes import head_modules
 from trainer.architectures.derived import features
-from trainer.config.methods import HEAD, adapter_size
+from trainer.config.methods import adapter_size
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning.layers import (
     adapted,
     choose_modules,
-    has_head,
     layers_named,
     trained_whole,
 )
@@ -128,7 +128,8 @@ def add_bottlenecks(base: "PreTrainedModel", tuning: TuningSection) -> Bottlenec
         ModelError: A name matches no layer, or no side of a layer is as wide as the model.
     """
     layers = layers_named(base, choose_modules(base, tuning))
-    whole = (trained_whole(base, tuning) or []) + ([HEAD] if has_head(base) else [])
+    heads = head_modules(base)
+    whole = [name for name in trained_whole(base, tuning) or [] if name not in heads] + heads
     places = {path: _place(base, path, layer, tuning.method) for path, layer in layers.items()}
     base.requires_grad_(False)
     size, is_identity = adapter_size(tuning), tuning.variant != "llm_adapters"
@@ -138,7 +139,7 @@ def add_bottlenecks(base: "PreTrainedModel", tuning: TuningSection) -> Bottlenec
             adapter = BottleneckLinear(layer, place, size, tuning.lora_dropout, is_identity)
             setattr(base.get_submodule(parent), last, adapter)
     for name, module in base.named_modules():
-        if name.rpartition(".")[2] in whole:
+        if name in heads or name.rpartition(".")[2] in whole:
             module.requires_grad_(True)
     settings = BottleneckSettings(
         FORMAT, base.name_or_path, tuning.method, size, "tanh", places, whole

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from trainer.architectures.adapters import is_named
+from trainer.architectures.classes import head_modules
 from trainer.architectures.derived import features, is_linear, within_block
 from trainer.architectures.families import FAMILIES
 from trainer.config.methods import HEAD, LORA
@@ -15,6 +16,8 @@ from trainer.errors import ModelError
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel, TaskType
     from transformers import PreTrainedModel
+
+_PEFT_HEADS = ("classifier", HEAD)
 
 
 def task_type(base: "PreTrainedModel") -> "TaskType":
@@ -34,16 +37,17 @@ def with_peft(base: "PreTrainedModel", settings: "PeftConfig") -> "PeftModel":
     return model
 
 
-def has_head(base: nn.Module) -> bool:
+def has_head(base: "PreTrainedModel") -> bool:
     """Whether the model is a classifier."""
-    return isinstance(getattr(base, HEAD, None), nn.Module)
+    return bool(head_modules(base))
 
 
 def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
     """Path within a block -> linear layer of the backbone, the smallest with that path."""
     layers: dict[str, nn.Module] = {}
+    of_head = {layer for path in head_modules(base) for layer in base.get_submodule(path).modules()}
     for name, module in base.base_model.named_modules():
-        if is_linear(module):
+        if is_linear(module) and module not in of_head:
             path = within_block(name)
             layers[path] = min(layers.get(path, module), module, key=lambda one: min(features(one)))
     return layers
@@ -58,7 +62,7 @@ def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
     layers, method = linear_layers(base), tuning.method
     kind = base.config.model_type
     if tuning.target_modules != "auto":
-        paths = [*layers, *([HEAD] if method in LORA and has_head(base) else [])]
+        paths = [*layers, *([HEAD] if method in LORA and HEAD in head_modules(base) else [])]
         for name in tuning.target_modules:
             _check_module(name, sorted(paths))
         return list(tuning.target_modules)
@@ -102,7 +106,7 @@ def adapted(base: "PreTrainedModel", names: list[str]) -> dict[str, nn.Module]:
 
 
 def trained_whole(base: "PreTrainedModel", tuning: TuningSection) -> list[str] | None:
-    """A copy of tuning.modules_to_save, to which PEFT adds the head; None where it is empty.
+    """tuning.modules_to_save and what PEFT does not find of a head itself; None where empty.
 
     Raises:
         ModelError: The model lacks one; the message lists the modules of the model.
@@ -114,7 +118,8 @@ def trained_whole(base: "PreTrainedModel", tuning: TuningSection) -> list[str] |
                 f"tuning.modules_to_save: {name!r} matches no module; the model has"
                 f" {sorted(part for part in present if not part.isdigit())}"
             )
-    return list(tuning.modules_to_save) or None
+    heads = [path for path in head_modules(base) if path not in _PEFT_HEADS]
+    return [*tuning.modules_to_save, *heads] or None
 
 
 def _check_module(name: str, paths: list[str]) -> None:

@@ -1,15 +1,20 @@
 """Full fine-tuning, and the part of PEFT's interface that a run uses, without PEFT."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from trainer.config.methods import HEAD, SCORE_FILE
 from trainer.config.sections import TuningSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+LOADER = Path(__file__).with_name("load_classifier.py")
 
 
 class PlainModel(nn.Module):
@@ -33,10 +38,29 @@ class PlainModel(nn.Module):
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write a plain transformers folder with the trained weights, named as in this module."""
         own = {name.removeprefix("base_model."): value for name, value in state.items()}
-        self.base_model.save_pretrained(str(folder), state_dict=own)
+        save_base(self.base_model, folder, own)
 
 
 def train_all(base: "PreTrainedModel", tuning: TuningSection) -> PlainModel:
     """Train every parameter of the base."""
     base.requires_grad_(True)
     return PlainModel(base)
+
+
+def is_backbone(base: nn.Module) -> bool:
+    """Whether a classifier is a backbone of transformers with a head of ours."""
+    return getattr(base, "base_model", None) is base and hasattr(base, HEAD)
+
+
+def save_base(
+    base: "PreTrainedModel", folder: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a plain transformers folder; our own head gets a file and stock code that loads it."""
+    from safetensors.torch import save_file
+
+    weights = dict(base.state_dict() if state is None else state)
+    if is_backbone(base):
+        head = {"weight": weights.pop(f"{HEAD}.weight").contiguous()}
+        save_file(head, folder / SCORE_FILE, metadata={"format": "pt"})
+        shutil.copyfile(LOADER, folder / LOADER.name)
+    base.save_pretrained(str(folder), state_dict=weights)

@@ -1,0 +1,42 @@
+"""The text model of a multimodal checkpoint, which is trained without the other parts."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def text_prefix(tensors: Iterable[str], skeleton: "PreTrainedModel") -> str:
+    """What the names of a text model's tensors begin with in the files of the whole model.
+
+    Args:
+        tensors: All names in the files.
+        skeleton: The text model, on any device.
+
+    Returns:
+        E.g. "language_model.model."; "" where no tensor is one of the text model's.
+    """
+    own = {name for name, _ in skeleton.base_model.named_parameters()}
+    found: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        for cut in range(len(parts)):
+            if ".".join(parts[cut:]) in own:
+                found["".join(f"{part}." for part in parts[:cut])] += 1
+    return found.most_common(1)[0][0] if found else ""
+
+
+def text_names(tensors: Iterable[str], skeleton: "PreTrainedModel") -> dict[str, str]:
+    """Patterns of names in the files -> names in the text model, for from_pretrained."""
+    tensors = list(tensors)
+    prefix = text_prefix(tensors, skeleton)
+    backbone = "" if skeleton.base_model is skeleton else f"{skeleton.base_model_prefix}."
+    names = {f"^{re.escape(prefix)}": backbone} if prefix not in ("", backbone) else {}
+    for name in tensors:
+        before, found, _ = name.rpartition("lm_head.")
+        if found and before:
+            names[f"^{re.escape(name)}$"] = "lm_head." + name.rpartition(".")[2]
+    return names

@@ -1,0 +1,52 @@
+"""Loads the classifier beside this file with transformers (and PEFT, if it is an adapter) alone.
+
+logits = load("FOLDER")(input_ids, attention_mask)   # a row each; padding on the right
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+
+class Classifier(torch.nn.Module):
+    """Scores a pooled state of the backbone."""
+
+    def __init__(self, backbone: Any, pooling: str) -> None:
+        super().__init__()
+        self.backbone, self.pooling = backbone, pooling
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, classes)."""
+        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        last = attention_mask.sum(1) - 1
+        places = torch.arange(states.shape[1], device=states.device)
+        if self.pooling == "mean":
+            share = (places <= last[:, None]) / (last[:, None] + 1)
+        else:
+            share = (places == (last[:, None] if self.pooling == "last" else 0)).float()
+        logits: torch.Tensor = self.backbone.score((share[:, None].to(states.dtype) @ states)[:, 0])
+        return logits
+
+
+def load(folder: str) -> Classifier:
+    """The classifier of a folder, in evaluation mode."""
+    facts = json.loads((Path(folder) / "focaltune.json").read_text())
+    adapter, base = Path(folder) / "adapter_config.json", folder
+    if adapter.exists():
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    config = transformers.AutoConfig.from_pretrained(base).get_text_config()
+    backbone = getattr(transformers, facts["model_class"]).from_pretrained(
+        base, config=config, key_mapping=facts["key_mapping"]
+    )
+    backbone.score = torch.nn.Linear(config.hidden_size, len(facts["classes"]), bias=False)
+    if adapter.exists():
+        from peft import PeftModel
+
+        backbone = PeftModel.from_pretrained(backbone, folder).get_base_model()
+    else:
+        backbone.score.load_state_dict(load_file(Path(folder) / "score.safetensors"))
+    return Classifier(backbone, facts["pooling"]).eval()
