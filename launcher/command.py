@@ -90,6 +90,14 @@ def recipe_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
+def add_moved_paths(parser: ArgumentParser) -> None:
+    """[section.key=PATH ...], for commands on a finished run."""
+    parser.add_argument(
+        "overrides", nargs="*", default=[],
+        help="paths that have moved since the run, e.g. model.path=FOLDER data.path=FOLDER",
+    )  # fmt: skip
+
+
 def _help_with_keys(parser: ArgumentParser) -> str:
     from trainer.config.recipe import describe_keys
 

@@ -1,4 +1,8 @@
-"""Evaluate a finished run on another file: launcher/evaluate.py RUN_FOLDER FILE [--name NAME]."""
+"""Evaluate a finished run on another file: launcher/evaluate.py RUN FILE [KEY=PATH ...].
+
+Base or data that have moved since the run are given again, e.g. model.path=FOLDER. Without the
+training data, the baselines that learn from them are left out.
+"""
 
 import sys
 from argparse import Namespace
@@ -15,6 +19,7 @@ def main(arguments: list[str]) -> int:
     parser = command.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
     parser.add_argument("file", type=Path, help="what to score: any value of data.test")
+    command.add_moved_paths(parser)
     parser.add_argument(
         "--name", help="name of the report; default: the file's name up to its first dot"
     )
@@ -24,7 +29,7 @@ def main(arguments: list[str]) -> int:
 def _evaluate(given: Namespace) -> None:
     from trainer.run.commands import evaluate_run
 
-    evaluate_run(given.run, given.file, given.name)
+    evaluate_run(given.run, given.file, given.name, given.overrides)
 
 
 if __name__ == "__main__":

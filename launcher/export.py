@@ -1,7 +1,8 @@
-"""Merge a finished run's adapter into its base: launcher/export.py RUN --merge [--onto full].
+"""Merge a finished run's adapter into its base: launcher/export.py RUN --merge [KEY=PATH].
 
 Writes a plain transformers folder (RUN/merged) and prints how far its logits differ from those of
-the trained model.
+the trained model on the validation split, or on any data.valid=FILE. A base that has moved since
+the run is given again: model.path=FOLDER.
 """
 
 import sys
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> int:
     """Write the merged model; return the exit code."""
     parser = command.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
+    command.add_moved_paths(parser)
     parser.add_argument("--merge", action="store_true", required=True, help="what to do")
     parser.add_argument(
         "--onto",
@@ -32,7 +34,8 @@ def main(arguments: list[str]) -> int:
 def _merge(given: Namespace) -> None:
     from trainer.run.commands import merge_run
 
-    merge_run(given.run, given.output or given.run / "merged", given.onto)
+    output = given.output or given.run / "merged"
+    merge_run(given.run, output, given.onto, given.overrides)
 
 
 if __name__ == "__main__":

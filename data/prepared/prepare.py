@@ -70,7 +70,7 @@ class Prepared:
     """A dataset ready for training.
 
     Attributes:
-        splits: By name.
+        splits: By name; none where only `facts` are left of a run's data.
         tokenizer: Has encoded them.
         facts: The content of data.json: digests, counts, dropped records, leaks.
     """
@@ -88,6 +88,12 @@ class Prepared:
     def leaks(self) -> dict[str, dict[str, int]]:
         """What two splits must not share but do, by kind and pair of splits."""
         return self.sharing.leaks(self.facts["leak_groups"])
+
+    @property
+    def prior(self) -> float:
+        """Share of vulnerable functions in training, dropped ones included."""
+        tokens = self.facts["splits"]["train"]["tokens"]
+        return float(tokens["num_positive"] / tokens["num_functions"])
 
     @property
     def digests(self) -> dict[str, str]:
@@ -167,6 +173,15 @@ def read_split(
     prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
+
+
+def remembered(
+    facts: Mapping[str, Any], config: DataConfig, tokenizer_folder: Path, *, language: bool = False
+) -> Prepared:
+    """What data.json says of splits that are not here; the tokenizer is the one that is."""
+    tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
+    digests = facts["sha256"] | _digests({}, tokenizer.path, kind_of(language))
+    return Prepared({}, tokenizer, {**facts, "sha256": digests})
 
 
 def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) -> dict[str, str]:

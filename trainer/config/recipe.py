@@ -31,6 +31,7 @@ _PATH_KEYS = (
     ("tuning", "init_from"),
     ("run", "output_dir"), ("run", "resume"),
 )  # fmt: skip
+MOVABLE = tuple(".".join(key) for key in _PATH_KEYS if key[0] in ("data", "model"))
 _PATH = "name a file or folder; ./~name for one that begins with a tilde"
 _NAME = 80  # characters of a key in a message
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # OWNER/NAME, or NAME alone

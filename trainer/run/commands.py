@@ -4,20 +4,27 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from data.prepared.prepare import Prepared, sources_digest
-from data.readers import named_files
+from data.errors import DataError, json_object, parsing
+from data.prepared.prepare import Prepared, Split, read_split, remembered, sources_digest
+from data.readers import locate, named_files
 from data.text.escaping import escaped
-from trainer.config.recipe import load_run_config
+from data.text.tokenizer import CodeTokenizer
+from trainer.config.recipe import MOVABLE, load_run_config
 from trainer.config.sections import RunConfig
-from trainer.errors import ConfigError
-from trainer.models.files import check_model_files
+from trainer.errors import ConfigError, ModelError
+from trainer.models.files import check_model_files, refuse_adapter
 from trainer.processes.launched import check_launch
 from trainer.processes.launchers import Launcher
 from trainer.processes.ranks import adopt_launcher
 from trainer.run.preparation import prepare_run
+from trainer.run_folder.folder import DATA, RECIPE
+
+_COPY = "copy the run folder again"
 
 
 def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]) -> None:
@@ -39,10 +46,14 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
     run_training(config, prepared, above, store)
 
 
-def evaluate_run(run: Path, file: Path, name: str | None) -> None:
+def evaluate_run(run: Path, file: Path, name: str | None, overrides: Sequence[str] = ()) -> None:
     """Score a file with a finished run; write report/NAME.* and print its table.
 
-    Without a name the report has the file's name up to its first dot.
+    Without a name the report has the file's name up to its first dot. Where the run's data are not
+    here, the baselines that learn from them are left out.
+
+    Args:
+        overrides: Paths that have moved, as section.key=value.
 
     Raises:
         ConfigError: The name is not one, or it belongs to the run's own test file.
@@ -52,37 +63,52 @@ def evaluate_run(run: Path, file: Path, name: str | None) -> None:
     name = name or file.name.partition(".")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
-    config = _recipe_of(run)
+    config = _recipe_of(run, overrides)
     paths = named_files(file, "FILE", config.data, language=config.is_language)
-    prepared = _checked(config)
+    left_out = ""
+    try:
+        prepared = prepare_run(config)
+    except DataError as error:
+        if _names_data(overrides):
+            raise
+        prepared = _remembered(config)
+        left_out = f"baselines that learn from the run's data are left out: {error}"
+    check_model_files(config, prepared.tokenizer.vocab_size)
     if name == "test" and not _is_test_split(paths, prepared):
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
 
     from trainer.run.saved_run import evaluate_files
 
-    evaluate_files(config, prepared, paths, name, file.name)
+    evaluate_files(config, prepared, paths, name, file.name, left_out)
 
 
-def merge_run(run: Path, output: Path, onto: str) -> None:
+def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ()) -> None:
     """Merge the adapter of a finished run into its base and print how far the logits move.
+
+    Args:
+        output: New folder.
+        onto: "dequantized" or "full".
+        overrides: Paths that have moved, as section.key=value; data.valid can be any file.
 
     Raises:
         ConfigError: The folder exists, or the method cannot be merged.
         ModelError: The run has no validated checkpoint, or the base does not load.
     """
-    config = _recipe_of(run)
-    prepared = _checked(config)
+    config = _recipe_of(run, overrides)
+    prepared = _remembered(config)
+    check_model_files(config, prepared.tokenizer.vocab_size)
+    not_measured = ""
+    try:
+        prepared = replace(prepared, splits={"valid": _valid(config, prepared.tokenizer)})
+    except DataError as error:
+        if _names_data(overrides):
+            raise
+        not_measured = f"; how far its logits move was not measured: {error}; give data.valid=FILE"
 
     from trainer.run.merge import merge_adapter
 
-    drift = merge_adapter(config, prepared, output.resolve(), onto)
-    unit = "targets" if config.is_language else "functions"
-    print(
-        f"{output}: merged onto the {drift['onto']} base; logits of {drift['num_functions']}"
-        f" validation {unit} move by {drift['max_logit_difference']:.2e} at most,"
-        f" {drift['mean_logit_difference']:.2e} on average (largest logit"
-        f" {drift['largest_logit']:.2f})"
-    )
+    merge = merge_adapter(config, prepared, output.resolve(), onto)
+    print(f"{output}: merged onto the {merge['onto']} base{not_measured or _moves(config, merge)}")
     if not config.is_language:
         changed = config.data.normalize_whitespace
         print(
@@ -92,6 +118,43 @@ def merge_run(run: Path, output: Path, onto: str) -> None:
         )
 
 
+def _moves(config: RunConfig, drift: Mapping[str, Any]) -> str:
+    unit = "targets" if config.is_language else "functions"
+    return (
+        f"; logits of {drift['num_functions']} validation {unit} move by"
+        f" {drift['max_logit_difference']:.2e} at most, {drift['mean_logit_difference']:.2e} on"
+        f" average (largest logit {drift['largest_logit']:.2f})"
+    )
+
+
+def _valid(config: RunConfig, tokenizer: CodeTokenizer) -> Split:
+    """The validation split alone; it can be a part of train."""
+    paths = locate(config.data, "valid", language=config.is_language)
+    if not paths:
+        return prepare_run(config).splits["valid"]
+    return read_split(paths, "valid", config.data, tokenizer, language=config.is_language)[0]
+
+
+def _remembered(config: RunConfig) -> Prepared:
+    """What the run folder knows of its data, which may be gone.
+
+    Raises:
+        ModelError: data.json is missing or damaged.
+    """
+    refuse_adapter(config.model)
+    path, language = config.output_dir / DATA, config.is_language
+    facts = json_object(path, ModelError, _COPY)
+    with parsing(f"{path} cannot be used", ModelError, _COPY):
+        found = remembered(facts, config.data, config.tokenizer_folder, language=language)
+        if not (facts["splits"]["train"]["kinds"] if language else 0 < found.prior < 1):
+            raise ValueError("its counts are not those of a training split")
+    return found
+
+
+def _names_data(overrides: Sequence[str]) -> bool:
+    return any(text.startswith("data.") for text in overrides)
+
+
 def _checked(config: RunConfig) -> Prepared:
     """The data of a recipe whose model folder is sound, too."""
     prepared = prepare_run(config)
@@ -99,9 +162,23 @@ def _checked(config: RunConfig) -> Prepared:
     return prepared
 
 
-def _recipe_of(run: Path) -> RunConfig:
-    here = f"run.output_dir={json.dumps(str(run.resolve()))}"  # the run may have moved
-    return load_run_config(run / "config.yaml", [here])
+def _recipe_of(run: Path, overrides: Sequence[str]) -> RunConfig:
+    """The recipe of a finished run, which may have moved, as its base and data may.
+
+    Raises:
+        ConfigError: A path is gone, or an override is not a path of base or data.
+    """
+    for text in overrides:
+        if (name := text.partition("=")[0]) not in MOVABLE:
+            raise ConfigError(
+                f"{name[:80]!r}: of a finished run only paths can be given: {', '.join(MOVABLE)}"
+            )
+    here = f"run.output_dir={json.dumps(str(run.resolve()))}"
+    try:
+        return load_run_config(run / RECIPE, [*overrides, here])
+    except ConfigError as error:
+        more = "give again what has moved since the run, e.g. model.path=FOLDER"
+        raise ConfigError(f"{error}\n{more}") from error
 
 
 def _is_test_split(paths: list[Path], prepared: Prepared) -> bool:

@@ -38,11 +38,11 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     """Write the merged model and its tokenizer as a plain transformers folder.
 
     Args:
-        prepared: The run's data: the drift is measured on its validation split.
+        prepared: The drift is measured on its validation split, if there is one.
         onto: "dequantized" or "full"; without quantisation they are the same.
 
     Returns:
-        What was merged and the drift, also in focaltune.json of the folder.
+        What was merged and the drift if measured, also in focaltune.json of the folder.
 
     Raises:
         ConfigError: The folder exists, or the method's weights cannot become part of the base.
@@ -56,9 +56,10 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
         )
     if output.exists():
         raise ConfigError(f"{output} exists; give --output another folder")
-    best, settled, trained, alone = best_model(config, prepared)
-    valid = prepared.splits["valid"].examples
-    before_SC, strategy = _logits(trained, config, valid, alone), trained.strategy
+    valid = prepared.splits["valid"].examples if "valid" in prepared.splits else None
+    best, settled, trained, alone = best_model(config, prepared, valid)
+    before_SC = None if valid is None else _logits(trained, config, valid, alone)
+    strategy = trained.strategy
     decoded = {
         name.replace(".base_layer", ""): decoded_weight(layer).cpu()
         for name, layer in quantized_layers(trained).items()
@@ -70,17 +71,22 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     merged.model.merge_adapter()
     merged = merged.to(alone.device)
     use(merged, strategy)
-    difference_S = (_logits(merged, config, valid, alone) - before_SC).abs().amax(1)
-    drift = {
-        "onto": onto if decoded else "full",
+    merge: dict[str, Any] = {"onto": onto if decoded else "full"}
+    if valid is not None and before_SC is not None:
+        merge |= _drift(before_SC, _logits(merged, config, valid, alone))
+    facts = adapter_facts(config, prepared, TrainState.of(best.trainer["state"]))
+    _write(merged, config, output, facts | {"merge": merge})
+    return merge
+
+
+def _drift(before_SC: Tensor, after_SC: Tensor) -> dict[str, Any]:
+    difference_S = (after_SC - before_SC).abs().amax(1)
+    return {
         "max_logit_difference": float(difference_S.max()),
         "mean_logit_difference": float(difference_S.mean()),
         "largest_logit": float(before_SC.abs().max()),
         "num_functions": len(difference_S),
     }
-    facts = adapter_facts(config, prepared, TrainState.of(best.trainer["state"]))
-    _write(merged, config, output, facts | {"merge": drift})
-    return drift
 
 
 def _plain(config: RunConfig) -> RunConfig:

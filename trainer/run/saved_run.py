@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from data.prepared.prepare import Prepared, read_split
+from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
 from trainer.evaluation.evaluation import EVALUATIONS
@@ -16,35 +17,47 @@ from trainer.models.load import DTYPES
 from trainer.models.proof import choose_strategy
 from trainer.processes.distributed import Ranks
 from trainer.run.build import build_model, proof_settings, resolve_here
+from trainer.run.preparation import print_lines
 from trainer.run_folder.checkpoint import Checkpoint, load_step, newest_checkpoint
 from trainer.run_folder.folder import CHECKPOINTS
 from trainer.run_folder.resume import refuse_other_run, run_identity
 
 
 def evaluate_files(
-    config: RunConfig, prepared: Prepared, paths: Sequence[Path], name: str, title: str
+    config: RunConfig,
+    prepared: Prepared,
+    paths: Sequence[Path],
+    name: str,
+    title: str,
+    left_out: str = "",
 ) -> dict[str, Any]:
     """Score files with a run's best checkpoint; writes report/<name>.* and prints its table.
 
     Args:
-        prepared: The run's data, from which the baselines learn.
+        prepared: The run's data, from which the baselines learn; or what is left of them.
         paths: Files of a split with the run's field mapping; one for functions.
         name: Name of the report, and of the member of an archive.
         title: How the report names the files.
+        left_out: What the report lacks, and why.
 
     Raises:
         ModelError: No checkpoint with a validated best step.
         DataError: The file cannot be read.
     """
-    best, settled, model, alone = best_model(config, prepared)
-    state = best.trainer["state"]
-    split, found = prepared.splits["test"], {"sha256": prepared.digests["test"]}
-    if name != "test":  # the run has prepared its own
-        split, found = read_split(
+    if name in prepared.splits:  # the run has prepared its own
+        split, digest = prepared.splits[name], prepared.digests[name]
+    else:
+        split, one = read_split(
             paths, name, config.data, prepared.tokenizer, language=config.is_language
         )
+        digest = one["sha256"]
+    best, settled, model, alone = best_model(config, prepared, split.examples)
+    state = best.trainer["state"]
     facts = {"best_step": state["best_step"], "precision": settled.engine.precision, "file": title}
-    facts |= {"task": config.task.name, f"sha256_{name}": found["sha256"]}
+    facts |= {"task": config.task.name, f"sha256_{name}": digest}
+    if left_out:
+        print_lines([left_out])
+        facts["left_out"] = left_out
     evaluation = EVALUATIONS[config.task.name](config, prepared, alone, model, None)
     report = evaluation.test(split, name, state["threshold"], facts)()
     print_report(report)
@@ -52,9 +65,12 @@ def evaluate_files(
 
 
 def best_model(
-    config: RunConfig, prepared: Prepared
+    config: RunConfig, prepared: Prepared, examples: ExampleSet | None
 ) -> tuple[Checkpoint, RunConfig, PackedModel, Ranks]:
     """The checkpoint of a run's best validation, the settled recipe and the model, on one rank.
+
+    Args:
+        examples: What it will score, with which packing is proved; None: nothing.
 
     Raises:
         ModelError: There is none, or it belongs to another base or other data.
@@ -69,8 +85,8 @@ def best_model(
     recipe = resolve_here(config, device)
     alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
     model = trained_model(recipe.config, best).to(device).eval()
-    examples = next(iter(prepared.splits.values())).examples
-    choose_strategy(model, model, examples, proof_settings(recipe), device)
+    if examples is not None:
+        choose_strategy(model, model, examples, proof_settings(recipe), device)
     return best, recipe.config, model, alone
 
 

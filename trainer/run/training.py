@@ -33,8 +33,10 @@ from trainer.run.loop import memory_errors_named, train
 from trainer.run.planned_run import explained, peak_lines, write_plan
 from trainer.run.preparation import training_loader
 from trainer.run.session import Run, Session
+from trainer.run_folder.adapter import FACTS
 from trainer.run_folder.checkpoint import Checkpoint
 from trainer.run_folder.folder import (
+    DATA,
     MANIFEST,
     RECIPE,
     RunLock,
@@ -186,7 +188,7 @@ def _build(
         folder = config.output_dir
         write_yaml(folder / RECIPE, config.to_json())  # which starts the same run again
         write_json(folder / "ds_config.json", settings)
-        write_json(folder / "data.json", prepared.facts)
+        write_json(folder / DATA, prepared.facts)
         return RunLog(folder, config.log, state, total_steps)
 
     log = agreed(ranks, open_log)
@@ -234,14 +236,18 @@ def _left_line(session: Session) -> str:
 
 
 def _initial_adapter(config: RunConfig, base_sha256: str) -> tuple[Path | None, list[str]]:
-    """The folder of tuning.init_from, and a line if nothing says what its bytes were."""
+    """The folder of tuning.init_from, and a line if nothing says what its bytes were.
+
+    Without focaltune.json it is a PEFT folder that somebody has made of ours, or another's.
+    """
     start_from, method = config.tuning.init_from, config.tuning.method
     if start_from is None:
         return None, []
     folder = adapter_folder(Path(start_from), base_sha256, method)
-    if verify(folder, "copy it again, or train it again"):
+    if (folder / FACTS).is_file() and verify(folder, "copy it again, or train it again"):
         return folder, []
-    return folder, [f"tuning.init_from {folder} has no {MANIFEST}: its weights are not verified"]
+    has = MANIFEST if (folder / FACTS).is_file() else FACTS
+    return folder, [f"tuning.init_from {folder} has no {has}: its weights are not verified"]
 
 
 def build_loader(

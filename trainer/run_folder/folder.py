@@ -24,6 +24,7 @@ from trainer.run_folder.checkpoint import remove_leftovers
 
 CHECKPOINTS, ADAPTER, REPORT, BASE = "checkpoints", "adapter", "report", "base"
 LOG, RECIPE, LOCK, MANIFEST = "log.jsonl", "config.yaml", ".focaltune-run", "MANIFEST.json"
+DATA = "data.json"
 _LOCK_BEFORE = ".lock"  # of versions before 0.3; it holds the same text
 _HOLDER = re.compile(r"process \d+ on .")
 

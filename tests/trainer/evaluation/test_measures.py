@@ -72,7 +72,7 @@ def test_a_measure_of_functions_reaches_report_and_validation(monkeypatch, tmp_p
     logged = []
     examples = example_set([[n + 1, 2] for n in range(5)])
     valid = SimpleNamespace(examples=examples, targets=LABELS)
-    prepared = SimpleNamespace(splits={"train": valid, "valid": valid})
+    prepared = SimpleNamespace(splits={"train": valid, "valid": valid}, prior=0.6)
     log = SimpleNamespace(validation=logged.append)
     evaluation = FunctionEvaluation(CONFIG, prepared, ranks, Scores(SCORES), log)
     auc_chosen = evaluation.validate(3)

@@ -5,6 +5,7 @@ Sums in another order differ by rounding: 5e-6 relative is 40 units in the last 
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -315,3 +316,19 @@ def test_plain_concatenation_is_stated_and_has_the_same_targets(recipe, corpus, 
     facts = json.loads((tmp_path / "run" / "data.json").read_text())["splits"]["train"]["tokens"]
     assert facts["policy"] == "window"  # long texts are cut, not cut off
     assert facts["num_examples"] > facts["num_records"]
+
+
+def test_a_run_whose_data_are_gone_is_evaluated_without_the_unigram(whole, tmp_path, capsys):
+    moved = tmp_path / "run"
+    shutil.copytree(whole, moved)
+    recipe = yaml.safe_load((moved / "config.yaml").read_text())
+    recipe["data"] |= {"path": None, "train": "/nowhere/train.jsonl", "valid": None, "test": None}
+    (moved / "config.yaml").write_text(yaml.safe_dump(recipe))
+    other = write_rows(tmp_path / "other.jsonl", conversations(9))
+    reports = []
+    for folder in (whole, moved):
+        assert evaluate_main([str(folder), str(other)]) == 0, capsys.readouterr().err
+        reports.append(json.loads((folder / "report" / "other.json").read_text()))
+    there, gone = (report["predictors"] for report in reports)
+    assert gone == {name: one for name, one in there.items() if name != "unigram of train"}
+    assert "are left out: data.train: /nowhere/train.jsonl" in reports[1]["facts"]["left_out"]

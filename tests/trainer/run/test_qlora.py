@@ -211,6 +211,9 @@ def test_init_from_refuses_a_damaged_adapter_and_says_what_it_cannot_verify(
     start = f"tuning.init_from={adapter}"
     printed = run(tiny_recipe, tmp_path / "run", *QLORA, start, code=4)
     assert "adapter_model.safetensors does not match its sha256" in printed
+    (adapter / "focaltune.json").unlink()  # as somebody makes it a plain PEFT folder
+    run(tiny_recipe, tmp_path / "plain", *QLORA, start)
+    assert "has no focaltune.json: its weights are not" in (tmp_path / "plain.txt").read_text()
     (adapter / MANIFEST).unlink()  # as a folder that PEFT saved
     run(tiny_recipe, tmp_path / "run", *QLORA, start)
     assert "its weights are not verified" in (tmp_path / "run.txt").read_text()

@@ -325,3 +325,65 @@ def test_the_recipe_in_the_run_folder_continues_the_run(tiny_recipe, tmp_path):
     again.write_text(recipe.read_text())
     assert run_ranks([str(again)]) == [0]
     assert len(losses(folder)) == 6
+
+
+@pytest.fixture
+def moved(copy, tiny_model, tiny_data):
+    """A finished run whose base and data are not where its recipe says."""
+    recipe = (copy / "config.yaml").read_text()
+    for path in (tiny_model, tiny_data):
+        recipe = recipe.replace(str(path), f"/nowhere{path}")
+    (copy / "config.yaml").write_text(recipe)
+    return copy
+
+
+def test_a_run_is_evaluated_on_a_moved_base_without_its_data(moved, tiny_model, tiny_data, capsys):
+    command = [str(moved), str(tiny_data / "test.jsonl"), "--name", "again"]
+    assert evaluate_main(command) == 2
+    said = capsys.readouterr().err
+    assert f"model.config: /nowhere{tiny_model} does not exist" in said
+    assert "give again what has moved since the run, e.g. model.path=FOLDER" in said
+    command.append(f"model.config={tiny_model}")
+    assert evaluate_main(command) == 0, capsys.readouterr().err
+    before, alone = (
+        json.loads((moved / "report" / f"{name}.json").read_text()) for name in ("test", "again")
+    )
+    del before["predictors"]["TF-IDF + logistic regression"]
+    assert alone["predictors"] == before["predictors"]
+    assert alone["comparison"] is None
+    left_out = "baselines that learn from the run's data are left out: data.path: /nowhere"
+    assert left_out in " ".join(capsys.readouterr().out.split())
+    assert left_out in (moved / "report" / "again.md").read_text()
+    assert evaluate_main([*command, f"data.path={tiny_data}"]) == 0, capsys.readouterr().err
+    whole = json.loads((moved / "report" / "again.json").read_text())
+    assert whole["predictors"].keys() - alone["predictors"] == {"TF-IDF + logistic regression"}
+    assert evaluate_main([*command, "data.path=/nowhere/else"]) == 3  # given, so not left out
+    assert evaluate_main([*command, "optim.lr=1"]) == 2
+    assert "only paths can be given" in capsys.readouterr().err
+
+
+def test_a_run_is_merged_on_a_moved_base_and_any_file_measures_the_drift(
+    moved, tiny_model, tiny_data, tmp_path, capsys
+):
+    def merged(name, *more):
+        output = tmp_path / name
+        words = [str(moved), "--merge", "--output", str(output), f"model.config={tiny_model}"]
+        assert export_main([*words, *more]) == 0, capsys.readouterr().err
+        facts = json.loads((output / "focaltune.json").read_text())
+        return (output / "model.safetensors").read_bytes(), facts["merge"]
+
+    weights, alone = merged("alone")
+    assert alone == {"onto": "full"}
+    assert "was not measured: data.path: /nowhere" in capsys.readouterr().out
+    other = write_rows(tmp_path / "other.jsonl", sample_rows("train", 7))
+    again, drift = merged("measured", f"data.valid={other}")
+    assert again == weights
+    assert drift["num_functions"] == 7
+    assert 0 < drift["max_logit_difference"] < 1e-5
+
+
+def test_a_damaged_data_json_is_named(moved, tiny_model, tiny_data, capsys):
+    (moved / "data.json").write_text('{"sha256": {}, "splits": {"train": []}}')
+    command = [str(moved), str(tiny_data / "test.jsonl"), "--name", "again"]
+    assert evaluate_main([*command, f"model.config={tiny_model}"]) == 4
+    assert f"{moved / 'data.json'} cannot be used" in capsys.readouterr().err

@@ -37,17 +37,12 @@ class Baseline:
     threshold: float
 
 
-def constant_baselines(train_labels: Sequence[int], num: int) -> dict[str, Baseline]:
+def constant_baselines(prior: float, num: int) -> dict[str, Baseline]:
     """The same score for each of `num` functions: the training share of positives, 1, or 0.
 
     The threshold is 0.5, so the prior predicts the majority class of the training data.
-
-    Raises:
-        ValueError: There are no training labels.
     """
-    if not train_labels:
-        raise ValueError("there are no training labels, so no prior; give the training split")
-    scores = {PRIOR: np.mean(train_labels), ALWAYS_POSITIVE: 1.0, ALWAYS_NEGATIVE: 0.0}
+    scores = {PRIOR: prior, ALWAYS_POSITIVE: 1.0, ALWAYS_NEGATIVE: 0.0}
     return {name: Baseline(np.full(num, score), 0.5) for name, score in scores.items()}
 
 

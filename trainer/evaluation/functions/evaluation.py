@@ -67,14 +67,16 @@ class FunctionEvaluation(Evaluation):
     def _score(self, split: Split) -> npt.NDArray[np.float64]:
         """P(vulnerable) of every function; the prior is the share in training."""
         scores_E = score_examples(self.outputs(split), len(split.examples), self.ranks)
-        targets = self.prepared.splits["train"].targets
-        prior = sum(targets) / len(targets)
-        return of_functions(scores_E, split.examples, prior, self.config.eval.window_score)
+        prior, windows = self.prepared.prior, self.config.eval.window_score
+        return of_functions(scores_E, split.examples, prior, windows)
 
     def _baselines(
         self, split: Split, scored_P: npt.NDArray[np.int64]
     ) -> tuple[dict[str, Baseline], int]:
         """The baselines on some functions of a split, and how many functions they learned from."""
+        constant = constant_baselines(self.prepared.prior, len(scored_P))
+        if "train" not in self.prepared.splits:
+            return constant, 0
         train, valid = self.prepared.splits["train"], self.prepared.splits["valid"]
         learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples))
         scorer = tfidf_logistic(*_codes_and_labels(train, learned_F))
@@ -82,7 +84,6 @@ class FunctionEvaluation(Evaluation):
         valid_codes, valid_labels = _codes_and_labels(valid, valid_P)
         threshold = best_threshold(scorer(valid_codes), valid_labels)  # chosen as the model's is
         words = Baseline(scorer(_codes_and_labels(split, scored_P)[0]), threshold)
-        constant = constant_baselines(train.targets, len(scored_P))
         return {TFIDF_LOGISTIC: words, **constant}, len(learned_F)
 
 

@@ -30,6 +30,8 @@ class LanguageEvaluation(Evaluation):
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Prompts that the model answers at every validation."""
+        if not self.prepared.splits and not self.config.eval.prompts:
+            return []
         return run_prompts(self.config, self.prepared)
 
     def begin(self) -> None:
@@ -61,17 +63,14 @@ class LanguageEvaluation(Evaluation):
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; the report compares the model with itself before training."""
         model, samples = self._score(split), self.answers()
+        train, vocab_size = self.prepared.splits.get("train"), self.prepared.tokenizer.vocab_size
         return lambda: write_language_report(
             self.config.output_dir / REPORT,
             name,
             LanguageScores(
                 model=model,
                 before=self._before(split),
-                unigram=unigram_loss(
-                    self.prepared.splits["train"].examples,
-                    split.examples,
-                    self.prepared.tokenizer.vocab_size,
-                ),
+                unigram=unigram_loss(train.examples, split.examples, vocab_size) if train else None,
                 files=split.files,
                 samples=samples,
                 curves=self._curves(),
@@ -107,7 +106,7 @@ class LanguageEvaluation(Evaluation):
             return None
         with np.load(path, allow_pickle=False) as arrays:
             same = arrays["sha256"].tobytes().decode() == self.prepared.digests["test"]
-            if not same or split is not self.prepared.splits["test"]:
+            if not same or split is not self.prepared.splits.get("test"):
                 return None
             return TokenSums(arrays["nll_N"], arrays["correct_N"], arrays["count_N"])
 

@@ -30,7 +30,7 @@ class LanguageScores:
     Attributes:
         model: The best checkpoint.
         before: The model before the first step; None where it was not measured.
-        unigram: Loss of token frequencies alone.
+        unigram: Loss of token frequencies alone; None where there is no training split.
         files: First record of each file by name.
         samples: Prompts with the model's answers.
         curves: Name -> [(step, loss)].
@@ -38,7 +38,7 @@ class LanguageScores:
 
     model: TokenSums
     before: TokenSums | None
-    unigram: float
+    unigram: float | None
     files: Mapping[str, int]
     samples: Sequence[Mapping[str, Any]]
     curves: Mapping[str, Sequence[tuple[float, float]]]
@@ -56,6 +56,8 @@ def write_language_report(
     Intervals are percentiles of a bootstrap over records. The model is compared with itself before
     training on the same resamples. Too few records give neither.
     """
+    baseline = {} if scores.unigram is None else {UNIGRAM: scores.unigram}
+    unigram = {key: {"loss": one, "perplexity": perplexity(one)} for key, one in baseline.items()}
     sums = {MODEL: scores.model} | ({BEFORE: scores.before} if scores.before else {})
     scored_N = scores.model.count_N > 0
     drawn = Bootstrap({}, 0, draws.level)
@@ -71,7 +73,7 @@ def write_language_report(
         "bootstrap": asdict(draws),
         "predictors": {
             **{key: _measured(one, drawn.intervals(key).get("loss")) for key, one in sums.items()},
-            UNIGRAM: {"loss": scores.unigram, "perplexity": perplexity(scores.unigram)},
+            **unigram,
         },
         "comparison": _compare(sums, drawn),
         "by_file": _by_file(scores),
@@ -79,7 +81,7 @@ def write_language_report(
         "facts": dict(facts),
         "files": file_names(name, "loss"),
     }
-    picture = loss_png("Loss over steps", scores.curves, {UNIGRAM: scores.unigram})
+    picture = loss_png("Loss over steps", scores.curves, baseline)
     pages = [sample_page(sample) for sample in scores.samples]
     write_report(folder, report, _PAGE, {"loss": picture}, fewest=FEWEST_RECORDS, samples=pages)
     return report
