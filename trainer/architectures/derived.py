@@ -74,6 +74,21 @@ def _without_weights(config: Mapping[str, Any], is_language: bool) -> "PreTraine
     return model
 
 
+def backbone_of(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The part of a model that turns token ids into states; the model itself, if it has no head.
+
+    Llama 4 names it otherwise than its class says.
+    """
+    from transformers import PreTrainedModel
+
+    named: Any = model.base_model
+    if named is not model or model.get_output_embeddings() is None:
+        return named
+    inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    whole: PreTrainedModel = inner[0] if len(inner) == 1 else named
+    return whole
+
+
 def is_linear(layer: "nn.Module") -> bool:
     """Whether a layer is linear, GPT-2's transposed one included."""
     from torch import nn
@@ -104,7 +119,7 @@ def within_block(name: str) -> str:
 def _linears(model: "PreTrainedModel") -> tuple[Linear, ...]:
     """The linear layers of the first block."""
     found: dict[str, Linear] = {}
-    for name, module in model.base_model.named_modules():
+    for name, module in backbone_of(model).named_modules():
         path = within_block(name)
         if path != name and is_linear(module):
             has_bias = getattr(module, "bias", None) is not None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.batches.batch import Batch
 from trainer.architectures.classes import OWN
+from trainer.architectures.derived import backbone_of
 from trainer.config.sections import LossSection
 from trainer.models.packed_attention import ROWS, Strategy, packed_inputs
 from trainer.models.pooling import own_logits, pooled_states
@@ -100,7 +101,7 @@ def read_states(model: "PeftModel | PlainModel", batch: Batch, strategy: Strateg
     With virtual tokens, a row holds one function.
     """
     base = model.get_base_model()
-    backbone, embeddings = base.base_model, base.get_input_embeddings()
+    backbone, embeddings = backbone_of(base), base.get_input_embeddings()
     prompt_1PD = virtual_tokens(model)
 
     def inputs(input_ids: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from trainer.architectures.derived import backbone_of
 from trainer.errors import ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def output_function(model: "PreTrainedModel", input_ids_1T: Tensor) -> Function:
         return known_V.expand_as(output)
 
     hooks = (
-        model.base_model.register_forward_hook(keep_states),
+        backbone_of(model).register_forward_hook(keep_states),
         head.register_forward_hook(give_known),
     )
     try:

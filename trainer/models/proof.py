@@ -123,6 +123,7 @@ def choose_strategy(
                 faults.append(f"{strategy}: {first_line(error)}")
                 continue
             if proof.holds(settings.precision):
+                use(model, strategy)
                 return _lines(proof, records, faults, windows, settings)
             faults.append(str(proof))
     raise ModelError(_refusal(_kind(model), faults, settings))
@@ -197,12 +198,14 @@ def _prove(
     settings: Settings,
     device: torch.device,
 ) -> Proof:
-    packed_S = _scores(forward, model, strategy, records, settings, device)
+    # All records in one padded pass, which mixes their lengths more than any batch will.
+    tried = replace(strategy, num_passes=1) if strategy.most_padding else strategy
+    packed_S = _scores(forward, model, tried, records, settings, device)
     scale = max(1.0, float(own_S.abs().max()))
     moved = None
     if settings.isolate and len(records) > 1:
         changed = _reversed(records, np.arange(len(records) - 1))
-        others_S = _scores(forward, model, strategy, changed, settings, device)
+        others_S = _scores(forward, model, tried, changed, settings, device)
         last = int(records.count_E[-1])
         moved = float((others_S - packed_S)[-last:].abs().max()) / scale
     return Proof(strategy, float((packed_S - own_S).abs().max()) / scale, moved)

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.architectures.adapters import is_named
 from trainer.architectures.classes import head_modules
-from trainer.architectures.derived import features, is_linear, within_block
+from trainer.architectures.derived import backbone_of, features, is_linear, within_block
 from trainer.architectures.families import FAMILIES
 from trainer.config.methods import HEAD, LORA
 from trainer.config.sections import TuningSection
@@ -46,7 +46,7 @@ def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
     """Path within a block -> linear layer of the backbone, the smallest with that path."""
     layers: dict[str, nn.Module] = {}
     of_head = {layer for path in head_modules(base) for layer in base.get_submodule(path).modules()}
-    for name, module in base.base_model.named_modules():
+    for name, module in backbone_of(base).named_modules():
         if is_linear(module) and module not in of_head:
             path = within_block(name)
             layers[path] = min(layers.get(path, module), module, key=lambda one: min(features(one)))

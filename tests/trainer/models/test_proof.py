@@ -188,6 +188,17 @@ def test_the_longest_record_of_the_proof_exceeds_the_windows_of_the_model():
     assert more.strip() == "the proof does not reach beyond 150 tokens"
 
 
+def test_lengths_that_change_each_other_share_no_pass():
+    # Dynamic rotary scaling follows the longest record of a forward pass.
+    more = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64}
+    base = drawn("llama", AutoModelForCausalLM, **LLAMA_LIKE | more)
+    model = PackedLanguageModel(train_all(base, None), LossSection(backend="torch")).eval()
+    examples = functions(supervised=True)
+    lines = choose_strategy(model, model, examples, proof_settings(is_free=True), CPU)
+    assert model.strategy == Strategy(ROWS, "sdpa", most_padding=0.0)
+    assert [line.split()[1] for line in lines[1:]] == ["varlen", "mask", "native", "rows"]
+
+
 def test_an_explicit_mask_that_hides_a_window_does_not_prove_itself():
     model, examples = language_model("mistral"), functions(supervised=True)
     batch = collate(examples, [np.array([0, 2])])
