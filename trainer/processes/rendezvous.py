@@ -17,11 +17,12 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 from torch.distributed.rendezvous import register_rendezvous_handler
 
+from data.errors import first_line
 from trainer.errors import LostRankError, MachineError
 from trainer.processes.ranks import claims
 
 METHOD = "focaltune://"  # of init_process_group
-_ALL = "all ranks are here"
+_ALL, _HEARD = "all ranks are here", "has heard of all"
 _RETRY = timedelta(seconds=1)  # Ctrl-C is heard between two attempts
 _SILENT_SECONDS = 10.0  # ranks of a healthy start differ by less
 
@@ -39,13 +40,17 @@ def register(store: Store, timeout: timedelta) -> None:
 
 
 def meet(join_seconds: float) -> Store:
-    """The store that all ranks share, once all have come.
+    """The store that all ranks share, once all have come and know it.
+
+    Rank 0 keeps the store, so it goes last: it may end soon, of wrong data for example, and ranks
+    that still asked would then blame the connection.
 
     Args:
         join_seconds: How long the first rank waits for the last.
 
     Raises:
-        LostRankError: Ranks are missing; it names them and the variables that announce them.
+        LostRankError: Ranks are missing; it names them and the variables that announce them. Or the
+            rank that keeps the store has ended.
         MachineError: The port is in use.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -54,13 +59,27 @@ def meet(join_seconds: float) -> Store:
     wait = _Wait(rank, world_size, join_seconds)
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"attempt {restart}", _connected(wait))
-    store.set(f"rank {rank}", socket.gethostname())
-    wanted = [f"rank {other}" for other in range(world_size)] if rank == 0 else [_ALL]
-    while not store.check(wanted):
-        wait.for_ranks([name for name in wanted if not store.check([name])])
-    if rank == 0:
-        store.set(_ALL, "")
+    others = [f"rank {other}" for other in range(1, world_size)]
+    try:
+        if rank:
+            store.set(f"rank {rank}", "")
+            _until(store, [_ALL], wait)
+            store.set(f"rank {rank} {_HEARD}", "")
+        else:
+            _until(store, others, wait)
+            store.set(_ALL, "")
+            _until(store, [f"{other} {_HEARD}" for other in others], wait)
+    except DistError as error:
+        raise LostRankError(
+            f"{wait.who} lost rank 0 while ranks gathered ({first_line(error)}): look for the error"
+            " that rank 0 or its launcher ended with"
+        ) from error
     return store
+
+
+def _until(store: Store, wanted: Sequence[str], wait: "_Wait") -> None:
+    while not store.check(list(wanted)):
+        wait.for_ranks([name for name in wanted if not store.check([name])])
 
 
 def is_one_machine() -> bool:
@@ -73,7 +92,7 @@ class _Wait:
 
     def __init__(self, rank: int, world_size: int, join_seconds: float) -> None:
         self.rank = rank
-        self._who = f"rank {rank} of {world_size} on {socket.gethostname()}"
+        self.who = f"rank {rank} of {world_size} on {socket.gethostname()}"
         self._seconds = join_seconds
         self._start = time.monotonic()
         self._is_silent = rank == 0
@@ -89,14 +108,14 @@ class _Wait:
         claimed = f"announced by {', '.join(claims(os.environ))}"
         if waited > self._seconds:
             raise LostRankError(
-                f"{self._who} waited {waited:.0f} s for {absent}, {claimed}. If this process is"
+                f"{self.who} waited {waited:.0f} s for {absent}, {claimed}. If this process is"
                 " alone, unset these variables (srun: --ntasks=1). If a host did not start,"
                 " launcher/doctor.py --hostfile FILE finds it. If one starts slowly, raise"
                 " engine.join_seconds"
             )
         if self._is_silent and waited > _SILENT_SECONDS:
             self._is_silent = False
-            sys.stderr.write(f"{self._who} waits for {absent}, {claimed}\n")
+            sys.stderr.write(f"{self.who} waits for {absent}, {claimed}\n")
         time.sleep(0.05)
 
 

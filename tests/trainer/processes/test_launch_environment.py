@@ -4,11 +4,14 @@ import json
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import rank_checks
 from rank_pool import run_ranks
+from torch.distributed import PrefixStore, TCPStore
 
 from trainer.cluster.roll_call import roll_faults
 from trainer.errors import ConfigError, LostRankError, MachineError
@@ -198,6 +201,36 @@ def test_a_rank_whose_others_do_not_come_names_them_and_the_variables(
     with pytest.raises(LostRankError, match=f"{missing}.*RANK={rank}, WORLD_SIZE=2"):
         rendezvous.meet(0.5)
     assert ("waits for rank 1" in capsys.readouterr().err) is (rank == "0")
+
+
+@pytest.fixture
+def gathering():
+    """What `rendezvous.meet` returned or raised, from a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(rendezvous.meet, 20)
+
+
+def test_rank_0_waits_until_the_others_know_that_all_are_here(first_of_two, gathering):
+    """It may end at once, of wrong data: ranks that still asked met a broken pipe."""
+    client = TCPStore("127.0.0.1", first_of_two, is_master=False, wait_for_workers=False)
+    other = PrefixStore("attempt 0", client)
+    other.set("rank 1", "")
+    other.wait(["all ranks are here"], timedelta(seconds=20))
+    with pytest.raises(TimeoutError):
+        gathering.result(0.3)
+    other.set("rank 1 has heard of all", "")
+    assert gathering.result(20).check(["rank 1"])
+
+
+def test_a_rank_that_loses_rank_0_while_they_gather_says_so(first_of_two, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    server = TCPStore("127.0.0.1", first_of_two, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor(1) as pool:
+        gathering = pool.submit(rendezvous.meet, 20)
+        PrefixStore("attempt 0", server).wait(["rank 1"], timedelta(seconds=20))
+        del server
+        with pytest.raises(LostRankError, match=r"rank 1 of 2 .* lost rank 0 while ranks gathered"):
+            gathering.result(20)
 
 
 def test_110_a_port_in_use_is_named_with_the_remedy(first_of_two):
