@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -34,17 +35,22 @@ WEIGHTS = (10, 3, 3, 2, 1, 1)
 CODES = {0, 2, 3, 4, 5, 6, 75}
 
 
+_ASKING = threading.Lock()  # starting a process asks for the ends of all, which are said once
+
+
 class Forked:
     """Ranks forked from a server that has paid the imports."""
 
     def __init__(
         self, words: Sequence[str], ranks: int, printed: Path, entry: Callable | None = None
     ) -> None:
-        self._ranks: list[BaseProcess] = start_ranks(words, ranks, printed, entry=entry)
+        with _ASKING:
+            self._ranks: list[BaseProcess] = start_ranks(words, ranks, printed, entry=entry)
 
     def is_alive(self) -> bool:
         """Whether a rank runs."""
-        return any(rank.is_alive() for rank in self._ranks)
+        with _ASKING:
+            return any(rank.is_alive() for rank in self._ranks)
 
     def send(self, number: int) -> None:
         """Send a signal to every rank."""
@@ -280,8 +286,10 @@ def merge(chain: Chain, is_struck: bool) -> None:
             chain.hits.append(("export", "SIGKILL"))
             process.send(signal.SIGKILL)
         ended(chain, process)
-    if not output.exists() and ended(chain, Forked(words, 1, chain.printed, export_main)) != {0}:
-        chain.lost("the merge failed")
+    if not output.exists():
+        codes = ended(chain, Forked(words, 1, chain.printed, export_main))
+        if codes != {0}:
+            chain.lost(f"the merge ended with {codes}")
 
 
 def results(run: Path) -> dict[str, object]:
