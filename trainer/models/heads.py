@@ -4,7 +4,6 @@ B rows, T tokens per row, P virtual tokens of P-Tuning, D hidden, S positions th
 classes.
 """
 
-import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,6 +14,7 @@ from data.batches.batch import Batch
 from trainer.architectures.classes import OWN
 from trainer.architectures.derived import backbone_of
 from trainer.config.sections import LossSection
+from trainer.models.output import without_cache
 from trainer.models.packed_attention import ROWS, Strategy, packed_inputs
 from trainer.models.pooling import own_logits, pooled_states
 from trainer.models.record_rows import record_rows
@@ -116,7 +116,7 @@ def read_states(model: "PeftModel | PlainModel", batch: Batch, strategy: Strateg
 
         def run(ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
             mask_NL = nn.functional.pad(mask_NL, (num_virtual, 0), value=1)
-            given = inputs(ids_NL) | {"attention_mask": mask_NL} | _without_cache(backbone)
+            given = inputs(ids_NL) | {"attention_mask": mask_NL} | without_cache(backbone)
             states_NLD: Tensor = backbone(**given).last_hidden_state[:, num_virtual:]
             return states_NLD
 
@@ -128,12 +128,6 @@ def read_states(model: "PeftModel | PlainModel", batch: Batch, strategy: Strateg
     hidden_BTD = backbone(**given).last_hidden_state[:, num_virtual:]
     states_SD: Tensor = hidden_BTD[batch.row_S, batch.read_S]
     return states_SD
-
-
-def _without_cache(backbone: nn.Module) -> dict[str, bool]:
-    """A cache costs memory and is of no use in training; not every model has one."""
-    takes = inspect.signature(backbone.forward).parameters
-    return {"use_cache": False} if "use_cache" in takes else {}
 
 
 def prompted(batch: Batch, num_virtual: int) -> Batch:

@@ -7,6 +7,7 @@ of them. The constants are those of its config, so they are exact in any precisi
 V columns of the logits that are looked at.
 """
 
+import inspect
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,7 @@ def output_function(model: "PreTrainedModel", input_ids_1T: Tensor) -> Function:
         head.register_forward_hook(give_known),
     )
     try:
-        mask_1T = torch.ones_like(input_ids_1T)
-        logits_1TV = model(input_ids=input_ids_1T, attention_mask=mask_1T).logits
+        logits_1TV = own_logits(model, input_ids_1T)
     finally:
         for hook in hooks:
             hook.remove()
@@ -77,6 +77,21 @@ def output_function(model: "PreTrainedModel", input_ids_1T: Tensor) -> Function:
             " that no loss here knows; take another base"
         )
     return before[0] * after[0], after[1]
+
+
+def own_logits(model: "PreTrainedModel", input_ids_1T: Tensor) -> Tensor:
+    """Logits (1, T, V) of the model's own forward pass of one text."""
+    mask_1T = torch.ones_like(input_ids_1T)
+    logits_1TV: Tensor = model(
+        input_ids=input_ids_1T, attention_mask=mask_1T, **without_cache(model)
+    ).logits
+    return logits_1TV
+
+
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """A cache costs memory and is of no use here; not every model has one."""
+    takes = inspect.signature(model.forward).parameters
+    return {"use_cache": False} if "use_cache" in takes else {}
 
 
 def _some(values: Tensor) -> Tensor:

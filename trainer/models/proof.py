@@ -21,7 +21,7 @@ from trainer.architectures.classes import OWN
 from trainer.config.methods import FLASH, SEGMENT_SDPA
 from trainer.errors import ModelError
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
-from trainer.models.output import output_function
+from trainer.models.output import output_function, own_logits
 from trainer.models.packed_attention import MASK, NATIVE, ROWS, VARLEN, Strategy
 from trainer.models.record_rows import ZERO3_PASSES
 from trainer.processes.peers import is_of_collective
@@ -41,7 +41,6 @@ _MARGIN = 32  # tokens by which the longest record exceeds a window
 _WINDOWS = ("window", "chunk_size", "local_attention")  # in the names of a config's lengths
 
 Forward = Callable[[Batch], Tensor]
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Proof:
     Attributes:
         strategy: What was tried.
         stock: Against stock's forward pass of each record.
-        neighbours: Of the last record, when all others change; None where they are one text.
+        neighbours: Of every other record, when those between them change; None for one text.
     """
 
     strategy: Strategy
@@ -203,11 +202,12 @@ def _prove(
     packed_S = _scores(forward, model, tried, records, settings, device)
     scale = max(1.0, float(own_S.abs().max()))
     moved = None
-    if settings.isolate and len(records) > 1:
-        changed = _reversed(records, np.arange(len(records) - 1))
-        others_S = _scores(forward, model, tried, changed, settings, device)
-        last = int(records.count_E[-1])
-        moved = float((others_S - packed_S)[-last:].abs().max()) / scale
+    if settings.isolate:
+        is_changed_E = np.arange(len(records), 0, -1) % 2 == 0
+        example_S = collate(records, [np.arange(len(records))]).example_S
+        is_kept_S = torch.from_numpy(~is_changed_E[example_S]).to(device)
+        others_S = _scores(forward, model, tried, _changed(records, is_changed_E), settings, device)
+        moved = float((others_S - packed_S)[is_kept_S].abs().max()) / scale
     return Proof(strategy, float((packed_S - own_S).abs().max()) / scale, moved)
 
 
@@ -269,8 +269,7 @@ def _settle_output(
     whole = model.model.get_base_model()
     model.loss.scale, model.loss.cap = output_function(whole, ids_1T)
     ours_S = _scores(forward, model, model.stock, short, settings, device)[:, 0]
-    logits_TV = whole(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).logits[0].float()
-    chances_SV = logits_TV[batch.read_S].log_softmax(-1)
+    chances_SV = own_logits(whole, ids_1T)[0, batch.read_S].float().log_softmax(-1)
     own_S = -chances_SV.gather(1, batch.labels_S[:, None])[:, 0]
     difference = float((ours_S - own_S).abs().max() / own_S.abs().max().clamp(min=1.0))
     if not difference <= _OWN_TOLERANCE[settings.precision]:
@@ -344,13 +343,13 @@ def _short(records: ExampleSet) -> ExampleSet:
     )
 
 
-def _reversed(examples: ExampleSet, places: Indices) -> ExampleSet:
-    """The set with the tokens of some examples in reverse."""
-    tokens = examples.tokens.copy()
-    for place in places.tolist():
-        first, last = examples.starts[place : place + 2]
-        tokens[first:last] = tokens[first:last][::-1]
-    return replace(examples, tokens=tokens)
+def _changed(records: ExampleSet, is_changed_E: npt.NDArray[np.bool_]) -> ExampleSet:
+    """The set with other tokens in some records: the end of the longest, in reverse."""
+    tokens = records.tokens.copy()
+    for place in np.flatnonzero(is_changed_E):
+        first, last = records.starts[place : place + 2]
+        tokens[first:last] = records.tokens[::-1][: last - first]
+    return replace(records, tokens=tokens)
 
 
 def _lines(
