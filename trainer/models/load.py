@@ -210,6 +210,7 @@ def _model_errors(source: str) -> Iterator[None]:
 
 def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedModel":
     _refuse_long(model, config)
+    _refuse_own(model, config)
     model.config.pad_token_id = None if config.is_language else _pad_id(model)
     if config.model.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
@@ -220,6 +221,23 @@ def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedM
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model.eval()
+
+
+def _refuse_own(model: Any, config: RunConfig) -> None:
+    """What the forward pass of a classifier's class does not do."""
+    kind = model.config.model_type
+    if config.is_language or model.pooling != OWN:
+        return
+    if config.engine.precision == "fp32" and config.base_dtype != "fp32":
+        raise ModelError(
+            f"model.dtype {config.base_dtype} with engine.precision fp32: the head of {kind} would"
+            " get states of another type than its weights; set model.dtype=auto, or model.pooling"
+        )
+    if config.tuning.method == "ptuning" and model.config.is_encoder_decoder:
+        raise ModelError(
+            f"tuning.method ptuning: the head of {kind} looks for the end token among token ids,"
+            " and virtual tokens have none; take tuning.method=lora"
+        )
 
 
 def _refuse_long(model: "PreTrainedModel", config: RunConfig) -> None:

@@ -22,13 +22,12 @@ class Classifier(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits (rows, classes)."""
         states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        last = attention_mask.sum(1) - 1
-        places = torch.arange(states.shape[1], device=states.device)
+        rows, last = torch.arange(len(states)), attention_mask.sum(1) - 1
         if self.pooling == "mean":
-            share = (places <= last[:, None]) / (last[:, None] + 1)
+            pooled = (states * attention_mask[..., None]).sum(1) / (last[:, None] + 1)
         else:
-            share = (places == (last[:, None] if self.pooling == "last" else 0)).float()
-        logits: torch.Tensor = self.backbone.score((share[:, None].to(states.dtype) @ states)[:, 0])
+            pooled = states[rows, last if self.pooling == "last" else 0]
+        logits: torch.Tensor = self.backbone.score(pooled)
         return logits
 
 
