@@ -92,6 +92,30 @@ def test_sigterm_under_openmpi_saves_within_25_seconds_and_the_same_command_cont
     assert run.losses() == uninterrupted
 
 
+def test_signals_save_on_both_hosts_and_end_with_75(two_hosts, shared_recipe):
+    """One reaches a rank of one host, one the command alone, as when its terminal is lost."""
+    run = Run(two_hosts, shared_recipe, "signalled", supervised())
+    done = 0
+    for number, host, marks in (
+        (signal.SIGUSR2, "node1", ("\0RANK=1\0", "train.py")),
+        (signal.SIGHUP, "node0", ("supervise.py",)),
+    ):
+        run.wait_steps(done + 3)
+        signalled = time.monotonic()
+        end_process(two_hosts, host, *marks, number=number)
+        assert run.ended(40) == 75, run.printed[-3000:]
+        assert time.monotonic() - signalled < 25
+        stopped = re.search(r"stopped after step (\d+) of 30 and saved", run.printed)
+        assert stopped is not None, run.printed[-3000:]
+        done = int(stopped[1])
+        assert done == len(run.losses()) < STEPS
+        assert (run.folder / "checkpoints" / f"step-{done:08d}" / "MANIFEST.json").exists()
+        if number is signal.SIGUSR2:
+            run.start()
+    assert "SIGHUP: the ranks save and end" in run.printed
+    assert "continues after step" in run.printed
+
+
 def test_a_node_with_another_version_ends_a_supervised_run_at_once(two_hosts, shared_recipe):
     site = next((REPOSITORY / ".venv").resolve().glob("lib/python3*/site-packages"))
     [facts] = site.glob("transformers-*.dist-info/METADATA")
