@@ -19,8 +19,10 @@ _DECISIVE_KEYS = (("run", "seed"), ("engine", "precision"), ("replication", "det
 _FREE = {
     # Paths may move: the digests of their content are compared instead.
     "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
-    "data.cache_dir",
-    "model.path", "model.config",
+    "data.cache_dir", "data.end_token",
+    "model.path", "model.config", "model.quantize_cache",
+    # What is refused before a run: the rows of files that are not refused are the same.
+    "data.allow_leaks", "data.leak_groups", "data.max_bad_rows",
     # How a step is computed, which users change after running out of memory.
     "optim.micro_batch_size", "model.attention", "model.gradient_checkpointing", "loss.backend",
     "tuning.lora_backend",
@@ -117,9 +119,7 @@ def refuse_other_run(
             + "\nrestore these values, or set run.accept_changes=true to continue with the new ones"
         )
     # data.* decide what an example is and which share a row, the seed their order
-    known = with_current_keys(checkpoint.trainer["recipe"])["data"]  # older ones lack new keys
-    keys = ("run.seed: ", *(f"data.{key}: " for key in known))
-    other_rows = [line for line in changes if line.startswith(keys)]
+    other_rows = [line for line in changes if line.startswith(("run.seed: ", "data."))]
     if other_rows:
         raise ConfigError(
             "the examples of an epoch would be others, so some would be skipped or repeated:\n  "
@@ -142,13 +142,14 @@ def config_changes(
     """Decisive keys of these sections that differ, as "optim.lr: 0.001 -> 0.002".
 
     Args:
-        saved: The recipe of a run, perhaps one of an older version.
+        saved: The recipe of a run, perhaps one of an older version, which did what the defaults of
+            later keys say.
         given: The recipe that is compared with it.
         sections: Compared whole.
     """
     saved = with_current_keys(saved)
     pairs = [
-        (f"{section}.{key}", saved.get(section, {}).get(key), value)
+        (f"{section}.{key}", saved.get(section, {}).get(key, _default(section, key)), value)
         for section in sections
         for key, value in given[section].items()
     ]
@@ -157,3 +158,8 @@ def config_changes(
     return [
         f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and name not in _FREE
     ]
+
+
+def _default(section: str, key: str) -> Any:
+    fields: Any = RunConfig.model_fields[section].annotation
+    return fields.model_fields[key].get_default(call_default_factory=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from example_sets import example_set, random_examples
 
@@ -61,6 +62,43 @@ def test_every_epoch_is_read_once_in_its_order(sizes, stops, unit, world_size, p
         assert examples
         assert sorted(examples) == sorted(expected[: len(examples)])
         expected = expected[len(examples) :]
+
+
+FILES = {"a.jsonl": 0, "b.jsonl": 11, "c.jsonl": 70}
+SETTINGS = {
+    "balanced": ({"sampling": "balanced"}, None),
+    "balanced windows": ({"sampling": "balanced", "packing_window": 16}, None),
+    "sequential": ({}, FILES),
+    "sequential, one example a row": ({"packing": False}, FILES),
+    "one text": ({"isolate": False}, FILES),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_any_sampling_and_order_is_read_as_by_a_run_without_a_change(name):
+    """A step's rows are dealt by cost, so steps are compared as multisets, in their order."""
+    changes, files = SETTINGS[name]
+
+    def loaders(size, world_size, start):
+        batching = replace(Batching(SEQ_LENGTH, size, "examples", 2, SEED), **changes)
+        return [
+            TrainLoader(examples, batching, rank, world_size, files, start)
+            for rank in range(world_size)
+        ]
+
+    examples = replace(EXAMPLES, label_E=np.array([number % 5 == 0 for number in range(96)]))
+    [whole] = loaders(8, 1, Start())
+    rows = [whole._epoch_rows(epoch).examples.tolist() for epoch in range(EPOCHS)]
+    expected = [one for epoch in rows for one in epoch]
+    [before] = loaders(8, 1, Start())
+    stop = before.plan.steps_per_epoch + 3
+    after = loaders(20, 3, before.position(stop))
+    steps = [read([before], step) for step in range(stop)]
+    steps += [read(after, step) for step in range(stop, after[0].steps_until(EPOCHS))]
+    assert sum(map(len, steps)) == len(expected) >= EPOCHS * 96
+    for one in steps:
+        assert sorted(one) == sorted(expected[: len(one)])
+        expected = expected[len(one) :]
 
 
 @pytest.mark.parametrize("rows", [6, 12, 24])

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,30 @@ def test_a_run_killed_inside_a_file_continues_bitwise(world_size, recipe, corpus
         rows = read_log(whole / "log.jsonl", kind)
         assert rows
         assert read_log(killed / "log.jsonl", kind) == rows
+
+
+@pytest.mark.parametrize("task", ["instruction", "causal_lm"])
+def test_another_batch_on_other_ranks_trains_exactly_the_epochs(task, recipe, corpus, tmp_path):
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    text = [f"data.train={corpus}", "data.test=null", "data.order=sequential"]
+    settings = [f"task.name={task}", *(text if task == "causal_lm" else [])]
+    settings += ["eval.interval=never", "log.tensorboard=false", "run.accept_changes=true"]
+    parts = [
+        (1, ["optim.max_steps=4", "optim.global_batch_size=8"]),
+        (2, ["optim.max_steps=null", "optim.epochs=2", "optim.global_batch_size=20"]),
+    ]
+    for world_size, part in parts:
+        command = [str(recipe), f"run.output_dir={folder}", *settings, *part]
+        codes = run_ranks(command, world_size, printed, entry=rank_checks.record_rows_and_state)
+        assert codes == [0] * world_size, printed.read_text()[-3000:]
+    assert "accepted change optim.global_batch_size: 8 -> 20" in printed.read_text()
+    rows = map(json.loads, (folder / "rows.txt").read_text().splitlines())
+    # the estimate reads a step before it is trained; an example comes once for every target
+    by_step = {(step, rank): [one for one, _ in groupby(read)] for step, rank, read in rows}
+    times = Counter(one for read in by_step.values() for one in read)
+    facts = json.loads((folder / "data.json").read_text())["splits"]["train"]["tokens"]
+    assert times == dict.fromkeys(range(facts["num_examples"]), 2)
+    assert {rank for _, rank in by_step} == {0, 1}
 
 
 def test_the_state_says_which_files_are_done_and_each_has_its_loss(recipe, corpus, tmp_path):

@@ -74,15 +74,47 @@ def test_a_changed_recipe_is_listed_and_needs_an_explicit_override(override, lin
         pytest.param("data.template=alpaca", r"data\.template: .* -> alpaca", id="93-template"),
         ("data.seq_length=32", r"data\.seq_length: \d+ -> 32"),
         ("data.packing=false", r"data\.packing: True -> False"),
+        ("data.sampling=balanced", r"data\.sampling: natural -> balanced"),
+        ("data.order=sequential", r"data\.order: shuffled -> sequential"),
+        ("data.isolate=false", r"data\.isolate: True -> False"),
         ("run.seed=77", r"run\.seed: \d+ -> 77"),
     ],
 )
 def test_other_rows_are_refused_whatever_the_recipe_accepts(override, line, base):
     language = ["task.name=instruction", "loss.gamma=0", "run.accept_changes=true"]
+    if "sampling" in override:  # of functions alone
+        language = language[2:]
     checkpoint = checkpoint_of(load_run_config(base, language))
     said = rf"skipped or repeated:\n  {line}\n.*tuning\.init_from=run"
     with pytest.raises(ConfigError, match=said):
         refuse_other_run(checkpoint, load_run_config(base, [*language, override]), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.allow_leaks=true", "data.leak_groups=[]", "data.max_bad_rows=9", "data.cache_dir=x",
+        "data.end_token=</s>", "model.quantize_cache=x", "save.keep=9", "eval.interval=3",
+    ],
+)  # fmt: skip
+def test_a_key_that_changes_no_row_and_no_step_continues(override, base):
+    settings = ["tuning.method=qlora", "engine.preset=cpu_zero1"] if "quantize" in override else []
+    checkpoint = checkpoint_of(load_run_config(base, settings))
+    again = load_run_config(base, [*settings, override])
+    assert refuse_other_run(checkpoint, again, IDENTITY) == []
+
+
+def test_a_key_that_came_after_the_checkpoint_has_its_default_there(base):
+    config = load_run_config(base)
+    checkpoint = checkpoint_of(config)
+    for section, key in (("model", "pooling"), ("data", "order"), ("data", "packing_window")):
+        del checkpoint.trainer["recipe"][section][key]
+    assert refuse_other_run(checkpoint, config, IDENTITY) == []
+    given = ["model.pooling=mean", "data.packing_window=64", "run.accept_changes=true"]
+    with pytest.raises(
+        ConfigError, match=r"skipped or repeated:\n  data\.packing_window: None -> 64"
+    ):
+        refuse_other_run(checkpoint, load_run_config(base, given), IDENTITY)
 
 
 def test_94_an_accepted_rank_that_the_checkpoint_does_not_fit_is_an_error_of_the_model():
