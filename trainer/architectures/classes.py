@@ -86,6 +86,8 @@ def _language_class(config: Any, settings: Any) -> ModelClass:
                 f"model_type {kind} has no causal language model in transformers; {_OTHER_BASE}"
             )
         settings = config
+    if settings is not config:  # the whole model decides whether its output layer is a table's
+        settings.tie_word_embeddings = config.tie_word_embeddings
     return ModelClass(transformers.AutoModelForCausalLM, settings)
 
 
