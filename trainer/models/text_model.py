@@ -5,6 +5,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from trainer.config.sections import ModelSection
+from trainer.models.files import config_values, text_values
+from trainer.models.weights import tensor_names, weight_files
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -40,3 +44,19 @@ def text_names(tensors: Iterable[str], skeleton: "PreTrainedModel") -> dict[str,
         if found and before:
             names[f"^{re.escape(name)}$"] = "lm_head." + name.rpartition(".")[2]
     return names
+
+
+def text_model_line(model: ModelSection, base: "PreTrainedModel") -> str | None:
+    """Says that a multimodal base trains as its text model, and what of its files is left out."""
+    values = config_values(model.config_file)
+    text = text_values(values)
+    if text is values:
+        return None
+    line = f"the text model {text.get('model_type')} of a {values.get('model_type')} alone"
+    if model.config:
+        return line
+    names = tensor_names(weight_files(model.config_file.parent))
+    prefix = text_prefix(names, base)
+    others = [n for n in names if not n.startswith(prefix) and "lm_head" not in n.split(".")]
+    parts = sorted({name.removeprefix("model.").split(".")[0] for name in others})
+    return f"{line}; {len(others)} of {len(names)} tensors are left out ({', '.join(parts)})"

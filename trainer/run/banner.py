@@ -13,6 +13,7 @@ from trainer.config.sections import TuningSection
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.quantized import quantization_line, quantized_layers
+from trainer.models.text_model import text_model_line
 from trainer.models.weights import not_loaded_line
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks
@@ -40,6 +41,8 @@ def banner_lines(
     )
     base = []
     if config.model.path and (line := not_loaded_line(Path(config.model.path))):
+        base.append(f"  model      {line}")
+    if line := text_model_line(config.model, model.model.get_base_model()):
         base.append(f"  model      {line}")
     if config.tuning.base_quant_type is not None:
         line = quantization_line(model, config.tuning, DTYPES[config.base_dtype])

@@ -26,8 +26,8 @@ from trainer.models.proof import use
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
 from trainer.run.saved_run import best_model, trained_model
-from trainer.run_folder.adapter import FACTS, adapter_facts, class_facts, complete_model
-from trainer.run_folder.folder import BASE, built, verify, write_json
+from trainer.run_folder.adapter import adapter_facts, complete_model, write_facts
+from trainer.run_folder.folder import BASE, built, verify
 from trainer.tuning.plain import save_base
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
@@ -125,4 +125,4 @@ def _write(merged: PackedModel, config: RunConfig, output: Path, facts: dict[str
     with built(output) as building:
         save_base(model, building)
         complete_model(building, config)
-        write_json(building / FACTS, facts | class_facts(model) | {"key_mapping": {}})
+        write_facts(model, building, facts)

@@ -19,6 +19,7 @@ from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config, text_values
 from trainer.models.load import CLASSES
 from trainer.run_folder.folder import built, write_json
+from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import has_head
 from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import LOADER, PlainModel, is_backbone
@@ -69,17 +70,30 @@ def save_adapter(
                 save_embedding_layers=False,
             )
             add_frozen_head(model, building)
-            if is_backbone(model.get_base_model()):
-                shutil.copyfile(LOADER, building / LOADER.name)
             (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
-        write_json(building / FACTS, {**facts, **class_facts(model.get_base_model())})
+        is_stock = not isinstance(model, BottleneckModel) and not is_prompted(model)
+        write_facts(model.get_base_model(), building, facts, with_loader=is_stock)
 
 
-def class_facts(base: Any) -> dict[str, Any]:
-    """How transformers loads a base and, of a classifier, which states it scores."""
-    names = getattr(base, "key_mapping", {})
-    facts = {"model_class": type(base).__name__, "key_mapping": names}
-    return facts | ({"pooling": getattr(base, "pooling", "last")} if has_head(base) else {})
+def write_facts(
+    base: Any, folder: Path, facts: Mapping[str, Any], *, with_loader: bool = True
+) -> None:
+    """Write focaltune.json: facts, how transformers loads the base, which states a head scores.
+
+    Args:
+        base: From `load_base`.
+        folder: Of a whole model, or of an adapter.
+        facts: Of the run.
+        with_loader: Where transformers has no class with this head, write the code that loads it.
+    """
+    is_whole = not (folder / "adapter_config.json").is_file()
+    names = {} if is_whole else getattr(base, "key_mapping", {})  # of the base's files
+    more = {"model_class": type(base).__name__, "key_mapping": names}
+    if has_head(base):
+        more["pooling"] = getattr(base, "pooling", "last")
+    write_json(folder / FACTS, {**facts, **more})
+    if with_loader and is_backbone(base):
+        shutil.copyfile(LOADER, folder / LOADER.name)
 
 
 def complete_model(folder: Path, config: RunConfig) -> None:

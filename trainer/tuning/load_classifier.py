@@ -27,7 +27,8 @@ class Classifier(torch.nn.Module):
             pooled = (states * attention_mask[..., None]).sum(1) / (last[:, None] + 1)
         else:
             pooled = states[rows, last if self.pooling == "last" else 0]
-        logits: torch.Tensor = self.backbone.score(pooled)
+        trained = next(self.backbone.score.parameters()).dtype
+        logits: torch.Tensor = self.backbone.score(pooled.to(trained))
         return logits
 
 

@@ -1,6 +1,5 @@
 """Full fine-tuning, and the part of PEFT's interface that a run uses, without PEFT."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-LOADER = Path(__file__).with_name("load_classifier.py")
+LOADER = Path(__file__).with_name("load_classifier.py")  # a copy of it lies beside our own heads
 
 
 class PlainModel(nn.Module):
@@ -55,12 +54,11 @@ def is_backbone(base: nn.Module) -> bool:
 def save_base(
     base: "PreTrainedModel", folder: Path, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a plain transformers folder; our own head gets a file and stock code that loads it."""
+    """Write a plain transformers folder; our own head gets a file beside it."""
     from safetensors.torch import save_file
 
     weights = dict(base.state_dict() if state is None else state)
     if is_backbone(base):
         head = {"weight": weights.pop(f"{HEAD}.weight").contiguous()}
         save_file(head, folder / SCORE_FILE, metadata={"format": "pt"})
-        shutil.copyfile(LOADER, folder / LOADER.name)
     base.save_pretrained(str(folder), state_dict=weights)

@@ -17,6 +17,7 @@ from trainer.architectures.classes import head_modules
 from trainer.errors import ModelError
 from trainer.models.load import load_base
 from trainer.run.build import build_model
+from trainer.run_folder.adapter import write_facts
 from trainer.tuning.plain import save_base
 
 
@@ -138,13 +139,7 @@ def test_a_merged_adapter_is_a_folder_that_stock_loads(folders, config_of, tmp_p
         folder = tmp_path / kind
         folder.mkdir()
         save_base(model.model.unload(), folder)
-        facts = {
-            "classes": [0, 1],
-            "pooling": "last",
-            "key_mapping": {},
-            "model_class": "GraniteModel",
-        }
-        (folder / "focaltune.json").write_text(json.dumps(facts))
+        write_facts(model.model.get_base_model(), folder, {"classes": [0, 1]})
         auto = AutoModelForSequenceClassification.from_pretrained
         stock = loader_of(folder) if KINDS[kind][4] else auto(folder)
         logits = stock_logits(stock.eval(), records()[0])

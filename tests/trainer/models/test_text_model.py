@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trainer.errors import ModelError
 from trainer.models.files import check_model_files, hidden_size
 from trainer.models.load import load_base
-from trainer.models.text_model import text_names, text_prefix
+from trainer.models.text_model import text_model_line, text_names, text_prefix
+from trainer.run.build import build_model
 
 LANGUAGE = {"name": "causal_lm"}
 
@@ -105,3 +106,16 @@ def test_a_full_run_leaves_a_text_model_that_stock_loads(whole, config_of, tmp_p
     settings = json.loads((full / "config.json").read_text())
     assert settings["model_type"].endswith("_text")
     assert settings["pad_token_id"] == 1
+
+
+def test_the_banner_names_what_is_left_out(whole, config_of):
+    model, folder = whole
+    config = config_of(folder)
+    kinds = [model.config.text_config.model_type, model.config.model_type]
+    line = text_model_line(config.model, build_model(config).model.get_base_model())
+    weights = load_file(folder / "model.safetensors")
+    vision = [name for name in weights if "vis" in name or "projector" in name]
+    assert line.startswith(f"the text model {kinds[0]} of a {kinds[1]} alone; {len(vision)} of")
+    assert f"{len(weights)} tensors are left out" in line
+    alone = text_model_line(config.changed("model", path=None, config=str(folder)).model, model)
+    assert alone == f"the text model {kinds[0]} of a {kinds[1]} alone"
