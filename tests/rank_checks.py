@@ -199,7 +199,7 @@ def record_rows_and_state(arguments: list[str]) -> int:
 
     from data.batches.loader import TrainLoader
     from launcher.train import main
-    from trainer.engine.state import gather_state
+    from trainer.engine.state import gathered_state
     from trainer.run.session import Session
 
     folder = Path(next(a.partition("=")[2] for a in arguments if a.startswith("run.output_dir=")))
@@ -215,7 +215,7 @@ def record_rows_and_state(arguments: list[str]) -> int:
     def checking_restore(session: Session, checkpoint: object) -> None:
         restore(session, checkpoint)  # type: ignore[arg-type]
         main_rank = session.run.ranks.is_main
-        now = gather_state(session.run.engine, keep=main_rank)
+        now = dict(gathered_state(session.run.engine, keep=True))
         if not main_rank:
             return
         saved = checkpoint.tensors()  # type: ignore[attr-defined]

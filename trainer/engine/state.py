@@ -74,32 +74,39 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
-def gather_state(engine: "DeepSpeedEngine", keep: bool) -> dict[str, Tensor]:
-    """Weights and moments of every trained parameter in fp32, on the CPU; called by all ranks.
+def state_shapes(engine: "DeepSpeedEngine") -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of `gathered_state`, in its order."""
+    prefixes = ("", *(f"{key}/" for key in moment_names(engine)))
+    return {
+        prefix + name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in trained_parameters(engine)
+        for prefix in prefixes
+    }
 
-    Tensors leave the device one by one, and only a rank that keeps them holds them in memory.
+
+def gathered_state(engine: "DeepSpeedEngine", keep: bool) -> Iterator[tuple[str, Tensor]]:
+    """Weights and moments of every trained parameter by name, whole and in fp32, one at a time.
+
+    All ranks go through all of it. Only one that keeps them gets the tensors on the CPU.
 
     Raises:
-        DivergedError: A value is not finite; such a state is never written.
+        DivergedError: At the end, a value was not finite; such a state is never published.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
     sharded = engine.zero_optimization_stage() > 0
-    state: dict[str, Tensor] = {}
     broken: list[str] = []
     with named_moments(engine):
         for name, parameter in trained_parameters(engine):
             master = safe_get_full_fp32_param(parameter) if sharded else parameter.data
-            gathered = {name: master} | {
-                f"{key}/{name}": _moment(engine, parameter, key, master)
-                for key in moment_names(engine)
-            }
-            broken += [key for key, tensor in gathered.items() if not torch.isfinite(tensor).all()]
-            if keep:
-                state |= {k: t.detach().float().cpu().clone() for k, t in gathered.items()}
+            for key in ("", *moment_names(engine)):
+                tensor = _moment(engine, parameter, key, master) if key else master
+                full_name = f"{key}/{name}" if key else name
+                if not torch.isfinite(tensor).all():
+                    broken.append(full_name)
+                yield full_name, tensor.detach().float().cpu() if keep else tensor
     if broken:
         raise DivergedError(f"not saved: {len(broken)} tensors are not finite, first {broken[0]}")
-    return state
 
 
 def optimizer_counters(engine: "DeepSpeedEngine") -> dict[str, Any]:
@@ -122,7 +129,7 @@ def restore_state(
 
     Args:
         engine: Fresh, over the same trained parameters.
-        tensors: From gather_state, under any world size and ZeRO stage.
+        tensors: From gathered_state, under any world size and ZeRO stage.
         counters: From optimizer_counters.
         empty_step: One optimizer step on no data: it makes the optimizer create its lazy state,
             every value of which is overwritten here.
@@ -136,7 +143,8 @@ def restore_state(
         for name, parameter in trained_parameters(engine):
             for key in moment_names(engine):
                 # A state of plain AdamW has no scales: those of its values are found anew.
-                value = tensors.get(f"{key}/{name}", torch.zeros_like(tensors[name]))
+                saved = f"{key}/{name}"
+                value = tensors[saved] if saved in tensors else torch.zeros_like(tensors[name])
                 _set_moment(engine, parameter, key, value)
     for entry in adam_of(engine).state.values():
         if torch.is_tensor(entry.get("step")):
@@ -156,12 +164,12 @@ def restore_weights(engine: "DeepSpeedEngine", tensors: Mapping[str, Tensor]) ->
     """
     parameters = dict(trained_parameters(engine))
     _check_shapes(parameters, tensors)
-    with torch.no_grad(), _writable(engine, list(parameters.values())):
-        for name, parameter in parameters.items():
-            parameter.data.copy_(tensors[name].to(parameter.dtype))
-    if engine.zero_optimization_stage():
-        for name, parameter in parameters.items():
-            _set_master(engine, parameter, tensors[name])
+    for name, parameter in parameters.items():
+        value = tensors[name]
+        with torch.no_grad(), _writable(engine, parameter):
+            parameter.data.copy_(value.to(parameter.dtype))
+        if engine.zero_optimization_stage():
+            _set_master(engine, parameter, value)
 
 
 def trained_parameters(engine: "DeepSpeedEngine") -> list[tuple[str, nn.Parameter]]:
@@ -170,14 +178,14 @@ def trained_parameters(engine: "DeepSpeedEngine") -> list[tuple[str, nn.Paramete
 
 
 @contextmanager
-def _writable(engine: "DeepSpeedEngine", parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Whole parameters to write to; under ZeRO-3 rank 0's values are spread on leaving."""
+def _writable(engine: "DeepSpeedEngine", parameter: nn.Parameter) -> Iterator[None]:
+    """A whole parameter to write to; under ZeRO-3 rank 0's values are spread on leaving."""
     import deepspeed
 
     if engine.zero_optimization_stage() < 3:
         yield
         return
-    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         yield
 
 

@@ -92,9 +92,8 @@ def best_model(
 
 def trained_model(config: RunConfig, checkpoint: Checkpoint) -> PackedModel:
     """The model of a settled recipe with a checkpoint's weights, in the engine's dtypes."""
-    model = build_model(config)
-    model.load_state_dict(checkpoint.tensors(), strict=False)
-    for parameter in model.parameters():  # the frozen base keeps its own dtype
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(DTYPES[config.engine.precision])
+    model, tensors = build_model(config), checkpoint.tensors()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # the frozen base keeps its own dtype
+            parameter.data = tensors[name].to(DTYPES[config.engine.precision])
     return model

@@ -1,5 +1,6 @@
 """A run with its data and its folder: validate, save, restore, finish."""
 
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ from data.prepared.prepare import Prepared
 from trainer.config.sections import RunConfig
 from trainer.engine.state import (
     TrainState,
-    gather_state,
+    gathered_state,
     optimizer_counters,
     restore_state,
     restore_weights,
+    state_shapes,
 )
 from trainer.errors import MachineError
 from trainer.evaluation.scoring import Evaluation
@@ -86,10 +88,10 @@ class Session:
         Raises:
             MachineError: The checkpoint could not be written; older ones are intact.
         """
-        tensors = gather_state(self.run.engine, keep=self.run.ranks.is_main)
+        engine, is_main = self.run.engine, self.run.ranks.is_main
         trainer = {
             "state": self.state.to_json(),
-            "counters": optimizer_counters(self.run.engine),
+            "counters": optimizer_counters(engine),
             "recipe": self.run.config.to_json(),
             "world_size": self.run.ranks.world_size,
             "zero_stage": self.recipe.preset.stage,
@@ -98,10 +100,15 @@ class Session:
         }
 
         def write() -> None:
-            if not self.run.ranks.is_main:
+            state = gathered_state(engine, keep=is_main)
+            if not is_main:
+                deque(state, maxlen=0)
                 return
             try:
-                write_checkpoint(self.checkpoints, self.state.step, tensors, trainer, self.identity)
+                write_checkpoint(
+                    self.checkpoints, self.state.step, state_shapes(engine), state, trainer,
+                    self.identity,
+                )  # fmt: skip
                 rotate(self.checkpoints, self.run.config.save.keep, self.state.best_step)
             except OSError as error:
                 raise MachineError(

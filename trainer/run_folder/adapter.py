@@ -47,7 +47,7 @@ def save_adapter(
 
     Args:
         model: Decides layout and dtype; its values are not read, so they may be sharded.
-        weights: fp32, by the engine's parameter names, from gather_state or a checkpoint.
+        weights: fp32, by the engine's parameter names, from a checkpoint or gathered_state.
         folder: An existing one is replaced.
         facts: How inputs were made, and the threshold of the scores.
         config: The recipe, for a folder that is a model by itself.

@@ -12,11 +12,12 @@ first renames to `.trash-...`, so no search finds a half-deleted checkpoint.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,17 +46,37 @@ class Checkpoint:
     identity: dict[str, Any]
     trainer: dict[str, Any]
 
-    def tensors(self) -> dict[str, "Tensor"]:
-        """The fp32 state, on the CPU.
+    def tensors(self) -> Mapping[str, "Tensor"]:
+        """The fp32 state, on the CPU; each tensor is read when it is asked for.
 
         Raises:
             ModelError: Its manifest fits, and it is not a safetensors file all the same.
         """
-        from safetensors.torch import load
-
         where = f"{self.path / STATE} cannot be read"
         with parsing(where, ModelError, "restore it, or take an older checkpoint by run.resume"):
-            return load((self.path / STATE).read_bytes())
+            return _Tensors(self.path / STATE)
+
+
+class _Tensors(Mapping[str, "Tensor"]):
+    """The tensors of a safetensors file, none of them in memory."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        file: Any = safe_open(path, "pt")
+        self._file, self._names = file, dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> "Tensor":
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def checkpoint_name(step: int) -> str:
@@ -66,7 +87,8 @@ def checkpoint_name(step: int) -> str:
 def write_checkpoint(
     root: Path,
     step: int,
-    tensors: Mapping[str, "Tensor"],
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, "Tensor"]],
     trainer: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> Path:
@@ -74,7 +96,9 @@ def write_checkpoint(
 
     Args:
         root: Folder of all checkpoints of the run.
-        tensors: The state, on the CPU.
+        shapes: Name and shape of each tensor of the state, in their order.
+        tensors: The state, in fp32 on the CPU; each is written before the next one is taken, and
+            all are taken, whatever happens: other ranks take part in gathering them.
         trainer: Counters and recipe, as plain values.
         identity: Digests of base, tokenizer and data, which must be equal to continue.
 
@@ -84,31 +108,27 @@ def write_checkpoint(
     Raises:
         OSError: The disk is full or not writable; nothing is published, nothing removed.
     """
-    from safetensors.torch import save
-
-    final = root / checkpoint_name(step)
-    contents = {
-        STATE: save(dict(tensors)),
-        TRAINER: json.dumps(trainer, indent=2, sort_keys=True).encode(),
-    }
-    files = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in contents.items()
-    }
-    head = {"format": FORMAT, "step": step, "identity": identity}
-    manifest = manifest_bytes(head, files)
-    if final.exists() and not _fault(final) and (final / MANIFEST).read_bytes() == manifest:
-        return final
+    final, left = root / checkpoint_name(step), iter(tensors)
     temporary = root / f"{_TEMPORARY}{step:08d}-{uuid.uuid4().hex}"
-    os.mkdir(temporary)  # a run folder that was removed is not made again
+    counters = json.dumps(trainer, indent=2, sort_keys=True).encode()
     try:
-        for name, content in (*contents.items(), (MANIFEST, manifest)):
-            _write_synced(temporary / name, content)
+        os.mkdir(temporary)  # a run folder that was removed is not made again
+        files = {
+            STATE: _write_synced(temporary / STATE, _state_pieces(shapes, left)),
+            TRAINER: _write_synced(temporary / TRAINER, [counters]),
+        }
+        manifest = manifest_bytes({"format": FORMAT, "step": step, "identity": identity}, files)
+        if final.exists() and not _fault(final) and (final / MANIFEST).read_bytes() == manifest:
+            shutil.rmtree(temporary)
+            return final
+        _write_synced(temporary / MANIFEST, [manifest])
         to_disk(temporary)
         if final.exists():  # damaged, or the recipe has changed since
             discard(final)
         os.rename(temporary, final)
-    except OSError:
+    except BaseException:
+        for _ in left:
+            pass
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     to_disk(root)
@@ -192,12 +212,37 @@ def _fault(path: Path) -> str:
         return f"{MANIFEST} is not readable ({type(error).__name__}: {error})"
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _state_pieces(
+    shapes: Mapping[str, tuple[int, ...]], tensors: Iterator[tuple[str, "Tensor"]]
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file: length of the header, header, tensors one after another."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name, shape in shapes.items():
+        given, tensor = next(tensors)
+        assert (given, tuple(tensor.shape)) == (name, shape)
+        yield tensor.contiguous().reshape(-1).numpy().data.cast("B")
+    for _ in tensors:  # its end may say that a value was not finite
+        raise AssertionError("more tensors than shapes")
+
+
+def _write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a file to disk; its entry of the manifest."""
+    digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view[:_CHUNK]) :]
+        for piece in pieces:
+            digest.update(piece)
+            size += len(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(descriptor, view[:_CHUNK]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return {"bytes": size, "sha256": digest.hexdigest()}

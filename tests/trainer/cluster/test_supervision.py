@@ -449,7 +449,7 @@ def test_the_step_to_go_on_from_is_that_of_the_newest_checkpoint(job):
     root = job.config.output_dir / "checkpoints"
     root.mkdir(parents=True)
     for step in (2, 4):
-        write_checkpoint(root, step, {}, {}, {})
+        write_checkpoint(root, step, {}, [], {}, {})
     assert saved_step(job) == 4
 
 

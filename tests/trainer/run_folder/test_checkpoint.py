@@ -5,10 +5,12 @@ import itertools
 import json
 import os
 import random
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.prepared.manifest import manifest_bytes, read_manifest
 from trainer.errors import ModelError
@@ -27,10 +29,15 @@ from trainer.run_folder.folder import built, write_json
 WRITING_CALLS = ("write", "fsync", "rename", "mkdir", "open", "close", "unlink", "rmdir")
 
 
+def written(root, step, tensors, trainer, identity):
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return write_checkpoint(root, step, shapes, tensors.items(), trainer, identity)
+
+
 def save(root: Path, step: int) -> Path:
     tensors = {"weight": torch.full((3000, 100), float(step)), "exp_avg/weight": torch.ones(7)}
     root.mkdir(parents=True, exist_ok=True)
-    path = write_checkpoint(root, step, tensors, {"state": {"step": step}}, {"base": "b0d1"})
+    path = written(root, step, tensors, {"state": {"step": step}}, {"base": "b0d1"})
     rotate(root, 2, best_step=1)
     return path
 
@@ -80,7 +87,7 @@ def test_the_newest_and_the_best_stay_and_the_others_go(tmp_path):
 
 def test_without_a_best_step_only_the_newest_stay(tmp_path):
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, step, {}, {}, {})
+        written(tmp_path, step, {}, {}, {})
     rotate(tmp_path, 1, best_step=None)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
@@ -100,7 +107,7 @@ def test_files_have_the_users_modes_are_sorted_json_and_closed(tmp_path):
 def test_a_folder_that_was_removed_is_not_made_again(tmp_path):
     """A run whose folder is removed would leave one that is not known as a run's."""
     for write in (
-        lambda run: write_checkpoint(run / "checkpoints", 2, {}, {}, {}),
+        lambda run: written(run / "checkpoints", 2, {}, {}, {}),
         lambda run: write_json(run / "report" / "test.json", {}),
         lambda run: write_json(run / "plan.json", {}),
     ):
@@ -304,9 +311,9 @@ def test_a_step_saved_after_a_change_of_the_recipe_holds_the_new_one(tmp_path):
     path = save(tmp_path, 3)
     weights = load_checkpoint(path).tensors()
     changed = {"state": {"step": 3}, "lr": 0.5}
-    assert write_checkpoint(tmp_path, 3, weights, changed, {"base": "b0d1"}) == path
+    assert written(tmp_path, 3, weights, changed, {"base": "b0d1"}) == path
     assert load_checkpoint(path).trainer == changed
-    write_checkpoint(tmp_path, 3, weights, changed, {"base": "c"})
+    written(tmp_path, 3, weights, changed, {"base": "c"})
     assert load_checkpoint(path).identity == {"base": "c"}
 
 
@@ -319,6 +326,49 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path):
     assert found is not None
     assert found.step == 1
     assert "the manifest is of step 2" in reason
+
+
+def test_a_state_is_written_one_tensor_at_a_time(tmp_path):
+    """24 tensors of 16 MiB: written together they took twice their 384 MiB."""
+    shapes = {f"{n}": (2048, 2048) for n in range(24)}
+
+    def peak_growth(states):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            write_checkpoint(tmp_path, 1, shapes, states, {}, {})
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            os.write(writer, str(grown).encode())
+            os._exit(0)
+        os.wait()
+        return int(os.read(reader, 100)) / 1024
+
+    drawn = ((name, torch.full(shape, float(name))) for name, shape in shapes.items())
+    assert peak_growth(drawn) < 16 + 64  # MiB: one tensor and what Python takes
+    stock = load_file(tmp_path / "step-00000001" / STATE)
+    assert {name: float(tensor.mean()) for name, tensor in stock.items()} == {
+        name: float(name) for name in shapes
+    }
+    lazy = load_checkpoint(tmp_path / "step-00000001").tensors()
+    assert lazy.keys() == stock.keys()
+    assert all(torch.equal(lazy[name], stock[name]) for name in stock)
+
+
+def test_what_other_ranks_help_to_gather_is_taken_to_the_end(tmp_path, monkeypatch):
+    taken = []
+
+    def gathered():
+        for name in "abc":
+            taken.append(name)
+            yield name, torch.ones(3)
+
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "no space left")))
+    shapes = dict.fromkeys("abc", (3,))
+    for root in (tmp_path, tmp_path / "removed"):
+        with pytest.raises(OSError, match=r"no space left|No such file"):
+            write_checkpoint(root, 1, shapes, gathered(), {}, {})
+    assert taken == [*"abc", *"abc"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_kill_at_every_writing_call_keeps_every_acknowledged_checkpoint(tmp_path):
