@@ -36,6 +36,7 @@ _OWN_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}  # of one forward pa
 _NEIGHBOUR_TOLERANCE = 1e-5
 _DEAF = 1e-6
 _MOST_RECORDS = 8
+_SHARE_OF_SHORT = 8  # an eighth of a row is for short records
 _MOST_TOKENS = 64  # of the record whose own logits are compared
 _MARGIN = 32  # tokens by which the longest record exceeds a window
 _WINDOWS = ("window", "chunk_size", "local_attention")  # in the names of a config's lengths
@@ -312,15 +313,17 @@ def _records(examples: ExampleSet, settings: Settings, windows: Sequence[int]) -
     A leak would change it most. Every token of a text is a target.
     """
     by_length = np.argsort(examples.lengths, kind="stable")
-    shortest = int(examples.lengths[by_length[0]])
-    room = settings.seq_length - (shortest if settings.packing else 0)
+    needed = max((one + _MARGIN for one in windows if one < settings.seq_length), default=0)
+    others, room = by_length[: _MOST_RECORDS - 1], settings.seq_length
+    total = np.cumsum(examples.lengths[others])
+    if settings.packing:
+        most = max(min(room // _SHARE_OF_SHORT, room - needed), int(total[0]))
+        room -= int(total[total <= most][-1])
     fitting = by_length[examples.lengths[by_length] <= room]
     longest = int(fitting[-1]) if len(fitting) else int(by_length[0])
-    needed = [window + _MARGIN for window in windows if window < settings.seq_length]
-    length = max(int(examples.lengths[longest]), min([max(needed, default=0), room]))
-    others = fitting[: _MOST_RECORDS - 1]
+    length = max(int(examples.lengths[longest]), min(needed, room))
     if settings.packing:
-        others = others[np.cumsum(examples.lengths[others]) <= settings.seq_length - length]
+        others = others[total <= settings.seq_length - length]
     chosen = examples.subset(np.append(others[others != longest], longest))
     extra = np.resize(chosen.tokens, length - int(chosen.lengths[-1]))
     tokens = np.concatenate([chosen.tokens, extra])
