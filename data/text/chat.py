@@ -1,11 +1,13 @@
-"""Conversations through the tokenizer's own chat template, in transformers' sandbox."""
+"""Conversations through the tokenizer's own chat template, in transformers' sandbox, bounded."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError, TokenizerError, file_text, parsing
 from data.records import Conversation, Turn
+from data.text.chat_sandbox import TemplateRunsAwayError, bounded
 from data.text.tokenizer import companion, special_tokens
 
 _STAND_IN = Turn("assistant", "\ue000\ue001\ue000")  # private characters, which no text holds
@@ -61,6 +63,21 @@ def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
             f" found {str(template)[:40]!r}; {_SAVE}"
         )
     return template, special
+
+
+@contextmanager
+def naming_template(folder: Path) -> Iterator[None]:
+    """Around rendering: a template that runs away is named by its file.
+
+    Raises:
+        TokenizerError: It does.
+    """
+    try:
+        yield
+    except TemplateRunsAwayError as error:
+        alone = folder / "chat_template.jinja"
+        file = alone if alone.is_file() else folder / "tokenizer_config.json"
+        raise TokenizerError(f"{file}: {error}; {_ADVICE}") from error
 
 
 def chat_spans(
@@ -159,18 +176,18 @@ def _rendered(
     asks: bool,
 ) -> str:
     """The text of turns; with `asks`, up to where the next answer begins."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     with parsing(f"{record.origin}: the chat template fails", RecordRefused, _ADVICE):
-        rendered, _ = render_jinja_template(
-            conversations=[messages],
-            chat_template=template,
+        compiled, bounds = bounded(template)
+        bounds.begin()
+        return compiled.render(
+            messages=messages,
+            tools=None,
+            documents=None,
             add_generation_prompt=asks,
             date_string="26 Jul 2024",  # what Llama's template writes without a clock
             **special_tokens,
         )
-    return str(rendered[0])
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:

@@ -10,7 +10,7 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import DataError
 from data.records import Conversation, Document
-from data.text.chat import RecordRefused, own_template
+from data.text.chat import RecordRefused, naming_template, own_template
 from data.text.escaping import escaped
 from data.text.templates import Span, render
 from data.text.tokenization import Mask, Pieces, Tokens, cut_records, targets_of
@@ -93,7 +93,8 @@ def encode_language(
     refused: dict[int, str] = {}
     for index, record in enumerate(records):
         try:
-            spans = _record_spans(record, config, own, tokenizer.markers)
+            with naming_template(tokenizer.path.parent):
+                spans = _record_spans(record, config, own, tokenizer.markers)
         except RecordRefused as refusal:
             refused[index] = str(refusal)
             if len(refused) > config.max_bad_rows:

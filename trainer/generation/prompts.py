@@ -7,7 +7,7 @@ from data.kinds import KINDS
 from data.prepared.prepare import Prepared
 from data.readers.conversations import QUESTION
 from data.records import Conversation, Turn
-from data.text.chat import own_template
+from data.text.chat import naming_template, own_template
 from data.text.language import encode_spans
 from data.text.templates import Span, render
 from data.text.tokenization import ExampleSet
@@ -56,7 +56,8 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         turns = (*(Turn("user", said) for said in asked), Turn("assistant", "answer"))
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
         own = own_template(tokenizer.path.parent)
-        spans = render(record, config.template, "answers", *own, tokenizer.markers)
+        with naming_template(tokenizer.path.parent):
+            spans = render(record, config.template, "answers", *own, tokenizer.markers)
         first = next(n for n, span in enumerate(spans) if span.supervised)
         parts = spans[:first]
     ids_S = encode_spans([parts], tokenizer)
