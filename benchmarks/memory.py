@@ -32,6 +32,7 @@ from benchmarks.runs import (
 )
 
 if TYPE_CHECKING:
+    from data.batches.batch import Batch
     from trainer.run.session import Run
 
 MEDIAN_GOAL, WORST_GOAL = 0.05, 0.15
@@ -50,6 +51,58 @@ MODELS: dict[str, dict[str, Any]] = {
                         "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 32000,
                         "num_key_value_heads": 4, "max_position_embeddings": 2048},
 }  # fmt: skip
+_DECODER = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 2048,
+            "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0,
+            "pad_token_id": 1}  # fmt: skip
+_EXPERTS = {"num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 256}  # fmt: skip
+_ENCODER = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6,
+            "num_attention_heads": 8, "vocab_size": 2048, "max_position_embeddings": 1026,
+            "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}  # fmt: skip
+# Types whose sizes are read off transformers' model.
+OTHERS: dict[str, dict[str, Any]] = {
+    "qwen3": _DECODER | {"head_dim": 32},
+    "starcoder2": _DECODER | {"sliding_window": 128},
+    "gemma2": _DECODER | {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 128},
+    "gemma3_text": _DECODER | {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 128},
+    "olmo2": _DECODER,
+    "phi3": _DECODER,
+    "phi": _DECODER,
+    "granite": _DECODER | {"logits_scaling": 2.0},
+    "gpt_neox": _DECODER,
+    "stablelm": _DECODER,
+    "glm4": _DECODER | {"head_dim": 32},
+    "qwen3_moe": _DECODER | _EXPERTS | {"head_dim": 32},
+    "mixtral": _DECODER | _EXPERTS,
+    "gpt_oss": _DECODER | _EXPERTS | {"head_dim": 32, "sliding_window": 128},
+    "deepseek_v3": _DECODER | _EXPERTS | {
+        "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "kv_lora_rank": 64,
+        "q_lora_rank": 64, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32,
+        "first_k_dense_replace": 1, "num_key_value_heads": 8},
+    "falcon": {key: value for key, value in _DECODER.items() if key != "num_key_value_heads"},
+    "bloom": {"hidden_size": 256, "n_layer": 6, "n_head": 8, "vocab_size": 2048,
+              "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1},
+    "codegen": {"n_embd": 256, "n_layer": 6, "n_head": 8, "rotary_dim": 16, "vocab_size": 2048,
+                "n_positions": 2048, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+                "bos_token_id": 0, "eos_token_id": 0},
+    "gpt_neo": {"hidden_size": 256, "num_layers": 6, "num_heads": 8, "vocab_size": 2048,
+                "attention_types": [[["global", "local"], 3]], "window_size": 128,
+                "bos_token_id": 0, "eos_token_id": 0},
+    "mamba": {"hidden_size": 256, "num_hidden_layers": 4, "state_size": 16, "vocab_size": 2048,
+              "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1},
+    "qwen3_next": _DECODER | _EXPERTS | {
+        "head_dim": 32, "num_hidden_layers": 4, "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+        "shared_expert_intermediate_size": 256},
+    "bert": _ENCODER,
+    "roberta": _ENCODER,
+    "modernbert": _ENCODER,
+    "deberta-v2": _ENCODER | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "t5": {"d_model": 256, "d_ff": 1024, "d_kv": 32, "num_layers": 4, "num_heads": 8,
+           "vocab_size": 2048, "pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1},
+}  # fmt: skip
+MODELS |= {kind: {"model_type": kind, **sizes} for kind, sizes in OTHERS.items()}
 # model, ranks, keys of the recipe
 CASES: tuple[tuple[str, int, str], ...] = (
     ("bigcode-6M", 1, "data.seq_length=512"),
@@ -123,10 +176,18 @@ def measure(build: Callable[[], "Run"]) -> dict[str, Any]:
         profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
     ) as profile:
         optimizer_step(run, batches, 2, 1e-4)
-    shapes = [tuple(batch.input_ids_BT.shape) for batch in batches.micro_batches]
-    rows, tokens = max(shapes, key=lambda shape: shape[0] * shape[1])
+    largest = max(batches.micro_batches, key=lambda batch: batch.input_ids_BT.numel())
+    rows, tokens = largest.input_ids_BT.shape
+    strategy = run.engine.module.strategy
     return {"peak": alive + _peak_bytes(profile), "rows": rows, "tokens": tokens,
-            "accumulation": len(shapes)}  # fmt: skip
+            "accumulation": len(batches.micro_batches), "attention": strategy.attention,
+            "strategy": strategy.name,
+            "record_tokens": max(map(_record_tokens, batches.micro_batches))}  # fmt: skip
+
+
+def _record_tokens(batch: "Batch") -> float:
+    """Tokens of the record that a token is in, on average."""
+    return sum(length**2 for length in batch.segment_lengths) / sum(batch.segment_lengths)
 
 
 def _peak_bytes(profile: Any) -> int:
@@ -143,7 +204,7 @@ def _peak_bytes(profile: Any) -> int:
     return highest
 
 
-def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int]) -> float:
+def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, Any]) -> float:
     """The planner's peak for the rows that were measured."""
     from trainer.config.machines import Machine
     from trainer.config.recipe import load_run_config
@@ -153,7 +214,12 @@ def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, int
 
     config = load_run_config(QUICKSTART, overrides)
     recipe = resolve(config, read_shape(config), Machine(None, world_size))
-    recipe = replace(recipe, accumulation=measured["accumulation"])
+    is_alone = measured["strategy"] in ("rows", "varlen")
+    recipe = replace(
+        recipe.changed("model", attention=measured["attention"]),
+        accumulation=measured["accumulation"],
+        record_tokens=measured["record_tokens"] if is_alone else None,
+    )
     recipe = recipe.changed("optim", micro_batch_size=measured["rows"])
     return memory_of(recipe.changed("data", seq_length=measured["tokens"])).total
 
@@ -166,8 +232,9 @@ def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:
         measured = on_forked_ranks(measure, world_size, overrides, folder)
         planned = planned_bytes(world_size, overrides, measured)
     error = planned / measured["peak"] - 1
-    return {"model": model, "ranks": world_size, "keys": keys, "planned_mb": planned / 1e6,
-            "measured_mb": measured["peak"] / 1e6, "error": error}  # fmt: skip
+    return {"model": model, "ranks": world_size, "keys": keys, "strategy": measured["strategy"],
+            "planned_mb": planned / 1e6, "measured_mb": measured["peak"] / 1e6,
+            "error": error}  # fmt: skip
 
 
 def write_up_lines() -> list[str]:

@@ -110,12 +110,15 @@ def _build_run(
 
     from trainer.engine.engine import build_engine, deepspeed_config
     from trainer.losses.tasks import TASKS
-    from trainer.run.build import build_model, resolve_here, write_random_base
+    from trainer.models.proof import choose_strategy
+    from trainer.run.build import build_model, proof_settings, resolve_here, write_random_base
     from trainer.run.session import Run
     from trainer.run.training import build_loader
 
-    config = resolve_here(config, ranks.device, ranks.world_size).config
+    recipe = resolve_here(config, ranks.device, ranks.world_size)
+    config = recipe.config
     if ranks.is_main:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
         write_random_base(config)
     torch.distributed.barrier()
     model = build_model(config)
@@ -125,5 +128,7 @@ def _build_run(
     engine = build_engine(model, config, settings)
     loader = build_loader(config, prepared, ranks)
     task = TASKS[config.task.name](config.loss, ranks.device, False)
+    engine.eval()
+    choose_strategy(engine, model, loader.examples, proof_settings(recipe), ranks.device)
     engine.train()
     return Run(config, ranks, engine, task, loader, 3, None)

@@ -45,16 +45,21 @@ def place_of(method: str, inputs: int, outputs: int, hidden: int) -> Place:
 
 
 def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
-    """The layers of a block that get adapters."""
+    """The layers of the blocks that get adapters."""
     names: Iterable[str] | None = tuning.target_modules
     if tuning.method in ("full", "ptuning"):
         return []
     if names == "auto":
         names = shape.auto_modules.get(tuning.method)
     if names is None:
-        return list(shape.linears)
+        return [one for one in shape.linears if _is_adaptable(one, tuning.lora_r)]
     names = list(names)
     return [one for one in shape.linears if any(is_named(one.path, name) for name in names)]
+
+
+def _is_adaptable(linear: Linear, rank: int) -> bool:
+    """Whether LoRA's auto takes it: it is called, and at least as wide as the rank."""
+    return linear.reads is not None and min(linear.inputs, linear.outputs) >= rank
 
 
 def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
@@ -64,8 +69,7 @@ def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:
     if tuning.method == "ptuning":
         hidden = shape.hidden
         return adapter_size(tuning) * hidden + 3 * (hidden * hidden + hidden)
-    of_block = sum(_of_layer(layer, shape, tuning) for layer in adapted_layers(shape, tuning))
-    return shape.num_layers * of_block
+    return sum(one.times * _of_layer(one, shape, tuning) for one in adapted_layers(shape, tuning))
 
 
 def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:

@@ -4,22 +4,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 NUM_CLASSES = 2
+WIDTHS = (2, 4)
+"""Bytes of an activation."""
+ATTENTION = "attention"
+"""What a linear layer reads that follows attention."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of a block.
+    """A linear layer, which several blocks may have.
 
     Attributes:
         path: Name of the module within a block, e.g. "attn.c_attn".
-        reads: Layers of a block with the same `reads` share their input tensor.
+        reads: Layers of a block with the same `reads` share their input tensor; ATTENTION is what
+            attention gives back; None: the model's forward pass does not call the layer.
+        times: Number of blocks that have it.
+        is_kept: Another layer keeps the input anyway.
     """
 
     path: str
     inputs: int
     outputs: int
     has_bias: bool
-    reads: str
+    reads: str | None
+    times: int
+    is_kept: bool = False
 
     @property
     def name(self) -> str:
@@ -28,69 +37,123 @@ class Linear:
 
     @property
     def num_weights(self) -> int:
-        """Elements of the weight."""
-        return self.inputs * self.outputs
+        """Elements of the weights of all blocks."""
+        return self.times * self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """A number of a token in a row of T tokens: each + growing * T."""
+
+    each: float = 0.0
+    growing: float = 0.0
+
+    def at(self, length: float) -> float:
+        """In a row of so many tokens."""
+        return self.each + self.growing * length
+
+    def __add__(self, other: "PerToken") -> "PerToken":
+        """Of both."""
+        return PerToken(self.each + other.each, self.growing + other.growing)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of a token that a model keeps for its backward pass, without what adapters add.
+
+    Attributes:
+        blocks: Of all blocks, with queries, keys, values and outputs of attention.
+        num_largest: How many times the block that keeps most they are.
+        once: Outside of the blocks.
+        first: What is kept before the first linear layer; no gradient reaches it unless the inputs
+            are trained.
+        written: Of all blocks, where no fused kernel of a CPU takes their attention.
+    """
+
+    blocks: PerToken
+    num_largest: float
+    once: float = 0.0
+    first: float = 0.0
+    written: PerToken = PerToken()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What fused attention keeps of a token, over all blocks.
+
+    Attributes:
+        heads: Query heads; each keeps the logarithm of a sum.
+        outputs: Elements.
+        copied: Elements of keys and values that are added where each query head gets a copy.
+        has_dropout: Of probabilities.
+    """
+
+    heads: int = 0
+    outputs: int = 0
+    copied: int = 0
+    has_dropout: bool = False
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder.
+    """Sizes of a model.
 
     Attributes:
-        num_layers, hidden, inner, num_heads, head_size, kv_size: kv_size is that of all key heads.
-        vocabulary, positions: Rows of the embeddings; positions is 0 where they are rotary.
-        linears: Of one block.
-        dropout: Of residuals, active in training.
-        attention_dropout: Of probabilities.
-        activation_copies: Tensors of size `inner` that the activation keeps for its backward pass.
-        mask_bytes: Of the causal masks kept as buffers, a byte for every pair of positions.
-        auto_modules: Layers of target_modules auto, by method; LoRA adapts every linear layer.
-        has_fp32_norms: Norms keep an fp32 copy of their input, as Llama's do.
-        repeats_keys: Keys of grouped heads are copied for every query head before whole-row
-            attention.
+        num_layers: Blocks.
+        hidden: Width of the last hidden states.
+        vocabulary: Rows of the token embedding.
+        positions: Longest record that learned positions allow; 0 where none are learned.
+        linears: Linear layers of the blocks.
+        num_backbone_parameters: Everything but the head.
+        num_head_parameters: Of the output layer, where it is not the embedding.
         head: "classes", which is new and trained; or of a language model "tied", its embedding, or
             "vocabulary", a frozen layer of its own.
+        num_expert_weights: Weights of stacked experts that a token meets; no linear layer has them.
+        widest: Elements of a token in the widest tensor of a block.
+        kept: By bytes of an activation.
+        num_dropped: Elements of a token that dropout masks, over all blocks.
+        mask_bytes: Of buffers: causal masks, a byte for every pair of positions.
+        auto_modules: Layers of target_modules auto, by method; LoRA adapts every linear layer.
+        doubt: Why memory is a rule of thumb or not known; empty where it is neither.
     """
 
     num_layers: int
     hidden: int
-    inner: int
-    num_heads: int
-    head_size: int
-    kv_size: int
     vocabulary: int
     positions: int
     linears: tuple[Linear, ...]
-    num_norm_weights: int
-    activation_copies: int
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
+    num_backbone_parameters: int
+    widest: PerToken
+    kept: Mapping[int, Kept]
+    attention: Attention = Attention()
+    num_dropped: PerToken = PerToken()
     mask_bytes: int = 0
     auto_modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    has_fp32_norms: bool = False
-    repeats_keys: bool = False
-    num_unlisted_parameters: int = 0
+    num_expert_weights: float = 0.0
+    num_head_parameters: int = 0
     head: str = "classes"
+    doubt: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its parameters are counted."""
+        return self.num_backbone_parameters > 0
 
     @property
     def num_linear_weights(self) -> int:
         """Weights of all blocks' linear layers: what quantisation packs."""
-        return self.num_layers * sum(linear.num_weights for linear in self.linears)
+        return sum(linear.num_weights for linear in self.linears)
+
+    @property
+    def num_used_weights(self) -> float:
+        """Weights of the blocks that a token is multiplied with."""
+        called = (linear.num_weights for linear in self.linears if linear.reads is not None)
+        return sum(called) + self.num_expert_weights
 
     @property
     def num_other_parameters(self) -> int:
-        """Embeddings, norms, biases and the head."""
-        embeddings = (self.vocabulary + self.positions) * self.hidden
-        biases = sum(linear.outputs for linear in self.linears if linear.has_bias)
-        norms = (2 * self.num_layers + 1) * self.num_norm_weights
-        blocks = norms + self.num_layers * biases
-        return embeddings + blocks + self.num_unlisted_parameters + self.num_head_parameters
-
-    @property
-    def num_head_parameters(self) -> int:
-        """Parameters of the output layer, where it is not the embedding."""
-        rows = {"classes": NUM_CLASSES, "tied": 0, "vocabulary": self.vocabulary}
-        return rows[self.head] * self.hidden
+        """Embeddings, norms, biases, stacked experts and the head."""
+        return self.num_parameters - self.num_linear_weights
 
     @property
     def num_new_parameters(self) -> int:
@@ -100,4 +163,4 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All of the model."""
-        return self.num_linear_weights + self.num_other_parameters
+        return self.num_backbone_parameters + self.num_head_parameters

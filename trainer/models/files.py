@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data.errors import json_object, parsing
 from data.readers.reading import quote
 from trainer.architectures.classes import refuse_language
+from trainer.architectures.families import FAMILIES, model_shape
+from trainer.architectures.meta_model import transformers_config
 from trainer.config.methods import SCORE_FILE, num_virtual_tokens
 from trainer.config.sections import ModelSection, RunConfig, Share
 from trainer.errors import ConfigError, ModelError
 from trainer.models.weights import ADAPTER_CONFIG, no_config_message, weight_files
 
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings")
-_WIDTH_KEYS, _USUAL_WIDTH = ("hidden_size", "n_embd", "d_model"), 2048
+_USUAL_WIDTH = 2048
 Size = Annotated[int, Field(ge=1, le=1 << 27)]  # 128 M positions or tokens
 Layers = Annotated[int, Field(ge=1, le=10_000)]
 _SAMPLE_BYTES = 4096  # of each tensor
@@ -63,6 +66,7 @@ class _Sizes(BaseModel):
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     tie_word_embeddings: bool | None = None
+    text_config: "_Sizes | None" = None
 
 
 def check_model_files(config: RunConfig, vocab_size: int, end_id: int | None = None) -> None:
@@ -78,33 +82,40 @@ def check_model_files(config: RunConfig, vocab_size: int, end_id: int | None = N
             encoder for a language task; an end token that the model does not read.
         ConfigError: data.seq_length is above the model's positions.
     """
-    path, values = config.model.config_file, text_values(read_config(config.model))
+    whole = read_config(config.model)
+    values = text_values(whole)
     _refuse_class(config, values, end_id)
     if config.model.path:
         weight_files(Path(config.model.path))
-    embedding = values.get("vocab_size")
+    embedding = _size(whole, "vocab_size")
     if embedding is not None and vocab_size > embedding:
         raise ModelError(
             f"the tokenizer has {vocab_size} tokens, the model's embedding {embedding} rows;"
             " take the tokenizer the model was trained with (data.tokenizer)"
         )
-    limit = next(filter(None, map(values.get, _LENGTH_KEYS)), None)
+    if error := too_long(config, next(filter(None, map(values.get, _LENGTH_KEYS)), None)):
+        raise error
+
+
+def too_long(config: RunConfig, positions: int | None) -> ConfigError | None:
+    """The error of rows that are longer than a model's positions, if these have a limit."""
     num_virtual = num_virtual_tokens(config.tuning)
-    if limit is not None and config.data.seq_length + num_virtual > limit:
-        more = f" with {num_virtual} virtual tokens before it" if num_virtual else ""
-        raise ConfigError(
-            f"data.seq_length {config.data.seq_length}{more} is above the model's {limit} positions"
-            f" ({path}); lower it to {limit - num_virtual} or less"
-        )
+    if not positions or config.data.seq_length + num_virtual <= positions:
+        return None
+    more = f" with {num_virtual} virtual tokens before it" if num_virtual else ""
+    return ConfigError(
+        f"data.seq_length {config.data.seq_length}{more} is above the model's {positions} positions"
+        f" ({config.model.config_file}); lower it to {positions - num_virtual} or less"
+    )
 
 
-def text_values(values: dict[str, Any]) -> dict[str, Any]:
+def text_values(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json about the text model, which trains without the other parts."""
     text = values.get("text_config")
     return text if isinstance(text, dict) and not values.get("is_encoder_decoder") else values
 
 
-def _refuse_class(config: RunConfig, values: dict[str, Any], end_id: int | None) -> None:
+def _refuse_class(config: RunConfig, values: Mapping[str, Any], end_id: int | None) -> None:
     """What config.json alone says about the task; transformers' own tables follow at loading."""
     both, kind = bool(values.get("is_encoder_decoder")), str(values.get("model_type"))
     named = any(str(name).endswith("ForMaskedLM") for name in values.get("architectures") or ())
@@ -163,8 +174,8 @@ def config_values(path: Path) -> dict[str, Any]:
         _Sizes.model_validate(values)
     except ValidationError as error:
         faults = (
-            f"{path}: {fault['loc'][0]}: {fault['msg']}, found {quote(fault['input'])}; fetch the"
-            " file again"
+            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}, found"
+            f" {quote(fault['input'])}; fetch the file again"
             for fault in error.errors()
         )
         raise ModelError("\n".join(faults)) from error
@@ -173,8 +184,21 @@ def config_values(path: Path) -> dict[str, Any]:
 
 def hidden_size(model: ModelSection) -> int:
     """Width of the base model, for the cost of a row."""
-    values = text_values(read_config(model))
-    return int(next(filter(None, map(values.get, _WIDTH_KEYS)), _USUAL_WIDTH))
+    return _size(read_config(model), "hidden_size") or _USUAL_WIDTH
+
+
+def _size(values: Mapping[str, Any], key: str) -> int | None:
+    """A size of the text model, under its usual name or the one that transformers knows.
+
+    A type that is known without transformers saves its import, of seconds.
+    """
+    size = text_values(values).get(key)
+    if size is None and values.get("model_type") in FAMILIES:
+        shape = model_shape(values)
+        size = {"vocab_size": shape.vocabulary, "hidden_size": shape.hidden}[key]
+    if size is None:
+        size = getattr(transformers_config(values).get_text_config(), key, None)
+    return size
 
 
 def base_digest(model: ModelSection, seed: int) -> str:

@@ -5,7 +5,8 @@ micro-batch are alive; when the optimizer steps, all gradients are. What is kept
 pass was read off the saved tensors of each block, not guessed; benchmarks/memory.py compares the
 sums with measurement.
 
-Per token and block, in elements, for hidden D, inner F, key size K, H heads, rank r:
+Per token and block of a known type, in elements, for hidden D, inner F, key size K, H heads, rank r
+(of another type, `architectures/traced.py` counts what the model's own code keeps):
 
     norms        2 D             their inputs (Llama's are fp32 copies)
     adapters     input + r each  layers that read the same tensor share it, unless LoRA dropout
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from trainer.architectures.adapters import adapted_layers, is_feed_forward, place_of
-from trainer.architectures.shapes import Linear
+from trainer.architectures.shapes import ATTENTION, Linear
 from trainer.config.methods import BOTTLENECKS, EAGER, FLASH, SEGMENT_SDPA, adapter_size
 from trainer.kernels.chunks import BUDGET_BYTES
 from trainer.planning.resolved import Resolved
@@ -89,29 +90,33 @@ def memory_of(recipe: Resolved) -> Memory:
 
 def kept_activations(recipe: Resolved) -> float:
     """Bytes alive when the backward pass begins."""
-    shape, width = recipe.shape, recipe.base_bytes
-    block = block_bytes_per_token(recipe)
-    outside = shape.hidden * width + _once_bytes_per_token(recipe)
+    shape, kept = recipe.shape, recipe.shape.kept[recipe.base_bytes]
+    outside = kept.once
+    if recipe.config.model.attention not in (SEGMENT_SDPA, FLASH):  # a mask of whole rows
+        outside += recipe.base_bytes * recipe.row_tokens
     if recipe.config.model.gradient_checkpointing:
-        kept = shape.num_layers * shape.hidden * width + block
-    else:
-        kept = shape.num_layers * block
-        trains_inputs = recipe.tuning.method in ("full", "ptuning")
-        if not (trains_inputs or recipe.num_saved_modules_parameters):
-            kept -= _norm_bytes(recipe)  # the first norm's input needs no gradient
-    return (kept + outside) * recipe.num_tokens
+        inputs = shape.num_layers * shape.hidden * recipe.base_bytes
+        return (inputs + block_bytes_per_token(recipe) + outside) * recipe.num_tokens
+    trains_inputs = recipe.tuning.method in ("full", "ptuning")
+    if not (trains_inputs or recipe.num_saved_modules_parameters):
+        outside -= kept.first
+    return (_model_bytes(recipe) + _adapter_bytes(recipe) + outside) * recipe.num_tokens
 
 
 def block_bytes_per_token(recipe: Resolved) -> float:
-    """Bytes of a token that one block keeps for its backward pass."""
-    shape, width = recipe.shape, recipe.base_bytes
-    dropout_masks = 2 * shape.hidden * _mask_bytes(recipe) if shape.dropout else 0.0
+    """Bytes of a token that the largest block keeps for its backward pass."""
+    shape = recipe.shape
+    of_model = _model_bytes(recipe) / shape.kept[recipe.base_bytes].num_largest
+    return of_model + _adapter_bytes(recipe) / shape.num_layers
+
+
+def _model_bytes(recipe: Resolved) -> float:
+    """Bytes of a token that all blocks keep, without their adapters."""
+    shape, length = recipe.shape, recipe.row_tokens
     return (
-        2 * _norm_bytes(recipe)
-        + _adapter_bytes(recipe)
+        shape.kept[recipe.base_bytes].blocks.at(length)
+        + shape.num_dropped.at(length) * _mask_bytes(recipe)
         + _attention_bytes(recipe)
-        + shape.activation_copies * shape.inner * width
-        + dropout_masks
     )
 
 
@@ -157,24 +162,18 @@ def _buckets(recipe: Resolved) -> float:
     return recipe.train_bytes * recipe.reduce_bucket_size if recipe.preset.stage else 0.0
 
 
-def _norm_bytes(recipe: Resolved) -> float:
-    """The input of one norm and its statistics."""
-    if recipe.shape.has_fp32_norms:
-        return 4 * recipe.shape.hidden + 4
-    width = recipe.base_bytes
-    return width * recipe.shape.hidden + 2 * (4 if recipe.on_gpu else width)
-
-
 def _adapter_bytes(recipe: Resolved) -> float:
-    """Bytes of a token that adapted or trained layers keep."""
+    """Bytes of a token that adapted or trained layers of all blocks keep."""
     adapted, width = adapted_layers(recipe.shape, recipe.tuning), recipe.base_bytes
     if recipe.tuning.method == "full":
         return width * _read_elements(recipe, recipe.shape.linears)
     if recipe.tuning.method == "ia3":  # scales inputs of the feed-forward's last layer, or outputs
-        scaled = [one.inputs if is_feed_forward(one.path) else one.outputs for one in adapted]
-        return width * sum(scaled)
+        return width * sum(
+            one.times * (one.inputs if is_feed_forward(one.path) else one.outputs)
+            for one in adapted
+        )
     if recipe.tuning.method in BOTTLENECKS:
-        return sum(_bottleneck_bytes(recipe, linear) for linear in adapted)
+        return sum(one.times * _bottleneck_bytes(recipe, one) for one in adapted)
     return _lora_bytes(recipe, adapted)
 
 
@@ -189,55 +188,52 @@ def _bottleneck_bytes(recipe: Resolved, linear: Linear) -> float:
 
 def _lora_bytes(recipe: Resolved, adapted: Sequence[Linear]) -> float:
     rank, has_dropout = recipe.tuning.lora_r, bool(recipe.tuning.lora_dropout)
+    num_layers = sum(one.times for one in adapted)
+    inputs = sum(one.times * one.inputs for one in adapted)
     if recipe.tuning.lora_backend == "fused":  # inputs in their dtype, a byte of mask an element
-        masks = sum(linear.inputs for linear in adapted) if has_dropout else 0
         width = recipe.base_bytes
-        return masks + rank * width * len(adapted) + width * _read_elements(recipe, adapted)
+        masks = inputs if has_dropout else 0
+        return masks + rank * width * num_layers + width * _read_elements(recipe, adapted)
     width = recipe.train_bytes
-    low_rank = rank * width * len(adapted)
+    low_rank = rank * width * num_layers
     if recipe.tuning.variant == "dora":  # keeps the base's output and the adapter's
-        low_rank += 2 * width * sum(linear.outputs for linear in adapted)
+        low_rank += 2 * width * sum(one.times * one.outputs for one in adapted)
     is_cast = recipe.train_bytes == 4 and recipe.base_bytes != 4
     if is_cast and not has_dropout:  # every layer makes an fp32 copy of its own
-        return low_rank + sum(width * linear.inputs for linear in adapted)
+        return low_rank + width * inputs
     if has_dropout:
-        return low_rank + sum((width + _mask_bytes(recipe)) * linear.inputs for linear in adapted)
+        return low_rank + (width + _mask_bytes(recipe)) * inputs
     return low_rank + width * _read_elements(recipe, adapted)
 
 
 def _read_elements(recipe: Resolved, adapted: Sequence[Linear]) -> int:
     """Inputs of the adapted layers, one that several read counted once."""
-    read = {linear.reads: linear for linear in adapted}
-    return sum(linear.inputs for linear in read.values() if not _is_kept_anyway(recipe, linear))
+    read = {one.reads: one for one in adapted if not _is_kept_anyway(recipe, one)}
+    return sum(one.times * one.inputs for one in read.values())
 
 
 def _is_kept_anyway(recipe: Resolved, linear: Linear) -> bool:
     """The output of whole-row attention is what the layer after it reads."""
     is_whole_row = recipe.config.model.attention not in (SEGMENT_SDPA, EAGER)
-    return linear.reads == "attention" and is_whole_row
+    return linear.is_kept or (linear.reads == ATTENTION and is_whole_row)
 
 
 def _attention_bytes(recipe: Resolved) -> float:
-    shape, width = recipe.shape, recipe.base_bytes
-    attention = recipe.config.model.attention
-    queries = shape.num_heads * shape.head_size
-    has_copied_keys = shape.repeats_keys and attention not in (SEGMENT_SDPA, FLASH)
-    qkv = queries + 2 * (queries if has_copied_keys else shape.kv_size)
-    if attention != EAGER:
-        return width * (qkv + queries) + 4 * shape.num_heads
-    scores = shape.num_heads * recipe.config.data.seq_length
+    """Bytes of a token beside queries, keys, values and outputs, which `Kept` counts."""
+    shape, width, back_end = (
+        recipe.shape.attention,
+        recipe.base_bytes,
+        recipe.config.model.attention,
+    )
+    copied = width * shape.copied if back_end not in (SEGMENT_SDPA, FLASH) else 0
+    if back_end != EAGER:
+        written = recipe.shape.kept[width].written.at(recipe.row_tokens)
+        return copied + (0.0 if recipe.on_gpu else written)
+    # Scores instead of the output and the logarithm of their sum.
+    scores = shape.heads * recipe.row_tokens
     probabilities = scores * (width if width == 4 else width + 4)
-    dropped = scores * (width + _mask_bytes(recipe)) if shape.attention_dropout else 0.0
-    return width * qkv + probabilities + dropped
-
-
-def _once_bytes_per_token(recipe: Resolved) -> float:
-    """The mask of whole rows, and the rotary tables."""
-    width = recipe.base_bytes
-    has_mask = recipe.config.model.attention not in (SEGMENT_SDPA, FLASH)
-    mask = width * recipe.config.data.seq_length if has_mask else 0.0
-    rotary = 2 * width * recipe.shape.head_size if not recipe.shape.positions else 0.0
-    return mask + rotary
+    dropped = scores * (width + _mask_bytes(recipe)) if shape.has_dropout else 0.0
+    return copied + probabilities + dropped - width * shape.outputs - 4 * shape.heads
 
 
 def _mask_bytes(recipe: Resolved) -> int:
@@ -248,8 +244,9 @@ def _mask_bytes(recipe: Resolved) -> int:
 def _backward_working(recipe: Resolved) -> float:
     """Gradients in flight at the widest layer, and a weight decoded for it."""
     width = recipe.base_bytes
-    decoded = max(linear.num_weights for linear in recipe.shape.linears) * width
-    in_flight = 2 * recipe.shape.inner * width * recipe.num_tokens
+    shape = recipe.shape
+    decoded = max((one.inputs * one.outputs for one in shape.linears), default=0) * width
+    in_flight = 2 * shape.widest.at(recipe.row_tokens) * width * recipe.num_tokens
     return max(in_flight, _loss_bytes(recipe)) + (decoded if recipe.tuning.base_quant_type else 0.0)
 
 

@@ -42,6 +42,7 @@ class RunPlan:
         flops: Of the whole run.
         seconds: Lowest and highest, from `mfu`; None where the device's peak is not known.
         mfu: Share of the peak, lowest and highest assumed.
+        doubt: Why the memory is a rule of thumb or not known.
     """
 
     machine: str
@@ -60,10 +61,11 @@ class RunPlan:
     num_trained: int
     num_parameters: int
     data: DataFacts
+    doubt: str
 
     @property
     def fits(self) -> bool:
-        """Whether it can run."""
+        """Whether it can run; what is not known may."""
         return not self.faults and (
             self.limit_bytes is None or self.memory.total <= self.limit_bytes
         )
@@ -79,9 +81,14 @@ def read_shape(config: RunConfig) -> ModelShape:
     """The model's sizes from its config.json.
 
     Raises:
-        ModelError: Not there, not JSON, or a type that transformers does not build.
+        ModelError: Not there, not JSON, or a model that transformers does not build.
     """
-    return model_shape(read_config(config.model), is_language=config.is_language)
+    return model_shape(
+        read_config(config.model),
+        is_language=config.is_language,
+        trains_all=config.tuning.method == "full",
+        pooling=config.model.pooling,
+    )
 
 
 def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
@@ -109,6 +116,7 @@ def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
         num_trained=recipe.num_trained,
         num_parameters=recipe.shape.num_parameters + _num_added(recipe),
         data=data,
+        doubt=recipe.shape.doubt,
     )
 
 
@@ -141,7 +149,7 @@ def flops_of_step(recipe: Resolved, steps: Steps) -> float:
         looks_at = min(looks_at, math.ceil(steps.tokens_of_record))
     attention = 4 * shape.hidden * looks_at * shape.num_layers
     of_token = (
-        trains_base * 2 * shape.num_linear_weights
+        trains_base * 2 * shape.num_used_weights
         + (passes + 1) * 2 * adapters
         + (passes + 1) * attention
     )

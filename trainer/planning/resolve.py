@@ -10,6 +10,7 @@ from trainer.config.methods import FLASH, LORA, SEGMENT_SDPA, choose_lora_backen
 from trainer.config.preset import Preset, load_preset
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError, ModelError
+from trainer.models.files import too_long
 from trainer.planning.memory import memory_of
 from trainer.planning.resolved import Resolved
 
@@ -49,6 +50,8 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
         lora_backend, reasons["tuning.lora_backend"] = choose_lora_backend(config.tuning)
         settled = settled.changed("tuning", lora_backend=lora_backend)
     faults = tuple(_faults(config, settled, preset, machine))
+    if error := too_long(config, shape.positions):
+        faults += (error,)
     return Resolved(config, settled, reasons, preset, shape, machine, faults)
 
 
@@ -74,7 +77,7 @@ def choose_preset(config: RunConfig, shape: ModelShape, machine: Machine) -> tup
     family = preset_family(machine)
     where = "" if family == "cpu" else f"for {machine.name}; "
     first = f"{family}_zero1"
-    if machine.device is None:
+    if machine.device is None or not shape.is_known:
         return first, f"{where}{_STAGES['zero1']}"
     limit = machine.device.memory_gib * _GIB
     peak_of_first = 0.0

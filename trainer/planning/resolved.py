@@ -26,6 +26,8 @@ class Resolved:
         faults: Why it cannot run there, with exit codes, in the order they are found.
         accumulation: Micro-batches of a rank in a step; None, taken as several, before the data is
             known.
+        record_tokens: Tokens of the record that a token is in, on average, where attention gets
+            records; None: it gets rows of data.seq_length.
     """
 
     written: RunConfig
@@ -36,6 +38,7 @@ class Resolved:
     machine: Machine
     faults: tuple[ValueError, ...] = ()
     accumulation: int | None = None
+    record_tokens: float | None = None
 
     def choice(self, key: str) -> str:
         """A settled key and its reason, e.g. "bf16 (GPU of sm80 or newer)"."""
@@ -93,6 +96,11 @@ class Resolved:
         """Tokens of a micro-batch, virtual ones included, as if its rows were full."""
         of_row = self.config.data.seq_length + num_virtual_tokens(self.tuning)
         return of_row * self.config.optim.micro_batch_size
+
+    @property
+    def row_tokens(self) -> float:
+        """Tokens that scores and masks of a token have."""
+        return self.record_tokens or self.config.data.seq_length
 
     @property
     def reduce_bucket_size(self) -> int:

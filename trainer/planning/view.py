@@ -56,6 +56,7 @@ def plan_lines(plan: RunPlan, change: Change | None) -> list[str]:
     if plan.faults:
         verdict = "CANNOT RUN"
     lines = [f"{plan.machine}: {verdict}", *(f"  {fault}" for fault in plan.faults)]
+    lines += [f"  {plan.doubt}"] if plan.doubt else []
     lines += bar_lines(plan.memory, plan.limit_bytes)
     if plan.largest_micro_batch_size is not None:
         lines.append(f"{'largest micro-batch':>20}  {plan.largest_micro_batch_size} rows")

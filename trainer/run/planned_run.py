@@ -1,9 +1,12 @@
 """Compares a run with its plan: at its start, at its end and when memory was short."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from trainer.errors import MachineError
+from trainer.models.packed_attention import ROWS, VARLEN
 from trainer.planning.change import best_change
 from trainer.planning.data_facts import facts_of
 from trainer.planning.plan import RunPlan, make_plan
@@ -31,6 +34,7 @@ def write_plan(session: Session) -> str:
     return (
         f"  memory     planned {memory.total / _GIB:.3f}{limit} GiB at the peak of a step; weights"
         f" planned {planned / _GIB:.3f}, measured {held_bytes(session) / _GIB:.3f} GiB"
+        + (f"\n             {plan.doubt}" if plan.doubt else "")
     )
 
 
@@ -77,4 +81,8 @@ def _plan(session: Session) -> RunPlan:
     config = session.run.config
     data = facts_of(config.data, config.is_language, session.prepared.facts, "this run")
     assert data is not None  # the run's facts fit its own settings
-    return make_plan(session.recipe, data)
+    recipe, examples = session.recipe, session.run.loader.examples
+    if session.model.strategy.name in (VARLEN, ROWS):  # attention gets records, not rows
+        longest = min(config.data.seq_length, int(examples.lengths.max()))
+        recipe = replace(recipe, record_tokens=longest)
+    return make_plan(recipe, data)

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from trainer.architectures.derived import derived_shape
+from trainer.architectures.meta_model import derived_shape
 from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import base_digest, check_model_files, read_config
@@ -291,5 +291,5 @@ def test_planning_a_type_without_an_entry_fetches_no_kernel(key):
         "model_type": "stablelm", "hidden_size": 16, "intermediate_size": 32, "vocab_size": 64,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
     }  # fmt: skip
-    plain = derived_shape(values, is_language=True)
-    assert derived_shape(values | {key: "some-hub/kernel"}, is_language=True) == plain
+    plain = derived_shape(values, None)
+    assert derived_shape(values | {key: "some-hub/kernel"}, None) == plain

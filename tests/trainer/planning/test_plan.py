@@ -125,7 +125,7 @@ def test_a_type_is_added_with_one_entry(monkeypatch):
     """Falcon's names on the shape of another: the planner and the methods then know its layers."""
     entry = replace(
         model_shape(CONFIGS["gpt2"]),
-        linears=(Linear("self_attention.dense", 64, 64, True, "attention"),),
+        linears=(Linear("self_attention.dense", 64, 64, True, "attention", 3),),
         auto_modules={"ia3": ("dense",)},
     )
     monkeypatch.setitem(FAMILIES, "one_of_mine", lambda config: entry)
@@ -137,12 +137,6 @@ def test_a_type_is_added_with_one_entry(monkeypatch):
 def test_a_type_that_transformers_does_not_know_is_named():
     with pytest.raises(ModelError, match="model_type 'mine': transformers builds no such model"):
         model_shape({"model_type": "mine"})
-
-
-def test_a_type_without_attention_is_named():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 300}
-    with pytest.raises(ModelError, match="model_type 'mamba' has no attention heads"):
-        model_shape({"model_type": "mamba", **sizes}, is_language=True)
 
 
 @pytest.fixture
