@@ -263,9 +263,9 @@ def _pad_id(model: Any) -> int | None:
     """
     if model.pooling != OWN:
         return None
-    ends = model.config.eos_token_id
+    ends = getattr(model.config, "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
-    wanted = (model.config.pad_token_id, *range(len(ends) + 1))
+    wanted = (getattr(model.config, "pad_token_id", None), *range(len(ends) + 1))
     return next(int(pad) for pad in wanted if pad is not None and pad not in ends)
 
 

@@ -57,7 +57,10 @@ def save_base(
     """Write a plain transformers folder; our own head gets a file beside it."""
     from safetensors.torch import save_file
 
-    weights = dict(base.state_dict() if state is None else state)
+    weights = base.state_dict()
+    if state is not None:  # of a live model that may be sharded only the buffers count
+        parameters = dict(base.named_parameters(remove_duplicate=False))
+        weights = {n: v for n, v in weights.items() if n not in parameters} | dict(state)
     if is_backbone(base):
         head = {"weight": weights.pop(f"{HEAD}.weight").contiguous()}
         save_file(head, folder / SCORE_FILE, metadata={"format": "pt"})
