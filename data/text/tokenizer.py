@@ -1,6 +1,7 @@
 """A tokenizer.json as the model's pre-training used it: what begins a text, what ends it."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 512 << 20  # of tokenizer.json; that of 260,000 tokens has 33 MB
 _BATCH = 1024  # texts per call of the tokenizer
+_MOST_GROWTH = 1000  # times that rules make a text longer; those of real tokenizers below 10
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|im_end|>", "<|end_of_text|>")  # where no file names one
 # What puts a blank before a text, by type, and how it is turned off.
@@ -144,19 +146,41 @@ class CodeTokenizer:
 
 def _read(path: Path) -> "tuple[Tokenizer, Tokenizer]":
     """The tokenizer for beginnings of texts and the one for spans inside, often the same."""
-    from tokenizers import Tokenizer
-
     text = file_text(path, TokenizerError, "save the tokenizer again", _MOST_BYTES)
-    whole = inside = Tokenizer.from_str(text)
+    whole = inside = _from_text(text)
     if _puts_blank_before(whole):
         values = json.loads(text)
         for part in ("normalizer", "pre_tokenizer"):
             values[part] = _without_blank(values[part])
-        inside = Tokenizer.from_str(json.dumps(values))
-    for tokenizer in (whole, inside):
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        inside = _from_text(json.dumps(values))
     return whole, inside
+
+
+def _from_text(text: str) -> "Tokenizer":
+    """A tokenizer without truncation, padding, and rules that multiply a text.
+
+    Where memory is short the library ends the process, so it is not given a text before.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        part = getattr(tokenizer, name)
+        growth = _growth(json.loads(part.__getstate__())) if part is not None else 1
+        if growth > _MOST_GROWTH:
+            times = min(growth, 10**9)
+            raise ValueError(f"its {name} can make a text {times:,} times as long, or more")
+    return tokenizer
+
+
+def _growth(part: Any) -> int:
+    """At most how many times as long the rules of a part make a text, by what they insert."""
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    inserted = part.get("content", part.get("prepend")) if isinstance(part, dict) else None
+    own = len(inserted) if isinstance(inserted, str) else 1
+    return math.prod((max(1, own), *map(_growth, inner)))
 
 
 def _puts_blank_before(tokenizer: "Tokenizer") -> bool:

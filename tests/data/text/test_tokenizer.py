@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from example_sets import example_set, tokenized
-from language_sets import document, talk
+from language_sets import byte_tokenizer, document, talk
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as before_bpe
 
 from data.config import DataConfig
-from data.errors import DataError
+from data.errors import DataError, TokenizerError
 from data.readers.conversations import sample_conversation
 from data.records import CodeSample
 from data.text.language import encode_language, show_example
@@ -236,3 +236,29 @@ def test_windows_that_repeat_all_but_what_is_added_are_refused(tmp_path):
     config = DataConfig(seq_length=8, long_functions="window", window_overlap=6)
     with pytest.raises(DataError, match=r"must be below 6: data\.seq_length less the 2 tokens"):
         tokenized([CodeSample("1", "a", 0, "x:1")], llama_tokenizer(tmp_path, "first"), config)
+
+
+PADDED = {
+    "strategy": {"Fixed": 10**13}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+    "pad_type_id": 0, "pad_token": "<s>",
+}  # fmt: skip
+DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+def test_a_tokenizer_that_would_fill_the_memory_is_not_given_a_text(tmp_path):
+    """The library ends the whole process where an allocation fails."""
+    expected = byte_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"padding": PADDED}))
+    padded = CodeTokenizer(tmp_path)
+    assert [ids.tolist() for ids in padded.encode(["aé"])] == [
+        ids.tolist() for ids in expected.encode(["aé"])
+    ]
+    rules = {"type": "Sequence", "normalizers": [DOUBLED] * 60}
+    path.write_text(json.dumps(values | {"normalizer": rules}))
+    with pytest.raises(TokenizerError, match=r"its normalizer can make a text 1,000,000,000 times"):
+        CodeTokenizer(tmp_path)
+    rules["normalizers"] = [DOUBLED] * 3
+    path.write_text(json.dumps(values | {"normalizer": rules}))
+    assert [len(ids) for ids in CodeTokenizer(tmp_path).encode(["aba"])] == [17]
