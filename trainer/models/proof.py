@@ -7,6 +7,7 @@ tried; a model that no strategy gets right does not train.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,9 +161,10 @@ def _own_scores(
     except Exception as error:
         if _is_fatal(error):
             raise
+        file = Path(model.model.get_base_model().name_or_path) / "config.json"
         raise ModelError(
-            f"{_kind(model)}: the forward pass of transformers fails ({first_line(error)}); check"
-            " config.json against the model's source, or take another base"
+            f"{file}: the forward pass of transformers' {_kind(model)} fails ({first_line(error)});"
+            " compare the file with the model's source, or take another base"
         ) from error
     if len(records) > 1 and float((own_S - own_S[0]).abs().max()) <= _DEAF:
         raise ModelError("the model's logits do not depend on its input; check its weights")

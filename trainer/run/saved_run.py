@@ -1,5 +1,6 @@
 """A finished run's best weights on a file it never saw."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ import torch
 from data.prepared.prepare import Prepared, read_split
 from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
-from trainer.errors import ModelError
+from trainer.errors import MachineError, ModelError
 from trainer.evaluation.evaluation import EVALUATIONS
 from trainer.evaluation.report import print_report
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.proof import choose_strategy
-from trainer.processes.distributed import Ranks
+from trainer.processes.distributed import Ranks, refuse_unseen_gpus
 from trainer.run.build import build_model, proof_settings, resolve_here
 from trainer.run.preparation import print_lines
 from trainer.run_folder.checkpoint import Checkpoint, load_step, newest_checkpoint
@@ -82,12 +83,23 @@ def best_model(
     refuse_other_run(newest, config, run_identity(config, prepared))
     best = load_step(checkpoints, newest.trainer["state"]["best_step"])
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    print_lines([f"  device     {device.type} x 1", *_unseen(device)])
     recipe = resolve_here(config, device)
     alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
     model = trained_model(recipe.config, best).to(device).eval()
     if examples is not None:
         choose_strategy(model, model, examples, proof_settings(recipe), device)
     return best, recipe.config, model, alone
+
+
+def _unseen(device: torch.device) -> list[str]:
+    """A line where the machine has GPUs that torch does not see: the CPU takes long."""
+    try:
+        if device.type == "cpu":
+            refuse_unseen_gpus(os.environ)
+    except MachineError as error:
+        return [f"on the CPU, because {error}"]
+    return []
 
 
 def trained_model(config: RunConfig, checkpoint: Checkpoint) -> PackedModel:

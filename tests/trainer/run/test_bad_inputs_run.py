@@ -1,14 +1,18 @@
 """What a run finds only on its machine, by the number of bad inputs; the GPUs are made up."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rank_pool import run_ranks
 
 from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, MachineError
 from trainer.processes import distributed
 from trainer.processes.distributed import Ranks, refuse_unseen_gpus
+from trainer.run import saved_run
 from trainer.run.build import resolve_here
 from trainer.run.training import build_loader
 
@@ -76,3 +80,33 @@ def test_115_a_torch_build_without_code_for_the_gpu_ends_before_the_model(
     with pytest.raises(MachineError, match=remedy) as caught:
         resolve_here(config, torch.device("cuda"))
     assert caught.value.exit_code == 5
+
+
+def test_a_run_is_evaluated_beside_gpus_that_torch_does_not_see_and_says_so(monkeypatch):
+    def refuse(environment):
+        raise MachineError("torch does not see this machine's GPUs (/dev/nvidia0)")
+
+    monkeypatch.setattr(saved_run, "refuse_unseen_gpus", refuse)
+    [line] = saved_run._unseen(torch.device("cpu"))
+    assert line == "on the CPU, because torch does not see this machine's GPUs (/dev/nvidia0)"
+    assert saved_run._unseen(torch.device("cuda", 0)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_config_with_which_the_forward_pass_fails_is_named(
+    method, tiny_recipe, tiny_model, tmp_path
+):
+    """Three heads of keys for four of queries: transformers builds it, and then cannot run it."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 3, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 2048}
+    config = {"model_type": "llama", "max_position_embeddings": 1024, **heads, **sizes}
+    (model / "config.json").write_text(json.dumps(config))
+    printed = tmp_path / "printed"
+    command = [str(tiny_recipe), f"run.output_dir={tmp_path / 'run'}", f"tuning.method={method}"]
+    assert run_ranks([*command, f"model.config={model}"], 1, printed) == [4]
+    said = printed.read_text()
+    assert "config.json: the forward pass of transformers' llama fails (The size of tensor" in said
+    assert "compare the file with the model's source, or take another base" in said
+    assert "Traceback" not in said

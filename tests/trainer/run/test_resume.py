@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 
 import pytest
+import torch
 import yaml
 from conftest import sample_rows, write_rows
 from rank_pool import run_ranks, start_ranks, wait_ranks
@@ -353,7 +354,9 @@ def test_a_run_is_evaluated_on_a_moved_base_without_its_data(moved, tiny_model, 
     assert alone["predictors"] == before["predictors"]
     assert alone["comparison"] is None
     left_out = "baselines that learn from the run's data are left out: data.path: /nowhere"
-    assert left_out in " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr().out
+    assert left_out in " ".join(said.split())
+    assert f"  device     {'cuda' if torch.cuda.is_available() else 'cpu'} x 1" in said
     assert left_out in (moved / "report" / "again.md").read_text()
     assert evaluate_main([*command, f"data.path={tiny_data}"]) == 0, capsys.readouterr().err
     whole = json.loads((moved / "report" / "again.json").read_text())
