@@ -83,6 +83,18 @@ def run_out_of_memory(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def run_unplanned(arguments: list[str]) -> int:
+    """Train where the planner can neither build nor run the model without its values."""
+    from launcher.train import main
+    from trainer.architectures import meta_model
+
+    def fails(*_: object) -> object:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    meta_model.model_class = fails  # type: ignore[assignment]
+    return main(arguments)
+
+
 POISONED = 7  # record of the training split
 
 

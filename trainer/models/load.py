@@ -18,7 +18,7 @@ from trainer.architectures.classes import (
 )
 from trainer.config.methods import HEAD, SCORE_FILE
 from trainer.config.sections import RunConfig
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
 from trainer.models.files import config_values
 from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder
 from trainer.models.text_model import text_names
@@ -209,7 +209,6 @@ def _model_errors(source: str) -> Iterator[None]:
 
 
 def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedModel":
-    _refuse_long(model, config)
     _refuse_own(model, config)
     model.config.pad_token_id = None if config.is_language else _pad_id(model)
     if config.model.gradient_checkpointing:
@@ -238,21 +237,6 @@ def _refuse_own(model: Any, config: RunConfig) -> None:
             f"tuning.method ptuning: the head of {kind} looks for the end token among token ids,"
             " and virtual tokens have none; take tuning.method=lora"
         )
-
-
-def _refuse_long(model: "PreTrainedModel", config: RunConfig) -> None:
-    """Tables of positions that count from behind the padding's id, as RoBERTa's, hold fewer."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    for module in model.base_model.modules():
-        if not isinstance(module, torch.nn.Embedding) or module.padding_idx is None:
-            continue
-        limit = module.num_embeddings - module.padding_idx - 1
-        if module.num_embeddings == positions and config.data.seq_length > limit:
-            raise ConfigError(
-                f"data.seq_length {config.data.seq_length} is above the model's {limit} positions:"
-                f" {module.padding_idx + 1} of {positions} in {config.model.config_file} belong to"
-                f" the padding; lower it to {limit} or less"
-            )
 
 
 def _pad_id(model: Any) -> int | None:
