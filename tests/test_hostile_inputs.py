@@ -93,6 +93,8 @@ CONFIGS = {
     "half-a-layer": ({"n_layer": 1.5}, "n_layer: "),
     "huge": ({"vocab_size": 10**30}, "vocab_size: "),
     "a-type-that-is-no-text": ({"model_type": ["gpt2"]}, "model_type: Input should be a valid s"),
+    "a-number-for-classes": ({"architectures": 0.5}, "architectures: Input should be a valid l"),
+    "a-text-for-an-id": ({"eos_token_id": "x"}, "eos_token_id.int: Input should be a valid int"),
     "no-number": ({"embd_pdrop": float("nan")}, "not JSON (it holds NaN"),
     "infinite": ({"attn_pdrop": float("inf")}, "attn_pdrop: "),
     "nested": ("[" * 3000 + "]" * 3000, "not JSON (maximum recursion depth exceeded"),

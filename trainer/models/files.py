@@ -66,6 +66,11 @@ class _Sizes(BaseModel):
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     tie_word_embeddings: bool | None = None
+    is_encoder_decoder: bool | None = None
+    is_decoder: bool | None = None
+    architectures: list[str] | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
     text_config: "_Sizes | None" = None
 
 
