@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from data.errors import json_object, parsing
+from trainer.config.methods import HEAD, SCORE_FILE
 from trainer.errors import ModelError
 from trainer.tuning.bottleneck import BottleneckModel
-from trainer.tuning.plain import PlainModel
+from trainer.tuning.plain import PlainModel, is_backbone
 from trainer.tuning.ptuning import ENCODER_FILE, is_prompted
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
 
 def _take_by_name(base: nn.Module, folder: Path, pattern: str) -> None:
     weights = _weights(folder, pattern)
+    if is_backbone(base) and pattern == _FULL[1]:
+        weights |= {f"{HEAD}.{name}": v for name, v in _weights(folder, SCORE_FILE).items()}
     result = base.load_state_dict(weights, strict=False)
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     _refuse_missing(folder, trained & set(result.missing_keys), result.unexpected_keys)

@@ -28,7 +28,24 @@ from trainer.models.files import base_digest, check_model_files
 from trainer.models.load import load_base
 from trainer.models.quantized import quantized_layers
 from trainer.run.build import build_model, resolve_here
+from trainer.tuning.continued import take_adapter
 from trainer.tuning.plain import save_base
+
+
+@pytest.mark.parametrize("kind", ["granite", "bert", "t5", "gemma3"])
+@pytest.mark.parametrize("method", ["full", "lora", "adapter_h"])
+def test_another_start_takes_the_head_too(kind, method, folders, config_of, tmp_path):
+    more = [f"tuning.method={method}"]
+    if method == "adapter_h":
+        part = {"t5": "wi", "bert": "output.dense"}.get(kind, "down_proj")
+        more += ["tuning.adapter_size=3", f"tuning.target_modules=[{part}]"]
+    config = config_of(folders(kind), *more)
+    model, _ = trained(config)
+    folder = exported(model, config, tmp_path / "saved")
+    again = build_model(config.changed("run", seed=9))
+    take_adapter(again.model, folder)
+    for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other) or not one.requires_grad, name
 
 
 def test_an_exported_head_is_not_drawn_again(folders, config_of, tmp_path):
