@@ -50,41 +50,40 @@ def lora_linear(
         dropout: p of the adapters' input; drawn as torch's dropout draws.
         is_transposed: The layout of GPT-2's Conv1D.
     """
-    y: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias_O, a_RI, b_OR, _Settings(scale, dropout, is_transposed)
-    )
-    return y
+    y_TO: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
+        x.reshape(-1, x.shape[-1]),
+        weight, bias_O, a_RI, b_OR, _Settings(scale, dropout, is_transposed),
+    )  # fmt: skip
+    return y_TO.view(*x.shape[:-1], y_TO.shape[1])  # out here: a model may change it in place
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        x_TI: Tensor,
         weight: Tensor,
         bias_O: Tensor | None,
         a_RI: Tensor,
         b_OR: Tensor,
         settings: _Settings,
     ) -> Tensor:
-        x_TI = x.reshape(-1, x.shape[-1])
         y_TO = F.linear(x_TI, weight.t() if settings.is_transposed else weight, bias_O)
         dropped_TI, mask_TI = x_TI, None
         if settings.dropout and len(x_TI):
             dropped_TI, mask_TI = torch.native_dropout(x_TI, settings.dropout, True)
-        h_TR = torch.mm(dropped_TI, a_RI.to(x.dtype).t())
-        y_TO.addmm_(h_TR, b_OR.to(x.dtype).t(), alpha=settings.scale)
+        h_TR = torch.mm(dropped_TI, a_RI.to(x_TI.dtype).t())
+        y_TO.addmm_(h_TR, b_OR.to(x_TI.dtype).t(), alpha=settings.scale)
         # Parameters, not views: under ZeRO-3 they are empty until gathered again.
         ctx.save_for_backward(x_TI, weight, a_RI, b_OR, h_TR, mask_TI)
         ctx.settings = settings
-        return y_TO.view(*x.shape[:-1], y_TO.shape[1])
+        return y_TO
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_TO: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, weight, a_RI, b_OR, h_TR, mask_TI = ctx.saved_tensors
         scale, enlarged = ctx.settings.scale, 1 / (1 - ctx.settings.dropout)
-        g_TO = upstream.reshape(-1, upstream.shape[-1])
         k_TR = torch.mm(g_TO, b_OR.to(g_TO.dtype)).mul_(scale)
         gradient_b = _product(g_TO.t(), h_TR, b_OR.dtype).mul_(scale)
         # fill, not a product with the mask: a CPU would first convert the mask.
@@ -100,7 +99,6 @@ class _LoraLinear(torch.autograd.Function):
             else:
                 through_TI = torch.mm(k_TR, narrow_RI, out=kept_TI).masked_fill_(lost_TI, 0)
                 gradient_x.add_(through_TI, alpha=enlarged)
-            gradient_x = gradient_x.view(*upstream.shape[:-1], gradient_x.shape[1])
         return gradient_x, None, None, gradient_a, gradient_b, None
 
 

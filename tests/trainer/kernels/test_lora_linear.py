@@ -51,7 +51,7 @@ def run(layer, x, upstream, seed=3):
     torch.manual_seed(seed)
     y = layer(x)
     y.backward(upstream)
-    pair = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    pair = [p for name, p in layer.named_parameters() if "lora_" in name]
     result = [y.detach(), x.grad, *(p.grad for p in pair)]
     for p in pair:
         p.grad = None
@@ -92,6 +92,21 @@ def test_evaluation_drops_nothing():
     x = torch.randn(5, 12, dtype=torch.float64)
     torch.testing.assert_close(fused.eval()(x), theirs.eval()(x), rtol=1e-12, atol=1e-12)
     assert not torch.allclose(fused.train()(x), theirs.eval()(x))
+
+
+def test_a_model_may_change_the_output_in_place():
+    """As Gemma 3n's does; the output was a view made inside the function, which torch refuses."""
+    x, upstream = torch.randn(2, 3, 12).double(), torch.randn(2, 3, 20).double()
+    ours, expected = (
+        run(nn.Sequential(layer, InPlace()), x, upstream) for layer in layers("linear")
+    )
+    for our, their in zip(ours, expected, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-12, atol=1e-12)
+
+
+class InPlace(nn.Module):
+    def forward(self, y):
+        return y.mul_(2.0).add_(1.0)
 
 
 def test_dropout_repeats_when_recomputed():
