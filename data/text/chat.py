@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.errors import DataError, TokenizerError, file_text, parsing
 from data.records import Conversation, Turn
-from data.text.chat_sandbox import TemplateRunsAwayError, bounded
+from data.text.chat_sandbox import TemplateRunsAwayError, bounded, compiled
 from data.text.tokenizer import companion, special_tokens
 
 _STAND_IN = Turn("assistant", "\ue000\ue001\ue000")  # private characters, which no text holds
@@ -178,16 +178,16 @@ def _rendered(
     """The text of turns; with `asks`, up to where the next answer begins."""
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     with parsing(f"{record.origin}: the chat template fails", RecordRefused, _ADVICE):
-        compiled, bounds = bounded(template)
-        bounds.begin()
-        return compiled.render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=asks,
-            date_string="26 Jul 2024",  # what Llama's template writes without a clock
-            **special_tokens,
-        )
+        ready = compiled(template)
+        with bounded():
+            return ready.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=asks,
+                date_string="26 Jul 2024",  # what Llama's template writes without a clock
+                **special_tokens,
+            )
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
