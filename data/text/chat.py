@@ -177,17 +177,16 @@ def _rendered(
 ) -> str:
     """The text of turns; with `asks`, up to where the next answer begins."""
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    with parsing(f"{record.origin}: the chat template fails", RecordRefused, _ADVICE):
-        ready = compiled(template)
-        with bounded():
-            return ready.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=asks,
-                date_string="26 Jul 2024",  # what Llama's template writes without a clock
-                **special_tokens,
-            )
+    where = f"{record.origin}: the chat template fails"
+    with parsing(where, RecordRefused, _ADVICE), bounded():
+        return compiled(template).render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=asks,
+            date_string="26 Jul 2024",  # what Llama's template writes without a clock
+            **special_tokens,
+        )
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:

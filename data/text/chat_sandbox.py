@@ -28,7 +28,7 @@ class TemplateRunsAwayError(TokenizerError):
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """The bounds of one rendering, in the main thread.
+    """The bounds of one compilation, which computes constants, or rendering, in the main thread.
 
     Raises:
         TemplateRunsAwayError: It reached one.
@@ -69,7 +69,7 @@ def compiled(template: str) -> "Template":
     """
     from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
-    sandbox: Any = _cached_compile_jinja_template("").environment.overlay(optimized=False)
+    sandbox: Any = _cached_compile_jinja_template("").environment
     sandbox.intercepted_binops = frozenset(["**"])
     sandbox.binop_table = {**sandbox.binop_table, "**": _power}
     made: Template = sandbox.from_string(template)

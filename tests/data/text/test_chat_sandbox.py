@@ -61,9 +61,8 @@ SOUND = [
 
 
 def written(template, **given):
-    ready = compiled(template)
     with bounded():
-        return ready.render(**given)
+        return compiled(template).render(**given)
 
 
 def refused(template):
