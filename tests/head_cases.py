@@ -55,6 +55,8 @@ KINDS = {
     "mamba": ("mamba", IDS | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
               "AutoModelForCausalLM", ["score"], True),
     "apertus": ("apertus", LLAMA, "AutoModelForCausalLM", ["score"], True),  # buffers in its files
+    "olmoe": ("olmoe", LLAMA | {"num_experts": 4, "num_experts_per_tok": 2}, "AutoModelForCausalLM",
+              ["score"], True),
     "codegen": ("codegen", IDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4,
                                   "n_positions": 256}, "AutoModelForCausalLM", ["score"], True),
     "gemma3": ("gemma3", NESTED, "AutoModelForImageTextToText", ["score"], False),

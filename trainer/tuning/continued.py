@@ -19,6 +19,7 @@ from trainer.tuning.ptuning import ENCODER_FILE, is_prompted
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _CONFIG, _WEIGHTS, _FACTS = "adapter_config.json", "adapter_model.safetensors", "focaltune.json"
 _REMEDY = "copy the adapter again"
@@ -61,17 +62,29 @@ def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
         if isinstance(model, PlainModel):
             if isinstance(model, BottleneckModel):
                 _refuse_other(folder, vars(model.settings), tuple(vars(model.settings)))
-            pattern = _WEIGHTS if isinstance(model, BottleneckModel) else _FULL[1]
-            _take_by_name(model.get_base_model(), folder, pattern)
+                _take_by_name(model.get_base_model(), folder, _weights(folder, _WEIGHTS))
+            else:
+                _take_whole(model.get_base_model(), folder)
             return
         _refuse_other(folder, model.peft_config["default"].to_dict(), _MUST_MATCH)
         _take_peft(model, folder)
 
 
-def _take_by_name(base: nn.Module, folder: Path, pattern: str) -> None:
-    weights = _weights(folder, pattern)
-    if is_backbone(base) and pattern == _FULL[1]:
+def _take_whole(base: "PreTrainedModel", folder: Path) -> None:
+    """Take a plain transformers folder, in which experts have names and shapes of their own."""
+    kind: Any = type(base)
+    fresh, seen = kind.from_pretrained(
+        None, config=base.config, dtype=base.dtype, state_dict=_weights(folder, _FULL[1]),
+        output_loading_info=True,
+    )  # fmt: skip
+    _refuse_missing(folder, set(seen["missing_keys"]), sorted(seen["unexpected_keys"]))
+    weights = fresh.state_dict()
+    if is_backbone(base):
         weights |= {f"{HEAD}.{name}": v for name, v in _weights(folder, SCORE_FILE).items()}
+    _take_by_name(base, folder, weights)
+
+
+def _take_by_name(base: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> None:
     result = base.load_state_dict(weights, strict=False)
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     _refuse_missing(folder, trained & set(result.missing_keys), result.unexpected_keys)

@@ -32,12 +32,12 @@ from trainer.tuning.continued import take_adapter
 from trainer.tuning.plain import save_base
 
 
-@pytest.mark.parametrize("kind", ["granite", "bert", "t5", "gemma3"])
+@pytest.mark.parametrize("kind", ["olmoe", "bert", "t5", "gemma3"])
 @pytest.mark.parametrize("method", ["full", "lora", "adapter_h"])
 def test_another_start_takes_the_head_too(kind, method, folders, config_of, tmp_path):
     more = [f"tuning.method={method}"]
     if method == "adapter_h":
-        part = {"t5": "wi", "bert": "output.dense"}.get(kind, "down_proj")
+        part = {"t5": "wi", "bert": "output.dense", "olmoe": "o_proj"}.get(kind, "down_proj")
         more += ["tuning.adapter_size=3", f"tuning.target_modules=[{part}]"]
     config = config_of(folders(kind), *more)
     model, _ = trained(config)
