@@ -5,7 +5,7 @@
 Each case runs the program's own model, engine and step in its own processes. Measured is the peak
 of tensor bytes in the third optimizer step: storages alive before it, and on top the allocator's
 own record of the step. Resident set size is not used: the libraries alone take 800 MB, and freed
-memory does not leave the process. Exits 1 if the median error is above 5% or the worst above 15%.
+memory does not leave the process. Exits 1 if an error is above its goal (`GOALS`).
 """
 
 import argparse
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from data.batches.batch import Batch
     from trainer.run.session import Run
 
-MEDIAN_GOAL, WORST_GOAL = 0.05, 0.15
+GOALS = {"known types": (0.05, 0.15), "other types": (0.07, 0.20)}  # median and worst error
 MODELS: dict[str, dict[str, Any]] = {
     "bigcode-6M": BIG_CODE | {"n_embd": 256, "n_layer": 6, "n_head": 8, "n_inner": 1024},
     "bigcode-22M": BIG_CODE | {"n_embd": 512, "n_layer": 8, "n_head": 8, "n_inner": 2048},
@@ -145,6 +145,10 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("llama-wide-head", 1, "data.seq_length=512 task.name=instruction"),
     ("llama-wide-head", 1, "data.seq_length=2048 tuning.method=full task.name=instruction"),
     ("bigcode-22M", 1, "data.seq_length=512 tuning.method=full task.name=instruction"),
+    *((kind, 1, "data.seq_length=512") for kind in OTHERS),
+    *((kind, 1, f"data.seq_length=512 {keys}") for kind in ("qwen3", "mixtral", "bloom", "bert")
+      for keys in ("engine.precision=bf16 model.gradient_checkpointing=true",
+                   "tuning.method=qlora", "tuning.method=full")),
 )  # fmt: skip
 
 
@@ -273,7 +277,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose text holds this")
     given = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
-    print("| model | ranks | keys | planned MB | measured MB | error |\n|---|---|---|---|---|---|")
+    print("| model | ranks | keys | records | planned MB | measured MB | error |")
+    print("|---|---|---|---|---|---|---|")
     rows = []
     for model, world_size, keys in CASES:
         if given.only not in f"{model} {world_size} {keys}":
@@ -281,19 +286,23 @@ def main() -> None:
         row = run_case(model, world_size, keys)
         rows.append(row)
         print(
-            f"| {model} | {world_size} | {keys} | {row['planned_mb']:.1f} |"
+            f"| {model} | {world_size} | {keys} | {row['strategy']} | {row['planned_mb']:.1f} |"
             f" {row['measured_mb']:.1f} | {row['error']:+.1%} |",
             flush=True,
         )
-    errors = [abs(row["error"]) for row in rows]
-    median, worst = statistics.median(errors), max(errors)
-    print(f"{len(rows)} cases: median error {median:.1%}, worst {worst:.1%}")
+    is_met = True
+    for name, (median_goal, worst_goal) in GOALS.items():
+        is_other = name == "other types"
+        errors = [abs(row["error"]) for row in rows if (row["model"] in OTHERS) == is_other]
+        if errors:
+            median, worst = statistics.median(errors), max(errors)
+            print(f"{name}: {len(errors)} cases: median error {median:.1%}, worst {worst:.1%}")
+            is_met = is_met and median <= median_goal and worst <= worst_goal
     for line in write_up_lines():
         print(f"- {line}")
     if given.json:
-        result = {"median": median, "worst": worst, "cases": rows}
-        given.json.write_text(json.dumps(result, indent=1))
-    sys.exit(median > MEDIAN_GOAL or worst > WORST_GOAL)
+        given.json.write_text(json.dumps(rows, indent=1))
+    sys.exit(not is_met)
 
 
 if __name__ == "__main__":
