@@ -6,13 +6,28 @@ Arithmetic on the sizes of a block, shared by the planner and the methods.
 from collections.abc import Iterable
 from typing import Literal
 
-from trainer.architectures.shapes import NUM_CLASSES, Linear, ModelShape
+from trainer.architectures.shapes import (
+    INNER,
+    KEY_VALUE,
+    LAST,
+    NUM_CLASSES,
+    QUERY,
+    Linear,
+    ModelShape,
+)
 from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
 from trainer.config.sections import TuningSection
 
 Place = Literal["input", "output", "beside"]
 
-_FEED_FORWARD = ("mlp.c_proj", "down_proj")  # IA3 scales what these read, not what they give
+# Roles of the layers of target_modules auto. ia3: Liu et al. 2022; the others: LLM-Adapters (Hu et
+# al. 2023) and, for GPTBigCode, Astraios (Zhuo et al. 2024).
+_AUTO: dict[str, frozenset[str]] = {
+    "ia3": frozenset({KEY_VALUE, LAST}),
+    "adapter_h": frozenset({INNER, LAST}),
+    "adapter_p": frozenset({LAST}),
+    "parallel": frozenset({QUERY, KEY_VALUE}),
+}
 
 
 def is_named(path: str, name: str) -> bool:
@@ -20,9 +35,23 @@ def is_named(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def is_feed_forward(path: str) -> bool:
+def is_feed_forward(linear: Linear) -> bool:
     """Whether IA3 scales the layer's input: it does for the layer behind the activation."""
-    return any(is_named(path, name) for name in _FEED_FORWARD)
+    return LAST in linear.roles
+
+
+def auto_modules(shape: ModelShape, method: str) -> list[str] | None:
+    """Names of the layers that target_modules auto adapts; LoRA's depend on the rank.
+
+    None where a role that the method needs is not known, or a name is the end of another layer's.
+    """
+    wanted = _AUTO[method]
+    chosen = [one for one in shape.linears if one.roles & wanted]
+    known = {role for one in chosen for role in one.roles}
+    names = sorted({one.path for one in chosen})
+    others = (one.path for one in shape.linears if one not in chosen)
+    is_clear = not any(is_named(path, name) for path in others for name in names)
+    return names if wanted <= known and is_clear else None
 
 
 def place_of(method: str, inputs: int, outputs: int, hidden: int) -> Place:
@@ -50,7 +79,7 @@ def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
     if tuning.method in ("full", "ptuning"):
         return []
     if names == "auto":
-        names = shape.auto_modules.get(tuning.method)
+        names = auto_modules(shape, tuning.method) or [] if tuning.method in _AUTO else None
     if names is None:
         return [one for one in shape.linears if _is_adaptable(one, tuning.lora_r)]
     names = list(names)
@@ -84,7 +113,7 @@ def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
 
 def _of_layer(layer: Linear, shape: ModelShape, tuning: TuningSection) -> int:
     if tuning.method == "ia3":
-        return layer.inputs if is_feed_forward(layer.path) else layer.outputs
+        return layer.inputs if is_feed_forward(layer) else layer.outputs
     if tuning.method in BOTTLENECKS:
         size = adapter_size(tuning)
         place = place_of(tuning.method, layer.inputs, layer.outputs, shape.hidden)

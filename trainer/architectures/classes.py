@@ -33,14 +33,14 @@ class ModelClass:
     pooling: str = "auto"
     more: dict[str, Any] = field(default_factory=dict)
 
-    def skeleton(self) -> "PreTrainedModel":
-        """The model on the meta device: names and shapes, no weights."""
+    def skeleton(self, attention: str | None = "eager") -> "PreTrainedModel":
+        """The model on the meta device: names and shapes, no weights; None: its own attention."""
         import torch
 
         # config.json may name an attention kernel of a hub, which would be fetched.
         with torch.device("meta"):
             model: PreTrainedModel = self.auto.from_config(
-                self.settings, trust_remote_code=False, attn_implementation="eager", **self.more
+                self.settings, trust_remote_code=False, attn_implementation=attention, **self.more
             )
         return model
 

@@ -2,10 +2,9 @@
 
 Sources: the forward passes of transformers 5 for GPT-2, GPTBigCode (StarCoder) and the Llama family
 (Llama, Mistral, Qwen2, Code Llama, DeepSeek-Coder). A test compares every count with the model on
-the meta device. Target modules: Astraios (Zhuo et al. 2024) for GPTBigCode; for other families
-LLM-Adapters (Hu et al. 2023) and, for IA3, PEFT.
+the meta device.
 
-A type without an entry needs none: `derived` reads its sizes off transformers' model.
+A type without an entry needs none: `meta_model` reads its sizes off transformers' model.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +14,11 @@ from typing import Any
 from trainer.architectures.meta_model import derived_shape, not_built
 from trainer.architectures.shapes import (
     ATTENTION,
+    INNER,
+    KEY_VALUE,
+    LAST,
     NUM_CLASSES,
+    QUERY,
     WIDTHS,
     Attention,
     Kept,
@@ -24,18 +27,9 @@ from trainer.architectures.shapes import (
     PerToken,
 )
 
-_GPT_MODULES = {
-    "ia3": ("c_attn", "mlp.c_proj"),
-    "adapter_h": ("c_fc", "mlp.c_proj"),
-    "adapter_p": ("mlp.c_proj",),
-    "parallel": ("c_attn",),
-}
-_LLAMA_MODULES = {
-    "ia3": ("k_proj", "v_proj", "down_proj"),
-    "adapter_h": ("gate_proj", "up_proj", "down_proj"),
-    "adapter_p": ("down_proj",),
-    "parallel": ("q_proj", "k_proj", "v_proj"),
-}
+_ATTENDS = frozenset({QUERY, KEY_VALUE})
+_QUERY, _KEYS = frozenset({QUERY}), frozenset({KEY_VALUE})
+_INNER, _LAST = frozenset({INNER}), frozenset({LAST})
 
 
 def _gpt(config: Mapping[str, Any]) -> ModelShape:
@@ -51,10 +45,12 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
     )
     copies = 4 if activation == "gelu_new" else 1  # written in Python, or one kernel
     linears = (
-        Linear("attn.c_attn", hidden, hidden + 2 * kv_size, True, "norm_1", num_layers),
+        Linear(
+            "attn.c_attn", hidden, hidden + 2 * kv_size, True, "norm_1", num_layers, roles=_ATTENDS
+        ),
         Linear("attn.c_proj", hidden, hidden, True, ATTENTION, num_layers),
-        Linear("mlp.c_fc", hidden, inner, True, "norm_2", num_layers),
-        Linear("mlp.c_proj", inner, hidden, True, "activation", num_layers),
+        Linear("mlp.c_fc", hidden, inner, True, "norm_2", num_layers, roles=_INNER),
+        Linear("mlp.c_proj", inner, hidden, True, "activation", num_layers, roles=_LAST),
     )
     vocabulary, norm = config.get("vocab_size", 50257), 2 * hidden
     kept = 2 * hidden + 2 * kv_size + copies * inner
@@ -78,7 +74,6 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
         ),
         num_dropped=PerToken(2 * num_layers * hidden if config.get("resid_pdrop", 0.1) else 0),
         mask_bytes=positions**2 if is_big_code else 0,
-        auto_modules=_GPT_MODULES,
         num_head_parameters=NUM_CLASSES * hidden,
     )
 
@@ -93,13 +88,13 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
     mlp_bias = bool(config.get("mlp_bias", False))
     num_layers, width = config.get("num_hidden_layers", 32), num_heads * head_size
     linears = (
-        Linear("self_attn.q_proj", hidden, width, bias, "norm_1", num_layers),
-        Linear("self_attn.k_proj", hidden, kv_size, bias, "norm_1", num_layers),
-        Linear("self_attn.v_proj", hidden, kv_size, bias, "norm_1", num_layers),
+        Linear("self_attn.q_proj", hidden, width, bias, "norm_1", num_layers, roles=_QUERY),
+        Linear("self_attn.k_proj", hidden, kv_size, bias, "norm_1", num_layers, roles=_KEYS),
+        Linear("self_attn.v_proj", hidden, kv_size, bias, "norm_1", num_layers, roles=_KEYS),
         Linear("self_attn.o_proj", width, hidden, out_bias, ATTENTION, num_layers),
-        Linear("mlp.gate_proj", hidden, inner, mlp_bias, "norm_2", num_layers),
-        Linear("mlp.up_proj", hidden, inner, mlp_bias, "norm_2", num_layers),
-        Linear("mlp.down_proj", inner, hidden, mlp_bias, "activation", num_layers),
+        Linear("mlp.gate_proj", hidden, inner, mlp_bias, "norm_2", num_layers, roles=_INNER),
+        Linear("mlp.up_proj", hidden, inner, mlp_bias, "norm_2", num_layers, roles=_INNER),
+        Linear("mlp.down_proj", inner, hidden, mlp_bias, "activation", num_layers, roles=_LAST),
     )
     vocabulary = config.get("vocab_size", 32000)
     kept = 2 * width + 2 * kv_size + 3 * inner  # gate, up and silu(gate)
@@ -124,7 +119,6 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
             2 * num_layers * (width - kv_size),
             has_dropout=config.get("attention_dropout", 0.0) > 0,
         ),
-        auto_modules=_LLAMA_MODULES,
         num_head_parameters=NUM_CLASSES * hidden,
     )
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from trainer.architectures.traced import Trace
 
+_HUB = ("attn_implementation", "_attn_implementation")  # may name a kernel, which would be fetched
+
 
 def derived_shape(
     config: Mapping[str, Any], pooling: str | None, *, trains_all: bool = False
@@ -43,7 +45,7 @@ def derived_shape(
     settings = transformers_config(config)
     settings.num_labels = NUM_CLASSES
     try:
-        model = model_class(settings, pooling).skeleton()
+        model = model_class(settings, pooling).skeleton(None)
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error):
             raise
@@ -101,15 +103,14 @@ def _watched(shape: ModelShape, backbone: "PreTrainedModel", trains_all: bool) -
     """The shape with what forward passes on the meta device show."""
     import torch
 
+    from trainer.architectures.roles import roles_of
     from trainer.architectures.traced import LENGTHS, kept_by, traced
 
-    if backbone.config._attn_implementation == "eager":  # the skeleton's
-        backbone.set_attn_implementation(None)
     backbone.train().requires_grad_(trains_all)
     for module in backbone.modules():  # what these keep depends on the tuning method
         if is_linear(module):
             module.weight.requires_grad_(False)
-    kept: dict[int, Kept] = {}
+    roles, kept = roles_of(backbone), dict[int, Kept]()
     for width, dtype in zip(WIDTHS, (torch.bfloat16, torch.float32), strict=True):
         backbone.to(dtype)
         short, long = (traced(backbone, length) for length in LENGTHS)
@@ -119,7 +120,9 @@ def _watched(shape: ModelShape, backbone: "PreTrainedModel", trains_all: bool) -
         shape,
         num_layers=long.num_blocks or shape.num_layers,
         hidden=long.hidden,
-        linears=_linears(backbone, long),
+        linears=tuple(
+            replace(one, roles=roles.get(one.path, one.roles)) for one in _linears(backbone, long)
+        ),
         num_expert_weights=_expert_weights(backbone, long),
         kept=kept,
         num_dropped=PerToken(masks.each / width, masks.growing / width),
@@ -171,9 +174,8 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    own = ("model_type", "attn_implementation", "_attn_implementation")  # a kernel of a hub
     with not_built(config):
-        values = {key: _number(value) for key, value in config.items() if key not in own}
+        values = _read({key: value for key, value in config.items() if key != "model_type"})
         return transformers.AutoConfig.for_model(config.get("model_type"), **values)
 
 
@@ -183,14 +185,14 @@ def not_built(config: Mapping[str, Any]) -> AbstractContextManager[None]:
     return parsing(what, ModelError, "take another, or fetch config.json again")
 
 
-def _number(value: Any) -> Any:
+def _read(value: Any) -> Any:
     """A value of config.json, in which {"__float__": "Infinity"} is a number that JSON lacks."""
     if isinstance(value, list):
-        return [_number(one) for one in value]
+        return [_read(one) for one in value]
     if not isinstance(value, dict):
         return value
     special = value.get("__float__")
-    return float(special) if special else {key: _number(one) for key, one in value.items()}
+    return float(special) if special else {k: _read(v) for k, v in value.items() if k not in _HUB}
 
 
 def _linears(backbone: "PreTrainedModel", trace: "Trace | None" = None) -> tuple[Linear, ...]:

@@ -1,13 +1,17 @@
 """The sizes of a model and what follows from them, whatever its type."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 NUM_CLASSES = 2
 WIDTHS = (2, 4)
 """Bytes of an activation."""
 ATTENTION = "attention"
 """What a linear layer reads that follows attention."""
+
+QUERY, KEY_VALUE, INNER, LAST = "query", "key_value", "inner", "last"
+"""Roles of linear layers: what they make for attention; of the feed-forward, the layers before its
+activation and the one behind it."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Linear:
             attention gives back; None: the model's forward pass does not call the layer.
         times: Number of blocks that have it.
         is_kept: Another layer keeps the input anyway.
+        roles: Empty where they are not known.
     """
 
     path: str
@@ -29,6 +34,7 @@ class Linear:
     reads: str | None
     times: int
     is_kept: bool = False
+    roles: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -113,7 +119,6 @@ class ModelShape:
         kept: By bytes of an activation.
         num_dropped: Elements of a token that dropout masks, over all blocks.
         mask_bytes: Of buffers: causal masks, a byte for every pair of positions.
-        auto_modules: Layers of target_modules auto, by method; LoRA adapts every linear layer.
         doubt: Why memory is a rule of thumb or not known; empty where it is neither.
     """
 
@@ -128,7 +133,6 @@ class ModelShape:
     attention: Attention = Attention()
     num_dropped: PerToken = PerToken()
     mask_bytes: int = 0
-    auto_modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     num_expert_weights: float = 0.0
     num_head_parameters: int = 0
     head: str = "classes"

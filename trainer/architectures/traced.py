@@ -63,27 +63,25 @@ class Trace:
 
 def traced(backbone: "PreTrainedModel", length: int) -> Trace:
     """Watch a forward pass of one row of so many tokens; what requires no gradient is frozen."""
-    inputs = _inputs(backbone, length)
-    # Masks have values to look at, which are not there; without one some models look at the ids.
-    try:
-        return _traced(backbone, inputs)
-    except RuntimeError:
-        return _traced(backbone, inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])})
-
-
-def _traced(backbone: "PreTrainedModel", inputs: Mapping[str, Any]) -> Trace:
     watch = _Watch(backbone)
     with watch.hooks(), watch, torch.enable_grad():
-        watch.trace.hidden = backbone(**inputs)[0].shape[-1]
+        watch.trace.hidden = run(backbone, length).shape[-1]
     return watch.trace
 
 
-def _inputs(backbone: "PreTrainedModel", length: int) -> dict[str, Any]:
+def run(backbone: "PreTrainedModel", length: int) -> Tensor:
+    """The last hidden states of one row on the meta device."""
     takes = inspect.signature(backbone.forward).parameters
-    inputs: dict[str, Any] = {"input_ids": torch.ones(1, length, dtype=torch.long, device="meta")}
+    ids = torch.ones(1, length, dtype=torch.long, device="meta")
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if "attention_mask" in takes:  # without one some models look for padding among the ids
+        inputs["attention_mask"] = torch.ones_like(ids)
     if "decoder_input_ids" in takes:
-        inputs["decoder_input_ids"] = inputs["input_ids"]
-    return inputs | ({"use_cache": False} if "use_cache" in takes else {})
+        inputs["decoder_input_ids"] = ids
+    if "use_cache" in takes:
+        inputs["use_cache"] = False
+    states: Tensor = backbone(**inputs)[0]
+    return states
 
 
 def kept_by(short: Trace, long: Trace, num_layers: int) -> tuple[Kept, PerToken, PerToken]:
@@ -172,15 +170,7 @@ class _Watch(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         if function is dropout:
             return self._drop(*args, **kwargs)
-        if (
-            function is torch._grouped_mm
-        ):  # of stacked experts; on the meta device it knows bf16 alone
-            return args[0] @ args[1][0]
-        if (
-            function is Tensor.__bool__
-        ):  # masks are looked at: nothing is padding, all is one record
-            return True
-        return function(*args, **kwargs)
+        return without_values(function, args, kwargs)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -284,6 +274,17 @@ class _Watch(TorchFunctionMode):
         self._depth -= 1
         if not self._depth:
             self._block = _OUTSIDE
+
+
+def without_values(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Run a function of torch on tensors that have sizes alone."""
+    if function is torch._grouped_mm:  # of stacked experts; it knows bf16 alone here
+        return args[0] @ args[1][0]
+    if function is Tensor.__bool__:  # of masks: nothing is padding, all is one record
+        return True
+    return function(*args, **kwargs)
 
 
 def has_stacked_weights(module: nn.Module) -> bool:

@@ -169,8 +169,7 @@ def _adapter_bytes(recipe: Resolved) -> float:
         return width * _read_elements(recipe, recipe.shape.linears)
     if recipe.tuning.method == "ia3":  # scales inputs of the feed-forward's last layer, or outputs
         return width * sum(
-            one.times * (one.inputs if is_feed_forward(one.path) else one.outputs)
-            for one in adapted
+            one.times * (one.inputs if is_feed_forward(one) else one.outputs) for one in adapted
         )
     if recipe.tuning.method in BOTTLENECKS:
         return sum(one.times * _bottleneck_bytes(recipe, one) for one in adapted)

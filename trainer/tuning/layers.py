@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from trainer.architectures.adapters import is_named
+from trainer.architectures.adapters import auto_modules, is_named
 from trainer.architectures.classes import head_modules
 from trainer.architectures.derived import backbone_of, features, is_linear, within_block
-from trainer.architectures.families import FAMILIES
+from trainer.architectures.families import model_shape
+from trainer.architectures.shapes import ModelShape
 from trainer.config.methods import HEAD, LORA
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
@@ -68,14 +69,18 @@ def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
         return list(tuning.target_modules)
     if method in LORA:
         return sorted({path.rpartition(".")[2] for path in layers})
-    entry = FAMILIES.get(kind)
-    names = entry(base.config.to_dict()).auto_modules.get(method) if entry else None
+    names = auto_modules(shape_of(base), method)
     if names is None:
         raise ModelError(
             f"tuning.target_modules auto is not known for {method} on {kind}; name the layers: the"
             f" model has {sorted(layers)}"
         )
-    return list(names)
+    return names
+
+
+def shape_of(base: "PreTrainedModel") -> ModelShape:
+    """The sizes and the roles of a base's layers."""
+    return model_shape(base.config.to_dict())
 
 
 def modules_reason(tuning: TuningSection, model_type: str) -> str:

@@ -79,10 +79,11 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     from peft import IA3Config
 
     scaled = layers.layers_named(base, layers.choose_modules(base, tuning))
+    lasts = {one.path for one in layers.shape_of(base).linears if is_feed_forward(one)}
     settings = IA3Config(
         task_type=layers.task_type(base),
         target_modules=list(scaled),
-        feedforward_modules=[path for path in scaled if is_feed_forward(path)],
+        feedforward_modules=[path for path in scaled if path in lasts],
         modules_to_save=layers.trained_whole(base, tuning),
         fan_in_fan_out=any(is_conv1d(layer) for layer in scaled.values()),
     )

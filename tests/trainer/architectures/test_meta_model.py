@@ -5,8 +5,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
-from trainer.architectures.adapters import adapted_layers, num_adapter_parameters
+from trainer.architectures.adapters import (
+    adapted_layers,
+    auto_modules,
+    num_adapter_parameters,
+)
 from trainer.architectures.derived import is_linear
 from trainer.architectures.families import FAMILIES, model_shape
 from trainer.architectures.meta_model import derived_shape
@@ -150,6 +155,7 @@ def test_a_known_type_has_the_sizes_that_its_model_shows(name):
     for one, other in zip(known.linears, shown.linears, strict=True):
         assert one.path == other.path
         assert (one.times, one.inputs, one.outputs) == (other.times, other.inputs, other.outputs)
+        assert one.roles == other.roles
     assert _groups(known) == _groups(shown)
 
 
@@ -168,6 +174,22 @@ def test_experts_of_one_parameter_are_neither_adapted_nor_quantised():
     assert shape.num_other_parameters >= stacked
     assert shape.num_expert_weights == stacked * 2 / 6  # a token meets two of six
     assert "experts" not in str([one.path for one in shape.linears])
+
+
+@pytest.mark.parametrize(
+    ("name", "added"), [("gpt_neox", set()), ("falcon", set()), ("t5", set()), ("bart", {"k_proj"})]
+)
+def test_the_layers_of_ia3_are_those_of_peft(name, added):
+    """PEFT lists queries and values of BART, where the paper scales keys and values."""
+    listed = set(TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[name])
+    found = auto_modules(shape_of(name), "ia3")
+    assert {path.rpartition(".")[2] for path in found} == listed - {"q_proj"} | added
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_next", "mamba", "bloom", "bert"])
+def test_layers_are_not_guessed(name):
+    """Experts are stacked, blocks lack attention or write it out; BERT's names are ambiguous."""
+    assert auto_modules(shape_of(name), "adapter_p") is None
 
 
 def test_auto_takes_layers_that_are_called_and_as_wide_as_the_rank():

@@ -16,7 +16,7 @@ from rank_pool import run_ranks
 from launcher.plan import main as plan_main
 from trainer.architectures.adapters import num_adapter_parameters
 from trainer.architectures.families import FAMILIES, model_shape
-from trainer.architectures.shapes import Linear
+from trainer.architectures.shapes import KEY_VALUE, LAST, Linear
 from trainer.config.machines import DEVICES, Machine, device_named
 from trainer.config.preset import Preset
 from trainer.config.recipe import load_run_config
@@ -125,13 +125,15 @@ def test_a_type_is_added_with_one_entry(monkeypatch):
     """Falcon's names on the shape of another: the planner and the methods then know its layers."""
     entry = replace(
         model_shape(CONFIGS["gpt2"]),
-        linears=(Linear("self_attention.dense", 64, 64, True, "attention", 3),),
-        auto_modules={"ia3": ("dense",)},
+        linears=(
+            Linear("self_attention.kv", 64, 64, True, "norm", 3, roles=frozenset({KEY_VALUE})),
+            Linear("mlp.dense", 80, 64, True, "activation", 3, roles=frozenset({LAST})),
+        ),
     )
     monkeypatch.setitem(FAMILIES, "one_of_mine", lambda config: entry)
     shape = model_shape({"model_type": "one_of_mine"}, is_language=True)
     assert shape.head == "tied"
-    assert num_adapter_parameters(shape, TuningSection(method="ia3")) == 3 * 64
+    assert num_adapter_parameters(shape, TuningSection(method="ia3")) == 3 * (64 + 80)
 
 
 def test_a_type_that_transformers_does_not_know_is_named():

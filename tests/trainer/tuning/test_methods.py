@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from example_sets import example_set
 from method_cases import FAMILIES, METHODS, model_config, tuning
 from peft import PeftModel
@@ -263,9 +264,10 @@ def test_modules_that_cannot_take_a_bottleneck_are_named():
 
 
 def test_auto_of_an_unknown_architecture_asks_for_names():
-    base = base_of("llama")
-    base.config.model_type = "strange"
-    with pytest.raises(ModelError, match=r"auto is not known for ia3 on strange; name the layers"):
+    sizes = {"hidden_size": 32, "n_layer": 1, "n_head": 4, "vocab_size": 99}
+    config = transformers.AutoConfig.for_model("bloom", **sizes)
+    base = transformers.AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ModelError, match=r"auto is not known for ia3 on bloom; name the layers"):
         FUNCTIONS["ia3"](base, tuning("ia3"))
     assert FUNCTIONS["lora"](base, tuning("lora")).peft_config["default"].target_modules
 
