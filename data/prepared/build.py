@@ -10,10 +10,11 @@ from typing import Any
 
 from data.config import DataConfig
 from data.prepared.cache import RECORDS, SplitWriter
-from data.prepared.kinds import HELD_OUT, Building, Kind, Source
+from data.prepared.kinds import HELD_OUT, LANGUAGE, Building, Kind, Source
 from data.prepared.splits import collapsed_digest, compare_splits
 from data.prepared.table import RecordTable
 from data.records import Document
+from data.text.chat import own_template
 from data.text.tokenization import Pieces
 from data.text.tokenizer import CodeTokenizer
 
@@ -60,6 +61,9 @@ def build_splits(
 
 def _write_split(building: Building, kind: Kind, progress: Progress | None) -> None:
     config, tokenizer = building.config, building.tokenizer
+    # a chat template is timed by a signal, which only the main thread can receive
+    is_timed = kind is LANGUAGE and own_template(tokenizer.path.parent)[0] is not None
+    encoded = _encoded_here if is_timed else _encoded_beside
 
     def encode(chunk: Sequence[Any]) -> Pieces:
         return kind.encode(chunk, tokenizer, config)
@@ -67,7 +71,7 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
     with SplitWriter(building.folder, tokenizer.vocab_size, kind.stored) as writer:
         for path in building.source.paths:
             building.begins_file = True
-            for chunk, pieces in _encoded(_chunks(_records(path, building, kind)), encode):
+            for chunk, pieces in encoded(_chunks(_records(path, building, kind)), encode):
                 for message in pieces.refused.values():
                     building.rows.bad(message, config.max_bad_rows)
                 kept = [r for n, r in enumerate(chunk) if n not in pieces.refused]
@@ -106,7 +110,14 @@ def _question(record: Any) -> str:
     return "\n".join(turn.content for turn in record.turns[:first])
 
 
-def _encoded(
+def _encoded_here(
+    chunks: Iterable[Sequence[Any]], encode: Callable[[Sequence[Any]], Pieces]
+) -> Iterator[tuple[Sequence[Any], Pieces]]:
+    """Chunks of records with their tokens."""
+    return ((chunk, encode(chunk)) for chunk in chunks)
+
+
+def _encoded_beside(
     chunks: Iterable[Sequence[Any]], encode: Callable[[Sequence[Any]], Pieces]
 ) -> Iterator[tuple[Sequence[Any], Pieces]]:
     """Chunks of records with their tokens; encoding releases the GIL and runs beside reading."""

@@ -11,10 +11,11 @@ from language_sets import byte_tokenizer
 
 from data.batches.loader import Batching, TrainLoader
 from data.config import DataConfig
-from data.errors import DataError
+from data.errors import DataError, TokenizerError
 from data.prepared.build import part_of
 from data.prepared.kinds import HELD_OUT
 from data.prepared.prepare import Prepared, prepare
+from data.text import chat_sandbox
 
 
 def pairs(count: int, first: int = 0) -> list[dict[str, object]]:
@@ -248,3 +249,15 @@ def test_another_template_of_the_tokenizer_is_prepared_anew(tmp_path):
     assert prepared(tmp_path, train=str(path)).facts["cache"] == first
     (tmp_path / "tokenizer" / "chat_template.jinja").write_text("{{ messages }}")
     assert prepared(tmp_path, train=str(path)).facts["cache"] != first
+
+
+def test_a_chat_template_that_does_not_end_stops_the_preparation(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_sandbox, "MOST_SECONDS", 0.2)
+    loop = "{% for i in range(99999) %}"
+    folder = byte_tokenizer(tmp_path / "tokenizer").path.parent
+    (folder / "chat_template.jinja").write_text(loop * 3 + "{% endfor %}" * 3)
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    train = str(write_rows(tmp_path / "train.jsonl", rows))
+    config = DataConfig(train=train, cache_dir=str(tmp_path / "cache"), max_bad_rows=9)
+    with pytest.raises(TokenizerError, match=r"chat_template\.jinja: .* runs for more than 0\.2 s"):
+        prepare(config, folder, language=True)
