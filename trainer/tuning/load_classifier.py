@@ -3,6 +3,7 @@
 logits = load("FOLDER")(input_ids, attention_mask)   # a row each; padding on the right
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ class Classifier(torch.nn.Module):
     def __init__(self, backbone: Any, pooling: str) -> None:
         super().__init__()
         self.backbone, self.pooling = backbone, pooling
+        takes = inspect.signature(backbone.forward).parameters
+        self.options = {"use_cache": False} if "use_cache" in takes else {}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits (rows, classes)."""
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        states = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, **self.options
+        ).last_hidden_state
         rows, last = torch.arange(len(states)), attention_mask.sum(1) - 1
         if self.pooling == "mean":
             pooled = (states * attention_mask[..., None]).sum(1) / (last[:, None] + 1)
