@@ -3,6 +3,7 @@
 Imports transformers inside its functions, so that this room stays without torch.
 """
 
+import copy
 import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,11 @@ class ModelClass:
         """The model on the meta device: names and shapes, no weights; None: its own attention."""
         import torch
 
+        settings = copy.deepcopy(self.settings)  # transformers writes into it
         # config.json may name an attention kernel of a hub, which would be fetched.
         with torch.device("meta"):
             model: PreTrainedModel = self.auto.from_config(
-                self.settings, trust_remote_code=False, attn_implementation=attention, **self.more
+                settings, trust_remote_code=False, attn_implementation=attention, **self.more
             )
         return model
 

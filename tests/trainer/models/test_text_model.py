@@ -44,6 +44,7 @@ def test_the_text_model_alone_has_the_logits_of_the_whole(whole, config_of, tmp_
     model, folder = whole
     ours = load_base(config_of(folder).changed("task", **LANGUAGE))
     assert type(ours).__name__.endswith("ForCausalLM")
+    assert ours.config._attn_implementation == "sdpa"  # as stock chooses
     assert not any("vis" in name for name, _ in ours.named_parameters())
     pieces, _ = records()
     expected = torch.cat([model(input_ids=torch.tensor([one])).logits[:, -1] for one in pieces])
