@@ -206,7 +206,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write numpy arrays without pickle; readers never see half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with _named(path), temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     os.replace(temporary, path)
 
@@ -214,5 +214,17 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file; readers never see half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with _named(path):
+        temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file of an error that says nothing of it, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise

@@ -26,6 +26,7 @@ from trainer.run_folder.folder import (
     is_run_folder,
     open_run_folder,
     verify,
+    write_json,
 )
 
 
@@ -186,6 +187,15 @@ def test_97_a_full_disk_while_a_folder_is_written_leaves_the_old_one_alone(error
         raise error
     assert verify(folder, "")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_97_a_full_disk_names_the_small_file_that_was_not_written(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/plan\.json'"):
+        write_json(tmp_path / "plan.json", {})
 
 
 def test_a_run_that_is_removed_while_a_folder_is_built_gets_no_part_again(tmp_path):
