@@ -62,7 +62,8 @@ def record_rows(
     """
     width, device = batch.input_ids_BT.shape[1], batch.input_ids_BT.device
     starts_R, lengths_R = _records(batch, width)
-    passes = group_by_length(lengths_R, num_passes, most_padding)
+    # The longest first: some models, as BigBird, compute long records otherwise after a short one.
+    passes = group_by_length(lengths_R, num_passes, most_padding)[::-1]
     place_P = np.zeros(batch.input_ids_BT.numel(), np.int64)
     record_P = np.zeros_like(place_P)
     ids_P, inputs, num_places, num_records = batch.input_ids_BT.flatten(), [], 0, 0

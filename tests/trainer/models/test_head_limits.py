@@ -9,6 +9,7 @@ import torch
 import transformers
 from example_sets import example_set
 from head_cases import (
+    BERT,
     END,
     KINDS,
     TOLERANCE,
@@ -199,3 +200,13 @@ def test_the_head_of_a_quantised_base_is_whole_and_drawn_from_the_seed(kind, fol
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_model_that_changes_after_a_short_record_is_refused(config_of, tmp_path):
+    """BigBird attends to all of a long record once it has seen a short one."""
+    values = BERT | {"block_size": 4, "num_random_blocks": 1, "attention_type": "block_sparse"}
+    torch.manual_seed(1)
+    settings = transformers.AutoConfig.for_model("big_bird", **values)
+    transformers.AutoModelForMaskedLM.from_config(settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="big_bird: packed records do not give the model's own"):
+        trained(config_of(tmp_path, "tuning.method=full"))
