@@ -4,6 +4,7 @@
 # make mutants      whether a test notices one change at a time, where a wrong result is silent
 # make fuzz         damaged inputs of every kind: SECONDS=600 SEED=0
 # make faults       runs that are killed and starved of disk in every phase: KILLS=200 SEED=0 RANKS="1 2"
+# make models       every model type with every task, compared with stock; writes docs/models.md
 # make lint         format, style, types
 # make bench        the loss and the LoRA layer against their peers, on this CPU
 # make bench-gpu    the same, the settings and tests/gpu on a GPU; GPU_PYTHON names another Python,
@@ -20,7 +21,7 @@ KILLS ?= 200
 RANKS ?= 1 2
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart quick test mutants fuzz faults lint format golden samples bench bench-gpu clean
+.PHONY: quickstart quick test mutants fuzz faults models lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -59,6 +60,9 @@ fuzz: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/python tests/faults.py --kills $(KILLS) --seed $(SEED) --ranks $(RANKS)
+
+models: $(VENV)/.dev
+	$(BIN)/python tests/model_matrix.py --page
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

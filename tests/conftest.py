@@ -15,6 +15,7 @@ import yaml
 # Files that start ranks, launchers or hosts, the longest first. `make quick` leaves them out;
 # `make test` begins with them, so that its workers end together.
 SLOW = (
+    "test_models.py",
     "trainer/run/test_resume.py",
     "trainer/tuning/test_runs.py",
     "trainer/run/test_any_world_size.py",

@@ -22,6 +22,17 @@ def backbone_of(model: "PreTrainedModel") -> "PreTrainedModel":
     return whole
 
 
+def token_table(model: "PreTrainedModel") -> "nn.Module":
+    """The embedding of tokens; the wrapper of BART's decoder, loaded alone, names none."""
+    from torch import nn
+
+    try:
+        table: nn.Module = model.get_input_embeddings()
+    except NotImplementedError:
+        table = next(one for one in model.modules() if isinstance(one, nn.Embedding))
+    return table
+
+
 def is_linear(layer: "nn.Module") -> bool:
     """Whether a layer is linear, GPT-2's transposed one included."""
     from torch import nn

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import first_line, parsing
 from trainer.architectures.classes import head_modules, model_class
-from trainer.architectures.derived import backbone_of, features, is_linear, within_block
+from trainer.architectures.derived import (
+    backbone_of,
+    features,
+    is_linear,
+    token_table,
+    within_block,
+)
 from trainer.architectures.shapes import (
     ATTENTION,
     NUM_CLASSES,
@@ -58,7 +64,7 @@ def derived_shape(
         num_head = num_all - sum(p.numel() for p in backbone.parameters())
     else:
         num_head = sum(p.numel() for one in heads for p in one.parameters())
-    table: Any = backbone.get_input_embeddings()
+    table: Any = token_table(backbone)
     shape = ModelShape(
         num_layers=getattr(sizes, "num_hidden_layers", 1),
         hidden=getattr(sizes, "hidden_size", table.weight.shape[1]),
@@ -90,7 +96,7 @@ def learned_positions(backbone: "PreTrainedModel") -> int:
     from torch import nn
 
     most = getattr(backbone.config, "max_position_embeddings", None)
-    words: Any = backbone.get_input_embeddings()
+    words: Any = token_table(backbone)
     for table in backbone.modules():
         if isinstance(table, nn.Embedding) and table.weight is not words.weight and most:
             unused = 0 if table.padding_idx is None else table.padding_idx + 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from trainer.architectures.derived import is_linear
+from trainer.architectures.derived import is_linear, token_table
 from trainer.architectures.shapes import Attention, Kept, PerToken
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class _Watch(TorchFunctionMode):
         """Watch the backbone's modules and what its operations keep."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        table, added = self.backbone.get_input_embeddings().weight, []
+        table, added = token_table(self.backbone).weight, []
         for path, module in self.backbone.named_modules():
             if getattr(module, "weight", None) is table:  # encoder and decoder share one
                 added.append(module.register_forward_hook(_trained))

@@ -1,0 +1,64 @@
+"""Every config of the matrix trains as stock scores it, in one task; the page names them all.
+
+`make models` runs every combination. Here each config has one, in turns, so that every task meets
+every method and source of weights on many kinds of models.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from model_cells import EQUAL, Cell, Outcome, run_cell, write_data
+from model_matrix import COMBINATIONS, PAGE
+from tiny_models import cases, is_decoder, write_config
+
+CHOSEN = [
+    (name, *next(turn))
+    for decoders in (False, True)
+    for turn in [
+        itertools.cycle(
+            (task, method, drawn)
+            for drawn, (task, method) in itertools.product((False, True), COMBINATIONS)
+            if decoders or task == "classification"
+        )
+    ]
+    for name in cases()
+    if is_decoder(name) == decoders
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> Iterator[dict[str, Future[Outcome]]]:
+    """The outcome of each config's cell; as many run side by side as there are cores."""
+    work = tmp_path_factory.mktemp("models")
+    data = write_data(work / "data")
+
+    def outcome(name: str, task: str, method: str, drawn: bool) -> Outcome:
+        cell = Cell(name, write_config(name, work / "configs" / name), task, method, drawn)
+        return run_cell(cell, data, work / str(cell))
+
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    yield {chosen[0]: pool.submit(outcome, *chosen) for chosen in CHOSEN}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the first waits for all imports, each for those before it
+@pytest.mark.parametrize("chosen", CHOSEN, ids=lambda chosen: "-".join(map(str, chosen)))
+def test_what_a_run_wrote_gives_its_scores_in_stock(chosen, outcomes):
+    outcome = outcomes[chosen[0]].result()
+    assert outcome.verdict == EQUAL, outcome.message
+
+
+def test_every_type_is_met_by_every_task_method_and_source():
+    pairs = {(task, method, drawn) for _, task, method, drawn in CHOSEN}
+    assert len(pairs) == 2 * len(COMBINATIONS)
+    assert len(cases()) >= 75
+    assert len({kind for kind, _ in cases().values()}) >= 65
+
+
+def test_the_page_names_every_config():
+    rows = [row.split("|")[1].strip(" `") for row in PAGE.read_text().splitlines() if "|" in row]
+    assert set(cases()) <= set(rows)
