@@ -40,12 +40,14 @@ class RunLog:
         # A run that starts again at step 0 validates again before step 1.
         if damaged := keep_lines(folder / LOG, state.step or -1, is_scored=not state.is_unscored):
             self.say(f"{LOG}: {damaged} damaged lines moved to {DAMAGED_LOG}")
-        self._file = (folder / LOG).open("a", encoding="utf-8")
         self._writer: Any = None
         if settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
+            curves = folder / "tensorboard"
+            curves.mkdir(exist_ok=True)  # it would make a run folder that was removed again
+            self._writer = SummaryWriter(str(curves), purge_step=state.step + 1)
+        self._file = (folder / LOG).open("a", encoding="utf-8")
         self._drawn: set[str] = set()  # files
         self._total_steps = total_steps
         is_shown = settings.progress and self.console.is_terminal

@@ -5,8 +5,10 @@ import os
 import random
 import socket
 import stat
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -17,7 +19,8 @@ from safetensors import SafetensorError
 
 from trainer.config.recipe import _PATH_KEYS as PATH_KEYS
 from trainer.config.recipe import load_run_config
-from trainer.config.sections import RunConfig
+from trainer.config.sections import LogSection, RunConfig
+from trainer.engine.state import TrainState
 from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.run_folder.folder import (
     LOCK,
@@ -28,6 +31,7 @@ from trainer.run_folder.folder import (
     verify,
     write_json,
 )
+from trainer.run_folder.metrics import RunLog
 
 
 def config_with(recipe: Path, folder: Path, *more: str) -> RunConfig:
@@ -206,3 +210,21 @@ def test_a_run_that_is_removed_while_a_folder_is_built_gets_no_part_again(tmp_pa
         new.mkdir(parents=True)  # as save_pretrained does
         (new / "weights").touch()
     assert not any(run.iterdir())
+
+
+def test_a_run_that_is_removed_while_tensorboard_loads_is_not_made_again(tmp_path, monkeypatch):
+    from torch.utils import tensorboard
+
+    run = tmp_path / "run"
+    run.mkdir()
+
+    class Loading(ModuleType):
+        def __getattr__(self, name):
+            if name == "SummaryWriter" and run.exists():
+                run.rename(tmp_path / "moved")
+            return getattr(tensorboard, name)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Loading("tensorboard"))
+    with pytest.raises(FileNotFoundError, match="run/tensorboard"):
+        RunLog(run, LogSection(), TrainState(), 8)
+    assert not run.exists()
