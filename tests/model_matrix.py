@@ -30,7 +30,7 @@ COMBINATIONS = tuple(
     for method in ("lora", "qlora", "full")
     for task in ("classification", "instruction")
 )
-_DOES_NOT_APPLY = re.compile(r"is an encoder\b|is an encoder-decoder")
+_DOES_NOT_APPLY = re.compile(r"is an encoder\b|its tokens see later tokens")
 _COLUMNS = (
     "config", "model type", *(f"{task}, {method}" for task, method in COMBINATIONS),
     "kept apart by", "adapted", "seconds",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from trainer.architectures.derived import is_linear, within_block
+from trainer.architectures.derived import is_linear, token_table, within_block
 from trainer.architectures.shapes import INNER, KEY_VALUE, LAST, QUERY
 from trainer.architectures.traced import has_stacked_weights, run, without_values
 
@@ -86,7 +86,7 @@ class _Flow(TorchFunctionMode):
         """Cut the outputs of linear layers and embeddings off."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        table, added = self.backbone.get_input_embeddings().weight, []
+        table, added = token_table(self.backbone).weight, []
         for name, module in self.backbone.named_modules():
             if is_linear(module):
                 added.append(module.register_forward_hook(self._after(within_block(name))))
