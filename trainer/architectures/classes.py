@@ -114,9 +114,8 @@ def _classifier_class(settings: Any, pooling: str) -> ModelClass:
             f"model_type {kind} has no model in transformers whose states a head could read"
             f" (model.pooling {pooling}); {remedy}"
         )
-    masked = transformers.MODEL_FOR_MASKED_LM_MAPPING
-    of_causal = type(settings) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    is_decoder = of_causal and type(settings) not in masked
+    is_masked = type(settings) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    is_decoder = not (is_masked or settings.is_encoder_decoder)
     if pooling == "first" and is_decoder:
         raise ModelError(
             f"model.pooling first: in a decoder ({kind}) the first token sees only itself; take"

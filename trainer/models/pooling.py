@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from data.batches.batch import Batch
+from trainer.architectures.classes import OWN, head_modules
 from trainer.models.packed_attention import Strategy
 from trainer.models.record_rows import record_rows
+from trainer.tuning.plain import is_backbone
 from trainer.tuning.ptuning import is_prompted
 
 if TYPE_CHECKING:
@@ -43,6 +45,16 @@ def pooled_states(batch: Batch, pooling: str, read: Callable[[Batch], Tensor]) -
     is_own_SP = segment_P[batch.row_S * width + batch.read_S][:, None] == segment_P
     share_SP = is_own_SP / (position_S[:, None] + 1)
     return (share_SP @ states_PD.float()).to(states_PD.dtype)
+
+
+def head_line(base: Any, pooling: str) -> str:
+    """The line of the banner: what scores a function, what it reads, and who else can load it."""
+    kind, modules = type(base).__name__, ", ".join(head_modules(base))
+    if pooling == OWN:
+        return f"{modules} of {kind}, by its own forward pass"
+    read = {"last": "the last token", "first": "the first token", "mean": "the mean of all tokens"}
+    line = f"{modules} on {read[pooling]} of a function"
+    return f"{line}; exports bring the code that loads it" if is_backbone(base) else line
 
 
 def own_logits(model: "PeftModel | PlainModel", batch: Batch, strategy: Strategy) -> Tensor:

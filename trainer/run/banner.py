@@ -10,8 +10,9 @@ from data.prepared.prepare import Prepared
 from data.text.language import LanguageFacts
 from trainer.config.methods import LORA, adapter_size
 from trainer.config.sections import TuningSection
-from trainer.models.heads import PackedModel
+from trainer.models.heads import PackedClassifier, PackedModel
 from trainer.models.load import DTYPES
+from trainer.models.pooling import head_line
 from trainer.models.quantized import quantization_line, quantized_layers
 from trainer.models.text_model import text_model_line
 from trainer.models.weights import not_loaded_line
@@ -44,6 +45,8 @@ def banner_lines(
         base.append(f"  model      {line}")
     if line := text_model_line(config.model, model.model.get_base_model()):
         base.append(f"  model      {line}")
+    if isinstance(model, PackedClassifier):
+        base.append(f"  head       {head_line(model.model.get_base_model(), model.pooling)}")
     if config.tuning.base_quant_type is not None:
         line = quantization_line(model, config.tuning, DTYPES[config.base_dtype])
         base.append(f"  quantised  {line}")

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from trainer.architectures.classes import head_modules
 from trainer.errors import ModelError
 from trainer.models.load import load_base
+from trainer.models.pooling import head_line
 from trainer.run.build import build_model
 from trainer.run_folder.adapter import write_facts
 from trainer.tuning.plain import save_base
@@ -144,3 +145,16 @@ def test_a_merged_adapter_is_a_folder_that_stock_loads(folders, config_of, tmp_p
         stock = loader_of(folder) if KINDS[kind][4] else auto(folder)
         logits = stock_logits(stock.eval(), records()[0])
         torch.testing.assert_close(logits, ours, atol=TOLERANCE, rtol=0)
+
+
+def test_the_banner_says_what_is_scored(folders, config_of):
+    lines = {
+        kind: head_line(model.model.get_base_model(), model.pooling)
+        for kind in ("llama", "granite", "bert")
+        for model in [build_model(config_of(folders(kind), "tuning.lora_r=2"))]
+    }
+    assert lines == {
+        "llama": "score on the last token of a function",
+        "granite": "score on the last token of a function; exports bring the code that loads it",
+        "bert": "classifier, bert.pooler of BertForSequenceClassification, by its own forward pass",
+    }

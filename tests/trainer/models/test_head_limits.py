@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from data.batches.batch import collate
+from trainer.architectures.classes import model_class
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import base_digest, check_model_files
 from trainer.models.load import load_base
@@ -200,6 +201,15 @@ def test_the_head_of_a_quantised_base_is_whole_and_drawn_from_the_seed(kind, fol
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [("granite", "last"), ("qwen2_vl_text", "last"), ("nomic_bert", "auto"),
+                          ("bert-generation", "last"), ("mamba", "last")]
+)  # fmt: skip
+def test_a_backbone_without_a_class_is_read_at_its_last_token(kind, pooling):
+    """Encoders without one would be read as a mean; transformers has a class for each of them."""
+    assert model_class(transformers.AutoConfig.for_model(kind), "auto").pooling == pooling
 
 
 def test_a_model_that_changes_after_a_short_record_is_refused(config_of, tmp_path):
