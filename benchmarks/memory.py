@@ -186,7 +186,7 @@ def measure(build: Callable[[], "Run"]) -> dict[str, Any]:
     return {"peak": alive + _peak_bytes(profile), "rows": rows, "tokens": tokens,
             "accumulation": len(batches.micro_batches), "attention": strategy.attention,
             "strategy": strategy.name,
-            "record_tokens": max(map(_record_tokens, batches.micro_batches))}  # fmt: skip
+            "record_tokens": list(map(_record_tokens, batches.micro_batches))}  # fmt: skip
 
 
 def _record_tokens(batch: "Batch") -> float:
@@ -209,7 +209,7 @@ def _peak_bytes(profile: Any) -> int:
 
 
 def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, Any]) -> float:
-    """The planner's peak for the rows that were measured."""
+    """The planner's peak for the rows that were measured; the first meet no gradients yet."""
     from trainer.config.machines import Machine
     from trainer.config.recipe import load_run_config
     from trainer.planning.memory import memory_of
@@ -218,14 +218,21 @@ def planned_bytes(world_size: int, overrides: list[str], measured: dict[str, Any
 
     config = load_run_config(QUICKSTART, overrides)
     recipe = resolve(config, read_shape(config), Machine(None, world_size))
-    is_alone = measured["strategy"] in ("rows", "varlen")
-    recipe = replace(
-        recipe.changed("model", attention=measured["attention"]),
-        accumulation=measured["accumulation"],
-        record_tokens=measured["record_tokens"] if is_alone else None,
-    )
+    recipe = recipe.changed("model", attention=measured["attention"])
     recipe = recipe.changed("optim", micro_batch_size=measured["rows"])
-    return memory_of(recipe.changed("data", seq_length=measured["tokens"])).total
+    recipe = recipe.changed("data", seq_length=measured["tokens"])
+    is_alone = measured["strategy"] in ("rows", "varlen")
+    peaks = [
+        memory_of(
+            replace(
+                recipe,
+                accumulation=measured["accumulation"] if number else 1,
+                record_tokens=record_tokens if is_alone else None,
+            )
+        )
+        for number, record_tokens in enumerate(measured["record_tokens"])
+    ]
+    return max(peak.total for peak in peaks)
 
 
 def run_case(model: str, world_size: int, keys: str) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from typing import Literal
 
 from trainer.architectures.shapes import (
-    INNER,
-    KEY_VALUE,
+    AUTO,
     LAST,
     NUM_CLASSES,
-    QUERY,
     Linear,
     ModelShape,
 )
@@ -19,15 +17,6 @@ from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
 from trainer.config.sections import TuningSection
 
 Place = Literal["input", "output", "beside"]
-
-# Roles of the layers of target_modules auto. ia3: Liu et al. 2022; the others: LLM-Adapters (Hu et
-# al. 2023) and, for GPTBigCode, Astraios (Zhuo et al. 2024).
-_AUTO: dict[str, frozenset[str]] = {
-    "ia3": frozenset({KEY_VALUE, LAST}),
-    "adapter_h": frozenset({INNER, LAST}),
-    "adapter_p": frozenset({LAST}),
-    "parallel": frozenset({QUERY, KEY_VALUE}),
-}
 
 
 def is_named(path: str, name: str) -> bool:
@@ -45,7 +34,7 @@ def auto_modules(shape: ModelShape, method: str) -> list[str] | None:
 
     None where a role that the method needs is not known, or a name is the end of another layer's.
     """
-    wanted = _AUTO[method]
+    wanted = AUTO[method]
     chosen = [one for one in shape.linears if one.roles & wanted]
     known = {role for one in chosen for role in one.roles}
     names = sorted({one.path for one in chosen})
@@ -79,7 +68,7 @@ def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
     if tuning.method in ("full", "ptuning"):
         return []
     if names == "auto":
-        names = auto_modules(shape, tuning.method) or [] if tuning.method in _AUTO else None
+        names = auto_modules(shape, tuning.method) or [] if tuning.method in AUTO else None
     if names is None:
         return [one for one in shape.linears if _is_adaptable(one, tuning.lora_r)]
     names = list(names)

@@ -149,8 +149,8 @@ def model_shape(
     config: Mapping[str, Any],
     *,
     is_language: bool = False,
-    trains_all: bool = False,
     pooling: str = "auto",
+    method: str = "lora",
 ) -> ModelShape:
     """The shape of a model from the content of its config.json; arguments as of `derived_shape`.
 
@@ -160,7 +160,7 @@ def model_shape(
     with not_built(config):
         entry = FAMILIES.get(config.get("model_type", ""))
         if entry is None:
-            return derived_shape(config, None if is_language else pooling, trains_all=trains_all)
+            return derived_shape(config, None if is_language else pooling, method)
         shape = entry(config)
     if not is_language:
         return shape

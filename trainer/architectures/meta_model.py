@@ -16,6 +16,7 @@ from trainer.architectures.derived import (
 )
 from trainer.architectures.shapes import (
     ATTENTION,
+    AUTO,
     NUM_CLASSES,
     WIDTHS,
     Kept,
@@ -34,7 +35,7 @@ _HUB = ("attn_implementation", "_attn_implementation")  # may name a kernel, whi
 
 
 def derived_shape(
-    config: Mapping[str, Any], pooling: str | None, *, trains_all: bool = False
+    config: Mapping[str, Any], pooling: str | None, method: str = "lora"
 ) -> ModelShape:
     """The shape of any model that transformers builds; parameters are exact.
 
@@ -43,7 +44,8 @@ def derived_shape(
     Args:
         config: The content of config.json.
         pooling: model.pooling of a classifier; None: it becomes a language model.
-        trains_all: Whether norms, biases and stacked experts are trained, too.
+        method: tuning.method; full trains norms, biases and stacked experts, too, and the roles of
+            layers are looked for where the method needs them.
 
     Raises:
         ModelError: transformers does not know the type, or has no such model of it.
@@ -79,7 +81,7 @@ def derived_shape(
         mask_bytes=sum(buffer.nbytes for buffer in backbone.buffers()),
     )
     try:
-        shape = _watched(shape, backbone, trains_all)
+        shape = _watched(shape, backbone, method)
     except Exception as error:
         why = f"{type(backbone).__name__} needs values ({first_line(error)})"
         shape = replace(_guessed(shape), doubt=f"activations by a rule of thumb: {why}")
@@ -105,18 +107,19 @@ def learned_positions(backbone: "PreTrainedModel") -> int:
     return 0
 
 
-def _watched(shape: ModelShape, backbone: "PreTrainedModel", trains_all: bool) -> ModelShape:
+def _watched(shape: ModelShape, backbone: "PreTrainedModel", method: str) -> ModelShape:
     """The shape with what forward passes on the meta device show."""
     import torch
 
     from trainer.architectures.roles import roles_of
     from trainer.architectures.traced import LENGTHS, kept_by, traced
 
-    backbone.train().requires_grad_(trains_all)
+    backbone.train().requires_grad_(method == "full")
     for module in backbone.modules():  # what these keep depends on the tuning method
         if is_linear(module):
             module.weight.requires_grad_(False)
-    roles, kept = roles_of(backbone), dict[int, Kept]()
+    roles = roles_of(backbone) if method in AUTO else {}
+    kept: dict[int, Kept] = {}
     for width, dtype in zip(WIDTHS, (torch.bfloat16, torch.float32), strict=True):
         backbone.to(dtype)
         short, long = (traced(backbone, length) for length in LENGTHS)

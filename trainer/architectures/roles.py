@@ -44,6 +44,8 @@ def roles_of(backbone: "PreTrainedModel") -> dict[str, frozenset[str]]:
     try:
         with flow, torch.enable_grad():
             states = run(backbone, _LENGTH)
+    except RuntimeError:  # it needs values, or gives attention what needs no gradient
+        return {}
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,6 +13,15 @@ QUERY, KEY_VALUE, INNER, LAST = "query", "key_value", "inner", "last"
 """Roles of linear layers: what they make for attention; of the feed-forward, the layers before its
 activation and the one behind it."""
 
+# Roles of the layers of target_modules auto. ia3: Liu et al. 2022; the others: LLM-Adapters (Hu et
+# al. 2023) and, for GPTBigCode, Astraios (Zhuo et al. 2024).
+AUTO: Mapping[str, frozenset[str]] = {
+    "ia3": frozenset({KEY_VALUE, LAST}),
+    "adapter_h": frozenset({INNER, LAST}),
+    "adapter_p": frozenset({LAST}),
+    "parallel": frozenset({QUERY, KEY_VALUE}),
+}
+
 
 @dataclass(frozen=True)
 class Linear:

@@ -295,7 +295,7 @@ def has_stacked_weights(module: nn.Module) -> bool:
 
 
 def _trained(_: nn.Module, args: Any, embedded: Tensor) -> Tensor:
-    return embedded if embedded.requires_grad else embedded.requires_grad_()
+    return embedded if embedded.requires_grad else embedded.requires_grad_().clone()
 
 
 def _address(tensor: Tensor) -> int:

@@ -86,8 +86,8 @@ def read_shape(config: RunConfig) -> ModelShape:
     return model_shape(
         read_config(config.model),
         is_language=config.is_language,
-        trains_all=config.tuning.method == "full",
         pooling=config.model.pooling,
+        method=config.tuning.method,
     )
 
 

@@ -69,7 +69,7 @@ def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
         return list(tuning.target_modules)
     if method in LORA:
         return sorted({path.rpartition(".")[2] for path in layers})
-    names = auto_modules(shape_of(base), method)
+    names = auto_modules(shape_of(base, method), method)
     if names is None:
         raise ModelError(
             f"tuning.target_modules auto is not known for {method} on {kind}; name the layers: the"
@@ -78,9 +78,9 @@ def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
     return names
 
 
-def shape_of(base: "PreTrainedModel") -> ModelShape:
-    """The sizes and the roles of a base's layers."""
-    return model_shape(base.config.to_dict())
+def shape_of(base: "PreTrainedModel", method: str) -> ModelShape:
+    """The sizes of a base's layers, and their roles where a method needs them."""
+    return model_shape(base.config.to_dict(), method=method)
 
 
 def modules_reason(tuning: TuningSection, model_type: str) -> str:

@@ -79,7 +79,7 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     from peft import IA3Config
 
     scaled = layers.layers_named(base, layers.choose_modules(base, tuning))
-    lasts = {one.path for one in layers.shape_of(base).linears if is_feed_forward(one)}
+    lasts = {one.path for one in layers.shape_of(base, "ia3").linears if is_feed_forward(one)}
     settings = IA3Config(
         task_type=layers.task_type(base),
         target_modules=list(scaled),

@@ -69,7 +69,7 @@ def values_of(name: str) -> dict[str, Any]:
 
 def shape_of(name: str) -> ModelShape:
     """The derived shape of a classifier."""
-    shape = derived_shape(values_of(name), "auto")
+    shape = derived_shape(values_of(name), "auto", "ia3")
     assert not shape.doubt
     return shape
 
@@ -140,7 +140,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 def test_a_known_type_has_the_sizes_that_its_model_shows(name):
     assert KNOWN.keys() == FAMILIES.keys()
     values = {"model_type": name, **KNOWN[name]}
-    known, shown = model_shape(values), derived_shape(values, "auto")
+    known, shown = model_shape(values), derived_shape(values, "auto", "ia3")
     for field in ("num_parameters", "num_linear_weights", "num_layers", "hidden", "vocabulary"):
         assert getattr(known, field) == getattr(shown, field), field
     assert known.attention.copied == shown.attention.copied
@@ -251,3 +251,11 @@ def test_a_model_that_needs_values_to_be_built_is_not_known_and_one_that_is_wron
     monkeypatch.undo()
     with pytest.raises(ModelError, match="model_type 'phi': transformers builds no such model"):
         model_shape(values_of("phi") | {"num_attention_heads": 0})
+
+
+def test_roles_are_looked_for_where_a_method_needs_them():
+    by_method = {m: derived_shape(values_of("phi"), "auto", m) for m in ("lora", "parallel")}
+    assert not any(one.roles for one in by_method["lora"].linears)
+    assert auto_modules(by_method["parallel"], "parallel") == [
+        "self_attn.k_proj", "self_attn.q_proj", "self_attn.v_proj",
+    ]  # fmt: skip
