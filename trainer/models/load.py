@@ -1,11 +1,12 @@
 """The base model from a folder or from a config, at the dtype and attention of the run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from data.errors import parsing
@@ -210,7 +211,8 @@ def _model_errors(source: str) -> Iterator[None]:
 
 def _ready_to_train(model: "PreTrainedModel", config: RunConfig) -> "PreTrainedModel":
     _refuse_own(model, config)
-    model.config.pad_token_id = None if config.is_language else _pad_id(model)
+    with suppress(StrictDataclassError):  # some configs demand an id
+        model.config.pad_token_id = None if config.is_language else _pad_id(model)
     if config.model.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ModelError(

@@ -212,6 +212,14 @@ def test_a_backbone_without_a_class_is_read_at_its_last_token(kind, pooling):
     assert model_class(transformers.AutoConfig.for_model(kind), "auto").pooling == pooling
 
 
+def test_a_config_that_demands_a_padding_id_keeps_it(config_of, tmp_path):
+    torch.manual_seed(1)
+    settings = transformers.AutoConfig.for_model("modernbert-decoder", **BERT | {"pad_token_id": 1})
+    transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    model = load_base(config_of(tmp_path).changed("task", name="causal_lm"))
+    assert model.config.pad_token_id == 1
+
+
 def test_a_model_that_changes_after_a_short_record_is_refused(config_of, tmp_path):
     """BigBird attends to all of a long record once it has seen a short one."""
     values = BERT | {"block_size": 4, "num_random_blocks": 1, "attention_type": "block_sparse"}
