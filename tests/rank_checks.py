@@ -247,3 +247,21 @@ def train_in_small_chunks(arguments: list[str]) -> int:
 
     chunks.BUDGET_BYTES["cpu"] = 1
     return main(arguments)
+
+
+def train_with_a_dead_layer(arguments: list[str]) -> int:
+    """Train where the adapters of two layers are not part of the forward pass."""
+    from launcher.train import main
+    from trainer.run import training
+
+    build = training.build_model
+
+    def build_dead(config: object) -> torch.nn.Module:
+        model = build(config)  # type: ignore[arg-type]
+        for name, module in model.named_modules():
+            if name.endswith(("h.0.attn.c_attn", "h.1.mlp.c_proj")):
+                module.register_forward_hook(lambda layer, x, _: layer.base_layer(*x))
+        return model
+
+    training.build_model = build_dead  # type: ignore[assignment]
+    return main(arguments)

@@ -102,8 +102,9 @@ class TuningSection(Section):
     )
     target_modules: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = Field(
         "auto",
-        description="linear layers by the end of their name, e.g. [c_attn, mlp.c_proj]; auto: those"
-        " of the method in this architecture, for lora all but the head",
+        description="linear layers by the end of their name, e.g. [c_attn, mlp.c_proj], for lora"
+        " also stacked experts, e.g. [experts.down_proj]; auto: those of the method in this"
+        " architecture, for lora all that it can train but the head",
     )
     lora_backend: Literal["auto", "fused", "peft"] = Field(
         "auto", description="of the adapted layers; the choice and its reason are printed"

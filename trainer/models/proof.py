@@ -54,6 +54,7 @@ class Settings:
         is_free: Whether another may be taken: the recipe says auto.
         seq_length, packing, isolate: Of the data section.
         precision: Of training.
+        one_by_one: Whether a row is a batch of its own: LLM.int8 finds outliers over whole batches.
         equal_passes: Whether all ranks need the same number of forward passes, as under ZeRO 3.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     packing: bool
     isolate: bool
     precision: str
+    one_by_one: bool = False
     equal_passes: bool = False
 
 
@@ -226,8 +228,11 @@ def _scores(
     use(model, strategy)
     row = np.arange(len(records))
     rows = [row] if settings.packing else [row[n : n + 1] for n in row]
-    batch = collate(records, rows, isolate=settings.isolate).to(device)
-    return forward(batch)[:, :2].float()  # not the token a language model would choose
+    batches = [[one] for one in rows] if settings.one_by_one else [rows]
+    scores = (
+        forward(collate(records, batch, isolate=settings.isolate).to(device)) for batch in batches
+    )
+    return torch.cat([each[:, :2].float() for each in scores])  # not the token one would choose
 
 
 def _refuse_sighted(

@@ -21,6 +21,7 @@ from trainer.processes.distributed import Ranks
 from trainer.run.data_report import order_lines, remark_lines, small_lines
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import modules_reason
+from trainer.tuning.targets import stacked_line
 
 _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that are trained
 
@@ -58,7 +59,7 @@ def banner_lines(
         f"  attention  {recipe.choice('model.attention')}",
         *base,
         f"  loss       {recipe.choice('loss.backend')}",
-        *_method_lines(recipe, model),
+        *_method_lines(recipe, model, total),
         f"  trained    {trained:,} of {total:,} parameters ({trained / total:.2%},"
         f" {_method_name(config.tuning)})",
         *_data_lines(prepared),
@@ -83,13 +84,19 @@ def idle_share(loader: TrainLoader) -> float:
     return 1 - used / micro_batches
 
 
-def _method_lines(recipe: Resolved, model: PackedModel) -> Sequence[str]:
-    """The layers that are adapted and, for LoRA, what computes them."""
-    tuning = recipe.tuning
+def _method_lines(recipe: Resolved, model: PackedModel, num_parameters: int) -> Sequence[str]:
+    """The layers that are adapted or not, the experts, and, for LoRA, what computes them."""
+    tuning, tuned = recipe.tuning, model.model
     if tuning.method in ("full", "ptuning"):
         return []
-    reason = modules_reason(tuning, model.model.get_base_model().config.model_type)
-    lines = [f"  modules    {', '.join(_modules(model))} ({reason})"]
+    reason = modules_reason(tuning, tuned.get_base_model().config.model_type)
+    left_out = getattr(tuned, "left_out_line", "")
+    but = " but those left out" if left_out else ""
+    lines = [f"  modules    {', '.join(_modules(model))} ({reason}{but})"]
+    if left_out:
+        lines.append(f"  left out   {left_out}")
+    if experts := stacked_line(tuned.get_base_model(), num_parameters, tuning):
+        lines.append(f"  experts    {experts}")
     if tuning.method in LORA:
         lines.append(f"  lora       {recipe.choice('tuning.lora_backend')}")
     return lines
@@ -99,7 +106,8 @@ def _modules(model: PackedModel) -> list[str]:
     tuned: Any = model.model
     if isinstance(tuned, BottleneckModel):
         return list(tuned.settings.places)
-    return sorted(tuned.peft_config["default"].target_modules)
+    settings = tuned.peft_config["default"]
+    return sorted({*settings.target_modules, *(getattr(settings, "target_parameters", ()) or ())})
 
 
 def _method_name(tuning: TuningSection) -> str:

@@ -91,6 +91,7 @@ def proof_settings(recipe: Resolved) -> Settings:
         packing=data.packing,
         isolate=data.isolate,
         precision=config.engine.precision,
+        one_by_one=config.tuning.base_quant_type == "int8" and not data.packing,
         equal_passes=recipe.preset.stage == 3 and recipe.machine.num_ranks > 1,
     )
 

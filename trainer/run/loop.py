@@ -13,9 +13,10 @@ from torch import Tensor
 from data.batches.loader import StepBatches
 from trainer.engine.engine import set_learning_rate
 from trainer.engine.finite import FiniteCheck, Report, diverged, local_norm
+from trainer.engine.gradients import GradientCheck, unreached_message
 from trainer.engine.optim import learning_rate
 from trainer.engine.state import TrainState, seed_step
-from trainer.errors import DivergedError, MemoryExceededError, StoppedError
+from trainer.errors import DivergedError, MemoryExceededError, ModelError, StoppedError
 from trainer.processes.distributed import all_reduce_sum
 from trainer.processes.stopping import Agreed, StopRequest
 from trainer.processes.watchdog import Watchdog
@@ -37,6 +38,7 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
     Raises:
         StoppedError: A signal came, or the launcher is gone; the last step is saved.
         DivergedError: A loss or gradient is not finite, or no step in a row has fp16 gradients.
+        ModelError: What the recipe wants to train gets no gradient in the first step.
     """
     run, state = session.run, session.state
     if state.is_unscored:
@@ -47,6 +49,7 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
     run.engine.train()
     logged = replace(state)
     check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
+    gradients = GradientCheck(run.engine)
     while state.step < run.total_steps:
         with watchdog.watching("step", state.step + 1):
             started = time.perf_counter()
@@ -55,6 +58,7 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
             rate = learning_rate(run.config.optim, updates, run.total_steps + run.steps_ahead)
             losses_A, norm = optimizer_step(run, batches, state.step, rate)
             _advance(state, run.engine, batches)
+            _check_reached(run, gradients.unreached(was_skipped=state.consecutive_skips > 0))
             check.record(state.step, losses_A, norm)
             due = _due_after(run, state)
             agreed = _agree(run, stop, check, settle=due.is_saved or due.is_logged)
@@ -123,6 +127,19 @@ def optimizer_step(
     with memory_errors_named(f"at step {step + 1}, in the optimizer"):
         run.engine.step()
     return torch.stack(losses), run.engine.get_global_grad_norm() if norm is None else norm
+
+
+def _check_reached(run: Run, missing: list[str]) -> None:
+    """Stop before a target stays as it is without a word; full tuning has no targets."""
+    if not missing:
+        return
+    message = unreached_message(missing)
+    if run.config.tuning.method != "full":
+        raise ModelError(
+            f"{message}; leave them out of tuning.target_modules and tuning.modules_to_save: names"
+            " can be longer parts of a path"
+        )
+    run.say(f"{message}; no forward pass reads them, so they stay as they are")
 
 
 @contextmanager

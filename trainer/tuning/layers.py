@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from data.errors import parsing
 from trainer.architectures.adapters import auto_modules, is_named
 from trainer.architectures.classes import head_modules
 from trainer.architectures.derived import backbone_of, features, is_linear, within_block
@@ -29,10 +30,15 @@ def task_type(base: "PreTrainedModel") -> "TaskType":
 
 
 def with_peft(base: "PreTrainedModel", settings: "PeftConfig") -> "PeftModel":
-    """Freeze the base and add the adapters that the settings describe."""
+    """Freeze the base and add the adapters that the settings describe.
+
+    Raises:
+        ModelError: PEFT does not know a layer.
+    """
     from peft import get_peft_model
 
-    with warnings.catch_warnings():
+    remedy = "name other layers in tuning.target_modules"
+    with parsing("PEFT adds no adapters", ModelError, remedy), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         model: PeftModel = get_peft_model(base, settings)
     return model
@@ -55,7 +61,7 @@ def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
 
 
 def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
-    """Names of the layers to adapt in a base without adapters; only LoRA may adapt the head.
+    """Names of the layers that IA3 or bottlenecks adapt in a base without adapters.
 
     Raises:
         ModelError: A name matches no layer, or auto is unknown for the architecture.
@@ -63,12 +69,9 @@ def choose_modules(base: "PreTrainedModel", tuning: TuningSection) -> list[str]:
     layers, method = linear_layers(base), tuning.method
     kind = base.config.model_type
     if tuning.target_modules != "auto":
-        paths = [*layers, *([HEAD] if method in LORA and HEAD in head_modules(base) else [])]
         for name in tuning.target_modules:
-            _check_module(name, sorted(paths))
+            check_named(name, sorted(layers))
         return list(tuning.target_modules)
-    if method in LORA:
-        return sorted({path.rpartition(".")[2] for path in layers})
     names = auto_modules(shape_of(base, method), method)
     if names is None:
         raise ModelError(
@@ -127,7 +130,12 @@ def trained_whole(base: "PreTrainedModel", tuning: TuningSection) -> list[str] |
     return [*tuning.modules_to_save, *heads] or None
 
 
-def _check_module(name: str, paths: list[str]) -> None:
+def check_named(name: str, paths: list[str]) -> None:
+    """Refuse a name that none of these paths ends in.
+
+    Raises:
+        ModelError: The message lists the paths and their last parts.
+    """
     if not any(is_named(path, name) for path in paths):
         raise ModelError(
             f"tuning.target_modules: {name!r} matches no linear layer of the model; it has"

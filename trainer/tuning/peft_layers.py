@@ -1,16 +1,18 @@
 """LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024) and IA3, by PEFT."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from trainer.architectures.adapters import is_feed_forward
-from trainer.architectures.derived import features, is_conv1d
+from trainer.architectures.derived import is_conv1d
 from trainer.config.methods import HEAD, choose_lora_backend
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning import layers
+from trainer.tuning.targets import choose_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,21 +25,22 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     With "score" among tuning.target_modules the head gets an adapter and is not trained whole.
 
     Raises:
-        ModelError: A name matches no layer, or the rank is above a layer's size.
+        ModelError: As `choose_targets`.
     """
     from peft import LoraConfig
 
-    names = layers.choose_modules(base, tuning)
-    _check_rank(base, names, tuning.lora_r)
-    adapted = layers.adapted(base, names).values()
+    targets = choose_targets(base, tuning)
+    names = targets.modules
+    adapted = layers.adapted(base, names)
     settings = LoraConfig(
         task_type=None if HEAD in names else layers.task_type(base),  # else PEFT trains it whole
         r=tuning.lora_r,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
         target_modules=names,
+        target_parameters=targets.parameters or None,
         modules_to_save=layers.trained_whole(base, tuning),
-        fan_in_fan_out=any(is_conv1d(layer) for layer in adapted),
+        fan_in_fan_out=any(is_conv1d(layer) for layer in adapted.values()),
         use_rslora=tuning.variant == "rslora",
         use_dora=tuning.variant == "dora",
     )
@@ -49,6 +52,8 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         # PEFT's own way to give its layers another class.
         settings._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
     model = layers.with_peft(base, settings)
+    _check_adapted(model, adapted)
+    model.left_out_line = targets.left_out_line
     if HEAD in names:
         weight = base.get_submodule(HEAD).base_layer.weight
         model.register_buffer("frozen_head", weight.detach().clone(), persistent=False)
@@ -90,10 +95,13 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     return layers.with_peft(base, settings)
 
 
-def _check_rank(base: "PreTrainedModel", names: list[str], rank: int) -> None:
-    for path, layer in layers.layers_named(base, names).items():
-        side = min(features(layer))
-        if rank > side:
-            raise ModelError(
-                f"tuning.lora_r {rank} is above the smaller side {side} of {path!r}; lower it"
-            )
+def _check_adapted(model: "PeftModel", wanted: Iterable[str]) -> None:
+    """Refuse a model whose layers are not those that were chosen."""
+    whole = model.peft_config["default"].modules_to_save or ()
+    expected = {path for path in wanted if not any(part in whole for part in path.split("."))}
+    odd = sorted(expected ^ set(model.base_model.targeted_module_names))
+    if odd:
+        raise ModelError(
+            f"tuning.target_modules: PEFT and the recipe differ in {len(odd)} layers, first"
+            f" {odd[0]!r}; name other layers"
+        )

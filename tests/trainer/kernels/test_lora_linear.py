@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from trainer.config.methods import choose_lora_backend
@@ -60,7 +61,7 @@ def run(layer, x, upstream, seed=3):
 
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12), (0, 12)])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12), (2, 1, 3, 12), (12,), (0, 12)])
 def test_output_and_gradients_are_those_of_peft(kind, dropout, shape):
     fused, theirs = layers(kind, dropout)
     x = torch.randn(shape, dtype=torch.float64)
@@ -189,6 +190,18 @@ class Own(nn.Linear):
 
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Own, FalconLinear])
+def test_a_model_with_layers_of_its_own_type_gets_pefts_through_peft(kind):
+    settings = LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    settings._register_custom_module({nn.Linear: FusedLoraLinear})
+    model = get_peft_model(nn.Sequential(kind(4, 3)), settings)
+    layer, x = model.base_model.model[0], torch.randn(2, 5, 4)
+    assert isinstance(layer, FusedLoraLinear)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = layer.base_layer(x) + layer.scaling["default"] * x @ a.T @ b.T
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_layer_of_a_type_of_the_models_own_is_pefts():
