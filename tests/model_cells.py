@@ -146,7 +146,7 @@ def _outcome(given: list[str], folder: Path) -> Outcome:
         found = dict(re.findall(r"^  (\w+) +(.*)", text, re.MULTILINE))
         banner = banner or {key: found[key] for key in _SHOWN if key in found}
         if code:
-            verdict, message = _refusal(code, text)
+            verdict, message = refusal(code, text)
             return Outcome(verdict, code, message, banner)
     differences = json.loads((folder / "differences.json").read_text())
     is_equal = all(value <= TOLERANCE for value in differences.values())  # NaN is not
@@ -154,7 +154,7 @@ def _outcome(given: list[str], folder: Path) -> Outcome:
     return Outcome(EQUAL if is_equal else WRONG, 0, shown, banner)
 
 
-def _refusal(code: int, text: str) -> tuple[str, str]:
+def refusal(code: int, text: str) -> tuple[str, str]:
     """The verdict and the message of a run that ended with an error."""
     found = re.search(r"^error: (.*)", text, re.MULTILINE | re.DOTALL)
     if code in _REFUSALS and found:
@@ -204,10 +204,14 @@ def check_cell(arguments: list[str]) -> int:
 def _write_differences(cell: Cell, folder: Path) -> None:
     import torch
 
+    from trainer.run_folder.metrics import read_log
+
     run, merged = folder / "run", folder / "merged"
     torch.manual_seed(0)
     kept = json.loads((folder / "scores.json").read_text())
     base = run / "base" if cell.drawn else folder / "base"
+    losses = [row["loss"] for row in read_log(run / "log.jsonl")]
+    assert losses[-1] < losses[0], losses  # a run that does not move proves nothing
     differences = {}
     for name, model in stock_models(base, run / "adapter", merged, cell):
         stock = [stock_scores(model, **record) for record in kept["test"]]
@@ -409,6 +413,4 @@ def loss_difference(run: Path, base: Path, records: list[dict[str, list[int]]]) 
     settings = transformers.AutoConfig.from_pretrained(base)
     model = model_class(settings).from_pretrained(base, dtype=torch.float32).eval()
     expected = torch.cat([stock_scores(model, **record) for record in records]).mean()
-    losses = [row["loss"] for row in read_log(run / "log.jsonl")]
-    assert losses[-1] < losses[0], losses
-    return abs(float(expected) - losses[0])
+    return abs(float(expected) - read_log(run / "log.jsonl")[0]["loss"])

@@ -45,7 +45,8 @@ than the windows of {window} tokens.
 
 A number is the largest difference between stock's scores and the program's, relative to the largest
 score; the limit is 5e-05 in fp32. For instructions it covers the loss of the first step, too. For
-QLoRA, stock code quantises the base afresh. {counts}
+QLoRA, stock code quantises the base afresh. A dash: the task is not one for the model; empty: not
+run. {counts}
 
 *Kept apart by* is how packed records stay apart ([batches.md](batches.md)). *Adapted* are the
 layers of `tuning.target_modules: auto` under LoRA; the head of a classifier is trained whole.
@@ -169,7 +170,9 @@ def _page_row(
 
 
 def _page_cell(row: dict[str, Any] | None, limits: list[str]) -> str:
-    if row is None or _verdict(row) == "does not apply":
+    if row is None:
+        return ""
+    if _verdict(row) == "does not apply":
         return "-"
     if row["verdict"] == "equal":
         return f"{max(map(float, re.findall(r'[0-9.]+e[-+][0-9]+', row['message']))):.0e}"

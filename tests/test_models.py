@@ -10,7 +10,19 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from model_cells import EQUAL, Cell, Outcome, run_cell, write_data
+import torch
+from model_cells import (
+    EQUAL,
+    REFUSED,
+    TOLERANCE,
+    TRACEBACK,
+    Cell,
+    Outcome,
+    distance,
+    refusal,
+    run_cell,
+    write_data,
+)
 from model_matrix import COMBINATIONS, PAGE
 from tiny_models import cases, is_decoder, write_config
 
@@ -57,6 +69,19 @@ def test_every_type_is_met_by_every_task_method_and_source():
     assert len(pairs) == 2 * len(COMBINATIONS)
     assert len(cases()) >= 75
     assert len({kind for kind, _ in cases().values()}) >= 65
+
+
+def test_a_verdict_needs_an_error_of_ours_or_equal_scores():
+    assert refusal(4, "step 1\nerror: base: no weights;\nfetch them\n") == (
+        REFUSED, "base: no weights; fetch them",
+    )  # fmt: skip
+    assert refusal(1, "error: base: no weights")[0] == TRACEBACK
+    assert refusal(4, "Traceback\nValueError: x\n") == (TRACEBACK, "ValueError: x")
+    stock = torch.tensor([[0.5, -20.0]], dtype=torch.float64)
+    assert distance([0.5, -20.0], list(stock)) == 0.0
+    assert distance([0.5, -20.002], list(stock)) == pytest.approx(1e-4)  # of the largest
+    assert distance([0.502, -20.0], list(stock)) > TOLERANCE
+    assert not distance([float("nan"), -20.0], list(stock)) <= TOLERANCE
 
 
 def test_the_page_names_every_config():

@@ -59,7 +59,7 @@ kimi_linear lfm2 lfm2_moe llama llama4_text longcat_flash mamba mamba2 mellum mi
 minicpm3 minimax minimax_m2 ministral ministral3 mistral mistral4 mixtral modernbert-decoder mpt
 nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3
 phimoe qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_5_moe_text qwen3_moe qwen3_next recurrent_gemma
-rwkv seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu zamba2 zaya
+seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu zamba2 zaya
 """
 _ENCODERS = """
 albert bart bert big_bird camembert convbert cpmant data2vec-text deberta deberta-v2 distilbert
@@ -92,7 +92,6 @@ _AGREE: dict[str, dict[str, Any]] = {
     "ministral": _HEAD16,
     "nemotron": _KV4,
     "recurrent_gemma": {"num_hidden_layers": 3},  # attends in every third
-    "rwkv": {"attention_hidden_size": 64},
     "t5": {"decoder_start_token_id": 1},
     "zaya": {"num_experts_per_tok": 1},
 }
