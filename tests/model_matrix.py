@@ -30,7 +30,9 @@ COMBINATIONS = tuple(
     for method in ("lora", "qlora", "full")
     for task in ("classification", "instruction")
 )
-_DOES_NOT_APPLY = re.compile(r"is an encoder\b|its tokens see later tokens")
+_DOES_NOT_APPLY = re.compile(
+    r"is an encoder\b|its tokens see later tokens|has no causal language model"
+)
 _COLUMNS = (
     "config", "model type", *(f"{task}, {method}" for task, method in COMBINATIONS),
     "kept apart by", "adapted", "seconds",

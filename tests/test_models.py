@@ -46,9 +46,10 @@ def outcomes(tmp_path_factory) -> Iterator[dict[str, Future[Outcome]]]:
     """The outcome of each config's cell; as many run side by side as there are cores."""
     work = tmp_path_factory.mktemp("models")
     data = write_data(work / "data")
+    configs = {name: write_config(name, work / "configs" / name) for name in cases()}
 
-    def outcome(name: str, task: str, method: str, drawn: bool) -> Outcome:
-        cell = Cell(name, write_config(name, work / "configs" / name), task, method, drawn)
+    def outcome(name: str, *run: Any) -> Outcome:
+        cell = Cell(name, configs[name], *run)
         return run_cell(cell, data, work / str(cell))
 
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))

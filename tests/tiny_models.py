@@ -47,7 +47,7 @@ _TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0, "decoder_sta
 _SPREADS = ("initializer_range", "init_std")  # of random weights: wide ones make a leak large
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
-# Decoders, then what sees a whole text: encoders, encoder-decoders, prefixes (cpmant).
+# Language models, then the others: encoders, encoder-decoders, prefixes (cpmant), classifiers.
 _DECODERS = """
 afmoe apertus arcee aria_text bailing_hybrid bamba beam biogpt bitnet bloom codegen cohere cohere2
 cohere2_moe ctrl cwm deepseek_v2 deepseek_v3 deepseek_v32 diffllama doge dots1 ernie4_5
@@ -56,16 +56,16 @@ gemma3n_text gemma4_text glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcod
 gpt_neox_japanese gpt_oss gptj granite granitemoe granitemoehybrid granitemoeshared helium
 hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jamba jetmoe
 kimi_linear lfm2 lfm2_moe llama llama4_text longcat_flash mamba mamba2 mellum mimo_v2_flash
-minicpm3 minimax minimax_m2 ministral ministral3 mistral mistral4 mixtral modernbert-decoder mpt
-nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3
-phimoe qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_5_moe_text qwen3_moe qwen3_next recurrent_gemma
-seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu zamba2 zaya
+minicpm3 minimax minimax_m2 ministral ministral3 mistral mixtral modernbert-decoder mpt nanochat
+nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe
+qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_5_moe_text qwen3_moe qwen3_next recurrent_gemma seed_oss
+smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu zamba2 zaya
 """
 _ENCODERS = """
 albert bart bert big_bird camembert convbert cpmant data2vec-text deberta deberta-v2 distilbert
-electra ernie esmc eurobert fnet ibert jina_embeddings_v3 longformer megatron-bert mobilebert
-modernbert mpnet mt5 nomic_bert nystromformer plbart rembert roberta roberta-prelayernorm roformer
-squeezebert t5 umt5 xlm-roberta xlm-roberta-xl xlnet
+electra ernie esmc eurobert fnet ibert jina_embeddings_v3 longformer megatron-bert mistral4
+mobilebert modernbert mpnet mt5 nomic_bert nystromformer plbart rembert roberta
+roberta-prelayernorm roformer squeezebert t5 umt5 xlm-roberta xlm-roberta-xl xlnet
 """
 _NESTED = "gemma3 gemma4 llama4 qwen3_5 qwen3_5_moe"  # the decoder is their text_config
 
