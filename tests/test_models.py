@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -42,18 +43,20 @@ CHOSEN = [
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> Iterator[dict[str, Future[Outcome]]]:
-    """The outcome of each config's cell; as many run side by side as there are cores."""
+def outcomes(request, tmp_path_factory) -> Iterator[dict[str, Future[Outcome]]]:
+    """The outcomes of the cells that are wanted; as many run side by side as there are cores."""
     work = tmp_path_factory.mktemp("models")
     data = write_data(work / "data")
-    configs = {name: write_config(name, work / "configs" / name) for name in cases()}
+    items = [item for item in request.session.items if "outcomes" in item.fixturenames]
+    wanted = [item.callspec.params["chosen"] for item in items]
+    configs = {one[0]: write_config(one[0], work / "configs" / one[0]) for one in wanted}
 
     def outcome(name: str, *run: Any) -> Outcome:
         cell = Cell(name, configs[name], *run)
         return run_cell(cell, data, work / str(cell))
 
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-    yield {chosen[0]: pool.submit(outcome, *chosen) for chosen in CHOSEN}
+    yield {chosen[0]: pool.submit(outcome, *chosen) for chosen in wanted}
     pool.shutdown(cancel_futures=True)
 
 
