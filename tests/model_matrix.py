@@ -166,8 +166,9 @@ def _page_row(
     first = next(iter(found.values()), {"banner": {}})
     ways = sorted({_strategy(row) for row in found.values()} - {""})
     adapted = first["banner"].get("modules", "").partition(" (")[0]
-    seconds = sum(row["seconds"] for row in found.values()) / max(1, len(found))
-    entries = [f"`{name}`", kind, *cells, ", ".join(ways), adapted, f"{seconds:.1f}"]
+    spent = [row["seconds"] for row in found.values() if row["verdict"] == "equal"]
+    seconds = f"{sum(spent) / len(spent):.1f}" if spent else ""
+    entries = [f"`{name}`", kind, *cells, ", ".join(ways), adapted, seconds]
     return f"| {' | '.join(entries)} |"
 
 
