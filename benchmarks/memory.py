@@ -89,12 +89,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"hidden_size": 256, "num_layers": 6, "num_heads": 8, "vocab_size": 2048,
                 "attention_types": [[["global", "local"], 3]], "window_size": 128,
                 "bos_token_id": 0, "eos_token_id": 0},
-    "mamba": {"hidden_size": 256, "num_hidden_layers": 4, "state_size": 16, "vocab_size": 2048,
-              "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1},
-    "qwen3_next": _DECODER | _EXPERTS | {
-        "head_dim": 32, "num_hidden_layers": 4, "linear_num_key_heads": 4,
-        "linear_num_value_heads": 8, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
-        "shared_expert_intermediate_size": 256},
     "bert": _ENCODER,
     "roberta": _ENCODER,
     "modernbert": _ENCODER,
@@ -102,6 +96,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 256, "d_ff": 1024, "d_kv": 32, "num_layers": 4, "num_heads": 8,
            "vocab_size": 2048, "pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1},
 }  # fmt: skip
+# Where PEFT takes the name of a layer of auto for parameters of stacked experts.
+_TARGETS = {
+    "deepseek_v3": " tuning.target_modules=[q_a_proj,q_b_proj,kv_b_proj,o_proj]",
+}
 MODELS |= {kind: {"model_type": kind, **sizes} for kind, sizes in OTHERS.items()}
 # model, ranks, keys of the recipe
 CASES: tuple[tuple[str, int, str], ...] = (
@@ -145,7 +143,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("llama-wide-head", 1, "data.seq_length=512 task.name=instruction"),
     ("llama-wide-head", 1, "data.seq_length=2048 tuning.method=full task.name=instruction"),
     ("bigcode-22M", 1, "data.seq_length=512 tuning.method=full task.name=instruction"),
-    *((kind, 1, "data.seq_length=512") for kind in OTHERS),
+    *((kind, 1, f"data.seq_length=512{_TARGETS.get(kind, '')}") for kind in OTHERS),
     *((kind, 1, f"data.seq_length=512 {keys}") for kind in ("qwen3", "mixtral", "bloom", "bert")
       for keys in ("engine.precision=bf16 model.gradient_checkpointing=true",
                    "tuning.method=qlora", "tuning.method=full")),
