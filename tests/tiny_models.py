@@ -104,7 +104,6 @@ _LLAMA3 = {
 _GROUPED = {"num_key_value_heads": 2}
 # Settings that change what a type computes: name -> type, keys.
 _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bart_decoder": ("bart", {"architectures": ["BartForCausalLM"]}),
     "bloom_post_norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "cohere_scaled": ("cohere", {"logit_scale": 0.5, "use_qk_norm": True}),
     "cohere2_scaled": ("cohere2", {"logit_scale": 0.25}),
@@ -157,8 +156,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
 
 def is_decoder(name: str) -> bool:
     """Whether a case predicts next tokens; the others read a whole text."""
-    kind, changes = cases()[name]
-    return kind not in _ENCODERS.split() or "architectures" in changes
+    return cases()[name][0] not in _ENCODERS.split()
 
 
 def tiny_config(name: str) -> Any:
