@@ -68,7 +68,7 @@ class DataConfig(Section):
         None, description="where prepared data is kept for every rank; null: ~/.cache/focaltune"
     )
     tokenizer: str | None = Field(
-        None, description="folder with tokenizer.json; default: model.path or model.config's folder"
+        None, description="folder of the tokenizer; default: model.path or model.config's folder"
     )
     end_token: str | None = Field(
         None, description="token appended to a function and read; default: the tokenizer's eos"

@@ -16,7 +16,7 @@ from data.errors import TokenizerError, file_text, json_object, parsing
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_MOST_BYTES = 512 << 20  # of tokenizer.json; that of 260,000 tokens has 33 MB
+MOST_BYTES = 512 << 20  # of tokenizer.json; that of 260,000 tokens has 33 MB
 _BATCH = 1024  # texts per call of the tokenizer
 _MOST_GROWTH = 1000  # times that rules make a text longer; those of real tokenizers below 10
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -37,7 +37,7 @@ class CodeTokenizer:
 
     Args:
         folder: Holds tokenizer.json, and usually tokenizer_config.json.
-        end_token: Overrides the end token the files name.
+        end_token: Overrides what the tokenizer puts behind a text ([SEP]), or else its eos_token.
 
     Attributes:
         end_token, end_id: What ends a text.
@@ -65,7 +65,8 @@ class CodeTokenizer:
 
     def _take(self, folder: Path, end_token: str | None) -> None:
         self._tokenizer, self._inside = _read(self.path)
-        self.end_token = end_token or special_tokens(folder).get("eos_token", "")
+        self.begin_ids, closing = self._around()
+        self.end_token = end_token or closing or special_tokens(folder).get("eos_token", "")
         self.end_token = self.end_token or self._known_end_token()
         end_id = self._tokenizer.token_to_id(self.end_token)
         if end_id is None:
@@ -73,9 +74,6 @@ class CodeTokenizer:
                 f"{self.path}: the end token {self.end_token!r} is not in the vocabulary"
             )
         self.end_id: int = end_id
-        probe = self._tokenizer.encode("a")
-        is_special = probe.special_tokens_mask
-        self.begin_ids: list[int] = probe.ids[: is_special.index(0) if 0 in is_special else 0]
         self.begin_token = self.decode(self.begin_ids)
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.markers = [token.content for token in added if token.content.strip()]
@@ -134,6 +132,15 @@ class CodeTokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
+    def _around(self) -> tuple[list[int], str]:
+        """Ids that the tokenizer puts before a text by itself, and the one token behind it."""
+        probe = self._tokenizer.encode("a")
+        are_text = [n for n, special in enumerate(probe.special_tokens_mask) if not special]
+        if not are_text:
+            return [], ""
+        behind = probe.tokens[are_text[-1] + 1 :]
+        return probe.ids[: are_text[0]], behind[0] if len(behind) == 1 else ""
+
     def _writes_begin(self, text: str) -> bool:
         return bool(self.begin_token) and text.startswith(self.begin_token)
 
@@ -146,17 +153,17 @@ class CodeTokenizer:
 
 def _read(path: Path) -> "tuple[Tokenizer, Tokenizer]":
     """The tokenizer for beginnings of texts and the one for spans inside, often the same."""
-    text = file_text(path, TokenizerError, "save the tokenizer again", _MOST_BYTES)
-    whole = inside = _from_text(text)
+    text = file_text(path, TokenizerError, "save the tokenizer again", MOST_BYTES)
+    whole = inside = tokenizer_of(text)
     if _puts_blank_before(whole):
         values = json.loads(text)
         for part in ("normalizer", "pre_tokenizer"):
             values[part] = _without_blank(values[part])
-        inside = _from_text(json.dumps(values))
+        inside = tokenizer_of(json.dumps(values))
     return whole, inside
 
 
-def _from_text(text: str) -> "Tokenizer":
+def tokenizer_of(text: str) -> "Tokenizer":
     """A tokenizer without truncation, padding, and rules that multiply a text.
 
     Where memory is short the library ends the process, so it is not given a text before.

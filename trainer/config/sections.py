@@ -261,8 +261,15 @@ class RunConfig(Section):
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Folder of tokenizer.json."""
-        return Path(self.data.tokenizer) if self.data.tokenizer else self.model_folder
+        """Folder of the tokenizer.json that gives stock's ids.
+
+        Raises:
+            TokenizerError: The folder that the recipe names cannot give one.
+        """
+        from data.prepared.stock_tokenizer import stock_folder  # reads and writes files
+
+        named = Path(self.data.tokenizer) if self.data.tokenizer else self.model_folder
+        return stock_folder(self.data, named)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, every default filled in."""

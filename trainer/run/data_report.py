@@ -12,6 +12,7 @@ from data.batches.loader import TrainLoader
 from data.batches.order import steps_for
 from data.batches.packing import one_per_row, pack
 from data.prepared.prepare import Prepared
+from data.prepared.stock_tokenizer import decoded, difference
 from data.text.escaping import escaped
 from data.text.language import LanguageFacts, show_example
 from data.text.tokenization import TokenFacts
@@ -117,6 +118,10 @@ def remark_lines(prepared: Prepared) -> list[str]:
         if facts["ignored_fields"]:
             lines.append(f"{name}: columns not read: {', '.join(facts['ignored_fields'])}")
     sharing = prepared.sharing
+    if train := prepared.splits.get("train"):
+        texts = decoded(prepared.tokenizer, train.examples.tokens, train.examples.starts)
+        found = difference(prepared.tokenizer, texts)
+        lines += [found] if found else []
     if begin := prepared.tokenizer.begin_token:
         lines.append(f"the tokenizer puts {begin!r} before every text")
     if held_out:

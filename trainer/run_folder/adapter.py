@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from data.prepared.prepare import Prepared
+from data.prepared.stock_tokenizer import TOKENIZER_FILES
 from data.text.tokenizer import special_tokens
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
 _WRAPPER = "model."  # PackedClassifier.model
 FACTS = "focaltune.json"
-_OF_TOKENIZER = (  # as tokenizers of transformers name their files
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
-    "merges.txt", "*.model", "*.tiktoken",
-)  # fmt: skip
 
 
 def save_adapter(
@@ -103,10 +100,11 @@ def complete_model(folder: Path, config: RunConfig) -> None:
     a time. The tokenizer's own pad token is used where the base names none.
     """
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokenizer = config.tokenizer_folder
     pad_id = text_values(read_config(config.model)).get("pad_token_id")
-    settings["pad_token_id"] = _pad_id(config.tokenizer_folder) if pad_id is None else pad_id
+    settings["pad_token_id"] = _pad_id(tokenizer) if pad_id is None else pad_id
     write_json(folder / "config.json", settings)
-    copied = [path for p in _OF_TOKENIZER for path in config.tokenizer_folder.glob(p)]
+    copied = [path for p in TOKENIZER_FILES for path in tokenizer.glob(p)]
     copied.append(config.model_folder / "generation_config.json")
     for path in copied:
         if path.is_file():
