@@ -2,8 +2,9 @@
 
 A layer that the forward pass never reaches would stay as it is without a word: one of a vision
 tower, of a pooler that nobody reads, or whose weight is used without calling the layer. Hooks on
-the trained parameters keep the largest value of each gradient on the device. It is read once, after
-the first step that has gradients; then the hooks are gone, and later steps pay nothing.
+the trained parameters note which get a gradient, and its largest value, on the device. Both are
+read once, after the first step that has gradients; then the hooks are gone, and later steps pay
+nothing. A gradient of zero is one: random weights can be zero where trained ones are not.
 
 P trained parameters
 """
@@ -42,12 +43,17 @@ class GradientCheck:
     def __init__(self, engine: "DeepSpeedEngine") -> None:
         trained = trained_parameters(engine)
         self._targets = [_target(name, engine.module) for name, _ in trained]
-        self._largest_P = torch.zeros(len(trained), device=engine.device)
+        self._seen_2P = torch.zeros(2, len(trained), device=engine.device)  # largest value; 1
         self._num_silent = 0
         self._hooks = [
             parameter.register_hook(partial(self._keep, index))  # type: ignore[no-untyped-call]
             for index, (_, parameter) in enumerate(trained)
         ]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a step with gradients is behind."""
+        return not self._hooks
 
     def unreached(self, *, was_skipped: bool) -> list[str]:
         """Targets without a gradient, once they are known; called by all ranks after each step.
@@ -60,8 +66,8 @@ class GradientCheck:
         """
         if not self._hooks:
             return []
-        largest = all_reduce_sum(self._largest_P).tolist()
-        self._largest_P.zero_()
+        largest, seen = all_reduce_sum(self._seen_2P).tolist()
+        self._seen_2P.zero_()
         if was_skipped or not any(largest) or not all(map(math.isfinite, largest)):
             self._num_silent += 1
             if self._num_silent == _MOST_SILENT:
@@ -73,19 +79,19 @@ class GradientCheck:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        pairs = zip(self._targets, largest, strict=True)
+        pairs = zip(self._targets, seen, strict=True)
         return without_gradient(self._targets, {target for target, value in pairs if value})
 
     def _keep(self, index: int, gradient: Tensor) -> None:
         largest = torch.linalg.vector_norm(gradient.detach(), math.inf, dtype=torch.float32)
-        self._largest_P[index] = torch.maximum(self._largest_P[index], largest)
+        self._seen_2P[0, index] = torch.maximum(self._seen_2P[0, index], largest)
+        self._seen_2P[1, index] = 1.0
 
 
 def without_gradient(targets: Iterable[str], reached: set[str]) -> list[str]:
     """The targets that are not reached; an expert is excused that shares its list with one that is.
 
-    One parameter is enough for a target: A of LoRA has none while B is 0, and the bias of keys
-    never has, because softmax does not feel it.
+    One parameter is enough for a target.
     """
     experts = {expert_pattern(target) for target in reached if expert_pattern(target) != target}
     missing = (target for target in dict.fromkeys(targets) if target not in reached)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +23,8 @@ from trainer.errors import ModelError
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.output import output_function, own_logits
 from trainer.models.packed_attention import MASK, NATIVE, ROWS, VARLEN, Strategy
+from trainer.models.proof_records import beginning, changed, proof_records
+from trainer.models.quantized import quantized_layers
 from trainer.models.record_rows import ZERO3_PASSES
 from trainer.processes.peers import is_of_collective
 from trainer.tuning.ptuning import is_prompted
@@ -36,10 +37,6 @@ _OWN_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}  # of one forward pa
 # purpose.
 _NEIGHBOUR_TOLERANCE = 1e-5
 _DEAF = 1e-6
-_MOST_RECORDS = 8
-_SHARE_OF_SHORT = 8  # an eighth of a row is for short records
-_MOST_TOKENS = 64  # of the record whose own logits are compared
-_MARGIN = 32  # tokens by which the longest record exceeds a window
 _WINDOWS = ("window", "chunk_size", "local_attention")  # in the names of a config's lengths
 
 Forward = Callable[[Batch], Tensor]
@@ -113,7 +110,7 @@ def choose_strategy(
             gives its own scores.
     """
     windows = _windows(model)
-    records = _records(examples, settings, windows)
+    records = proof_records(examples, settings.seq_length, windows, packing=settings.packing)
     faults: list[str] = []
     with torch.no_grad():
         own_S = _own_scores(forward, model, records, settings, device)
@@ -121,7 +118,7 @@ def choose_strategy(
             try:
                 proof = _prove(forward, model, strategy, records, own_S, settings, device)
             except Exception as error:
-                if _is_fatal(error):
+                if not is_of_model(error):
                     raise
                 faults.append(f"{strategy}: {first_line(error)}")
                 continue
@@ -161,13 +158,9 @@ def _own_scores(
             _settle_output(forward, model, records, settings, device)
         own_S = _scores(forward, model, model.stock, records, settings, device)
     except Exception as error:
-        if _is_fatal(error):
+        if not is_of_model(error):
             raise
-        file = Path(model.model.get_base_model().name_or_path) / "config.json"
-        raise ModelError(
-            f"{file}: the forward pass of transformers' {_kind(model)} fails ({first_line(error)});"
-            " compare the file with the model's source, or take another base"
-        ) from error
+        raise forward_fault(model, error) from error
     if len(records) > 1 and float((own_S - own_S[0]).abs().max()) <= _DEAF:
         raise ModelError("the model's logits do not depend on its input; check its weights")
     return own_S
@@ -211,7 +204,7 @@ def _prove(
         is_changed_E = np.arange(len(records), 0, -1) % 2 == 0
         example_S = collate(records, [np.arange(len(records))]).example_S
         is_kept_S = torch.from_numpy(~is_changed_E[example_S]).to(device)
-        others_S = _scores(forward, model, tried, _changed(records, is_changed_E), settings, device)
+        others_S = _scores(forward, model, tried, changed(records, is_changed_E), settings, device)
         moved = float((others_S - packed_S)[is_kept_S].abs().max()) / scale
     return Proof(strategy, float((packed_S - own_S).abs().max()) / scale, moved)
 
@@ -243,7 +236,7 @@ def _refuse_sighted(
     device: torch.device,
 ) -> None:
     """Refuse an encoder, whose tokens see the one that they should predict."""
-    short = _short(records)
+    short = beginning(records)
     later = replace(short, tokens=np.append(short.tokens[:-1], short.tokens[0]))
     before_S, after_S = (
         _scores(forward, model, model.stock, text, settings, device)[:-1, 0]
@@ -271,7 +264,7 @@ def _settle_output(
     """
     if is_prompted(model.model):  # transformers' own forward knows no virtual tokens
         return
-    short = _short(records)
+    short = beginning(records)
     batch = collate(short, [np.array([0])]).to(device)
     ids_1T = batch.input_ids_BT[:, : batch.used_B[0]]
     whole = model.model.get_base_model()
@@ -287,10 +280,22 @@ def _settle_output(
         )
 
 
-def _is_fatal(error: Exception) -> bool:
-    """Whether an error is not the model's: an error of ours, memory, or a collective."""
+def forward_fault(model: PackedModel, error: Exception) -> ModelError:
+    """The error of a model whose own code fails; it names the file that describes it."""
+    file = Path(model.model.get_base_model().name_or_path) / "config.json"
+    remedy = "compare the file with the model's source"
+    if quantized_layers(model):  # some models compute with weights themselves
+        remedy = "take a base that is not quantised, tuning.method=lora"
+    return ModelError(
+        f"{file}: the forward pass of transformers' {_kind(model)} fails ({first_line(error)});"
+        f" {remedy}, or take another base"
+    )
+
+
+def is_of_model(error: Exception) -> bool:
+    """Whether an error is the model's own: not one of ours, of memory, or of a collective."""
     is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return (
+    return not (
         hasattr(error, "exit_code")
         or is_memory
         or "allocate memory" in str(error)
@@ -312,54 +317,6 @@ def _windows(model: PackedModel) -> list[int]:
             values = value if isinstance(value, list) else [value]
             found.update(one for one in values if type(one) is int and one > 0)
     return sorted(found)
-
-
-def _records(examples: ExampleSet, settings: Settings, windows: Sequence[int]) -> ExampleSet:
-    """Short records first, then the longest that fits, longer than any window if a record can be.
-
-    A leak would change it most. Every token of a text is a target.
-    """
-    by_length = np.argsort(examples.lengths, kind="stable")
-    needed = max((one + _MARGIN for one in windows if one < settings.seq_length), default=0)
-    others, room = by_length[: _MOST_RECORDS - 1], settings.seq_length
-    total = np.cumsum(examples.lengths[others])
-    if settings.packing:
-        most = max(min(room // _SHARE_OF_SHORT, room - needed), int(total[0]))
-        room -= int(total[total <= most][-1])
-    fitting = by_length[examples.lengths[by_length] <= room]
-    longest = int(fitting[-1]) if len(fitting) else int(by_length[0])
-    length = max(int(examples.lengths[longest]), min(needed, room))
-    if settings.packing:
-        others = others[total <= settings.seq_length - length]
-    chosen = examples.subset(np.append(others[others != longest], longest))
-    extra = np.resize(chosen.tokens, length - int(chosen.lengths[-1]))
-    tokens = np.concatenate([chosen.tokens, extra])
-    return replace(
-        chosen,
-        tokens=tokens,
-        starts=np.append(chosen.starts[:-1], len(tokens)),
-        supervised=None if chosen.supervised is None else np.ones(len(tokens), np.bool_),
-    )
-
-
-def _short(records: ExampleSet) -> ExampleSet:
-    """The beginning of the longest text, which is the last."""
-    tokens = records.tokens[records.starts[-2] :][:_MOST_TOKENS]
-    return replace(
-        records.subset(np.array([len(records) - 1])),
-        tokens=tokens,
-        starts=np.array([0, len(tokens)]),
-        supervised=np.ones(len(tokens), np.bool_),
-    )
-
-
-def _changed(records: ExampleSet, is_changed_E: npt.NDArray[np.bool_]) -> ExampleSet:
-    """The set with other tokens in some records: the end of the longest, in reverse."""
-    tokens = records.tokens.copy()
-    for place in np.flatnonzero(is_changed_E):
-        first, last = records.starts[place : place + 2]
-        tokens[first:last] = records.tokens[::-1][: last - first]
-    return replace(records, tokens=tokens)
 
 
 def _lines(

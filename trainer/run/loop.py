@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from data.batches.loader import StepBatches
+from trainer.architectures.classes import head_modules
 from trainer.engine.engine import set_learning_rate
 from trainer.engine.finite import FiniteCheck, Report, diverged, local_norm
 from trainer.engine.gradients import GradientCheck, unreached_message
 from trainer.engine.optim import learning_rate
 from trainer.engine.state import TrainState, seed_step
 from trainer.errors import DivergedError, MemoryExceededError, ModelError, StoppedError
+from trainer.models.proof import forward_fault, is_of_model
 from trainer.processes.distributed import all_reduce_sum
 from trainer.processes.stopping import Agreed, StopRequest
 from trainer.processes.watchdog import Watchdog
@@ -56,7 +58,8 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
             batches = run.loader.step(state.step)
             updates = max(0, state.step - state.skipped_steps + run.steps_ahead)
             rate = learning_rate(run.config.optim, updates, run.total_steps + run.steps_ahead)
-            losses_A, norm = optimizer_step(run, batches, state.step, rate)
+            with _first_step_named(session, is_first=not gradients.is_settled):
+                losses_A, norm = optimizer_step(run, batches, state.step, rate)
             _advance(state, run.engine, batches)
             _check_reached(run, gradients.unreached(was_skipped=state.consecutive_skips > 0))
             check.record(state.step, losses_A, norm)
@@ -129,12 +132,28 @@ def optimizer_step(
     return torch.stack(losses), run.engine.get_global_grad_norm() if norm is None else norm
 
 
+@contextmanager
+def _first_step_named(session: Session, *, is_first: bool) -> Iterator[None]:
+    """The proof scores; in training some models do more, which can fail."""
+    try:
+        yield
+    except Exception as error:
+        if is_first and is_of_model(error):
+            raise forward_fault(session.model, error) from error
+        raise
+
+
 def _check_reached(run: Run, missing: list[str]) -> None:
-    """Stop before a target stays as it is without a word; full tuning has no targets."""
+    """Stop before a target stays as it is without a word.
+
+    Full tuning has no targets, and nobody names the parts of a head: BigBird reads no pooler.
+    """
     if not missing:
         return
-    message = unreached_message(missing)
-    if run.config.tuning.method != "full":
+    tuning, message = run.config.tuning, unreached_message(missing)
+    heads = [f"{path}." for path in head_modules(run.engine.module.model.get_base_model())]
+    is_of_head = [f"{path}.".startswith(tuple(heads)) for path in missing]
+    if tuning.method != "full" and not all(is_of_head):
         raise ModelError(
             f"{message}; leave them out of tuning.target_modules and tuning.modules_to_save: names"
             " can be longer parts of a path"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,16 +33,20 @@ Called = dict[str, list[Tensor | None]]
 """Path of a layer -> its outputs; None for a call that a layer with an adapter does not know."""
 
 
-def idle_layers(backbone: "PreTrainedModel") -> dict[str, str]:
+def idle_layers(backbone: "PreTrainedModel", source: str = "") -> dict[str, str]:
     """Path of every linear layer that an adapter could not train -> why.
 
     A layer can be trained if each call takes one tensor and gives one, and a gradient comes back
     from the last hidden states. One of several experts that no token chose can be, too.
 
+    Args:
+        backbone: Without adapters.
+        source: Its folder, for the error.
+
     Raises:
         ModelError: The backbone does not run on token ids and a mask.
     """
-    called, read = _watched(backbone)
+    called, read = _watched(backbone, source)
     layers = {name: module for name, module in backbone.named_modules() if is_linear(module)}
     siblings = {expert_pattern(name) for name in called if name != expert_pattern(name)}
     why = {}
@@ -82,7 +87,7 @@ def _is_product(layer: Any) -> bool:
     return weight.is_meta or bool(difference <= _ROUNDING * expected.float().norm())
 
 
-def _watched(backbone: "PreTrainedModel") -> tuple[Called, set[str]]:
+def _watched(backbone: "PreTrainedModel", source: str) -> tuple[Called, set[str]]:
     """The layers that a pass calls, and those that the last hidden states depend on."""
     # Masks have values to look at, which the twin lacks; without one some models look at the ids.
     for with_mask in (False, True):
@@ -95,9 +100,9 @@ def _watched(backbone: "PreTrainedModel") -> tuple[Called, set[str]]:
             return _pass(backbone, with_mask=True)
     except Exception as error:
         raise ModelError(
-            f"{backbone.config.model_type}: {type(backbone).__name__} does not run on token ids and"
-            f" a mask ({first_line(error)}), so its target modules are not known; name them in"
-            " tuning.target_modules"
+            f"{Path(source) / 'config.json'}: the forward pass of transformers'"
+            f" {backbone.config.model_type} fails ({first_line(error)}); compare the file with the"
+            " model's source, or take another base"
         ) from error
 
 
@@ -137,6 +142,8 @@ def _pass(model: "PreTrainedModel", with_mask: bool) -> tuple[Called, set[str]]:
         for tensor in tensors
         if tensor is not None and tensor.requires_grad
     ]
+    if not outputs:
+        return called, set()
     gradients = torch.autograd.grad(last.sum(), [t for _, t in outputs], allow_unused=True)
     pairs = zip(outputs, gradients, strict=True)
     return called, {name for (name, _), gradient in pairs if gradient is not None}

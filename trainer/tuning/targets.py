@@ -124,7 +124,7 @@ def peft_refusal(base: "PreTrainedModel", path: str) -> str | None:
 def _auto(base: "PreTrainedModel", tuning: TuningSection) -> Targets:
     backbone, heads = backbone_of(base), tuple(head_modules(base))
     prefix = next(name for name, module in base.named_modules() if module is backbone)
-    idle = idle_layers(backbone)
+    idle = idle_layers(backbone, base.name_or_path)
     chosen, left_out = set(), {}
     for name, layer in backbone.named_modules():
         path = f"{prefix}.{name}" if prefix else name
