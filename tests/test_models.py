@@ -49,7 +49,11 @@ def outcomes(request, tmp_path_factory) -> Iterator[dict[str, Future[Outcome]]]:
     """The outcomes of the cells that are wanted; as many run side by side as there are cores."""
     work = tmp_path_factory.mktemp("models")
     data = write_data(work / "data")
-    items = [item for item in request.session.items if "outcomes" in item.fixturenames]
+    items = [
+        item
+        for item in request.session.items
+        if item.path == request.path and "outcomes" in item.fixturenames
+    ]
     wanted = [item.callspec.params["chosen"] for item in items]
     configs = {one[0]: write_config(one[0], work / "configs" / one[0]) for one in wanted}
 
