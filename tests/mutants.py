@@ -100,7 +100,6 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
             ["zip(whole, text, strict=False) -> zip(text, whole, strict=False)"],
             "two texts differ at one place, whichever is first",
         ),
-        ("return str(rendered[0])", ["0 -> -1"], "one conversation is rendered"),
     ],
     "data/text/templates.py": [
         ("if span.supervised), default=0)", ["0 -> 1", "0 -> -1"], "none is supervised then"),
