@@ -209,7 +209,9 @@ def _small(key: str, value: Any) -> Any:
     if key in _TOKENS:
         return _TOKENS[key]
     if isinstance(value, float):
-        return 0.0 if "drop" in key else 0.15 if key in _SPREADS and value else None
+        return (
+            0.0 if "drop" in key or "jitter" in key else 0.15 if key in _SPREADS and value else None
+        )
     is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
     return _SIZE_OF.get(key) if is_size else None
 
