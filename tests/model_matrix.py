@@ -134,7 +134,7 @@ def _strategy(row: dict[str, Any]) -> str:
 
 
 def counts(rows: Sequence[dict[str, Any]]) -> str:
-    """How many cells came to what, as a sentence."""
+    """The number of cells with each verdict, as a sentence."""
     found = Counter(_verdict(row) for row in rows)
     apart = found.pop("does not apply", 0)
     parts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(found.items()))

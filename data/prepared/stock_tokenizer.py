@@ -44,7 +44,7 @@ def stock_folder(config: DataConfig, folder: Path) -> Path:
     """The folder itself where its tokenizer.json gives stock's ids, else one made from it.
 
     Raises:
-        TokenizerError: There is no tokenizer.json, and transformers makes none.
+        TokenizerError: The folder has no tokenizer.json, and transformers cannot make one.
     """
     if not _files(folder, _VOCABULARIES) or _is_plain(folder):
         return folder

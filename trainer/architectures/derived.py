@@ -1,6 +1,10 @@
 """What a model of transformers shows: its backbone and its linear layers."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from data.errors import first_line
+from trainer.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +35,19 @@ def token_table(model: "PreTrainedModel") -> "nn.Module":
     except NotImplementedError:
         table = next(one for one in model.modules() if isinstance(one, nn.Embedding))
     return table
+
+
+def forward_fault(
+    source: str,
+    kind: str,
+    error: BaseException,
+    remedy: str = "compare the file with the model's source",
+) -> ModelError:
+    """The error of a model whose own code fails; it names the file that describes it."""
+    return ModelError(
+        f"{Path(source) / 'config.json'}: the forward pass of transformers' {kind} fails"
+        f" ({first_line(error)}); {remedy}, or take another base"
+    )
 
 
 def is_linear(layer: "nn.Module") -> bool:

@@ -57,7 +57,7 @@ def output_function(model: "PreTrainedModel", input_ids_1T: Tensor) -> Function:
         head.register_forward_hook(give_known),
     )
     try:
-        logits_1TV = own_logits(model, input_ids_1T)
+        logits_1TV = text_logits(model, input_ids_1T)
     finally:
         for hook in hooks:
             hook.remove()
@@ -79,7 +79,7 @@ def output_function(model: "PreTrainedModel", input_ids_1T: Tensor) -> Function:
     return before[0] * after[0], after[1]
 
 
-def own_logits(model: "PreTrainedModel", input_ids_1T: Tensor) -> Tensor:
+def text_logits(model: "PreTrainedModel", input_ids_1T: Tensor) -> Tensor:
     """Logits (1, T, V) of the model's own forward pass of one text."""
     mask_1T = torch.ones_like(input_ids_1T)
     logits_1TV: Tensor = model(

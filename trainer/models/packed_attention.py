@@ -2,7 +2,7 @@
 
 varlen   attention gets the boundaries: FlashAttention, or SDPA segment by segment on a CPU
 mask     each layer gets one explicit block-diagonal mask, which would hide a window of the layer
-native   positions restart and there is no mask, so transformers builds a packed mask for each layer
+native   positions restart without a mask, so transformers builds a packed mask for each layer
 rows     see trainer/models/record_rows.py
 
 B rows, T tokens per row, H heads, D head size.

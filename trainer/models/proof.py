@@ -7,7 +7,6 @@ tried; a model that no strategy gets right does not train.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from data.batches.batch import Batch, collate
 from data.errors import first_line
 from data.text.tokenization import ExampleSet
 from trainer.architectures.classes import OWN
+from trainer.architectures.derived import forward_fault
 from trainer.config.methods import FLASH, SEGMENT_SDPA
 from trainer.errors import ModelError
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
-from trainer.models.output import output_function, own_logits
+from trainer.models.output import output_function, text_logits
 from trainer.models.packed_attention import MASK, NATIVE, ROWS, VARLEN, Strategy
 from trainer.models.proof_records import beginning, changed, proof_records
 from trainer.models.quantized import quantized_layers
@@ -160,7 +160,7 @@ def _own_scores(
     except Exception as error:
         if not is_of_model(error):
             raise
-        raise forward_fault(model, error) from error
+        raise fault_of(model, error) from error
     if len(records) > 1 and float((own_S - own_S[0]).abs().max()) <= _DEAF:
         raise ModelError("the model's logits do not depend on its input; check its weights")
     return own_S
@@ -270,7 +270,7 @@ def _settle_output(
     whole = model.model.get_base_model()
     model.loss.scale, model.loss.cap = output_function(whole, ids_1T)
     ours_S = _scores(forward, model, model.stock, short, settings, device)[:, 0]
-    chances_SV = own_logits(whole, ids_1T)[0, batch.read_S].float().log_softmax(-1)
+    chances_SV = text_logits(whole, ids_1T)[0, batch.read_S].float().log_softmax(-1)
     own_S = -chances_SV.gather(1, batch.labels_S[:, None])[:, 0]
     difference = float((ours_S - own_S).abs().max() / own_S.abs().max().clamp(min=1.0))
     if not difference <= _OWN_TOLERANCE[settings.precision]:
@@ -280,16 +280,13 @@ def _settle_output(
         )
 
 
-def forward_fault(model: PackedModel, error: Exception) -> ModelError:
-    """The error of a model whose own code fails; it names the file that describes it."""
-    file = Path(model.model.get_base_model().name_or_path) / "config.json"
-    remedy = "compare the file with the model's source"
+def fault_of(model: PackedModel, error: Exception) -> ModelError:
+    """The error of a model whose own code fails."""
+    source = model.model.get_base_model().name_or_path
     if quantized_layers(model):  # some models compute with weights themselves
         remedy = "take a base that is not quantised, tuning.method=lora"
-    return ModelError(
-        f"{file}: the forward pass of transformers' {_kind(model)} fails ({first_line(error)});"
-        f" {remedy}, or take another base"
-    )
+        return forward_fault(source, _kind(model), error, remedy)
+    return forward_fault(source, _kind(model), error)
 
 
 def is_of_model(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from trainer.engine.gradients import GradientCheck, unreached_message
 from trainer.engine.optim import learning_rate
 from trainer.engine.state import TrainState, seed_step
 from trainer.errors import DivergedError, MemoryExceededError, ModelError, StoppedError
-from trainer.models.proof import forward_fault, is_of_model
+from trainer.models.proof import fault_of, is_of_model
 from trainer.processes.distributed import all_reduce_sum
 from trainer.processes.stopping import Agreed, StopRequest
 from trainer.processes.watchdog import Watchdog
@@ -139,7 +139,7 @@ def _first_step_named(session: Session, *, is_first: bool) -> Iterator[None]:
         yield
     except Exception as error:
         if is_first and is_of_model(error):
-            raise forward_fault(session.model, error) from error
+            raise fault_of(session.model, error) from error
         raise
 
 

@@ -127,9 +127,9 @@ def write_checkpoint(
             discard(final)
         os.rename(temporary, final)
     except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         for _ in left:
             pass
-        shutil.rmtree(temporary, ignore_errors=True)
         raise
     to_disk(root)
     return final

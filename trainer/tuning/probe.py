@@ -12,15 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from data.errors import first_line
-from trainer.architectures.derived import is_conv1d, is_linear
-from trainer.errors import ModelError
+from trainer.architectures.derived import forward_fault, is_conv1d, is_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,11 +96,7 @@ def _watched(backbone: "PreTrainedModel", source: str) -> tuple[Called, set[str]
         with _plain_attention(backbone):
             return _pass(backbone, with_mask=True)
     except Exception as error:
-        raise ModelError(
-            f"{Path(source) / 'config.json'}: the forward pass of transformers'"
-            f" {backbone.config.model_type} fails ({first_line(error)}); compare the file with the"
-            " model's source, or take another base"
-        ) from error
+        raise forward_fault(source, backbone.config.model_type, error) from error
 
 
 def _twin(backbone: "PreTrainedModel") -> "PreTrainedModel":

@@ -52,7 +52,7 @@ def test_qlora_leaves_stacked_experts_in_16_bit(config_of):
     config = config_of(EXPERTS, "tuning.method=qlora", "tuning.quant_type=int8")
     recipe = resolve(config, read_shape(config), GPU)
     memory = memory_of(recipe)
-    # Of a block: q 64 x 64, k and v 64 x 32, o 64 x 64. Its router is no linear layer, and eight
+    # Of a block: q 64 x 64, k and v 64 x 32, o 64 x 64. Its router is not a linear layer: eight
     # experts of 3 x 64 x 48 weights are two parameters.
     packed = 2 * (2 * 64 * 64 + 2 * 64 * 32)
     assert memory.quantised_weights == packed * (1 + 4 / 64)

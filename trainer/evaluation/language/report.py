@@ -30,7 +30,7 @@ class LanguageScores:
     Attributes:
         model: The best checkpoint.
         before: The model before the first step; None where it was not measured.
-        unigram: Loss of token frequencies alone; None where there is no training split.
+        unigram: Loss of token frequencies alone; None without a training split.
         files: First record of each file by name.
         samples: Prompts with the model's answers.
         curves: Name -> [(step, loss)].
