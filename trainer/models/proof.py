@@ -90,6 +90,32 @@ class Proof:
         return f"{self.strategy}: max |diff| to stock = {self.stock:.1e}{moved}"
 
 
+@dataclass(frozen=True)
+class _Scorer:
+    """What each comparison of scores shares."""
+
+    forward: Forward
+    model: PackedModel
+    settings: Settings
+    device: torch.device
+
+    def scores(self, strategy: Strategy, records: ExampleSet) -> Tensor:
+        """Scores (S, 2) in fp32, of records in one row or, without packing, rows of their own."""
+        use(self.model, strategy)
+        row, settings = np.arange(len(records)), self.settings
+        rows = [row] if settings.packing else [row[n : n + 1] for n in row]
+        batches = [[one] for one in rows] if settings.one_by_one else [rows]
+        scores = (
+            self.forward(collate(records, batch, isolate=settings.isolate).to(self.device))
+            for batch in batches
+        )
+        return torch.cat([each[:, :2].float() for each in scores])  # not the token one would choose
+
+    def nll(self, text: ExampleSet) -> Tensor:
+        """The nll (S,) of one text, as stock code takes it."""
+        return self.scores(self.model.stock, text)[:, 0]
+
+
 def choose_strategy(
     forward: Forward,
     model: PackedModel,
@@ -109,14 +135,14 @@ def choose_strategy(
         ModelError: The model does not run, ignores its input or changes its logits, or no strategy
             gives its own scores.
     """
-    windows = _windows(model)
+    scorer, windows = _Scorer(forward, model, settings, device), _windows(model)
     records = proof_records(examples, settings.seq_length, windows, packing=settings.packing)
     faults: list[str] = []
     with torch.no_grad():
-        own_S = _own_scores(forward, model, records, settings, device)
+        own_S = _own_scores(scorer, records)
         for strategy in _strategies(settings, model, windows):
             try:
-                proof = _prove(forward, model, strategy, records, own_S, settings, device)
+                proof = _prove(scorer, strategy, records, own_S)
             except Exception as error:
                 if not is_of_model(error):
                     raise
@@ -143,20 +169,15 @@ def use(model: PackedModel, strategy: Strategy) -> None:
     model.strategy = strategy
 
 
-def _own_scores(
-    forward: Forward,
-    model: PackedModel,
-    records: ExampleSet,
-    settings: Settings,
-    device: torch.device,
-) -> Tensor:
+def _own_scores(scorer: _Scorer, records: ExampleSet) -> Tensor:
     """The scores of stock's forward pass of each record."""
+    model = scorer.model
     try:
         use(model, model.stock)
         if isinstance(model, PackedLanguageModel):
-            _refuse_sighted(forward, model, records, settings, device)
-            _settle_output(forward, model, records, settings, device)
-        own_S = _scores(forward, model, model.stock, records, settings, device)
+            _refuse_sighted(scorer, records)
+            _settle_output(scorer, model, records)
+        own_S = scorer.scores(model.stock, records)
     except Exception as error:
         if not is_of_model(error):
             raise
@@ -186,77 +207,35 @@ def _strategies(
         yield replace(stock, attention=attention)
 
 
-def _prove(
-    forward: Forward,
-    model: PackedModel,
-    strategy: Strategy,
-    records: ExampleSet,
-    own_S: Tensor,
-    settings: Settings,
-    device: torch.device,
-) -> Proof:
+def _prove(scorer: _Scorer, strategy: Strategy, records: ExampleSet, own_S: Tensor) -> Proof:
     # All records in one padded pass, which mixes their lengths more than any batch will.
     tried = replace(strategy, num_passes=1) if strategy.most_padding else strategy
-    packed_S = _scores(forward, model, tried, records, settings, device)
+    packed_S = scorer.scores(tried, records)
     scale = max(1.0, float(own_S.abs().max()))
     moved = None
-    if settings.isolate:
+    if scorer.settings.isolate:
         is_changed_E = np.arange(len(records), 0, -1) % 2 == 0
         example_S = collate(records, [np.arange(len(records))]).example_S
-        is_kept_S = torch.from_numpy(~is_changed_E[example_S]).to(device)
-        others_S = _scores(forward, model, tried, changed(records, is_changed_E), settings, device)
+        is_kept_S = torch.from_numpy(~is_changed_E[example_S]).to(scorer.device)
+        others_S = scorer.scores(tried, changed(records, is_changed_E))
         moved = float((others_S - packed_S)[is_kept_S].abs().max()) / scale
     return Proof(strategy, float((packed_S - own_S).abs().max()) / scale, moved)
 
 
-def _scores(
-    forward: Forward,
-    model: PackedModel,
-    strategy: Strategy,
-    records: ExampleSet,
-    settings: Settings,
-    device: torch.device,
-) -> Tensor:
-    """Scores (S, 2) in fp32, of records in one row or, without packing, in rows of their own."""
-    use(model, strategy)
-    row = np.arange(len(records))
-    rows = [row] if settings.packing else [row[n : n + 1] for n in row]
-    batches = [[one] for one in rows] if settings.one_by_one else [rows]
-    scores = (
-        forward(collate(records, batch, isolate=settings.isolate).to(device)) for batch in batches
-    )
-    return torch.cat([each[:, :2].float() for each in scores])  # not the token one would choose
-
-
-def _refuse_sighted(
-    forward: Forward,
-    model: PackedLanguageModel,
-    records: ExampleSet,
-    settings: Settings,
-    device: torch.device,
-) -> None:
+def _refuse_sighted(scorer: _Scorer, records: ExampleSet) -> None:
     """Refuse an encoder, whose tokens see the one that they should predict."""
     short = beginning(records)
     later = replace(short, tokens=np.append(short.tokens[:-1], short.tokens[0]))
-    before_S, after_S = (
-        _scores(forward, model, model.stock, text, settings, device)[:-1, 0]
-        for text in (short, later)
-    )
-    allowed = _TOLERANCE[settings.precision] * max(1.0, float(before_S.norm(p=float("inf"))))
+    before_S, after_S = (scorer.nll(text)[:-1] for text in (short, later))
+    allowed = _TOLERANCE[scorer.settings.precision] * max(1.0, float(before_S.norm(p=float("inf"))))
     if float((after_S - before_S).norm(p=float("inf"))) > allowed:
         raise ModelError(
-            f"{_kind(model)}: its tokens see later tokens, so it cannot learn to predict them; take"
-            " a decoder for this task, or task.name=classification"
+            f"{_kind(scorer.model)}: its tokens see later tokens, so it cannot learn to predict"
+            " them; take a decoder for this task, or task.name=classification"
         )
 
 
-def _settle_output(
-    forward: Forward,
-    model: PackedLanguageModel,
-    records: ExampleSet,
-    settings: Settings,
-    device: torch.device,
-) -> None:
+def _settle_output(scorer: _Scorer, model: PackedLanguageModel, records: ExampleSet) -> None:
     """Let the loss do to its logits what the model does, and compare both on one short text.
 
     Raises:
@@ -265,15 +244,15 @@ def _settle_output(
     if is_prompted(model.model):  # transformers' own forward knows no virtual tokens
         return
     short = beginning(records)
-    batch = collate(short, [np.array([0])]).to(device)
+    batch = collate(short, [np.array([0])]).to(scorer.device)
     ids_1T = batch.input_ids_BT[:, : batch.used_B[0]]
     whole = model.model.get_base_model()
     model.loss.scale, model.loss.cap = output_function(whole, ids_1T)
-    ours_S = _scores(forward, model, model.stock, short, settings, device)[:, 0]
+    ours_S = scorer.nll(short)
     chances_SV = text_logits(whole, ids_1T)[0, batch.read_S].float().log_softmax(-1)
     own_S = -chances_SV.gather(1, batch.labels_S[:, None])[:, 0]
     difference = float((ours_S - own_S).abs().max() / own_S.abs().max().clamp(min=1.0))
-    if not difference <= _OWN_TOLERANCE[settings.precision]:
+    if not difference <= _OWN_TOLERANCE[scorer.settings.precision]:
         raise ModelError(
             f"{_kind(model)}: the loss of the output layer alone is not that of the model's own"
             f" forward (relative difference {difference:.1e}); take another base"
