@@ -9,17 +9,16 @@ made them. A gradient then reaches only the last of these that a tensor was made
     inner              the sources of such a layer
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 from trainer.architectures.derived import is_linear, token_table, within_block
 from trainer.architectures.shapes import INNER, KEY_VALUE, LAST, QUERY
-from trainer.architectures.traced import has_stacked_weights, run, without_values
+from trainer.architectures.traced import Replacing, has_stacked_weights, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,11 +54,11 @@ def roles_of(backbone: "PreTrainedModel") -> dict[str, frozenset[str]]:
     return roles
 
 
-class _Flow(TorchFunctionMode):
+class _Flow(Replacing):
     """Notes the sources of what linear layers read and of what attention gets."""
 
     def __init__(self, backbone: "PreTrainedModel") -> None:
-        super().__init__()
+        super().__init__({scaled_dot_product_attention: self._attend})
         self.backbone = backbone
         self._cut: list[tuple[str, Tensor]] = []
         self._sources: dict[str, Sources] = {}  # by path, of what a layer reads
@@ -67,22 +66,6 @@ class _Flow(TorchFunctionMode):
         self._queries: Sources = frozenset()
         self._keys: Sources = frozenset()
         self._attends: list[bool] = []  # by block
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Cut attention off; run everything else."""
-        if function is not scaled_dot_product_attention:
-            return without_values(function, args, kwargs or {})
-        query, key, value = args[:3]
-        self._queries |= self._sources_of(query)
-        self._keys |= self._sources_of(key) | self._sources_of(value)
-        self._attends[-1:] = [True]
-        return self._cut_off(_ATTENTION, query.new_empty(*query.shape[:-1], value.shape[-1]))
 
     def hooks(self) -> list[Any]:
         """Cut the outputs of linear layers and embeddings off."""
@@ -126,6 +109,12 @@ class _Flow(TorchFunctionMode):
             path: frozenset(role for role, paths in layers.items() if path in paths)
             for path in self._sources
         }
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        self._queries |= self._sources_of(query)
+        self._keys |= self._sources_of(key) | self._sources_of(value)
+        self._attends[-1:] = [True]
+        return self._cut_off(_ATTENTION, query.new_empty(*query.shape[:-1], value.shape[-1]))
 
     def _after(self, path: str) -> Callable[..., Tensor]:
         def seen(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:

@@ -144,18 +144,16 @@ class _FusedAttention(torch.autograd.Function):
         return out
 
 
-class _Watch(TorchFunctionMode):
-    """Notes what is kept, by which block, and what linear layers read."""
+class Replacing(TorchFunctionMode):
+    """Runs functions of torch on tensors that have sizes alone, some of them by others.
 
-    def __init__(self, backbone: "PreTrainedModel") -> None:
+    Args:
+        others: Function of torch -> what runs in its place.
+    """
+
+    def __init__(self, others: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
-        self.backbone, self.trace = backbone, Trace()
-        tensors = [*backbone.parameters(), *backbone.buffers()]
-        self._weights = {_address(tensor) for tensor in tensors}
-        self._alive: list[Tensor] = []  # an address is a tensor's own as long as it is
-        self._masks: set[int] = set()
-        self._block, self._depth = _OUTSIDE, 0
-        self._is_written = False
+        self._others = others
 
     def __torch_function__(
         self,
@@ -164,13 +162,25 @@ class _Watch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Replace attention and dropout; run everything else."""
+        """Run the other function, or the one that is called."""
         kwargs = kwargs or {}
-        if function is scaled_dot_product_attention:
-            return self._attend(*args, **kwargs)
-        if function is dropout:
-            return self._drop(*args, **kwargs)
-        return without_values(function, args, kwargs)
+        if function in self._others:
+            return self._others[function](*args, **kwargs)
+        return _without_values(function, args, kwargs)
+
+
+class _Watch(Replacing):
+    """Notes what is kept, by which block, and what linear layers read."""
+
+    def __init__(self, backbone: "PreTrainedModel") -> None:
+        super().__init__({scaled_dot_product_attention: self._attend, dropout: self._drop})
+        self.backbone, self.trace = backbone, Trace()
+        tensors = [*backbone.parameters(), *backbone.buffers()]
+        self._weights = {_address(tensor) for tensor in tensors}
+        self._alive: list[Tensor] = []  # an address is a tensor's own as long as it is
+        self._masks: set[int] = set()
+        self._block, self._depth = _OUTSIDE, 0
+        self._is_written = False
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -276,7 +286,7 @@ class _Watch(TorchFunctionMode):
             self._block = _OUTSIDE
 
 
-def without_values(
+def _without_values(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Run a function of torch on tensors that have sizes alone."""
