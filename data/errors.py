@@ -42,7 +42,6 @@ def parsing(where: str | Callable[[], str], kind: type[ValueError], remedy: str)
         where: The file and the place in it, and what is wrong there; a function, where the place
             moves.
         kind: Has an exit_code.
-        remedy: What the user can do.
     """
     try:
         yield

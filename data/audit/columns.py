@@ -28,12 +28,9 @@ class Columns:
     """The values of one split that the audit compares.
 
     Attributes:
-        name: Name of the split.
-        samples: The records themselves.
         keys: Digests of code and groups, and the classes.
         fix_N: Digest of commit and function name, 0 without a commit: a function and its repair
             share it.
-        id_N: Digest of the id.
     """
 
     name: str

@@ -62,7 +62,6 @@ class Shared:
         where: One split, or two with a slash.
         num_things: Codes, ids or groups found there.
         num_functions: By split: functions that have one of them.
-        examples: For a person to look up.
     """
 
     where: str
@@ -77,9 +76,7 @@ class NearPairs:
 
     Attributes:
         num_pairs: Pairs at or above the threshold; a lower bound in dense clusters.
-        num_opposite: Pairs with opposite labels.
         num_functions: By split: functions in at least one of the pairs.
-        examples: The most alike.
     """
 
     where: str
@@ -100,7 +97,6 @@ class NearFacts:
             every fix makes them.
         clusters: Connected exact and near duplicates: number of clusters, functions in them,
             largest cluster, and clusters that reach over several splits.
-        functions_per_second: Speed of the whole search.
     """
 
     method: str

@@ -24,7 +24,6 @@ def verdicts(facts: AuditFacts, leak_groups: Sequence[str]) -> list[Finding]:
     """All findings, leaks before warnings before notes.
 
     Args:
-        facts: All other results.
         leak_groups: Fields that two splits must not share.
     """
     found = [

@@ -78,7 +78,6 @@ def near_duplicates(splits: Sequence[Columns], limit: int) -> NearFacts:
     """Search all splits together.
 
     Args:
-        splits: Their columns.
         limit: Most functions of a split to compare; a larger split gets a seeded sample.
     """
     begin = time.perf_counter()

@@ -69,7 +69,6 @@ def _shared(
     """Count functions by what they share.
 
     Args:
-        parts: One split or two.
         keys: One array for each part; 0 where a function has no key.
         describe: Names one key by its places in the parts.
         found: The shared keys; by default those that repeat in one part or are in both.

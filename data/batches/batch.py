@@ -37,7 +37,6 @@ class Batch:
         segment_ids_BT: int64, counted from 0 in each row.
         segment_lengths: Tokens of every segment, row by row, with padding; their sum is B x T.
         used_B: Real tokens of each row, on the host; padding follows them.
-        row_S: Row of each place.
         read_S: Its column: the last token of a function, or the token before a target.
         labels_S: Class ids, or token ids.
         weights_S: float32 loss weights: the example's weight times its share of a function.

@@ -37,10 +37,8 @@ class Batching:
     """How examples become rows, and rows the steps of an epoch.
 
     Attributes:
-        seq_length: Tokens of a row.
         global_batch_size: Records or rows in an optimizer step.
         batch_unit: "examples" or "rows".
-        micro_batch_size: Rows of one forward pass on one rank.
         seed: Draws the order of rows, and which examples share one.
         packing: False puts every example in its own row.
         packing_window: Examples packed at a time; None packs all at once.
@@ -69,7 +67,6 @@ class Start:
 
     Attributes:
         step: The step, counted from 0 over all epochs.
-        epoch: Its epoch, counted from 0.
         rows_done: Rows of this epoch that earlier steps have trained.
         least_rows: With fewer rows of its own, this epoch takes those of epoch 0.
     """
@@ -84,9 +81,6 @@ class TrainLoader:
     """Steps as a pure function of their number; only the packing of the current epoch is kept.
 
     Args:
-        examples: Training split.
-        batching: Shape of rows and steps.
-        rank, world_size: This process among all.
         files: First record of each file by name, for epochs that go through one file after the
             other; None mixes files.
         start: Where this batch size begins, after steps of another one.

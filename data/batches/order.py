@@ -23,10 +23,7 @@ class Plan:
     """The shape of an epoch.
 
     Attributes:
-        num_rows: Rows of an epoch.
         steps_per_epoch: Optimizer steps of an epoch; rows are spread evenly over them.
-        micro_batch_size: Rows of one forward pass on one rank.
-        world_size: Ranks.
     """
 
     num_rows: int
@@ -66,12 +63,6 @@ def row_costs(
 
     For each token, a transformer layer takes about 24 h^2 multiplications in its matrices and 4 h l
     in attention within functions of l tokens; only the ratio matters.
-
-    Args:
-        lengths: Tokens of every example.
-        rows: Rows of the epoch.
-        places: Consecutive rows.
-        hidden_size: Hidden size of the model.
     """
     starts = rows.starts[places.start : places.stop + 1]
     tokens = lengths[rows.examples[starts[0] : starts[-1]]].astype(np.int64)
@@ -86,7 +77,6 @@ def rank_micro_batches(plan: Plan, step: int, costs_R: npt.NDArray[np.int64]) ->
     so far (Graham 1969); later ones even out the rest.
 
     Args:
-        plan: Shape of the epoch.
         step: Counted from 0 over all epochs.
         costs_R: Cost of each row of the step, in the order of `step_rows`, above 0.
 

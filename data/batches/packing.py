@@ -55,7 +55,6 @@ def pack(
 
     Args:
         lengths: Tokens of each example, 1 to capacity; any integer type.
-        capacity: Tokens of a row.
         rng: Source of the order; None keeps the examples' own order (evaluation).
         window: Pack this many examples at a time, drawn at random; None packs all at once.
 

@@ -22,7 +22,6 @@ def balanced(
     Args:
         label_E: Class of each example, both present.
         record_E: Function of each example.
-        rng: Chooses the few.
 
     Returns:
         Indices of examples, ascending.

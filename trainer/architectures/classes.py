@@ -23,10 +23,8 @@ class ModelClass:
     """How transformers builds a base.
 
     Attributes:
-        auto: Its class of automatic choice.
         settings: The config of the model that is built: of a multimodal one the text model's.
         pooling: State that our own head scores (last, first, mean); auto: the class has a head.
-        more: Arguments of the class.
     """
 
     auto: Any

@@ -42,7 +42,6 @@ def derived_shape(
     Where its code needs values to be built or run, which the meta device lacks, the shape says so.
 
     Args:
-        config: The content of config.json.
         pooling: model.pooling of a classifier; None: it becomes a language model.
         method: tuning.method; full trains norms, biases and stacked experts, too, and the roles of
             layers are looked for where the method needs them.

@@ -98,9 +98,7 @@ class Attention:
 
     Attributes:
         heads: Query heads; each keeps the logarithm of a sum.
-        outputs: Elements.
         copied: Elements of keys and values that are added where each query head gets a copy.
-        has_dropout: Of probabilities.
     """
 
     heads: int = 0
@@ -114,11 +112,7 @@ class ModelShape:
     """Sizes of a model.
 
     Attributes:
-        num_layers: Blocks.
-        hidden: Width of the last hidden states.
-        vocabulary: Rows of the token embedding.
         positions: Longest record that learned positions allow; 0 where none are learned.
-        linears: Linear layers of the blocks.
         num_backbone_parameters: Everything but the head.
         num_head_parameters: Of the output layer, where it is not the embedding.
         head: "classes", which is new and trained; or of a language model "tied", its embedding, or

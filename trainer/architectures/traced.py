@@ -42,13 +42,10 @@ class Trace:
     """A forward pass of one row.
 
     Attributes:
-        hidden: Width of the last hidden states.
         storages: By address, in the order they are kept.
         reads: Path of a linear layer -> address of the tensor it reads; not of a layer that is
             called with anything else.
         attended: Addresses of what attention gives back.
-        num_blocks: That were called.
-        attention: Of a token.
         experts: Path of a module with stacked experts -> how many of them a token meets.
     """
 
@@ -145,11 +142,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class Replacing(TorchFunctionMode):
-    """Runs functions of torch on tensors that have sizes alone, some of them by others.
-
-    Args:
-        others: Function of torch -> what runs in its place.
-    """
+    """Runs functions of torch on tensors that have sizes alone, some of them by others."""
 
     def __init__(self, others: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()

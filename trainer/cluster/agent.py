@@ -49,7 +49,6 @@ def introduce(
 
     Args:
         folder: Where relative paths start.
-        hosts: All hosts of the hostfile.
         recipe, overrides: From the command line; None without a recipe.
         port: The master's port, on the node that will be master; None elsewhere.
     """

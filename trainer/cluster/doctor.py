@@ -35,9 +35,7 @@ class Examination:
 
     Attributes:
         checks: All checks of a single machine; of several, those that are not ok.
-        facts: Host -> facts, for the nodes that answered.
         links: Host -> (clock offset in seconds, latency in ms, Mbit/s to the next node).
-        links_by: What measured the links.
     """
 
     checks: list[Check] = field(default_factory=list)

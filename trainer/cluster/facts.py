@@ -58,7 +58,6 @@ class NodeFacts:
         gpus: All GPUs, whatever CUDA_VISIBLE_DEVICES says.
         num_cores: Cores that this process may use.
         free_disk_bytes: On the disk of the run folder.
-        open_files: Soft limit.
         locked_memory_bytes: Soft limit; -1, RLIM_INFINITY, is none.
     """
 

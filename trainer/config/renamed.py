@@ -25,11 +25,7 @@ def is_saved(recipe: Path) -> bool:
 
 
 def with_current_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved recipe with every older key under its new name; one without a new name is left out.
-
-    Args:
-        saved: Sections as YAML or JSON holds them.
-    """
+    """A saved recipe with every older key under its new name; a key that is gone is left out."""
     recipe = {name: dict(v) if isinstance(v, Mapping) else v for name, v in saved.items()}
     for old, new in RENAMED.items():
         section, _, key = old.partition(".")

@@ -53,7 +53,6 @@ def deepspeed_config(config: RunConfig, num_trained: int | None = None) -> dict[
     step and leaves the boundary to the caller.
 
     Args:
-        config: The run, its preset and precision settled.
         num_trained: Caps ZeRO 1's and 2's buckets, which a preset sizes for full fine-tuning: 200 M
             elements in bf16 are 400 MB beside the 30 MB of an adapter.
     """

@@ -60,7 +60,6 @@ class FiniteCheck:
     """Reports on the steps of a rank, in their order.
 
     Args:
-        device: Where the losses are.
         skips_overflows: fp16's loss scale grows until gradients overflow and the update is left
             out: their norm says nothing, the loss does.
     """

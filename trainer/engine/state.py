@@ -130,7 +130,6 @@ def restore_state(
     Args:
         engine: Fresh, over the same trained parameters.
         tensors: From gathered_state, under any world size and ZeRO stage.
-        counters: From optimizer_counters.
         empty_step: One optimizer step on no data: it makes the optimizer create its lazy state,
             every value of which is overwritten here.
 

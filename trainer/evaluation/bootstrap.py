@@ -63,10 +63,8 @@ def bootstrap(
     Functions of one commit are alike, so drawing them one by one would make intervals too narrow.
 
     Args:
-        of: Kind of the measures.
         predictors: Name -> `Scored` or `TokenSums`.
         cluster_N: From `cluster_ids`.
-        draws: How many, and from which seed.
         labels_N: 0 or 1; with them, resamples of one class are drawn again.
     """
     has_one_class = labels_N is not None and labels_N.min() == labels_N.max()

@@ -52,7 +52,6 @@ def roc_png(
     """Draw true against false positive rate of each predictor, with the diagonal of chance.
 
     Args:
-        title: Above the axes.
         labels_N: 0 or 1; with one class the picture says that no curve is defined.
         curves: Legend text -> scores_N, drawn in order; the first is the model.
         point: (false positive rate, recall) of the model at its threshold.
@@ -96,13 +95,7 @@ def loss_png(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     lines: Mapping[str, float],
 ) -> bytes:
-    """Draw losses over steps, and constant losses to compare them with.
-
-    Args:
-        title: Above the axes.
-        curves: Legend text -> (step, loss in nats) in order.
-        lines: Legend text -> a constant loss.
-    """
+    """Draw losses over steps, and constant losses to compare them with."""
     figure, [axes] = panels(1, 6.0, 5.0)
     axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
     for name, level in lines.items():

@@ -55,7 +55,6 @@ class Measure:
     Attributes:
         of: "functions": computed from `Scored`; "tokens": from `TokenSums`.
         title: Heading in tables and logs; with "" the number is in the JSON only.
-        higher_is_better: Its direction.
         function: Computes it; None where it is undefined.
         resampled: Computes it for R resamples, from multiplicities (R, N), to give an interval.
         decides: It chooses the best step; one measure of each kind does.

@@ -38,7 +38,6 @@ def write_report(
     """Write the files of a report; its JSON comes last, so its presence says that all are there.
 
     Args:
-        folder: Receives the files; created when absent.
         report: Content of the JSON.
         template: Makes the page from `r`, the report, and the tables `predictors` and `facts`.
         contents: Every other file, by its key in report["files"].

@@ -25,8 +25,6 @@ class Resampling:
     """How a bootstrap draws.
 
     Attributes:
-        num_resamples: How many are kept.
-        seed: Equal seeds give equal draws.
         level: Share of the resamples inside an interval.
 
     Raises:

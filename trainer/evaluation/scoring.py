@@ -42,9 +42,6 @@ class Evaluation(ABC):
     """Measures the model of one run; all ranks call every method.
 
     Attributes:
-        config: The recipe.
-        prepared: Its data.
-        ranks: This process among all.
         model: Batch -> logits (S, 2), or scores (S, 3) of a language model in evaluation mode.
         log: On rank 0; None elsewhere.
     """

@@ -19,8 +19,6 @@ class Prompt:
     """A prompt.
 
     Attributes:
-        ids: Its tokens.
-        text: The same as text.
         reference: The answer in the data, or "".
     """
 
@@ -48,7 +46,6 @@ def greedy(
             training mode.
         prompts: Token ids, none empty.
         end_id: Last token of an answer.
-        device: The model's.
         seq_length: Most tokens of a prompt and its answer.
         new_tokens: Most tokens of an answer.
     """

@@ -45,10 +45,8 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
     """Tokens of a question up to where its answer begins; of the beginning of a text.
 
     Args:
-        text: What a user says.
         kind: Of the records that are learned; decides what template "auto" is.
         tokenizer: Encodes; the files beside it hold its chat template.
-        config: template.
     """
     parts = [Span(text, supervised=False)]
     if KINDS[kind].holds != "text":

@@ -70,7 +70,6 @@ class LinearFocal:
         Args:
             hidden_TD: In the dtype of weight_VD.
             weight_VD: Of the output layer; whether it requires a gradient decides the path.
-            bias_V: Of the output layer, or None.
             target_T: int64 in [0, V).
             weight_T: Of each token, fp32; 0 leaves a token out.
         """

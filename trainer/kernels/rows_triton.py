@@ -92,7 +92,6 @@ def nll_and_gradient(
         gradient_MV: Takes dnll/dlogits; may be logits_MV itself. None: not computed, and the
             logits stay as they are.
         block: Columns a program reads at once, a power of 2.
-        num_warps: Of a program.
     """
     height, width = logits_MV.shape
     into_MV = logits_MV if gradient_MV is None else gradient_MV

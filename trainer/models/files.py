@@ -78,7 +78,6 @@ def check_model_files(config: RunConfig, vocab_size: int, end_id: int | None = N
     """Refuse a model that would fail later.
 
     Args:
-        config: The recipe.
         vocab_size: Tokens of the tokenizer, added ones too.
         end_id: The token that ends every example.
 

@@ -69,8 +69,6 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
     A head that the files lack is drawn from run.seed, wherever the base comes from.
 
     Args:
-        config: The run, settled.
-        source: Folder of the weights.
         base_sha256: From `base_digest`; names the base in model.quantize_cache.
 
     Raises:

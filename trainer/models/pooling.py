@@ -29,7 +29,6 @@ def pooled_states(batch: Batch, pooling: str, read: Callable[[Batch], Tensor]) -
 
     Args:
         batch: Read at the last token of every function.
-        pooling: last, first or mean.
         read: Takes a batch to the states at the places that it reads.
     """
     position_S = batch.position_ids_BT[batch.row_S, batch.read_S]
@@ -58,13 +57,7 @@ def head_line(base: Any, pooling: str) -> str:
 
 
 def own_logits(model: "PeftModel | PlainModel", batch: Batch, strategy: Strategy) -> Tensor:
-    """Logits (S, C) of the model's own forward pass, one function a row.
-
-    Args:
-        model: A classifier of transformers, under its tuning method.
-        batch: Of functions, on the model's device.
-        strategy: Rows.
-    """
+    """Logits (S, C) of the model's own forward pass, one function a row."""
     base: Any = model.get_base_model()
     whole: Any = model if is_prompted(model) else base  # PEFT puts its virtual tokens in front
 

@@ -49,8 +49,6 @@ class Settings:
     Attributes:
         attention: model.attention, settled.
         is_free: Whether another may be taken: the recipe says auto.
-        seq_length, packing, isolate: Of the data section.
-        precision: Of training.
         one_by_one: Whether a row is a batch of its own: LLM.int8 finds outliers over whole batches.
         equal_passes: Whether all ranks need the same number of forward passes, as under ZeRO 3.
     """
@@ -70,7 +68,6 @@ class Proof:
     """Largest differences of the scores, relative to max(1, largest score).
 
     Attributes:
-        strategy: What was tried.
         stock: Against stock's forward pass of each record.
         neighbours: Of every other record, when those between them change; None for one text.
     """
@@ -128,8 +125,6 @@ def choose_strategy(
     Args:
         forward: The engine or the model itself, in evaluation mode. Under ZeRO 3 all ranks call
             this together, on the same examples.
-        model: What `forward` runs.
-        examples: Of the run.
 
     Raises:
         ModelError: The model does not run, ignores its input or changes its logits, or no strategy

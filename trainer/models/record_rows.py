@@ -55,7 +55,6 @@ def record_rows(
     """Lay the records of a batch out in passes; without records there is one pass of one token.
 
     Args:
-        batch: On the model's device.
         pad_id: Fills the ends of rows.
         num_passes: Exactly this many; None: as few as keep the padding low.
         most_padding: Share of all places; 0: records of one length alone share a pass.

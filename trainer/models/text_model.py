@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 def text_prefix(tensors: Iterable[str], skeleton: "PreTrainedModel") -> str:
     """What the names of a text model's tensors begin with in the files of the whole model.
 
-    Args:
-        tensors: All names in the files.
-        skeleton: The text model, on any device.
-
     Returns:
         E.g. "language_model.model."; "" where no tensor is one of the text model's.
     """

@@ -53,13 +53,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def named_files(source: Path, values: dict[str, Any], files: Sequence[Path]) -> Iterator[str]:
-    """A temporary folder of config.json and links to the weights, for `from_pretrained`.
-
-    Args:
-        source: Folder of the model; it is not changed.
-        values: Content of its config.json.
-        files: From `weight_files`.
-    """
+    """A temporary folder of config.json and links to the weights, for `from_pretrained`."""
     kept = {key: value for key, value in values.items() if key not in _NOT_OBEYED}
     with TemporaryDirectory(prefix="focaltune-model-") as folder:
         (Path(folder) / CONFIG).write_text(json.dumps(kept), encoding="utf-8")

@@ -61,7 +61,6 @@ class Steps:
     """The steps of a run.
 
     Attributes:
-        num: Optimizer steps.
         accumulation: Micro-batches of a rank in a step.
         tokens: Real tokens of a step over all ranks.
         tokens_of_record: Tokens of a record in rows, end token included.

@@ -39,7 +39,6 @@ class RunPlan:
         limit_bytes: What the device has; None on a CPU.
         faults: Why it cannot run whatever its memory.
         largest_micro_batch_size: That fits; 0 where none does, None without a limit.
-        flops: Of the whole run.
         seconds: Lowest and highest, from `mfu`; None where the device's peak is not known.
         mfu: Share of the peak, lowest and highest assumed.
         doubt: Why the memory is a rule of thumb or not known.

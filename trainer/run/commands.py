@@ -86,7 +86,6 @@ def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ())
     """Merge the adapter of a finished run into its base and print how far the logits move.
 
     Args:
-        output: New folder.
         onto: "dequantized" or "full".
         overrides: Paths that have moved, as section.key=value; data.valid can be any file.
 

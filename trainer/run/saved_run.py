@@ -38,7 +38,6 @@ def evaluate_files(
         prepared: The run's data, from which the baselines learn; or what is left of them.
         paths: Files of a split with the run's field mapping; one for functions.
         name: Name of the report, and of the member of an archive.
-        title: How the report names the files.
         left_out: What the report lacks, and why.
 
     Raises:

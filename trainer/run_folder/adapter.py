@@ -78,9 +78,7 @@ def write_facts(
     """Write focaltune.json: facts, how transformers loads the base, which states a head scores.
 
     Args:
-        base: From `load_base`.
         folder: Of a whole model, or of an adapter.
-        facts: Of the run.
         with_loader: Where transformers has no class with this head, write the code that loads it.
     """
     is_whole = not (folder / "adapter_config.json").is_file()

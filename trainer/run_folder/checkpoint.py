@@ -95,7 +95,6 @@ def write_checkpoint(
     """Publish a checkpoint in one rename; an interruption at any point leaves the others intact.
 
     Args:
-        root: Folder of all checkpoints of the run.
         shapes: Name and shape of each tensor of the state, in their order.
         tensors: The state, in fp32 on the CPU; each is written before the next one is taken, and
             all are taken, whatever happens: other ranks take part in gathering them.

@@ -33,7 +33,6 @@ class RunLock:
     """Reserves the run folder for one live run; the kernel releases it when the process ends.
 
     Args:
-        folder: The run folder, which exists.
         name: The file that is locked; its content names the holder.
         user: Who writes to the folder, for the error message.
 

@@ -144,8 +144,6 @@ def config_changes(
     Args:
         saved: The recipe of a run, perhaps one of an older version, which did what the defaults of
             later keys say.
-        given: The recipe that is compared with it.
-        sections: Compared whole.
     """
     saved = with_current_keys(saved)
     pairs = [

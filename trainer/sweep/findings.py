@@ -34,7 +34,6 @@ class Comparison:
     """Everything that a report shows.
 
     Attributes:
-        results: One for each finished cell.
         measures: By name, the measures of the task that sweeps compare.
     """
 
@@ -147,7 +146,6 @@ class Order:
         model, other: The smaller and the larger model.
         methods: Methods with every seed on both, best first on the smaller model.
         places: Their places on the larger model, 1 is best.
-        num_seeds: S.
         tau, rho: Kendall's and Spearman's correlation of the mean losses.
         tau_interval, rho_interval: Over seeds; None with one seed.
         p: How often a random order gives a tau as far from 0.
@@ -201,7 +199,6 @@ class Relation:
 
     Attributes:
         where: A model, or "all".
-        num: Cells.
         rho: None where one side does not vary.
         interval: Over methods x models, all seeds of one drawn together.
     """

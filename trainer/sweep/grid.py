@@ -22,7 +22,6 @@ class Cell:
     Attributes:
         method, model, seed: Its place; `model` is a name.
         overrides: Arguments of launcher/train.py after the recipe.
-        config: The recipe with these overrides.
     """
 
     method: str
@@ -48,9 +47,6 @@ def expand(
     """The folder of the grid and its cells, by seed, model, method: the first seed comes first.
 
     Args:
-        recipe: Every cell's.
-        overrides: section.key=value, for every cell.
-        methods: Values of tuning.method.
         models: FOLDER or NAME=FOLDER; none: the recipe's own model.
         seeds: Values of run.seed; none: the recipe's own seed.
         settings: METHOD:section.key=value, for the cells of one method.

@@ -40,9 +40,6 @@ def write_report(
     """Write report.csv, the pictures and, last, report.md; returns its path.
 
     Args:
-        folder: Created when absent.
-        comparison: The finished cells.
-        failures: Cells that failed in this sweep.
         missing: Name of every cell that is not finished -> why.
     """
     drawn = pictures.draw(comparison)

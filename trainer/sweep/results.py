@@ -26,12 +26,8 @@ class Result:
     """One cell.
 
     Attributes:
-        method, model, seed: Its place in the grid.
-        num_base: Parameters of the base.
         is_base_random: The base has no weights and was drawn from the seed.
-        num_trained: Trained parameters.
         num_parameters: Parameters of base and adapters.
-        num_steps: Optimizer steps.
         train_loss: Mean of the last tenth of the logged steps.
         test_loss: Of the best step, on the whole test split; None if the task has none.
         test_interval: Interval of test_loss over records.
@@ -40,9 +36,7 @@ class Result:
         train_seconds: All steps of all starts, without validation and test.
         memory_gib: Highest logged, of a GPU's tensors or of the whole process on a CPU.
         planned_gib: Planned tensors at the peak of a step.
-        is_on_cpu: It ran without a GPU.
         curve: (step, loss) of the logged steps.
-        data: Digests of the splits.
     """
 
     method: str

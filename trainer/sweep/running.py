@@ -35,10 +35,7 @@ class Failure:
     """A cell that did not finish.
 
     Attributes:
-        cell: Its name.
         code: Exit code of its process; negative: the signal that ended it.
-        lines: Its last lines.
-        output: File with everything it printed.
     """
 
     cell: str
@@ -63,8 +60,6 @@ def run_cells(cells: Sequence[Cell], recipe: Path, num_gpus: int | None) -> list
     """Run the cells that are not finished; returns those that failed.
 
     Args:
-        cells: In this order.
-        recipe: Every cell's.
         num_gpus: Ranks through the deepspeed launcher; None: one process without it.
 
     Raises:

@@ -21,8 +21,6 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
     """Run the cells that are not finished and write root/report.
 
     Args:
-        root: Folder of the grid.
-        cells: All of them.
         recipe: Every cell's; None: run nothing, report the finished cells.
         num_gpus: Ranks of a cell; None: one process without a launcher.
 

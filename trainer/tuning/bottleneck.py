@@ -62,9 +62,6 @@ class BottleneckLinear(nn.Module):
     """A frozen linear layer with an adapter before it, behind it or beside it.
 
     Args:
-        base_layer: Of any linear kind.
-        place: Place of the adapter.
-        size: Inner width of the adapter.
         dropout: On the adapter's input.
         is_identity: Start with up at zero; else start as LLM-Adapters does.
     """

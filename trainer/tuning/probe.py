@@ -36,10 +36,6 @@ def idle_layers(backbone: "PreTrainedModel", source: str = "") -> dict[str, str]
     A layer can be trained if each call takes one tensor and gives one, and a gradient comes back
     from the last hidden states. One of several experts that no token chose can be, too.
 
-    Args:
-        backbone: Without adapters.
-        source: Its folder, for the error.
-
     Raises:
         ModelError: The backbone does not run on token ids and a mask.
     """

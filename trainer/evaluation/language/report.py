@@ -28,11 +28,9 @@ class LanguageScores:
     """What was measured on a split.
 
     Attributes:
-        model: The best checkpoint.
         before: The model before the first step; None where it was not measured.
         unigram: Loss of token frequencies alone; None without a training split.
         files: First record of each file by name.
-        samples: Prompts with the model's answers.
         curves: Name -> [(step, loss)].
     """
 

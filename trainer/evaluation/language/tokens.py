@@ -24,7 +24,6 @@ class TokenSums:
     Attributes:
         nll_N: Negative log-likelihood in nats.
         correct_N: Targets that are the model's first choice.
-        count_N: Targets.
     """
 
     nll_N: FloatArray
@@ -62,8 +61,6 @@ def score_tokens(outputs: Outputs, examples: ExampleSet, ranks: Ranks) -> TokenS
 
     Args:
         outputs: This rank's batches with their scores (S, 3).
-        examples: The split.
-        ranks: This process among all.
 
     Raises:
         DivergedError: A likelihood is not finite.
