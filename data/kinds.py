@@ -70,7 +70,14 @@ KINDS: dict[str, RecordKind] = {
     "text": RecordKind({"text": ("text",)}, holds="text"),
     FUNCTION: RecordKind(
         {"code": ("code",), "target": ("target",)},
-        {name: (name,) for name in ("cwe", "status", "commit", "function_name", "project", "cve")},
+        {
+            "cwe": ("cwe", "cwe_id", "CWE ID"),
+            "status": ("status",),
+            "commit": ("commit", "commit_id"),
+            "function_name": ("function_name", "func_name"),
+            "project": ("project",),
+            "cve": ("cve", "cve_id", "CVE ID"),
+        },
         holds="function",
         label="target",
         pair=("before", "after"),

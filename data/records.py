@@ -12,7 +12,7 @@ class CodeSample:
         code: Source text, never empty.
         target: 1 vulnerable, 0 not.
         origin: "file:line" of the row, for messages and for the predictions file.
-        cwe: Weakness class such as "CWE-89"; "" where unknown.
+        cwe: Weakness class such as "CWE-89", or all of several: "CWE-79, CWE-89"; "" where unknown.
         status: Group used by loss.group_weights, such as "VULNERABLE" or "FIXED".
         commit: Commit or project the function came from: pairs share it; "" where unknown.
         function_name: For people; never shown to the model.

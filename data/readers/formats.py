@@ -19,6 +19,7 @@ BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 256 << 20
 MAX_ARRAY_BYTES = 1 << 30  # of a file that is one JSON array, which is read whole
 MAX_FIELD_CHARACTERS = 64 << 20  # of CSV, whose reader holds four bytes for each
+_CSV_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 _UNCLOSED = ("unexpected end of data", "field larger than field limit")
 _BLANKS = " \t\r\n"  # JSON's own
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
@@ -106,8 +107,8 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> R
     Args:
         stream: Comma separated, quoted with '"', quotes within doubled.
         reading: Names the file.
-        columns: Those that must be there. In the target's "0" and "1" are numbers, for CSV has no
-            types; with data.labels they stay text, as the map's keys are.
+        columns: Those that must be there. In the target's "0", "1" and pandas' "1.0" are numbers,
+            for CSV has no types; with data.labels they stay text, as the map's keys are.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)  # of the process; the default is 128 Ki
     undecodable: list[RowFault] = []
@@ -137,8 +138,8 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> R
             undecodable.clear()
         elif len(fields) == len(header):
             row: dict[str, Any] = dict(zip(header, fields, strict=True))
-            if numbers is not None and fields[numbers] in ("0", "1"):
-                row[header[numbers]] = int(fields[numbers])
+            if numbers is not None and fields[numbers] in _CSV_LABELS:
+                row[header[numbers]] = _CSV_LABELS[fields[numbers]]
             yield place, row
         elif fields:
             fault = f"{len(fields)} fields, the header has {len(header)}"

@@ -1,5 +1,6 @@
 """What all readers share: facts, names of places, tolerated faults, checks of values."""
 
+import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,13 @@ _LISTED = 160  # characters of names listed in a message
 BOM = b"\xef\xbb\xbf"
 _EXACT = 2.0**53  # below, a float says which integer it was
 _EXAMPLES = 5  # bad rows whose message is kept
+# How datasets write that they do not know; as a group, "None" would join all of these functions.
+_UNKNOWN = {"", "-", "?", "none", "nan", "null", "na", "n/a", "<na>", "nat", "unknown"}
+_LONGEST_UNKNOWN = 16  # with blanks around it
+_BRACKETS = {"]", "}", ")"}
+_ENTRY = r"(?:'[^']*+'|\"[^\"]*+\"|None|nan)"
+_LIST = re.compile(rf"[\[({{]\s*+(?:{_ENTRY}\s*+,?\s*+)*+[\])}}]")
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 _EXPORT = "write each split to a file of its own, e.g."
 _PICKLE = f"a pickle, which is never opened; {_EXPORT} train.parquet"
@@ -242,17 +250,30 @@ def checked_text(value: Any, name: str) -> str:
 
 
 def plain_text(value: Any, name: str) -> str:
-    """A column of text or integers as text; null is empty, and so is NaN, pandas' null.
+    """A column of text or integers as text, "" where it is unknown; a list becomes "A, B".
+
+    A list is sorted and names each entry once: the same weaknesses are the same text. It may have
+    been written as text, as pandas does in CSV: "['CWE-79', 'CWE-89']".
 
     Raises:
-        RowFault: It is neither.
+        RowFault: It is none of these.
     """
-    if value.__class__ is str and value.isascii():
-        return value  # nearly all; a million rows have several each
+    if value.__class__ is str:
+        if value[-1:] in _BRACKETS and _LIST.fullmatch(value):
+            value = [first or second for first, second in _QUOTED.findall(value)]
+        else:
+            is_long = len(value) > _LONGEST_UNKNOWN  # nearly all; a million rows have several each
+            is_known = is_long or value.strip().lower() not in _UNKNOWN
+            return checked_text(value, name) if is_known else ""
+    if isinstance(value, list):
+        if any(isinstance(entry, list) for entry in value):
+            refuse(name, value, "text, an integer, or a list of these")
+        each = {plain_text(entry, name) for entry in value} - {""}
+        return ", ".join(sorted(each, key=lambda text: (len(text), text)))
     if value is None or value != value:  # pandas writes NaN where a value is missing
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:  # 79 as 79.0
         value = int(value)
-    if not isinstance(value, str | int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool):
         refuse(name, value, "text or an integer")
-    return checked_text(str(value), name)
+    return str(value)

@@ -16,8 +16,8 @@ Record = CodeSample | Conversation | Document
 _Maker = Callable[[Mapping[str, Any], Found, str, str, Reading], list[Any]]
 # How others write them: [not vulnerable, vulnerable].
 _LABELS = (
-    ("false", "true"), ("0.0", "1.0"), ("0", "1"), ("no", "yes"), ("safe", "vulnerable"),
-    ("good", "bad"), ("fixed", "vulnerable"), ("non-vulnerable", "vulnerable"),
+    ("false", "true"), ("0", "1"), ("no", "yes"), ("safe", "vulnerable"), ("good", "bad"),
+    ("fixed", "vulnerable"), ("non-vulnerable", "vulnerable"),
 )  # fmt: skip
 _MAX_LAYOUTS = 1000  # sets of columns remembered, and columns listed as ignored
 
@@ -80,6 +80,8 @@ def _label(value: Any) -> str:
 
 def _target(value: Any, column: str, labels: Mapping[str, int]) -> int:
     """The target of a label; of data.labels, JSON's true is the label "true"."""
+    if isinstance(value, float) and value.is_integer() and _label(value) not in labels:
+        value = int(value)  # pandas makes floats of a column with one gap
     if not labels:
         if value.__class__ is not int or not 0 <= value <= 1:
             refuse(column, value, f"the integer 0 or 1 ({_label_advice(value)})")

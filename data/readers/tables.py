@@ -14,7 +14,7 @@ from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
 _BATCH_ROWS = 256  # held at once; 256 of the longest functions seen in the field are 100 MB
 # A parquet file needs seeking. Inside an archive, where there is none, it is held in memory.
 MAX_SPOOLED_BYTES = 1 << 30
-_BOOLEANS, _FLOATS = '{"false": 0, "true": 1}', '{"0.0": 0, "1.0": 1}'
+_BOOLEANS = '{"false": 0, "true": 1}'
 _DATASET_FILES = ("state.json", "dataset_info.json")
 
 
@@ -101,12 +101,11 @@ def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
         fits = _is_text(kind.value_type if types.is_dictionary(kind) else kind)
         allowed = "a column of text"
         if name == found.label:
-            other = types.is_boolean(kind) or types.is_floating(kind)
-            mapped = bool(columns.labels) and (fits or other)
-            fits = mapped or types.is_integer(kind)
-            allowed = "an integer column of 0 and 1, or text, Booleans or floats with data.labels"
-            for test, labels in ((types.is_boolean, _BOOLEANS), (types.is_floating, _FLOATS)):
-                allowed += f", here data.labels='{labels}'" if test(kind) else ""
+            is_boolean = types.is_boolean(kind)
+            mapped = bool(columns.labels) and (fits or is_boolean)
+            fits = mapped or types.is_integer(kind) or types.is_floating(kind)
+            allowed = "a column of the numbers 0 and 1, or text or Booleans with data.labels"
+            allowed += f", here data.labels='{_BOOLEANS}'" if is_boolean else ""
         if not fits:
             raise DataError(f"{reading.name}: column {name!r} is {kind}; it must be {allowed}")
     return found

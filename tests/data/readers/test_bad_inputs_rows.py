@@ -107,7 +107,7 @@ REFUSED = {
         "found '1' (str)",
     ),
     "33-label-true": (row(target=True), "train.jsonl:1: 'target'", "found True (bool)"),
-    "33-label-1.0": (row(target=1.0), "train.jsonl:1: 'target'", "found 1.0 (float)"),
+    "33-label-1.5": (row(target=1.5), "train.jsonl:1: 'target'", "found 1.5 (float)"),
     "34-label-nan": (row(target=float("nan")), "train.jsonl:1: 'target'", "found nan (float)"),
     "35-label-1e20": (row(target=10**20), "'target'", f"found {10**20} (int)", "integer 0 or 1"),
     "35-label-of-five-thousand-digits": (

@@ -62,7 +62,7 @@ REFUSED_CSV = {
     "29-label-empty": (b"code,target\na,\n", "train.csv:2: 'target' must be", "found '' (str)"),
     "31-label-2": (b"code,target\na,2\n", "train.csv:2: 'target' must be", "found '2' (str)"),
     "32-label-01": (b"code,target\na,01\n", "train.csv:2: 'target' must be", "data.labels"),
-    "33-label-1.0": (b"code,target\na,1.0\n", "train.csv:2: 'target'", "found '1.0' (str)"),
+    "33-label-1.5": (b"code,target\na,1.5\n", "train.csv:2: 'target'", "found '1.5' (str)"),
     "34-label-nan": (b"code,target\na,nan\n", "train.csv:2: 'target'", "found 'nan' (str)"),
     "39-ids-twice": (b"id,code,target\n7,a,0\n7,b,1\n", "train.csv:3: has the id of train.csv:2"),
     "46-unbalanced-quote": (
@@ -107,11 +107,12 @@ REFUSED_PARQUET = {
     ),
     "51-label-is-text": (
         parquet_bytes([GOOD | {"target": "1"}]),
-        "column 'target' is string; it must be an integer column of 0 and 1, or text, Booleans",
+        "column 'target' is string; it must be a column of the numbers 0 and 1, or text",
     ),
     "51-label-is-float": (
-        parquet_bytes([GOOD | {"target": 1.0}]),
-        "column 'target' is double; it must be an integer column of 0 and 1, or text, Booleans or",
+        parquet_bytes([GOOD | {"target": 0.5}]),
+        "train.parquet:row 1: 'target' must be the integer 0 or 1",
+        "found 0.5 (float)",
     ),
     "51-label-is-bool": (parquet_bytes([GOOD | {"target": True}]), "column 'target' is bool"),
     "51-label-null": (

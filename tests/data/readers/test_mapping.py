@@ -52,9 +52,11 @@ def test_32_labels_of_text_are_mapped_in_every_format(tmp_path, kind):
 
 
 def test_33_numbers_and_booleans_are_mapped_by_their_json_text(tmp_path):
-    path = write(tmp_path / "train.jsonl", [{"code": "a", "target": t} for t in (7, True, "safe")])
-    assert [s.target for s in read(path, labels=LABELS)] == [1, 1, 0]
-    for target in (None, 1, 7.0, ["safe"], float("nan")):
+    path = write(
+        tmp_path / "train.jsonl", [{"code": "a", "target": t} for t in (7, True, "safe", 7.0)]
+    )
+    assert [s.target for s in read(path, labels=LABELS)] == [1, 1, 0, 1]
+    for target in (None, 1, 7.5, ["safe"], float("nan")):
         refused(write(path, [{"code": "a", "target": target}]), ["data.labels"], labels=LABELS)
 
 

@@ -54,7 +54,7 @@ def test_a_pickle_is_named_and_never_opened(tmp_path):
 
 
 MAPS = [
-    (True, '{"false": 0, "true": 1}'), (1.0, '{"0.0": 0, "1.0": 1}'), ("1", '{"0": 0, "1": 1}'),
+    (True, '{"false": 0, "true": 1}'), ("1", '{"0": 0, "1": 1}'),
     ("True", '{"False": 0, "True": 1}'), ("yes", '{"no": 0, "yes": 1}'),
     ("vulnerable", '{"safe": 0, "vulnerable": 1}'),
 ]  # fmt: skip
@@ -68,8 +68,8 @@ def test_33_the_map_of_a_refused_label_is_given_and_works(tmp_path, label, label
     assert [sample.target for sample in read] == [1]
 
 
-@pytest.mark.parametrize(("label", "labels"), MAPS[:2])
-def test_33_a_boolean_or_float_column_of_parquet_gets_its_map(tmp_path, label, labels):
+@pytest.mark.parametrize(("label", "labels"), MAPS[:1])
+def test_33_a_boolean_column_of_parquet_gets_its_map(tmp_path, label, labels):
     path = tmp_path / "train.parquet"
     path.write_bytes(parquet_bytes([{"code": "a", "target": label}]))
     assert f"data.labels='{labels}'" in refusal(path)

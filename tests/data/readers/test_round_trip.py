@@ -102,7 +102,7 @@ RECORDS = st.lists(
         {
             "code": TEXT.filter(str.strip),
             "target": st.integers(0, 1),
-            **dict.fromkeys(KINDS[FUNCTION].optional, TEXT),
+            **dict.fromkeys(KINDS[FUNCTION].optional, TEXT.map("x{}x".format)),  # known values
         }
     ),
     min_size=1,
