@@ -12,6 +12,7 @@ else:
     RecordsChoice = Literal["auto", *KINDS]
 
 
+Paths = str | Annotated[list[str], Field(min_length=1)]
 MOST = 2**31 - 1  # of counts, which meet 32-bit integers
 
 
@@ -36,12 +37,14 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where functions, conversations or documents are and how they become rows of tokens."""
 
-    path: str | None = Field(
-        None, description="folder or archive (tar, zip) holding the files train, valid and test"
+    path: Paths | None = Field(
+        None, description="folder or archive (tar, zip) holding train, valid and test; or one file"
     )
-    train: str | None = Field(None, description="training file; overrides data.path")
-    valid: str | None = Field(None, description="validation file; overrides data.path")
-    test: str | None = Field(None, description="test file; overrides data.path")
+    train: Paths | None = Field(
+        None, description="training file, folder or glob, or a list; overrides data.path"
+    )
+    valid: Paths | None = Field(None, description="the same for validation")
+    test: Paths | None = Field(None, description="the same for the test")
     format: Literal["auto", "jsonl", "json", "csv", "parquet", "folder", "datasets"] = Field(
         "auto",
         description="auto looks at the content, not the name; folder: one function a file, the"

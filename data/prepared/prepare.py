@@ -20,7 +20,7 @@ from data.prepared.cache import cached, code_lengths, default_root, open_split, 
 from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source, kind_of
 from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.prepared.table import RecordTable
-from data.readers import SPLITS, locate, source_digest, told_apart
+from data.readers import SPLITS, locate, source_digest, told_apart, unread
 from data.text.chat import own_template
 from data.text.language import LanguageFacts
 from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
@@ -156,7 +156,9 @@ def open_splits(
     sources = _sources(config, language)
     prepared = _open(config, sources, tokenizer_folder, kind_of(language), progress)
     groups = [] if language else list(config.leak_groups)
+    used = [path for source in sources.values() for path in source.paths]
     own = {"leak_groups": groups, "leaks_allowed": config.allow_leaks}
+    own |= {"unread": unread(config, used, language=language)}
     return replace(prepared, facts=prepared.facts | own)
 
 
@@ -237,6 +239,8 @@ def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
     """Files of the splits; a split without files shares train's."""
     paths = {name: tuple(locate(config, name, language=language)) for name in SPLITS}
     held_out = tuple(name for name in HELD_OUT if not paths[name])
+    if held_out and not language:
+        raise DataError(f"data.{held_out[0]} is not set and {config.path} holds none; name a file")
     longer = told_apart(path for split in paths.values() for path in split)
     sharing = Source(paths["train"], held_out, longer)
     return {

@@ -3,7 +3,9 @@
 Imports text/ and data/'s root.
 """
 
-from data.readers.layouts import SPLITS, file_digest, locate, named_files, source_digest, told_apart
+from data.readers.digests import file_digest, source_digest
+from data.readers.layouts import locate, named_files, unread
+from data.readers.names import SPLITS, told_apart
 from data.readers.read import read_language, read_records
 from data.readers.reading import ReadFacts
 
@@ -17,4 +19,5 @@ __all__ = [
     "read_records",
     "source_digest",
     "told_apart",
+    "unread",
 ]

@@ -11,6 +11,7 @@ from data.errors import DataError
 from data.readers.archives import Member
 from data.readers.columns import FOLDER_LABELS
 from data.readers.formats import MAX_LINE_BYTES
+from data.readers.names import is_about, is_readable, named_format, natural_order, parsed
 from data.readers.reading import Reading, listed, shown
 from data.records import CodeSample
 
@@ -40,8 +41,9 @@ def member_samples(members: Iterable[Member], split: str, reading: Reading) -> I
     def files() -> Iterator[tuple[tuple[str, ...], Member]]:
         for member in members:
             parts = PurePosixPath(member.name).parts
-            if split in parts[:-1]:
-                yield parts[parts.index(split) + 1 :], member
+            splits = [parsed(part, is_folder=True).split for part in parts[:-1]]
+            if split in splits:
+                yield parts[splits.index(split) + 1 :], member
 
     yield from _samples(files(), f"{reading.name}::", reading)
 
@@ -80,11 +82,42 @@ def _opened(path: Path) -> io.BufferedReader:
     return path.open("rb")
 
 
+def refuse_irregular(path: Path, where: str) -> None:
+    """Raises DataError if a path is not a regular file; reading a fifo would never end."""
+    if not path.exists():
+        raise DataError(f"{where} does not exist (resolved: {path.resolve()})")
+    if not path.is_file():
+        raise DataError(f"{where} must be a regular file, because it is read several times")
+
+
 def label_folders(folder: Path) -> list[str]:
     """Names of the folders directly below one, without hidden ones."""
     return sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[:1] != "."
     )
+
+
+def record_files(folder: Path, *, texts: bool) -> list[Path]:
+    """Files below a folder whose names promise records, in natural order, hidden ones left out.
+
+    Raises:
+        DataError: There are none, or a link leaves the folder.
+    """
+    every = list(files_below(folder, folder.resolve()))
+    files = [
+        path
+        for path in every
+        if is_readable(path.name, texts)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if any(named_format(path.name) for path in files):  # a page about the rows is not one of them
+        files = [path for path in files if not is_about(path.name)]
+    if not files:
+        raise DataError(
+            f"{folder}: no .jsonl, .json, .csv, .parquet{', .txt or .md' if texts else ''} in this"
+            f" folder; it has {listed(path.name for path in every)}"
+        )
+    return natural_order(files)
 
 
 def files_below(folder: Path, root: Path) -> Iterator[Path]:

@@ -1,12 +1,9 @@
-"""Which files hold a split: named by its key or found below data.path; and their digests."""
+"""Which files hold a split: named by its key or found below data.path."""
 
 import glob
-import hashlib
-import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +11,22 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.readers.archives import opened
 from data.readers.columns import FOLDER_LABELS
-from data.readers.folders import files_below, label_folders
+from data.readers.folders import label_folders, record_files, refuse_irregular
+from data.readers.names import (
+    SPLITS,
+    Name,
+    is_about,
+    is_archive,
+    is_data,
+    is_readable,
+    is_text,
+    named_format,
+    natural_order,
+    parsed,
+    seems,
+)
 from data.readers.reading import ReadFacts, Reading, listed
 from data.readers.tables import is_saved_dataset
-
-SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
-"""What a file or folder of each split is called."""
-_COMPRESSION = r"(\.(gz|xz|zst|bz2))?$"
-_ROWS = re.compile(rf"\.(jsonl|json|csv|parquet){_COMPRESSION}", re.IGNORECASE)
-_TEXT = re.compile(rf"\.(txt|md){_COMPRESSION}", re.IGNORECASE)
-_ARCHIVE = re.compile(r"\.(tar|tgz|tar\.(gz|xz|zst|bz2)|zip)$", re.IGNORECASE)
-_DIGITS = re.compile(r"([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -47,183 +49,296 @@ class Layout:
     language: bool = True
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """Something in a folder that can be read."""
+
+    path: Path
+    name: Name
+    layout: Layout
+
+    @property
+    def format(self) -> str:
+        return named_format(self.path.name) or self.layout.format
+
+
 def locate(config: DataConfig, split: str, *, language: bool = False) -> list[Path]:
     """The files that hold a split, in the order in which they are read.
 
     Args:
         config: A split's own key, else data.path: a folder in which one of LAYOUTS is called after
-            the split, or an archive with a member called so.
+            the split, an archive with members called so, or what names no splits, which is train.
         split: "train", "valid" or "test".
-        language: Conversations and documents: they may lack other splits than train.
+        language: Conversations and documents, not functions.
 
     Returns:
-        One path for functions; none for a split that language records lack.
+        None for a split other than train that is left out.
 
     Raises:
         DataError: Nothing there, or several things hold the split; says what was looked for.
     """
-    explicit: str | None = getattr(config, split)
+    explicit = getattr(config, split)
     if explicit is not None:
-        return named_files(Path(explicit), f"data.{split}", config, language=language)
-    may_lack = language and split != "train"
+        return named_files(explicit, f"data.{split}", config, split=split, language=language)
     if config.path is None:
-        if may_lack:
+        if split != "train":
             return []
-        raise DataError(f"data.{split} is not set and there is no data.path; set one of the two")
-    root = Path(config.path)
-    if root.is_dir():
-        return _below(root, split, config, language)
-    refuse_irregular(root, f"data.path: {root}")
-    with root.open("rb") as raw:
-        is_archive = opened(raw, Reading(root.name, config, ReadFacts()))[1] is not None
-    if not is_archive:
-        raise DataError(
-            f"data.path: {root} is one file and no archive of train, valid and test; name the"
-            " files by data.train, data.valid and data.test"
-        )
-    is_own = partial(is_called, split=split, texts=language)
-    return [] if may_lack and not any_member(root, config, is_own) else [root]
+        raise DataError("data.train is not set and there is no data.path; set one of the two")
+    roots = _globbed(config.path, "data.path")
+    found = [_of_root(root, split, config, language, len(roots) > 1) for root in roots]
+    if not any(found) and split == "train":
+        raise DataError(f"data.path: {config.path} holds no train; name its files by data.train")
+    return [file for files in found for file in files]
 
 
-def named_files(path: Path, key: str, config: DataConfig, *, language: bool) -> list[Path]:
-    """What a key names: a file or a folder; for language also the files that a glob matches.
+def named_files(
+    given: str | Path | Sequence[str], key: str, config: DataConfig, *, split: str, language: bool
+) -> list[Path]:
+    """What a key names: files, globs and folders, several in a list.
 
     Args:
-        path: It.
+        given: Its value.
         key: What named it, for messages.
         config: format and labels.
-        language: Conversations and documents.
+        split: What is taken from a folder that holds several splits.
+        language: Conversations and documents, not functions.
 
     Raises:
         DataError: It does not exist, or no layout fits it.
     """
-    if path.is_dir():
-        if layout := _layout(path, config, language):
-            return layout.files(path)
-        raise DataError(
-            f"{key}: {path} is a folder, but no saved dataset and no folder of label folders;"
-            " name the file, or set data.path to the folder"
-        )
-    if not language or path.exists() or not glob.has_magic(str(path)):
-        refuse_irregular(path, f"{key}: {path}")
-        return [path]
+    files: list[Path] = []
+    for path in _globbed(given, key):
+        if not path.is_dir():
+            refuse_irregular(path, f"{key}: {path}")
+            files.append(path)
+            continue
+        layout = _layout(path, config, language)
+        entries = [] if _is_one(path, config) else _entries(path, config, language)
+        if any(entry.name.split == split for entry in entries):
+            files += _of_split(entries, split, config, language)
+        elif any(entry.path.is_file() for entry in entries):
+            names = listed(entry.path.name for entry in entries)
+            raise DataError(f"{key}: {path} holds no {split} but {names}; name the file")
+        else:
+            assert layout is not None  # a folder of files, the last one, fits every folder
+            files += layout.files(path)
+    return files
+
+
+def unread(config: DataConfig, used: Iterable[Path], *, language: bool) -> list[str]:
+    """Names of data beside the files of the splits that no split reads.
+
+    Args:
+        config: Below data.path all data counts, elsewhere what is called after a split.
+        used: What locate found for all splits.
+        language: Whether .txt and .md are data.
+    """
+    every = set(used)
+    folders = {path.parent for path in every}
+    own = folders if config.path is not None else set()
+    if isinstance(config.path, str) and Path(config.path).is_dir():
+        own = {*own, Path(config.path)}
+    return [
+        entry.name
+        for folder in sorted(folders | own)
+        for entry in sorted(folder.iterdir())
+        if entry not in every and entry.is_file() and is_data(entry.name, language)
+        if folder in own or parsed(entry.name).split
+    ]
+
+
+def archive_splits(
+    path: Path, *, texts: bool, by_folder: bool = False
+) -> tuple[dict[str, str], dict[str, str]]:
+    """A member for each split that one is called after, and for each that a name only mentions.
+
+    Any other file has none.
+
+    Args:
+        path: The whole archive is checked for its names.
+        texts: .txt and .md count.
+        by_folder: The folders around a member are called so, not the member.
+    """
+    state = path.stat()
+    return _splits_within(path, texts, by_folder, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)  # one split after the other asks
+def _splits_within(
+    path: Path, texts: bool, by_folder: bool, *_state: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    called: dict[str, str] = {}
+    seeming: dict[str, str] = {}
+    with path.open("rb") as raw:
+        _, members = opened(raw, Reading(path.name, DataConfig(), ReadFacts()))
+        for member in members or ():
+            *folders, base = member.name.split("/")
+            names = folders if by_folder else [base] if is_readable(base, texts) else []
+            splits = {parsed(name, is_folder=by_folder).split for name in names} - {""}
+            called |= dict.fromkeys(splits, member.name)
+            if not by_folder and not splits and is_data(base, texts):
+                seeming |= {split: member.name for split in SPLITS if seems(base, split)}
+    return called, seeming
+
+
+def _globbed(given: str | Path | Sequence[str], key: str) -> list[Path]:
+    """The paths that a key names, which exist, with globs expanded."""
+    paths: list[Path] = []
+    for path in map(Path, [given] if isinstance(given, str | Path) else given):
+        if path.exists():
+            paths.append(path)
+        elif glob.has_magic(str(path)):
+            paths += _matching(path, key)
+        else:
+            raise DataError(f"{key}: {path} does not exist (resolved: {path.resolve()})")
+    return paths
+
+
+def _matching(path: Path, key: str) -> list[Path]:
+    """The files that a glob matches.
+
+    Raises:
+        DataError: There are none, or the glob of a split matches other splits, too.
+    """
     found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    files = _natural_order(file for file in found if file.is_file())
+    files = natural_order(file for file in found if file.is_file())
     if not files:
         folder = next(each for each in path.parents if not glob.has_magic(str(each)))
         there = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "nothing"
         raise DataError(f"{key}: {path} matches no file; {folder.resolve()} has {there}")
+    splits = sorted({parsed(file.name).split for file in files} - {""})
+    if key != "data.path" and len(splits) > 1:
+        raise DataError(
+            f"{key}: {path} matches files of {' and '.join(splits)}:"
+            f" {listed(file.name for file in files)}; give it to data.path, or narrow it"
+        )
     return files
 
 
-def told_apart(paths: Iterable[Path]) -> dict[Path, str]:
-    """Names of files that share theirs with others: with the folders in which they differ."""
-    longer: dict[Path, str] = {}
-    by_name: dict[str, set[Path]] = {}
-    for path in paths:
-        by_name.setdefault(path.name, set()).add(path)
-    for same in by_name.values():
-        for path in same if len(same) > 1 else ():
-            others = [each.parts for each in same if each != path]
-            size = 2
-            while any(parts[-size:] == path.parts[-size:] for parts in others):
-                size += 1
-            longer[path] = "/".join(path.parts[-size:])
-    return longer
+def _of_root(
+    root: Path, split: str, config: DataConfig, language: bool, is_one_of: bool
+) -> list[Path]:
+    """What one path of data.path has of a split; what names no splits is train."""
+    if not root.is_dir():
+        refuse_irregular(root, f"data.path: {root}")
+        by_folder = config.format == "folder"
+        called, seeming = archive_splits(root, texts=language, by_folder=by_folder)
+        if called and split in seeming and split not in called:
+            raise DataError(
+                f"{root.name}::{seeming[split]} seems to hold {split}, but is not called"
+                f" {' or '.join(SPLITS[split])}; rename it, or set data.{split}"
+            )
+        splits = set(called) or {parsed(root.name).split if is_one_of else "train"} - {""}
+        return [root] if split in (splits or {"train"}) else []
+    if not _is_one(root, config):
+        if entries := _entries(root, config, language):
+            return _of_split(entries, split, config, language)
+        if config.format != "folder":
+            return _only_file(root, config, language) if split == "train" else []
+    layout = _layout(root, config, language)
+    return layout.files(root) if layout is not None and split == "train" else []
 
 
-def refuse_irregular(path: Path, where: str) -> None:
-    """Raises DataError if a path is not a regular file; reading a fifo would never end."""
-    if not path.exists():
-        raise DataError(f"{where} does not exist (resolved: {path.resolve()})")
-    if not path.is_file():
-        raise DataError(f"{where} must be a regular file, because it is read several times")
+def _only_file(root: Path, config: DataConfig, language: bool) -> list[Path]:
+    """The one file of a folder that names no splits, or all its shards."""
+    entries = [
+        _Entry(path, parsed(path.name), layout)
+        for path in sorted(root.iterdir())
+        if path.is_file() and not is_about(path.name)
+        if (layout := _layout(path, config, language))
+    ]
+    if len({entry.name.whole for entry in entries}) == 1:
+        return _all_shards(entries)
+    raise _none_or_several(root, "train", entries, config, language)
 
 
-def named_format(name: str) -> str | None:
-    """The format of rows that a file's name promises."""
-    found = _ROWS.search(name)
-    return found.group(1).lower() if found else None
+def _entries(root: Path, config: DataConfig, language: bool) -> list[_Entry]:
+    """What is called after a split: in a folder, or else in its data/ or in that of a config.
+
+    Raises:
+        DataError: Several configs have splits.
+    """
+
+    def called(folder: Path) -> list[_Entry]:
+        return [
+            _Entry(path, name, layout)
+            for path in sorted(folder.iterdir())
+            if (name := parsed(path.name, is_folder=path.is_dir())).split
+            if (layout := _layout(path, config, language))
+        ]
+
+    if found := called(root):
+        return found
+    data = root / "data"
+    if data.is_dir() and (found := called(data)):
+        return found
+    for folder in (data, root):
+        configs = {p: called(p) for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+        # folders called so may belong to any source tree
+        configs = {p: e for p, e in configs.items() if any(each.path.is_file() for each in e)}
+        if len(configs) > 1:
+            raise DataError(
+                f"{folder} holds {listed(sorted(p.name for p in configs))}, each with splits of its"
+                " own; set data.path to one of them"
+            )
+        for found in configs.values():
+            return found
+    return []
 
 
-def is_text(name: str) -> bool:
-    """Whether a file is one document by its name."""
-    return _TEXT.search(name) is not None
+def _of_split(
+    entries: Sequence[_Entry], split: str, config: DataConfig, language: bool
+) -> list[Path]:
+    """The files of the one entry that holds a split; none where it is left out.
 
-
-def is_readable(name: str) -> bool:
-    """Whether a file's name promises records."""
-    return named_format(name) is not None or is_text(name)
-
-
-def is_called(name: str, split: str, texts: bool) -> bool:
-    """Whether a file or member is called <split>.<format>, compressed or not."""
-    base = name.rpartition("/")[2]
-    ending = _ROWS.search(base) or (_TEXT.search(base) if texts else None)
-    return ending is not None and base[: ending.start()] in SPLITS.get(split, (split,))
-
-
-def is_called_a_split(name: str) -> bool:
-    """Whether a file or member is called after any split, texts included."""
-    return any(is_called(name, split, texts=True) for split in SPLITS)
-
-
-def any_member(path: Path, config: DataConfig, test: Callable[[str], bool]) -> bool:
-    """Whether a name in an archive passes a test; the whole archive is checked for its names."""
-    with path.open("rb") as raw:
-        _, members = opened(raw, Reading(path.name, config, ReadFacts()))
-        return True in [test(member.name) for member in members or ()]
-
-
-def file_digest(path: Path, algorithm: Callable[..., Any] = hashlib.sha256) -> str:
-    """Digest of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
-
-
-def source_digest(path: Path) -> str:
-    """sha256 of a file, or of a folder: of the sorted names below it and their contents."""
-    if not path.is_dir():
-        return file_digest(path)
-    whole = hashlib.sha256()
-    for folder, folders, names in os.walk(path):
-        folders.sort()
-        for name in sorted(names):
-            file = Path(folder, name)
-            if file.is_file():  # a fifo, which no reader accepts, would wait for ever
-                line = f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n"
-                whole.update(line.encode("utf-8", "surrogateescape"))
-    return whole.hexdigest()
-
-
-def _below(root: Path, split: str, config: DataConfig, language: bool) -> list[Path]:
-    """The one thing under a folder that holds a split."""
-    entries = sorted(root.iterdir())
-    own = [entry for entry in entries if _stem(entry) in SPLITS.get(split, (split,))]
-    found = {entry: layout for entry in own if (layout := _layout(entry, config, language))}
-    formats = {entry: named_format(entry.name) or found[entry].format for entry in found}
+    Raises:
+        DataError: Several hold it, or train is left out, or a file that is not read seems to be it.
+    """
+    own = [entry for entry in entries if entry.name.split == split]
+    own = [entry for entry in own if entry.name.is_plain] or own
     # a stated format decides among several
-    found = {entry: found[entry] for entry in found if formats[entry] == config.format} or found
-    if len(found) == 1:
-        return [file for entry, layout in found.items() for file in layout.files(entry)]
-    if not found and language and split != "train":
-        return []
+    own = [entry for entry in own if entry.format == config.format] or own
+    if len({entry.name.whole for entry in own}) == 1:
+        files = {entry.path: entry.layout.files for entry in own}
+        return [file for path in _all_shards(own) for file in files[path](path)]
+    folder = entries[0].path.parent
+    seeming = [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and is_data(path.name, language) and seems(path.name, split)
+    ]
+    if own or seeming or split == "train":
+        raise _none_or_several(folder, split, own, config, language)
+    return []
+
+
+def _all_shards(entries: Sequence[_Entry]) -> list[Path]:
+    """Files of one name in natural order.
+
+    Raises:
+        DataError: Their names say that some are missing.
+    """
+    num, there = entries[0].name.num_shards, {entry.name.shard for entry in entries}
+    if num and len(there) != num:
+        raise DataError(
+            f"{entries[0].path} is one of {num} files, of which {len(there)} are there; fetch the"
+            " others"
+        )
+    return natural_order(entry.path for entry in entries)
+
+
+def _none_or_several(
+    root: Path, split: str, own: Sequence[_Entry], config: DataConfig, language: bool
+) -> DataError:
     names = "|".join(config.labels or FOLDER_LABELS)
     called = [each.called.format(split=split, labels=names) for each in _layouts(language)]
-    own_names, every_name = ([entry.name for entry in each] for each in (found, entries))
-    state = f": {own_names}" if found else f" among {listed(every_name)}"
+    every = listed(sorted(path.name for path in root.iterdir()))
+    state = f": {[entry.path.name for entry in own]}" if own else f" among {every}"
     stated = "" if config.format == "auto" else f" under data.format={config.format}"
-    remedy = f"; for all files of a folder set data.{split}={root}" if language else ""
-    raise DataError(
-        f"{root}: expected exactly one of {'; '.join(called)}; found {len(found)}{stated}{state}"
-        f"{remedy}"
+    return DataError(
+        f"{root}: expected exactly one of {'; '.join(called)}; found {len(own)}{stated}{state};"
+        f" name the files with data.{split}={root}/FILE, or all with data.{split}={root}"
     )
-
-
-def _stem(path: Path) -> str:
-    endings = (pattern.search(path.name) for pattern in (_ROWS, _TEXT, _ARCHIVE))
-    ending = None if path.is_dir() else next(filter(None, endings), None)
-    return path.name[: ending.start()] if ending else path.name
 
 
 def _layout(path: Path, config: DataConfig, language: bool) -> Layout | None:
@@ -234,57 +349,31 @@ def _layouts(language: bool) -> list[Layout]:
     return [each for each in LAYOUTS if (each.language if language else each.functions)]
 
 
-def _is_file(pattern: re.Pattern[str]) -> Callable[[Path, DataConfig], bool]:
-    def fits(path: Path, _: DataConfig) -> bool:
-        return path.is_file() and pattern.search(path.name) is not None
-
-    return fits
+def _is_file(test: Callable[[str], Any]) -> Callable[[Path, DataConfig], bool]:
+    return lambda path, _: path.is_file() and bool(test(path.name))
 
 
-def _is_label_folder(path: Path, config: DataConfig) -> bool:
-    """Whether the folders directly below are labels; data.format=folder says that they are."""
-    if config.format == "folder" or not path.is_dir():
-        return path.is_dir()
+def _is_one(path: Path, config: DataConfig) -> bool:
+    """Whether a folder is one source by what it holds, whatever the names in it."""
+    if config.format != "folder" and is_saved_dataset(path):
+        return True
     found = label_folders(path)
     return bool(found) and set(found) <= (config.labels or FOLDER_LABELS).keys()
 
 
-def _folder_files(folder: Path) -> list[Path]:
-    """Files below a folder whose names promise records, in natural order, hidden ones left out.
-
-    Raises:
-        DataError: There are none, or a link leaves the folder.
-    """
-    every = list(files_below(folder, folder.resolve()))
-    files = [
-        path
-        for path in every
-        if is_readable(path.name)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not files:
-        raise DataError(
-            f"{folder}: no .jsonl, .json, .csv, .parquet, .txt or .md in this folder; it has"
-            f" {listed(path.name for path in every)}"
-        )
-    return _natural_order(files)
-
-
-def _natural_order(paths: Iterable[Path]) -> list[Path]:
-    """By name, numbers within names by value."""
-
-    def key(path: Path) -> list[str | int]:
-        parts = _DIGITS.split(path.as_posix())
-        return [int(part) if place % 2 else part for place, part in enumerate(parts)]
-
-    return sorted(paths, key=key)
+def _is_label_folder(path: Path, config: DataConfig) -> bool:
+    """Whether the folders directly below are labels; data.format=folder says that they are."""
+    return path.is_dir() and (config.format == "folder" or _is_one(path, config))
 
 
 # The first that fits a path is its layout.
 LAYOUTS = (
-    Layout("{split}.jsonl, .json, .csv, .parquet (or with .gz, .xz, .zst, .bz2)", _is_file(_ROWS)),
-    Layout("{split}.txt, .md", _is_file(_TEXT), functions=False),
-    Layout("{split}.tar, .zip", _is_file(_ARCHIVE)),
+    Layout(
+        "{split}.jsonl, .json, .csv, .parquet (or with .gz, .xz, .zst, .bz2)",
+        _is_file(named_format),
+    ),
+    Layout("{split}.txt, .md", _is_file(is_text), functions=False),
+    Layout("{split}.tar, .zip", _is_file(is_archive)),
     Layout(
         "a saved dataset {split}/",
         lambda path, config: config.format != "folder" and is_saved_dataset(path),
@@ -293,10 +382,14 @@ LAYOUTS = (
     Layout(
         "folders {split}/<label>/ (labels: {labels})", _is_label_folder, "folder", language=False
     ),
-    Layout(
-        "a folder {split}/ of files",
-        lambda path, _: path.is_dir(),
-        files=_folder_files,
-        functions=False,
+    *(
+        Layout(
+            "a folder {split}/ of files",
+            lambda path, _: path.is_dir(),
+            files=partial(record_files, texts=texts),
+            functions=not texts,
+            language=texts,
+        )
+        for texts in (False, True)
     ),
 )

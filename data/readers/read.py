@@ -1,7 +1,7 @@
 """Files, archives, folders and saved datasets -> records, streamed; faults have their place."""
 
 import io
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,7 @@ from data.kinds import FUNCTION, KINDS
 from data.readers.archives import Member, opened
 from data.readers.columns import Columns
 from data.readers.conversations import sample_conversation
-from data.readers.folders import folder_samples, member_samples
+from data.readers.folders import folder_samples, member_samples, refuse_irregular
 from data.readers.formats import (
     MAX_LINE_BYTES,
     Rows,
@@ -23,15 +23,8 @@ from data.readers.formats import (
     json_rows,
     jsonl_rows,
 )
-from data.readers.layouts import (
-    any_member,
-    is_called,
-    is_called_a_split,
-    is_readable,
-    is_text,
-    named_format,
-    refuse_irregular,
-)
+from data.readers.layouts import archive_splits
+from data.readers.names import is_called, is_data, is_readable, is_text, named_format, parsed
 from data.readers.reading import BOM, ReadFacts, Reading, listed, not_rows, shown
 from data.readers.rows import row_records
 from data.readers.streams import decompressed, is_tar, is_zip
@@ -199,29 +192,34 @@ def _sources(
             f"{path}: data.format=datasets, but this is a file; a dataset saved to disk is a folder"
             " with state.json (unpack it if it is in an archive)"
         )
-    is_wanted: _Test = partial(is_called, split=split, texts=language)
-    if language and not any_member(path, config, is_called_a_split):
-        is_wanted = is_readable
+    is_wanted: _Test = partial(is_readable, texts=language)
+    if splits := archive_splits(path, texts=language)[0]:
+        is_wanted = partial(is_called, split=split, texts=language)
     with path.open("rb") as raw:
         stream, members = opened(raw, reading)
         if members is None:
             yield _Source(reading, path.name, stream)
         else:
-            yield from _members(members, split, reading, is_wanted)
+            yield from _members(members, split, reading, is_wanted, splits)
 
 
 def _members(
-    members: Iterable[Member], split: str, reading: Reading, is_wanted: _Test
+    members: Iterable[Member],
+    split: str,
+    reading: Reading,
+    is_wanted: _Test,
+    splits: Collection[str],
 ) -> Iterator[_Source]:
-    """The wanted members of an archive; one at most is called after the split."""
+    """The wanted members of an archive; one at most is called after the split, or its shards."""
     names: list[str] = []
-    found = ""
+    found, unread = "", []
     for member in members:
         names.append(member.name)
         del names[100:]
         if not is_wanted(member.name):
+            unread += [member.name] if _is_left_over(member.name, splits) else []
             continue
-        if found and is_called(member.name, split, texts=True):
+        if found and splits and _whole(found) != _whole(member.name):
             raise DataError(
                 f"{reading.name}: {found!r} and {member.name!r} both hold {split}; keep one"
             )
@@ -232,6 +230,8 @@ def _members(
             if is_tar(content) or is_zip(content):
                 raise DataError(f"{inner.name}: an archive within an archive; unpack the outer")
             yield _Source(inner, member.name.rpartition("/")[2], content)
+    if unread:
+        reading.facts.warn(f"{reading.name}: members not read: {listed(unread)}")
     if not found:
         if "[Content_Types].xml" in names:
             raise DataError(f"{reading.name}: an Office file; save the sheet as CSV in UTF-8")
@@ -244,6 +244,17 @@ def _members(
             f"{reading.name}: no member {split}.jsonl, {endings}; the archive holds"
             f" {listed(names)}{other}{remedy}"
         )
+
+
+def _whole(member: str) -> str:
+    folder, _, base = member.rpartition("/")
+    return f"{folder}/{parsed(base).whole}"
+
+
+def _is_left_over(member: str, splits: Collection[str]) -> bool:
+    """Whether a member holds data that no split reads."""
+    base = member.rpartition("/")[2]
+    return is_data(base, texts=True) and parsed(base).split not in splits
 
 
 def _refuse_format(path: Path, reading: Reading, wanted: str, found: str) -> None:

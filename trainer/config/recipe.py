@@ -125,16 +125,26 @@ def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
     }
     for section, key in _PATH_KEYS:
         block = changed.get(section)
-        if not isinstance(block, dict) or not isinstance(value := block.get(key), str):
+        if not isinstance(block, dict) or key not in block:
             continue
-        if (key, value) not in _WORDS:
-            with parsing(f"{section}.{key}: {quote(value)} is not a path", ConfigError, _PATH):
-                if not value.strip():  # it would be the folder that all paths start from
-                    raise ValueError("it is empty")
-                path = (base / Path(value).expanduser()).resolve()
-                path.exists()  # it fails for a name too long, or below a file
-                block[key] = str(path)
+        value = block[key]
+        if isinstance(value, list):  # data has them
+            block[key] = [_absolute(each, f"{section}.{key}", base) for each in value]
+        elif (key, value) not in _WORDS:
+            block[key] = _absolute(value, f"{section}.{key}", base)
     return changed
+
+
+def _absolute(value: Any, name: str, base: Path) -> Any:
+    """A path from its base on; what is not text is left for validation."""
+    if not isinstance(value, str):
+        return value
+    with parsing(f"{name}: {quote(value)} is not a path", ConfigError, _PATH):
+        if not value.strip():  # it would be the folder that all paths start from
+            raise ValueError("it is empty")
+        path = (base / Path(value).expanduser()).resolve()
+        path.exists()  # it fails for a name too long, or below a file
+    return str(path)
 
 
 def _validated(values: Mapping[str, Any]) -> RunConfig:
@@ -179,9 +189,8 @@ def _source_faults(config: RunConfig) -> Iterator[str]:
     if config.model.path is not None and Path(config.model.path).is_file():
         yield f"model.path: {config.model.path} is a file; give the folder of the base model"
     output = config.output_dir
-    inputs = (
-        config.data.path, config.model.path, config.model.config, config.data.tokenizer
-    )  # fmt: skip
+    paths = config.data.path if isinstance(config.data.path, list) else [config.data.path]
+    inputs = (*paths, config.model.path, config.model.config, config.data.tokenizer)
     if any(source is not None and output == Path(source) for source in inputs):
         yield f"run.output_dir {output} is the dataset's or the model's folder; choose another"
 

@@ -64,7 +64,7 @@ def evaluate_run(run: Path, file: Path, name: str | None, overrides: Sequence[st
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
     config = _recipe_of(run, overrides)
-    paths = named_files(file, "FILE", config.data, language=config.is_language)
+    paths = named_files(file, "FILE", config.data, split="test", language=config.is_language)
     left_out = ""
     try:
         prepared = prepare_run(config)

@@ -13,6 +13,7 @@ from data.batches.order import steps_for
 from data.batches.packing import one_per_row, pack
 from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import decoded, difference
+from data.readers.reading import listed
 from data.text.escaping import escaped
 from data.text.language import LanguageFacts, show_example
 from data.text.tokenization import TokenFacts
@@ -124,6 +125,8 @@ def remark_lines(prepared: Prepared) -> list[str]:
         lines += [found] if found else []
     if begin := prepared.tokenizer.begin_token:
         lines.append(f"the tokenizer puts {begin!r} before every text")
+    if unread := prepared.facts.get("unread"):
+        lines.append(f"not read: {listed(unread)}, which no split is called after")
     if held_out:
         shares = ", ".join(f"{share:.0%} {name}" for name, share in held_out.items())
         lines.append(f"{shares}: held out of data.train by a hash of each record's question")

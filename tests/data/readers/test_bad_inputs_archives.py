@@ -68,7 +68,7 @@ REFUSED = {
         b"".join([gzip.compress(PAIR)[:20], b"\xff\xff", gzip.compress(PAIR)[22:]]),
         *DAMAGED,
     ),
-    "05-tar-cut-at-a-block-boundary": (BIG_TAR[:1024], "train.jsonl::train.jsonl: ", *DAMAGED),
+    "05-tar-cut-at-a-block-boundary": (BIG_TAR[:1024], "train.jsonl: ", *DAMAGED),
     "05-tar-cut-in-its-header": (BIG_TAR[:300], *DAMAGED),
     "05-tar-cut-between-two-members": (TWO_MEMBERS[:1024], *DAMAGED, "empty blocks"),
     "05-gzipped-tar-cut": (gzip.compress(BIG_TAR)[:-20], *DAMAGED),
@@ -92,9 +92,9 @@ REFUSED = {
         "ignored link members ['train.jsonl']",
     ),
     "08-hardlink": (
-        tar(("x.jsonl", PAIR), link("train.jsonl", tarfile.LNKTYPE, "x.jsonl")),
+        tar(("x.rows", PAIR), link("train.jsonl", tarfile.LNKTYPE, "x.rows")),
         "no member train.jsonl",
-        "the archive holds ['x.jsonl']",
+        "the archive holds ['x.rows']",
         "ignored link members ['train.jsonl']",
     ),
     "08-symlink-in-a-zip": (
@@ -142,9 +142,9 @@ REFUSED = {
         "an archive within an archive; unpack the outer",
     ),
     "15-no-recognised-member": (
-        tar(("README", b"x"), ("a/training.jsonl", PAIR)),
+        tar(("README", b"x"), ("a/training.rows", PAIR)),
         "no member train.jsonl",
-        "['README', 'a/training.jsonl']",
+        "['README', 'a/training.rows']",
     ),
     "15-no-member-at-all-in-a-zip": (zipped(), "no member train.jsonl", "the archive holds []"),
     "15-encrypted-zip": (encrypted_zip(), "train.jsonl: ", "encrypted", "unpack it yourself"),

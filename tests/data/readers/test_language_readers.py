@@ -328,8 +328,9 @@ def test_an_entry_of_LAYOUTS_is_all_that_a_layout_needs(tmp_path, monkeypatch):
     assert paths(path=str(tmp_path)) == ["a.jsonl", "b.jsonl"]
     monkeypatch.setattr(layouts, "LAYOUTS", (entry, *layouts.LAYOUTS))
     assert paths(path=str(tmp_path)) == ["b.jsonl", "a.jsonl"]
-    with pytest.raises(DataError, match="a folder valid/ with an INDEX"):
-        locate(DataConfig(path=str(tmp_path)), "valid")
+    (tmp_path / "train").rename(tmp_path / "valid")
+    with pytest.raises(DataError, match="a folder train/ with an INDEX"):
+        locate(DataConfig(path=str(tmp_path)), "train")
 
 
 def test_a_recipe_may_name_each_kind_of_KINDS_and_no_other():
