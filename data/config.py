@@ -1,8 +1,9 @@
 """The `data` section of a recipe."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from data.kinds import KINDS
 
@@ -28,6 +29,19 @@ def _text_keys(labels: Any) -> Any:
     return {str(label): target for label, target in labels.items()}
 
 
+def _as_pattern(pattern: str | None) -> str | None:
+    try:
+        names = re.compile(pattern or "(?P<code>)").groupindex
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    if not names or "id" in names:
+        raise ValueError(
+            "it needs named groups such as (?P<target>bad|good), and none called id, because the"
+            " place of a match is its id"
+        )
+    return pattern
+
+
 class Section(BaseModel):
     """A section of a recipe: immutable, no coercion, no unknown keys."""
 
@@ -45,15 +59,38 @@ class DataConfig(Section):
     )
     valid: Paths | None = Field(None, description="the same for validation")
     test: Paths | None = Field(None, description="the same for the test")
-    format: Literal["auto", "jsonl", "json", "csv", "parquet", "folder", "datasets"] = Field(
-        "auto",
-        description="auto looks at the content, not the name; folder: one function a file, the"
-        " label by folder; datasets: Hugging Face datasets saved to disk",
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "sqlite", "folder", "datasets"] = (
+        Field(
+            "auto",
+            description="auto looks at the content, not the name; folder: one function a file, the"
+            " label by folder; datasets: Hugging Face datasets saved to disk",
+        )
     )
     fields: dict[str, str] = Field(
         default_factory=dict,
         description="our field: the file's field, e.g. {code: func}; {before: vulnerable code,"
         " after: fixed code} makes two functions of a row",
+    )
+    query: str | None = Field(
+        None, description="the SELECT whose rows are read of a SQLite file; null: its only table"
+    )
+    unroll: list[str] = Field(
+        default_factory=list,
+        description="fields of jsonl or json that hold lists, one in the other: their elements are"
+        " the rows, and have the fields around them too, e.g. [details, function_before]",
+    )
+    functions: str | None = Field(
+        None,
+        description="file of functions that the files of the splits name, one a line: an id (or a"
+        " place from 0), or two ids and a label",
+    )
+    path_pattern: Annotated[str | None, AfterValidator(_as_pattern)] = Field(
+        None,
+        description="regular expression for the paths of a folder of source files; its named groups"
+        " are fields, and files that it does not find are left out",
+    )
+    text_pattern: Annotated[str | None, AfterValidator(_as_pattern)] = Field(
+        None, description="the same for the text of a file: each match is a row"
     )
     labels: Annotated[dict[str, int], BeforeValidator(_text_keys)] = Field(
         default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"

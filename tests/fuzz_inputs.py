@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -129,6 +131,15 @@ def _read(path: Path, language: bool = False) -> None:
     for source in locate(given, "train", language=language):
         for _ in (read_language if language else read_records)(source, "train", given):
             pass
+
+
+def _database() -> bytes:
+    with closing(sqlite3.connect(":memory:")) as made:
+        made.execute("create table functions (code text, target integer, cwe text)")
+        rows = [(row["code"], row["target"], row["cwe"]) for row in ROWS]
+        made.executemany("insert into functions values (?, ?, ?)", rows)
+        made.commit()
+        return made.serialize()
 
 
 def _label_folders(folder: Path) -> list[Path]:
@@ -305,6 +316,7 @@ def targets() -> dict[str, Target]:
     found["tar.gz"] = _data("a.tar.gz", COMPRESSIONS[".gz"](tar(*members)))
     found["parquet in zip"] = _data("b.zip", zipped(("train.parquet", FORMATS["parquet"](ROWS))))
     found["folder"] = Target(_label_folders, lambda folder: _read(folder / "train"), (0, 3))
+    found["sqlite"] = _data("train.db", _database())
     found["datasets"] = Target(_saved_dataset, lambda folder: _read(folder / "train"), (0, 3))
     found["recipe"] = Target(_recipe, _read_recipe, (0, 2, 3))
     found["override"] = Target(_override, _read_override, (0, 2, 3))

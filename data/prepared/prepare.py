@@ -31,7 +31,7 @@ _LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
 # Settings on which the rows of a run depend, but not the content of the cache.
 _NOT_IN_KEY = {
     "path", "train", "valid", "test", "tokenizer", "cache_dir", "packing", "packing_window",
-    "sampling", "leak_groups", "allow_leaks", "isolate", "order",
+    "sampling", "leak_groups", "allow_leaks", "isolate", "order", "functions",
 }  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def remembered(
 ) -> Prepared:
     """What data.json says of splits that are not here; the tokenizer is the one that is."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    digests = facts["sha256"] | _digests({}, tokenizer.path, kind_of(language))
+    digests = facts["sha256"] | _digests({}, None, tokenizer.path, kind_of(language))
     return Prepared({}, tokenizer, {**facts, "sha256": digests})
 
 
@@ -194,7 +194,8 @@ def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) 
         OSError: No tokenizer.json.
     """
     sources = _sources(config, language)
-    return _digests(sources, tokenizer_folder / "tokenizer.json", kind_of(language))
+    tokenizer_file = tokenizer_folder / "tokenizer.json"
+    return _digests(sources, config.functions, tokenizer_file, kind_of(language))
 
 
 def sources_digest(paths: Sequence[Path]) -> str:
@@ -258,7 +259,7 @@ def _open(
 ) -> Prepared:
     """Splits from the cache, which is filled first if it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    digests = _digests(sources, tokenizer.path, kind)
+    digests = _digests(sources, config.functions, tokenizer.path, kind)
     held_out = {name: HELD_OUT[name] for s in sources.values() for name in s.held_out}
     content = {
         "digests": digests,
@@ -292,9 +293,13 @@ def _open(
     return Prepared(splits, tokenizer, facts | {"cache": str(entry)})
 
 
-def _digests(sources: Mapping[str, Source], tokenizer_file: Path, kind: Kind) -> dict[str, str]:
+def _digests(
+    sources: Mapping[str, Source], functions: str | None, tokenizer_file: Path, kind: Kind
+) -> dict[str, str]:
     by_paths = {paths: sources_digest(paths) for paths in {s.paths for s in sources.values()}}
     digests = {name: by_paths[source.paths] for name, source in sources.items()}
+    if functions is not None:
+        digests["functions"] = source_digest(Path(functions))
     digests["tokenizer"] = source_digest(tokenizer_file)
     if kind is LANGUAGE:
         template = json.dumps(own_template(tokenizer_file.parent))

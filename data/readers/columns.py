@@ -116,7 +116,9 @@ class Columns:
 
     def _found(self, name: str, names: Collection[str]) -> Found:
         kind = KINDS[name]
-        needed = dict.fromkeys(kind.pair, ()) if self._is_pair else kind.needed
+        needed = kind.needed
+        if self._is_pair:  # its label, if mapped, tells which rows are pairs
+            needed = dict.fromkeys((*kind.pair, *({kind.label} & self._fields.keys())), ())
         found: dict[str, str] = {}
         for ours, choices in (*needed.items(), *kind.optional.items()):
             wanted = self._choices(ours, choices)
@@ -157,10 +159,9 @@ def _is_pair(fields: Mapping[str, str]) -> bool:
         raise MappingError(
             f"data.fields maps {given[0]!r} alone; a pair needs both {' and '.join(kind.pair)}"
         )
-    both = [name for name in kind.needed if name in fields]
-    if both:
+    if "code" in fields:  # target may be there: it tells the functions that no fix changed
         raise MappingError(
-            f"data.fields maps {both} beside before and after; a row is a function or a pair"
+            "data.fields maps ['code'] beside before and after; a row is a function or a pair"
         )
     if fields["before"] == fields["after"]:
         raise MappingError(f"data.fields: before and after are both {fields['before']!r}")

@@ -8,15 +8,18 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from data.errors import DataError
+from data.kinds import FUNCTION
 from data.readers.archives import Member
-from data.readers.columns import FOLDER_LABELS
+from data.readers.columns import FOLDER_LABELS, Columns
 from data.readers.formats import MAX_LINE_BYTES
 from data.readers.names import is_about, is_readable, named_format, natural_order, parsed
+from data.readers.patterns import file_rows
 from data.readers.reading import Reading, listed, shown
+from data.readers.rows import Record, row_records
 from data.records import CodeSample
 
 
-def folder_samples(folder: Path, reading: Reading) -> Iterator[CodeSample]:
+def folder_samples(folder: Path, reading: Reading) -> Iterator[Record]:
     """Functions below a split's folder, in the order of their names.
 
     Args:
@@ -35,8 +38,10 @@ def folder_samples(folder: Path, reading: Reading) -> Iterator[CodeSample]:
     yield from _samples(files(), f"{reading.name}/", reading)
 
 
-def member_samples(members: Iterable[Member], split: str, reading: Reading) -> Iterator[CodeSample]:
+def member_samples(members: Iterable[Member], split: str, reading: Reading) -> Iterator[Record]:
     """Functions of an archive's members .../<split>/<label>/.../file, in the archive's order."""
+
+    has_pattern = reading.config.path_pattern is not None or reading.config.text_pattern is not None
 
     def files() -> Iterator[tuple[tuple[str, ...], Member]]:
         for member in members:
@@ -44,14 +49,24 @@ def member_samples(members: Iterable[Member], split: str, reading: Reading) -> I
             splits = [parsed(part, is_folder=True).split for part in parts[:-1]]
             if split in splits:
                 yield parts[splits.index(split) + 1 :], member
+            elif has_pattern and not any(splits):
+                yield parts, member
 
     yield from _samples(files(), f"{reading.name}::", reading)
 
 
 def _samples(
     files: Iterable[tuple[tuple[str, ...], Member]], prefix: str, reading: Reading
-) -> Iterator[CodeSample]:
-    """Functions of files whose first part is their label, the prefix of their origins given."""
+) -> Iterator[Record]:
+    """Functions of files whose first part is their label, the prefix of their origins given.
+
+    With data.path_pattern or data.text_pattern these say where the fields are.
+    """
+    config = reading.config
+    if config.path_pattern is not None or config.text_pattern is not None:
+        rows = file_rows((file for _, file in files), prefix, reading)
+        yield from row_records(rows, Columns(config, FUNCTION), reading)
+        return
     labels, stray = reading.config.labels or FOLDER_LABELS, []
     for parts, file in files:
         if any(part.startswith(".") for part in parts) or len(parts) == 1:

@@ -10,9 +10,9 @@ from typing import Any
 
 from data.errors import DataError
 from data.readers.columns import Columns
-from data.readers.reading import BOM, Reading, RowFault, listed, quote
+from data.readers.reading import BOM, Place, Reading, RowFault, listed, quote
 
-Rows = Iterator[tuple[int, dict[str, Any]]]
+Rows = Iterator[tuple[Place, dict[str, Any]]]
 
 BLOCK_BYTES = 1 << 20
 # A function of 50 MB is 100 MB with every character escaped; a longer line is not a function.
@@ -35,7 +35,7 @@ _ARRAY_ADVICE = "this is a JSON array: write one object per line, or set data.fo
 def jsonl_rows(stream: io.BufferedReader, reading: Reading) -> Rows:
     """One object a line; a row's place is its line."""
     decode = _decoder().raw_decode
-    for number, raw in _lines(stream, reading):
+    for number, raw in numbered_lines(stream, reading):
         if len(raw) < 3 and not raw.strip():  # no object is shorter; an exception costs 4 us
             continue
         try:
@@ -146,7 +146,7 @@ def csv_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> R
             reading.bad_line(place, f"{fault}; quote fields that hold commas or line ends")
 
 
-def _lines(stream: io.BufferedReader, reading: Reading) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(stream: io.BufferedReader, reading: Reading) -> Iterator[tuple[int, bytes]]:
     """Numbered lines with their ends, as an editor counts them: LF, CRLF or a lone CR.
 
     Whole blocks are split at once: an iteration a line costs more than parsing saves.
@@ -281,7 +281,7 @@ def _bounded_text(stream: io.BufferedReader, reading: Reading) -> str:
 def _csv_lines(
     stream: io.BufferedReader, reading: Reading, undecodable: list[RowFault]
 ) -> Iterator[str]:
-    for _, raw in _lines(stream, reading):
+    for _, raw in numbered_lines(stream, reading):
         try:
             yield reading.decoded(raw)
         except RowFault as fault:

@@ -14,6 +14,7 @@ from data.kinds import FUNCTION, KINDS
 from data.readers.archives import Member, opened
 from data.readers.columns import Columns
 from data.readers.conversations import sample_conversation
+from data.readers.database import sqlite_rows
 from data.readers.folders import folder_samples, member_samples, refuse_irregular
 from data.readers.formats import (
     MAX_LINE_BYTES,
@@ -23,8 +24,10 @@ from data.readers.formats import (
     json_rows,
     jsonl_rows,
 )
+from data.readers.indexed import index_rows
 from data.readers.layouts import archive_splits
 from data.readers.names import is_called, is_data, is_readable, is_text, named_format, parsed
+from data.readers.patterns import match_rows
 from data.readers.reading import BOM, ReadFacts, Reading, listed, not_rows, shown
 from data.readers.rows import row_records
 from data.readers.streams import decompressed, is_tar, is_zip
@@ -33,6 +36,7 @@ from data.records import CodeSample, Conversation, Document
 
 _SNIFFED_BYTES = 1 << 12
 _Test = Callable[[str], bool]  # of a member by its name
+_MAGIC = {b"PAR1": "parquet", b"SQLite format 3\0": "sqlite"}
 _OPENINGS = {b"{": "jsonl", b"[": "json"}
 
 
@@ -60,7 +64,19 @@ class _Source:
         if self.folder is not None:
             return dataset_rows(self.folder, self.reading, columns)
         assert self.stream is not None
+        if self.reading.config.functions is not None:
+            functions = _listed_functions(self.reading, columns)
+            return index_rows(self.stream, functions, self.reading)
         return _stream_rows(self.stream, self.name, self.reading, columns)
+
+
+def _listed_functions(reading: Reading, columns: Columns) -> Rows:
+    """The rows of data.functions, whose labels may be in the index file."""
+    path = Path(str(reading.config.functions))
+    config = reading.config.model_copy(update={"functions": None})
+    own = Reading(shown(path.name), config, reading.facts, reading.split)
+    for source in _sources(path, "", own, language=False):
+        yield from source.rows(columns)
 
 
 def read_records(
@@ -162,7 +178,7 @@ def _language(source: _Source, columns: Columns) -> Iterator[Conversation | Docu
         yield Document(reading.name, text, reading.name, reading.name, kind)
 
 
-def _labelled(path: Path, split: str, reading: Reading) -> Iterator[CodeSample]:
+def _labelled(path: Path, split: str, reading: Reading) -> Iterator[Any]:
     """Functions in label folders, on disk or in an archive."""
     if path.is_dir():
         _refuse_format(path, reading, "folder", "a folder")
@@ -267,12 +283,20 @@ def _refuse_format(path: Path, reading: Reading, wanted: str, found: str) -> Non
 
 def _stream_rows(stream: io.BufferedReader, name: str, reading: Reading, columns: Columns) -> Rows:
     """Rows of a decompressed file, in the format that its content shows."""
+    if reading.config.path_pattern is not None:
+        raise DataError(
+            f"{reading.name}: data.path_pattern is for source files; set data.format=folder, also"
+            " for an archive of them"
+        )
+    if reading.config.text_pattern is not None:
+        return match_rows(stream, reading)
     chosen = _format(stream.peek(_SNIFFED_BYTES), name, reading)
-    if chosen == "parquet":
-        return parquet_rows(stream, reading, columns)
-    if chosen == "csv":
-        return csv_rows(stream, reading, columns)
-    return {"jsonl": jsonl_rows, "json": json_rows}[chosen](stream, reading)
+    if reading.config.query is not None and chosen != "sqlite":
+        raise DataError(f"{reading.name}: data.query is set, but this is {chosen}, not SQLite")
+    if chosen in ("jsonl", "json"):
+        return {"jsonl": jsonl_rows, "json": json_rows}[chosen](stream, reading)
+    with_columns = {"parquet": parquet_rows, "csv": csv_rows, "sqlite": sqlite_rows}
+    return with_columns[chosen](stream, reading, columns)
 
 
 def _format(head: bytes, name: str, reading: Reading) -> str:
@@ -281,7 +305,8 @@ def _format(head: bytes, name: str, reading: Reading) -> str:
     if known := not_rows(head):
         raise DataError(f"{reading.name}: {known}")
     text = head.removeprefix(BOM).lstrip()
-    content = "parquet" if head.startswith(b"PAR1") else _OPENINGS.get(text[:1])
+    content = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    content = content or _OPENINGS.get(text[:1])
     if content == "jsonl" and (
         wanted == "json" or (wanted == "auto" and named == "json" and is_indented_object(text))
     ):
@@ -292,7 +317,7 @@ def _format(head: bytes, name: str, reading: Reading) -> str:
             " data.format=json"
         )
     if wanted != "auto":
-        if text and content != wanted and (content is not None or wanted == "parquet"):
+        if text and content != wanted and (content is not None or wanted in _MAGIC.values()):
             raise DataError(
                 f"{reading.name}: data.format={wanted}, but the content is"
                 f" {content or 'something else'} (it begins with {text[:12]!r}); set"

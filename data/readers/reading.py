@@ -18,15 +18,13 @@ _EXAMPLES = 5  # bad rows whose message is kept
 _UNKNOWN = {"", "-", "?", "none", "nan", "null", "na", "n/a", "<na>", "nat", "unknown"}
 _LONGEST_UNKNOWN = 16  # with blanks around it
 _BRACKETS = {"]", "}", ")"}
-_ENTRY = r"(?:'[^']*+'|\"[^\"]*+\"|None|nan)"
+_ENTRY = r"(?:'[^']*+'|\"[^\"]*+\"|None|nan|null)"
 _LIST = re.compile(rf"[\[({{]\s*+(?:{_ENTRY}\s*+,?\s*+)*+[\])}}]")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 _EXPORT = "write each split to a file of its own, e.g."
 _PICKLE = f"a pickle, which is never opened; {_EXPORT} train.parquet"
 _FOREIGN = {  # first bytes -> what else people have; how it becomes a file that is read
-    b"SQLite format 3\0": f"a SQLite database; {_EXPORT} with sqlite3 -header -csv FILE 'SELECT"
-    " code, target FROM ...' > train.csv",
     b"\xff\xfe": "text in UTF-16, as Excel and PowerShell write it; save it as UTF-8",
     b"\xfe\xff": "text in UTF-16; save it as UTF-8",
     b"\0\0\xfe\xff": "text in UTF-32; save it as UTF-8",

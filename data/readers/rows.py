@@ -1,5 +1,6 @@
 """Rows (place, {column: value}) -> records, with every value checked."""
 
+import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ _LABELS = (
     ("false", "true"), ("0", "1"), ("no", "yes"), ("safe", "vulnerable"), ("good", "bad"),
     ("fixed", "vulnerable"), ("non-vulnerable", "vulnerable"),
 )  # fmt: skip
+_CWE = re.compile(r"\bcwe[-_ ]?0*(?=\d)(\d+)", re.IGNORECASE)
 _MAX_LAYOUTS = 1000  # sets of columns remembered, and columns listed as ignored
 
 
@@ -31,7 +33,7 @@ def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Reco
     facts, ids = reading.facts, _Ids(reading)
     layouts: dict[tuple[str, ...], Found] = {}
     names: tuple[str, ...] | None = None
-    for place, row in rows:
+    for place, part, row in _unrolled(rows, reading):
         facts.num_rows += 1
         try:
             if (here := tuple(row)) != names:
@@ -41,7 +43,8 @@ def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Reco
                 if len(layouts) < _MAX_LAYOUTS:
                     layouts[here] = found
                 make, names = _MAKERS[KINDS[found.kind].holds], here
-            origin, own_id = reading.origin(place), _own_id(row, found)
+            origin, own_id = reading.origin(place) + part, _own_id(row, found)
+            own_id += part if own_id else ""
             made = make(row, found, own_id or origin, origin, reading)
         except RowFault as fault:
             reading.bad(place, str(fault))
@@ -50,6 +53,41 @@ def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Reco
             ids.add(own_id, place)
         yield from made
     ids.refuse_duplicates()
+    if facts.num_identical > facts.num_rows / 2:
+        facts.warn(
+            f"{reading.name}: {facts.num_identical} of {facts.num_rows} rows are dropped, because"
+            " their fix changed nothing; where a column says which functions are not vulnerable,"
+            " map it to target beside before and after to keep them"
+        )
+
+
+def _unrolled(rows: Rows, reading: Reading) -> Iterator[tuple[Place, str, dict[str, Any]]]:
+    """Place, which part of it, and row: the elements of the lists of data.unroll are the rows."""
+    wanted = reading.config.unroll
+    for place, row in rows:
+        if not wanted:
+            yield place, "", row
+            continue
+        try:
+            parts = [row]
+            for name in wanted:
+                parts = [each for part in parts for each in _elements(part, name)]
+        except RowFault as fault:
+            reading.bad_line(place, str(fault))
+            continue
+        reading.facts.num_empty += not parts
+        reading.facts.num_rows += not parts
+        yield from ((place, f".{number}", part) for number, part in enumerate(parts, 1))
+
+
+def _elements(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects of a list, each with the fields around it; none where there is no list."""
+    around = {key: value for key, value in row.items() if key != name}
+    elements = row.get(name) or []
+    elements = [elements] if isinstance(elements, dict) else elements
+    if not isinstance(elements, list) or not all(isinstance(each, dict) for each in elements):
+        refuse(name, elements, "a list of objects, because data.unroll names it")
+    return [around | each for each in elements]
 
 
 def _own_id(row: Mapping[str, Any], found: Found) -> str:
@@ -64,11 +102,14 @@ def _functions(
 ) -> list[CodeSample]:
     """The function of a row, or the two of a pair."""
     facts = {name: plain_text(row[column], column) for name, column in found.optional.items()}
-    if found.label is None:
+    if "cwe" in facts:  # cwe-079 of SVEN, CWE79 of Juliet
+        facts["cwe"] = _CWE.sub(r"CWE-\1", facts["cwe"])
+    if "before" in found.needed:
         made = _pair(row, found, record_id, origin, facts, reading)
     else:
         column = found.needed["code"]
         code = checked_text(row[column], column)
+        assert found.label is not None  # a row without a label is a pair
         target = _target(row[found.label], found.label, reading.config.labels)
         made = [CodeSample(record_id, code, target, origin, **facts)]
     return [sample for sample in made if reading.keeps(sample.code)]
@@ -117,13 +158,21 @@ def _pair(
     facts: dict[str, str],
     reading: Reading,
 ) -> list[CodeSample]:
-    """The function before a fix and after it, in one group; none where the fix changed nothing."""
+    """The function before a fix and after it, in one group; none where the fix changed nothing.
+
+    A row whose own label says that it is not vulnerable is one function.
+    """
     # a side is null where the fix added or removed the function
     sides = {
         side: "" if row[column] is None else checked_text(row[column], column)
         for side, column in found.needed.items()
+        if column != found.label
     }
     before, after = sides.values()
+    if found.label is not None and not _target(
+        row[found.label], found.label, reading.config.labels
+    ):
+        return [CodeSample(record_id, before or after, 0, origin, **facts)]
     if before == after and before.strip():
         reading.facts.num_identical += 1
         return []
@@ -159,9 +208,9 @@ class _Ids:
         self._places = array("q")
 
     def add(self, own_id: str, place: Place) -> None:
-        """The id of the row at a place, which is a number."""
+        """The id of the row at a place; of those that are no numbers only that they were there."""
         self._hashes.append(hash(own_id))
-        self._places.append(int(place))
+        self._places.append(place if isinstance(place, int) else -1)
 
     def refuse_duplicates(self) -> None:
         """Raises DataError if an id occurs twice: predictions would be ambiguous."""
@@ -171,10 +220,12 @@ class _Ids:
         order = np.argsort(hashes, kind="stable")
         (twice,) = np.nonzero(hashes[order][1:] == hashes[order][:-1])
         if len(twice):
-            first, second = places[order[twice[0]]], places[order[twice[0] + 1]]
+            pair = [int(place) for place in places[order[twice[0] : twice[0] + 2]]]
+            first, second = (
+                self._reading.origin("a file" if place < 0 else place) for place in pair
+            )
             raise DataError(
-                f"{self._reading.origin(int(second))}: has the id of"
-                f" {self._reading.origin(int(first))}, as {len(twice)} rows have that of another;"
+                f"{second}: has the id of {first}, as {len(twice)} rows have that of another;"
                 " make ids unique, or name another column: data.fields={id: NAME}; where no row has"
                 " that column, a row's place is its id"
             )

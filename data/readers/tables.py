@@ -12,7 +12,7 @@ from data.readers.reading import Reading, RowFault, listed
 from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
 
 _BATCH_ROWS = 256  # held at once; 256 of the longest functions seen in the field are 100 MB
-# A parquet file needs seeking. Inside an archive, where there is none, it is held in memory.
+# These files need seeking. Inside an archive, where there is none, it is held in memory.
 MAX_SPOOLED_BYTES = 1 << 30
 _BOOLEANS = '{"false": 0, "true": 1}'
 _DATASET_FILES = ("state.json", "dataset_info.json")
@@ -27,7 +27,7 @@ def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) 
     from pyarrow import parquet
 
     reading.unit = "row "
-    source = stream if stream.seekable() else _spooled(stream, reading)
+    source = stream if stream.seekable() else spooled(stream, reading)
     num_bytes = source.seek(0, io.SEEK_END)
     source.seek(0)
     with reading.intact(), parquet.ParquetFile(source) as file:
@@ -91,9 +91,7 @@ def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
     from pyarrow import types
 
     names: list[str] = schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{reading.name}: the schema names {listed(twice)} twice; keep one")
+    refuse_twice(names, f"{reading.name}: the schema")
     found = columns.find_in_file(names, reading.name)
     reading.facts.ignored_fields.update(set(names) - found.known)
     for name in filter(None, [*found.texts, found.label]):
@@ -119,21 +117,32 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _rows(batches: Iterator[Any], reading: Reading, num_compressed: int | None = None) -> Rows:
+def _rows(batches: Iterator[Any], reading: Reading, num_compressed: int = 0) -> Rows:
     number = num_bytes = 0
     for batch in batches:
         num_bytes += batch.nbytes
         # a dictionary page of one long text can represent millions of rows
-        too_large = num_compressed and num_bytes > num_compressed * MAX_RATIO
-        if too_large and num_bytes > RATIO_FLOOR_BYTES:
-            raise DataError(
-                f"{reading.name}: {num_compressed} bytes became more than {num_bytes}: above"
-                f" {MAX_RATIO} to 1 this is taken for a decompression bomb"
-            )
+        refuse_bomb(num_bytes, num_compressed, reading)
         names = batch.schema.names
         for values in zip(*(_values(column, reading) for column in batch.columns), strict=True):
             number += 1
             yield number, dict(zip(names, values, strict=True))
+
+
+def refuse_bomb(num_bytes: int, num_compressed: int, reading: Reading) -> None:
+    """Raises DataError if rows are far larger than their file, whose size is 0 if not known."""
+    if num_compressed and num_bytes > max(num_compressed * MAX_RATIO, RATIO_FLOOR_BYTES):
+        raise DataError(
+            f"{reading.name}: {num_compressed} bytes became more than {num_bytes}: above"
+            f" {MAX_RATIO} to 1 this is taken for a decompression bomb"
+        )
+
+
+def refuse_twice(names: list[str], where: str) -> None:
+    """Raises DataError if two columns have one name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{where} names {listed(twice)} twice; keep one")
 
 
 def _values(column: Any, reading: Reading) -> list[Any]:
@@ -145,11 +154,12 @@ def _values(column: Any, reading: Reading) -> list[Any]:
 
         if pyarrow.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        values = [_text(raw, reading) for raw in column.cast(pyarrow.large_binary()).to_pylist()]
+        values = [as_text(raw, reading) for raw in column.cast(pyarrow.large_binary()).to_pylist()]
     return values
 
 
-def _text(raw: bytes | None, reading: Reading) -> str | bytes | None:
+def as_text(raw: bytes | None, reading: Reading) -> str | bytes | None:
+    """UTF-8; bytes that are not stay bytes, which no column accepts."""
     if raw is None:
         return None
     try:
@@ -184,13 +194,14 @@ def _refuse_outside(folder: Path) -> None:
                 raise DataError(f"{state} names {path}, which is outside the dataset; {remedy}")
 
 
-def _spooled(stream: io.BufferedReader, reading: Reading) -> io.BytesIO:
+def spooled(stream: io.BufferedReader, reading: Reading) -> io.BytesIO:
+    """A whole stream in memory, for a format that needs seeking where there is none."""
     content = io.BytesIO()
     while block := stream.read1(1 << 20):
         content.write(block)
         if content.tell() > MAX_SPOOLED_BYTES:
             raise DataError(
-                f"{reading.name}: parquet above {MAX_SPOOLED_BYTES} bytes within an archive is held"
-                " in memory and refused; unpack the archive"
+                f"{reading.name}: above {MAX_SPOOLED_BYTES} bytes, compressed or in an archive,"
+                " it would be held in memory and is refused; unpack it"
             )
     return content

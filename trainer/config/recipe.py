@@ -26,7 +26,8 @@ _VARIANTS = {  # tuning.variant: the methods it belongs to
     "llm_adapters": BOTTLENECKS,
 }
 _PATH_KEYS = (
-    *(("data", name) for name in ("path", "train", "valid", "test", "tokenizer", "cache_dir")),
+    *(("data", name) for name in ("path", "train", "valid", "test", "functions")),
+    *(("data", name) for name in ("tokenizer", "cache_dir")),
     *(("model", name) for name in ("path", "config", "quantize_cache")),
     ("tuning", "init_from"),
     ("run", "output_dir"), ("run", "resume"),
@@ -38,7 +39,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # OWNER/NAME, or NAME al
 _WORDS = (("resume", "auto"), ("resume", "never"))  # what else a path key may hold
 _OF_FUNCTIONS = {
     "model": ("pooling",),
-    "data": ("normalize_whitespace", "sampling", "leak_groups"),
+    "data": (
+        "normalize_whitespace",
+        "sampling",
+        "leak_groups",
+        "functions",
+        "path_pattern",
+        "text_pattern",
+    ),
     "loss": ("alpha", "class_weights", "group_weights"),
     "eval": ("window_score",),
     "replication": ("compat_population",),

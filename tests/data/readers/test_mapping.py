@@ -99,7 +99,7 @@ def test_a_pair_that_changed_nothing_is_dropped_and_a_missing_side_too(tmp_path)
     [
         ({"before": "b"}, "maps 'before' alone; a pair needs both before and after"),
         ({"after": "b"}, "maps 'after' alone"),
-        (PAIRS | {"target": "t"}, r"maps \['target'\] beside before and after"),
+        (PAIRS | {"code": "c"}, r"maps \['code'\] beside before and after"),
         ({"before": "b", "after": "b"}, "before and after are both 'b'"),
     ],
 )

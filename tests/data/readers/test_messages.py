@@ -30,12 +30,13 @@ def rows(path, *changes, **config):
 
 
 @pytest.mark.parametrize("name", ["train.db", "train.csv", "train.jsonl", "train.parquet"])
-def test_a_database_is_named_whatever_the_file_is_called(tmp_path, name):
+def test_a_database_is_known_whatever_the_file_is_called(tmp_path, name):
     with sqlite3.connect(tmp_path / name) as database:
-        database.execute("create table method_change (code text, target integer)")
-    message = refusal(tmp_path / name)
-    assert f"{name}: this is a SQLite database; write each split" in message
-    assert "sqlite3 -header -csv" in message
+        database.execute("create table method_change (code text, before_change text)")
+        database.execute("insert into method_change values ('int a;', 'True')")
+    message = refusal(tmp_path / name, fields={"target": "before_change"})
+    assert """data.labels='{"False": 0, "True": 1}'""" in message
+    assert f"{name}:row 1: 'before_change' must be the integer 0 or 1" in message
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
