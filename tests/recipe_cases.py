@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 RECIPES = REPOSITORY / "recipes"
 REPLICATION = sorted(RECIPES.glob("replication/*.yaml"))
 LANGUAGE = sorted([*RECIPES.glob("instruction/*.yaml"), *RECIPES.glob("domain/*.yaml")])
+PUBLISHED_SETS = sorted(RECIPES.glob("vulnerability/*.yaml"))
 RECORDS = {  # by the first word of a recipe's name
     "alpaca": "alpaca", "astraios": "prompt_completion", "sft": "chat", "gpt2": "text",
     "instruction": "alpaca",
