@@ -1,5 +1,6 @@
 """What a model of transformers shows: its backbone and its linear layers."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,6 @@ def backbone_of(model: "PreTrainedModel") -> "PreTrainedModel":
     inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     whole: PreTrainedModel = inner[0] if len(inner) == 1 else named
     return whole
-
-
-def token_table(model: "PreTrainedModel") -> "nn.Module":
-    """The embedding of tokens; the wrapper of BART's decoder, loaded alone, names none."""
-    from torch import nn
-
-    try:
-        table: nn.Module = model.get_input_embeddings()
-    except NotImplementedError:
-        table = next(one for one in model.modules() if isinstance(one, nn.Embedding))
-    return table
 
 
 def forward_fault(
@@ -70,8 +60,32 @@ def features(layer: "nn.Module") -> tuple[int, int]:
     return odd.in_features, odd.out_features  # the weight of a quantised one is packed
 
 
+def stacked_parameters(base: "nn.Module") -> "dict[str, nn.Parameter]":
+    """Path -> parameter of three dimensions: the weights of all experts of a block in one."""
+    from torch import nn
+
+    return {
+        f"{path}.{name}": parameter
+        for path, module in base.named_modules()
+        if not isinstance(module, nn.modules.conv._ConvNd)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and parameter.shape[0] > 1
+    }
+
+
 def within_block(name: str) -> str:
     """The path in its block: "h.3.mlp.c_proj" -> "mlp.c_proj"; a name outside blocks stays."""
     parts = name.split(".")
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[numbers[0] + 1 :]) if numbers else name
+
+
+def numbers_hidden(path: str) -> str:
+    """A path with a star for each number: the same for all blocks and experts."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+
+
+def expert_pattern(name: str) -> str:
+    """A path with every number after its block's replaced: the same for all experts of a list."""
+    inside = within_block(name)
+    return name.removesuffix(inside) + numbers_hidden(inside)

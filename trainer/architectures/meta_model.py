@@ -11,7 +11,7 @@ from trainer.architectures.derived import (
     backbone_of,
     features,
     is_linear,
-    token_table,
+    stacked_parameters,
     within_block,
 )
 from trainer.architectures.shapes import (
@@ -65,7 +65,7 @@ def derived_shape(
         num_head = num_all - sum(p.numel() for p in backbone.parameters())
     else:
         num_head = sum(p.numel() for one in heads for p in one.parameters())
-    table: Any = token_table(backbone)
+    table: Any = backbone.get_input_embeddings()
     shape = ModelShape(
         num_layers=getattr(sizes, "num_hidden_layers", 1),
         hidden=getattr(sizes, "hidden_size", table.weight.shape[1]),
@@ -97,7 +97,7 @@ def learned_positions(backbone: "PreTrainedModel") -> int:
     from torch import nn
 
     most = getattr(backbone.config, "max_position_embeddings", None)
-    words: Any = token_table(backbone)
+    words: Any = backbone.get_input_embeddings()
     for table in backbone.modules():
         if isinstance(table, nn.Embedding) and table.weight is not words.weight and most:
             unused = 0 if table.padding_idx is None else table.padding_idx + 1
@@ -234,10 +234,9 @@ def _reading(
 
 def _expert_weights(backbone: "PreTrainedModel", trace: "Trace") -> float:
     """Weights of stacked experts that a token meets."""
+    met = trace.experts
     weights = (
-        parameter.numel() / parameter.shape[0] * num_met
-        for path, num_met in trace.experts.items()
-        for parameter in backbone.get_submodule(path).parameters(recurse=False)
-        if parameter.ndim == 3
+        parameter.numel() / parameter.shape[0] * met.get(name.rpartition(".")[0], 0)
+        for name, parameter in stacked_parameters(backbone).items()
     )
     return float(sum(weights))

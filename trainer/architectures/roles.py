@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from trainer.architectures.derived import is_linear, token_table, within_block
+from trainer.architectures.derived import is_linear, stacked_parameters, within_block
 from trainer.architectures.shapes import INNER, KEY_VALUE, LAST, QUERY
-from trainer.architectures.traced import Replacing, has_stacked_weights, run
+from trainer.architectures.traced import Replacing, run, sizes_of_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,21 +35,20 @@ def roles_of(backbone: "PreTrainedModel") -> dict[str, frozenset[str]]:
     something else than linear layers makes what attention gets. Where experts are stacked no linear
     layer is the feed-forward.
     """
-    modules = list(backbone.modules())
-    if any(isinstance(module, nn.modules.conv._ConvNd) for module in modules):
+    if any(isinstance(module, nn.modules.conv._ConvNd) for module in backbone.modules()):
         return {}
     flow = _Flow(backbone)
     hooks = flow.hooks()
     try:
         with flow, torch.enable_grad():
-            states = run(backbone, _LENGTH)
+            states = run(backbone, sizes_of_ids(1, _LENGTH))
     except RuntimeError:  # it needs values, or gives attention what needs no gradient
         return {}
     finally:
         for hook in hooks:
             hook.remove()
     roles = flow.roles(states.shape[-1])
-    if any(map(has_stacked_weights, modules)):
+    if stacked_parameters(backbone):
         return {path: found - {INNER, LAST} for path, found in roles.items()}
     return roles
 
@@ -71,7 +70,7 @@ class _Flow(Replacing):
         """Cut the outputs of linear layers and embeddings off."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        table, added = token_table(self.backbone).weight, []
+        table, added = self.backbone.get_input_embeddings().weight, []
         for name, module in self.backbone.named_modules():
             if is_linear(module):
                 added.append(module.register_forward_hook(self._after(within_block(name))))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from trainer.architectures.derived import is_linear, token_table
+from trainer.architectures.derived import is_linear, stacked_parameters
 from trainer.architectures.shapes import Attention, Kept, PerToken
 
 if TYPE_CHECKING:
@@ -62,19 +62,23 @@ def traced(backbone: "PreTrainedModel", length: int) -> Trace:
     """Watch a forward pass of one row of so many tokens; what requires no gradient is frozen."""
     watch = _Watch(backbone)
     with watch.hooks(), watch, torch.enable_grad():
-        watch.trace.hidden = run(backbone, length).shape[-1]
+        watch.trace.hidden = run(backbone, sizes_of_ids(1, length)).shape[-1]
     return watch.trace
 
 
-def run(backbone: "PreTrainedModel", length: int) -> Tensor:
-    """The last hidden states of one row on the meta device."""
+def sizes_of_ids(*sizes: int) -> Tensor:
+    """Token ids that have sizes alone."""
+    return torch.ones(sizes, dtype=torch.long, device="meta")
+
+
+def run(backbone: "PreTrainedModel", input_ids: Tensor) -> Tensor:
+    """The last hidden states of rows, on the device of their ids."""
     takes = inspect.signature(backbone.forward).parameters
-    ids = torch.ones(1, length, dtype=torch.long, device="meta")
-    inputs: dict[str, Any] = {"input_ids": ids}
+    inputs: dict[str, Any] = {"input_ids": input_ids}
     if "attention_mask" in takes:  # without one some models look for padding among the ids
-        inputs["attention_mask"] = torch.ones_like(ids)
+        inputs["attention_mask"] = torch.ones_like(input_ids)
     if "decoder_input_ids" in takes:
-        inputs["decoder_input_ids"] = ids
+        inputs["decoder_input_ids"] = input_ids
     if "use_cache" in takes:
         inputs["use_cache"] = False
     states: Tensor = backbone(**inputs)[0]
@@ -180,14 +184,15 @@ class _Watch(Replacing):
         """Watch the backbone's modules and what its operations keep."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        table, added = token_table(self.backbone).weight, []
+        table, added = self.backbone.get_input_embeddings().weight, []
+        experts = {name.rpartition(".")[0] for name in stacked_parameters(self.backbone)}
         for path, module in self.backbone.named_modules():
             if getattr(module, "weight", None) is table:  # encoder and decoder share one
                 added.append(module.register_forward_hook(_trained))
             if is_linear(module):
                 hook = self._reading(path)
                 added.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            if has_stacked_weights(module):
+            if path in experts:
                 hook = self._choosing(path)
                 added.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             if isinstance(module, GradientCheckpointingLayer):
@@ -288,13 +293,6 @@ def _without_values(
     if function is Tensor.__bool__:  # of masks: nothing is padding, all is one record
         return True
     return function(*args, **kwargs)
-
-
-def has_stacked_weights(module: nn.Module) -> bool:
-    """Whether a module holds the weights of several experts in one parameter."""
-    is_convolution = isinstance(module, nn.modules.conv._ConvNd)
-    own = module.parameters(recurse=False)
-    return not is_convolution and any(parameter.ndim == 3 for parameter in own)
 
 
 def _trained(_: nn.Module, args: Any, embedded: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from trainer.architectures.derived import expert_pattern
 from trainer.engine.state import trained_parameters
 from trainer.errors import NoProgressError
 from trainer.processes.distributed import all_reduce_sum
-from trainer.tuning.probe import expert_pattern
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -7,17 +7,16 @@ itself runs, on 64 tokens.
 B rows, T tokens per row
 """
 
-import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.architectures.derived import forward_fault, is_conv1d, is_linear
+from trainer.architectures.derived import expert_pattern, forward_fault, is_conv1d, is_linear
+from trainer.architectures.traced import Replacing, run, sizes_of_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,14 +55,6 @@ def idle_layers(backbone: "PreTrainedModel", source: str = "") -> dict[str, str]
     return why
 
 
-def expert_pattern(name: str) -> str:
-    """A path with every number after its block's replaced: the same for all experts of a list."""
-    numbers = list(re.finditer(r"(?<![^.])\d+(?![^.])", name))[1:]
-    for number in reversed(numbers):
-        name = f"{name[: number.start()]}*{name[number.end() :]}"
-    return name
-
-
 def _is_product(layer: Any) -> bool:
     """Whether a layer computes x W' + b and no more: a merged adapter becomes a part of W.
 
@@ -82,15 +73,11 @@ def _is_product(layer: Any) -> bool:
 
 def _watched(backbone: "PreTrainedModel", source: str) -> tuple[Called, set[str]]:
     """The layers that a pass calls, and those that the last hidden states depend on."""
-    # Masks have values to look at, which the twin lacks; without one some models look at the ids.
-    for with_mask in (False, True):
-        try:
-            return _pass(_twin(backbone), with_mask)
-        except Exception:
-            continue
+    with suppress(Exception), Replacing({}):
+        return _pass(_twin(backbone), sizes_of_ids(*_SHAPE_BT))
     try:
         with _plain_attention(backbone):
-            return _pass(backbone, with_mask=True)
+            return _pass(backbone, _token_ids(backbone))
     except Exception as error:
         raise forward_fault(source, backbone.config.model_type, error) from error
 
@@ -104,7 +91,7 @@ def _twin(backbone: "PreTrainedModel") -> "PreTrainedModel":
     return twin.eval()
 
 
-def _pass(model: "PreTrainedModel", with_mask: bool) -> tuple[Called, set[str]]:
+def _pass(model: "PreTrainedModel", input_ids: Tensor) -> tuple[Called, set[str]]:
     called: Called = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -121,7 +108,7 @@ def _pass(model: "PreTrainedModel", with_mask: bool) -> tuple[Called, set[str]]:
     ]
     try:
         with torch.enable_grad():
-            last = _run(model, with_mask)
+            last = run(model, input_ids)
     finally:
         for hook in hooks:
             hook.remove()
@@ -138,18 +125,13 @@ def _pass(model: "PreTrainedModel", with_mask: bool) -> tuple[Called, set[str]]:
     return called, {name for (name, _), gradient in pairs if gradient is not None}
 
 
-def _run(backbone: "PreTrainedModel", with_mask: bool) -> Tensor:
-    """The last hidden states of two rows, as stock code makes them."""
+def _token_ids(backbone: "PreTrainedModel") -> Tensor:
+    """Of two rows."""
     rows, width = _SHAPE_BT
     vocabulary = backbone.config.get_text_config().vocab_size
     ids = (torch.arange(rows * width) % max(1, vocabulary - _FIRST_ID) + _FIRST_ID) % vocabulary
-    inputs = {"input_ids": ids.view(_SHAPE_BT).to(backbone.device)}
-    if with_mask:
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if "decoder_input_ids" in inspect.signature(backbone.forward).parameters:
-        inputs["decoder_input_ids"] = inputs["input_ids"]
-    states: Tensor = backbone(**inputs)[0]
-    return states
+    given: Tensor = ids.view(_SHAPE_BT).to(backbone.device)
+    return given
 
 
 @contextmanager

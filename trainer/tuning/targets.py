@@ -5,7 +5,6 @@ adapts under the name it has: PEFT refuses some names for some model types, and 
 experts' parameters, which had them in older releases of transformers.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,7 +13,14 @@ from torch import nn
 
 from trainer.architectures.adapters import is_named
 from trainer.architectures.classes import head_modules
-from trainer.architectures.derived import backbone_of, features, is_linear, within_block
+from trainer.architectures.derived import (
+    backbone_of,
+    features,
+    is_linear,
+    numbers_hidden,
+    stacked_parameters,
+    within_block,
+)
 from trainer.config.methods import HEAD
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
@@ -46,7 +52,7 @@ class Targets:
         """The layers by reason, those of all blocks as one."""
         names: dict[str, list[str]] = {}
         for path, why in self.left_out.items():
-            names.setdefault(why, []).append(_pattern(path))
+            names.setdefault(why, []).append(numbers_hidden(path))
         return "; ".join(f"{_shown(paths)} ({why})" for why, paths in names.items())
 
 
@@ -72,17 +78,6 @@ def choose_targets(base: "PreTrainedModel", tuning: TuningSection) -> Targets:
             _check_layers(base, name, tuning)
             modules.append(name)
     return Targets(modules, parameters)
-
-
-def stacked_parameters(base: nn.Module) -> dict[str, nn.Parameter]:
-    """Path -> parameter of three dimensions: the weights of all experts of a block in one."""
-    return {
-        f"{path}.{name}": parameter
-        for path, module in base.named_modules()
-        if not isinstance(module, nn.modules.conv._ConvNd)
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3 and parameter.shape[0] > 1
-    }
 
 
 def stacked_line(base: nn.Module, num_parameters: int, tuning: TuningSection) -> str | None:
@@ -195,10 +190,6 @@ def _narrow(layer: nn.Module, rank: int) -> str | None:
 def _whole(path: str, tuning: TuningSection) -> str | None:
     is_saved = any(part in tuning.modules_to_save for part in path.split("."))
     return "trained whole" if is_saved else None
-
-
-def _pattern(path: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
 
 
 def _shown(paths: list[str]) -> str:

@@ -10,10 +10,11 @@ from torch import nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from trainer.architectures.derived import expert_pattern, stacked_parameters
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning import METHODS, probe
-from trainer.tuning.probe import expert_pattern, idle_layers
+from trainer.tuning.probe import idle_layers
 from trainer.tuning.targets import choose_targets
 
 _IDS = {"vocab_size": 128, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
@@ -98,6 +99,14 @@ def test_the_pass_without_data_sees_what_a_pass_of_the_model_sees(kind, monkeypa
     assert backbone.config._attn_implementation == "sdpa" or kind == "mamba"
     assert torch.equal(torch.get_rng_state(), random)
     assert len(without_data) < sum(isinstance(m, nn.Linear) for m in backbone.modules())
+
+
+def test_only_several_experts_in_one_parameter_are_stacked():
+    model = nn.Module()
+    model.experts, model.mask = nn.Module(), nn.Parameter(torch.zeros(1, 1, 4))  # XLNet's
+    model.experts.up = nn.Parameter(torch.zeros(3, 4, 8))
+    model.convolution = nn.Conv1d(4, 4, 3)
+    assert list(stacked_parameters(model)) == ["experts.up"]
 
 
 def test_a_pooler_is_not_adapted():
