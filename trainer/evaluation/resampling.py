@@ -26,21 +26,11 @@ class Resampling:
 
     Attributes:
         level: Share of the resamples inside an interval.
-
-    Raises:
-        ValueError: num_resamples or level is out of range.
     """
 
     num_resamples: int = 1000
     seed: int = 0
     level: float = 0.95
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.num_resamples < 1:
-            raise ValueError(f"num_resamples is {self.num_resamples}; it must be at least 1")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level is {self.level}; it must lie between 0 and 1, e.g. 0.95")
 
 
 USUAL_DRAWS = Resampling()
