@@ -10,6 +10,7 @@ from data.audit.population import CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito 2008: distinct under every common colour blindness.
 COLOURS = {"safe": "#0072B2", "vulnerable": "#D55E00"}
@@ -19,14 +20,7 @@ PANEL_INCHES = 1.9
 
 
 def lengths_png(facts: AuditFacts) -> bytes:
-    """Draw the share of each class by length; the same facts give the same bytes.
-
-    Raises:
-        ValueError: The audit had no lengths.
-    """
-    if not facts.length_edges:
-        raise ValueError("no lengths to draw: tokenise first, and pass the lengths to audit_splits")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw the share of each class by length; the same facts give the same bytes."""
     from matplotlib.figure import Figure
 
     drawn = [split for split in facts.splits if split.histogram]
@@ -39,11 +33,25 @@ def lengths_png(facts: AuditFacts) -> bytes:
     panels[-1].set_xlabel("tokens of a function")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
+    return png_bytes(figure, "Lengths")
+
+
+def png_bytes(figure: "Figure", title: str) -> bytes:
+    """A figure as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     # None, or the library writes its version into the file.
-    metadata: dict[str, Any] = {"Software": None, "Title": "Lengths"}
+    metadata: dict[str, Any] = {"Software": None, "Title": title}
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata=metadata)
     return buffer.getvalue()
+
+
+def add_style(axes: "Axes") -> None:
+    """A grid behind what is drawn, and no box around it."""
+    axes.grid(visible=True, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _panel(
@@ -72,6 +80,4 @@ def _panel(
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_ylabel("share of class", fontsize=8)
     axes.tick_params(labelsize=8)
-    axes.grid(visible=True, color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    add_style(axes)

@@ -38,7 +38,9 @@ def contradictions(splits: Sequence[Columns]) -> list[Shared]:
             [split.keys.code_N[split.keys.target_N == target] for target in (0, 1)]
             for split in (parts[0], parts[-1])
         )
-        differ = np.union1d(_both(safe, other_vulnerable), _both(vulnerable, other_safe))
+        differ = np.union1d(
+            np.intersect1d(safe, other_vulnerable), np.intersect1d(vulnerable, other_safe)
+        )
         codes = [split.keys.code_N for split in parts]
         found.append(_shared(parts, codes, _labelled_origins, differ))
     return found
@@ -74,7 +76,8 @@ def _shared(
         found: The shared keys; by default those that repeat in one part or are in both.
     """
     if found is None:
-        found = _repeated(*keys) if len(keys) == 1 else _both(*keys)
+        values, counts = np.unique(keys[0], return_counts=True)
+        found = values[counts > 1] if len(keys) == 1 else np.intersect1d(keys[0], keys[-1])
         found = found[found != 0]
     return Shared(
         where="/".join(part.name for part in parts),
@@ -88,17 +91,6 @@ def _shared(
             for key in found[:_LISTED]
         ],
     )
-
-
-def _repeated(keys_N: HashArray) -> HashArray:
-    values, counts = np.unique(keys_N, return_counts=True)
-    repeated: HashArray = values[counts > 1]
-    return repeated
-
-
-def _both(one_N: HashArray, other_N: HashArray) -> HashArray:
-    both: HashArray = np.intersect1d(one_N, other_N)
-    return both
 
 
 def _value(field: str, parts: Parts, places: Places) -> str:

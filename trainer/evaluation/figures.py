@@ -7,9 +7,9 @@ Shapes: N functions.
 """
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from data.audit.figure import add_style, png_bytes
 from trainer.evaluation.resampling import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -29,21 +29,13 @@ def panels(num: int, width: float, height: float) -> tuple["Figure", list["Axes"
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     axes = [figure.add_subplot(1, num, place + 1) for place in range(num)]
     for axis in axes:
-        axis.grid(visible=True, color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        add_style(axis)
     return figure, axes
 
 
 def png(figure: "Figure") -> bytes:
     """A figure as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    # The library writes its version into the file by default.
-    metadata: dict[str, Any] = {"Software": None, "Title": figure.axes[0].get_title()}
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata=metadata)
-    return buffer.getvalue()
+    return png_bytes(figure, figure.axes[0].get_title())
 
 
 def roc_png(

@@ -251,8 +251,6 @@ def test_before_tokenisation_there_is_no_picture(clean, tmp_path):
     facts = audit_splits(clean, {})
     assert [path.name for path in write_audit(tmp_path, facts)] == ["audit.json", "audit.md"]
     assert "Not tokenised" in (tmp_path / "audit.md").read_text()
-    with pytest.raises(ValueError, match="no lengths"):
-        lengths_png(facts)
 
 
 def test_records_on_disk_give_the_same_facts_as_records_in_memory(clean, tmp_path):
