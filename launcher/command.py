@@ -71,12 +71,9 @@ def command_parser(
     parser = _Parser(description=description, formatter_class=as_written, add_help=False)
     options: dict[str, Any] = {"action": _Print, "nargs": 0}
     parser.add_argument("-h", "--help", const=help_text, help="print this text", **options)
-    parser.add_argument("--version", const=_version_line, help="print the version", **options)
+    shown = lambda _: f"focaltune {version()}"  # noqa: E731
+    parser.add_argument("--version", const=shown, help="print the version", **options)
     return parser
-
-
-def _version_line(_: ArgumentParser) -> str:
-    return f"focaltune {version()}"
 
 
 def recipe_parser(description: str | None) -> ArgumentParser:

@@ -6,13 +6,7 @@ Arithmetic on the sizes of a block, shared by the planner and the methods.
 from collections.abc import Iterable
 from typing import Literal
 
-from trainer.architectures.shapes import (
-    AUTO,
-    LAST,
-    NUM_CLASSES,
-    Linear,
-    ModelShape,
-)
+from trainer.architectures.shapes import AUTO, LAST, NUM_CLASSES, Linear, ModelShape
 from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
 from trainer.config.sections import TuningSection
 
@@ -70,14 +64,10 @@ def adapted_layers(shape: ModelShape, tuning: TuningSection) -> list[Linear]:
     if names == "auto":
         names = auto_modules(shape, tuning.method) or [] if tuning.method in AUTO else None
     if names is None:
-        return [one for one in shape.linears if _is_adaptable(one, tuning.lora_r)]
+        wide = (one for one in shape.linears if min(one.inputs, one.outputs) >= tuning.lora_r)
+        return [one for one in wide if one.reads is not None]
     names = list(names)
     return [one for one in shape.linears if any(is_named(one.path, name) for name in names)]
-
-
-def _is_adaptable(linear: Linear, rank: int) -> bool:
-    """Whether LoRA's auto takes it: it is called, and at least as wide as the rank."""
-    return linear.reads is not None and min(linear.inputs, linear.outputs) >= rank
 
 
 def num_adapter_parameters(shape: ModelShape, tuning: TuningSection) -> int:

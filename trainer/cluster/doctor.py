@@ -48,11 +48,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The run that the doctor checks for, if there is a recipe, and the master's port.
-
-    Raises:
-        ConfigError: The port is not one.
-    """
+    """The run that the doctor checks for, if there is a recipe, and the master's port."""
 
     recipe: str | None
     overrides: Sequence[str]

@@ -82,9 +82,6 @@ class Limits:
         max_restarts: In a row without a new checkpoint.
         wait_seconds: How long to wait for hosts that do not answer after an attempt.
         without_dead: Continue at once with the hosts that answer.
-
-    Raises:
-        ConfigError: A number is below 0 or not finite.
     """
 
     max_restarts: int

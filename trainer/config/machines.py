@@ -79,11 +79,7 @@ DEVICES: Mapping[str, Device] = {
 
 
 def device_named(name: str) -> Device:
-    """A GPU of the table; case, blanks and hyphens of its name do not matter.
-
-    Raises:
-        ConfigError: The table has no such GPU.
-    """
+    """A GPU of the table; case, blanks and hyphens of its name do not matter."""
     wanted = name.upper().replace("-", "").replace(" ", "").replace("_", "")
     by_key = {key.upper().replace("-", ""): device for key, device in DEVICES.items()}
     for key in (wanted, f"RTX{wanted}"):

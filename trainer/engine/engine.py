@@ -106,11 +106,7 @@ def _cut_up(model: nn.Module, settings: dict[str, Any]) -> None:
 
 
 def refuse_16_bit_masters(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Updates below half a unit in the last place of a 16-bit weight would be lost.
-
-    Raises:
-        ConfigError: What the optimizer updates is not fp32.
-    """
+    """Updates below half a unit in the last place of a 16-bit weight would be lost."""
     kinds = {parameter.dtype for group in groups for parameter in group["params"]}
     if kinds - {torch.float32}:
         raise ConfigError(

@@ -156,11 +156,7 @@ def restore_state(
 
 
 def restore_weights(engine: "DeepSpeedEngine", tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite the trained weights, masters and the copies that compute, alone.
-
-    Raises:
-        ModelError: Other parameters or shapes.
-    """
+    """Overwrite the trained weights, masters and the copies that compute, alone."""
     parameters = dict(trained_parameters(engine))
     _check_shapes(parameters, tensors)
     for name, parameter in parameters.items():

@@ -155,11 +155,7 @@ def read_config(model: ModelSection) -> dict[str, Any]:
 
 
 def refuse_adapter(model: ModelSection) -> None:
-    """Say that model.path is an adapter, before its missing tokenizer is blamed.
-
-    Raises:
-        ModelError: It is one.
-    """
+    """Say that model.path is an adapter, before its missing tokenizer is blamed."""
     folder = model.config_file.parent
     if not model.config_file.is_file() and (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(no_config_message(folder))
@@ -228,9 +224,6 @@ def _sample_tensors(path: Path, digest: Any) -> None:
 
     Layout: 8 bytes little-endian length, that many bytes of JSON, then the tensors, whose
     data_offsets count from the end of the JSON.
-
-    Raises:
-        ModelError: The header is damaged or points outside the file.
     """
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

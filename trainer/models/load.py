@@ -70,9 +70,6 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
 
     Args:
         base_sha256: From `base_digest`; names the base in model.quantize_cache.
-
-    Raises:
-        ModelError: As load_base.
     """
     settings = quantization_config(
         config.tuning, DTYPES[config.base_dtype], _unquantised(config, source)

@@ -231,11 +231,7 @@ def _refuse_sighted(scorer: _Scorer, records: ExampleSet) -> None:
 
 
 def _settle_output(scorer: _Scorer, model: PackedLanguageModel, records: ExampleSet) -> None:
-    """Let the loss do to its logits what the model does, and compare both on one short text.
-
-    Raises:
-        ModelError: They differ.
-    """
+    """Let the loss do to its logits what the model does, and compare both on one short text."""
     if is_prompted(model.model):  # transformers' own forward knows no virtual tokens
         return
     short = beginning(records)

@@ -35,9 +35,6 @@ class TokenLoss(nn.Module):
 
     Attributes:
         scale, cap: What the model does to its logits: see trainer/models/output.py.
-
-    Raises:
-        ModelError: The output layer is not one plain linear layer.
     """
 
     def __init__(

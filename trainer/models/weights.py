@@ -80,9 +80,6 @@ def refuse_not_finite(files: Sequence[Path]) -> None:
 
     Read from the files, before bitsandbytes could quantise it into numbers. The cost is that of
     reading them, 15 GB/s from memory.
-
-    Raises:
-        ModelError: With the tensor and its file.
     """
     import torch
     from safetensors import safe_open

@@ -63,7 +63,8 @@ def memory_of(recipe: Resolved) -> Memory:
     weights = _weights(recipe)
     # Without a GPU, host and device are one.
     is_on_host = recipe.preset.is_offloaded and recipe.on_gpu
-    step = replace(weights, buckets=_buckets(recipe))
+    buckets = recipe.train_bytes * recipe.reduce_bucket_size if recipe.preset.stage else 0.0
+    step = replace(weights, buckets=buckets)
     if not is_on_host:
         step = replace(
             step,
@@ -156,10 +157,6 @@ def quantised_bytes(recipe: Resolved) -> float:
     if recipe.tuning.base_quant_type == "int8":
         return 1.0 + 4 / recipe.shape.hidden
     return 0.5 + ((1 + 4 / 256) / 64 if recipe.tuning.double_quant else 4 / 64)
-
-
-def _buckets(recipe: Resolved) -> float:
-    return recipe.train_bytes * recipe.reduce_bucket_size if recipe.preset.stage else 0.0
 
 
 def _adapter_bytes(recipe: Resolved) -> float:

@@ -175,11 +175,7 @@ def gather(values: Mapping[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
 
 
 def refuse_unseen_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> None:
-    """Where torch sees no GPU, refuse to train on the CPU beside one that nobody has hidden.
-
-    Raises:
-        MachineError: There is a GPU.
-    """
+    """Where torch sees no GPU, refuse to train on the CPU beside one that nobody has hidden."""
     hidden = environment.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
     if hidden or environment.get("DS_ACCELERATOR"):
         return

@@ -63,11 +63,7 @@ def read_hostfile(path: Path) -> list[Node]:
 
 
 def refuse_aliases(path: Path, nodes: Sequence[Node]) -> None:
-    """Refuse a hostfile in which two names mean one machine; unknown names are left to the doctor.
-
-    Raises:
-        ConfigError: It lists every alias.
-    """
+    """Refuse two names of one machine; names that are not known are left to the doctor."""
     faults = [
         f"line {node.line}: {node.host} is the same machine as {other.host}, at"
         f" {', '.join(sorted(addresses(node.host)))}; {_ONCE}"

@@ -98,11 +98,7 @@ class _Wait:
         self._is_silent = rank == 0
 
     def for_ranks(self, missing: Sequence[str]) -> None:
-        """Wait a moment.
-
-        Raises:
-            LostRankError: The time is over.
-        """
+        """Wait a moment."""
         waited = time.monotonic() - self._start
         absent = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if missing[8:] else "")
         claimed = f"announced by {', '.join(claims(os.environ))}"

@@ -39,7 +39,8 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
         from trainer.processes.rendezvous import meet
 
         store = meet(config.engine.join_seconds)
-    prepared = _checked(config)
+    prepared = prepare_run(config)
+    check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
 
     from trainer.run.training import run_training
 
@@ -135,11 +136,7 @@ def _valid(config: RunConfig, tokenizer: CodeTokenizer) -> Split:
 
 
 def _remembered(config: RunConfig) -> Prepared:
-    """What the run folder knows of its data, which may be gone.
-
-    Raises:
-        ModelError: data.json is missing or damaged.
-    """
+    """What the run folder knows of its data, which may be gone."""
     refuse_adapter(config.model)
     path, language = config.output_dir / DATA, config.is_language
     facts = json_object(path, ModelError, _COPY)
@@ -154,19 +151,8 @@ def _names_data(overrides: Sequence[str]) -> bool:
     return any(text.startswith("data.") for text in overrides)
 
 
-def _checked(config: RunConfig) -> Prepared:
-    """The data of a recipe whose model folder is sound, too."""
-    prepared = prepare_run(config)
-    check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
-    return prepared
-
-
 def _recipe_of(run: Path, overrides: Sequence[str]) -> RunConfig:
-    """The recipe of a finished run, which may have moved, as its base and data may.
-
-    Raises:
-        ConfigError: A path is gone, or an override is not a path of base or data.
-    """
+    """The recipe of a finished run, which may have moved, as its base and data may."""
     for text in overrides:
         if (name := text.partition("=")[0]) not in MOVABLE:
             raise ConfigError(

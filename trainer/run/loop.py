@@ -163,11 +163,7 @@ def _check_reached(run: Run, missing: list[str]) -> None:
 
 @contextmanager
 def memory_errors_named(where: str) -> Iterator[None]:
-    """Raise the device's own error as ours, with the place; torch's CPU allocator has no class.
-
-    Raises:
-        MemoryExceededError: The device's memory did not hold it.
-    """
+    """Raise the device's own error as ours, with the place; torch's CPU allocator has no class."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -179,11 +175,7 @@ def memory_errors_named(where: str) -> Iterator[None]:
 
 
 def _agree(run: Run, stop: StopRequest, check: FiniteCheck, *, settle: bool) -> Agreed:
-    """What all ranks do after this step.
-
-    Raises:
-        DivergedError: On every rank, as soon as one has seen a step that is not finite.
-    """
+    """What all ranks do after this step."""
     report = check.read(settle=settle)
     agreed = stop.agreed(diverged=not report.is_finite)
     if agreed is Agreed.DIVERGED:

@@ -71,7 +71,8 @@ def run_training(
     ranks = start(config.engine.timeout_seconds, store)
     lock: RunLock | None = None
     try:
-        ranks = _with_hosts(ranks)
+        answers = gather({"host": socket.gethostname()}, ranks)  # to name one that is lost
+        ranks = replace(ranks, hosts=tuple(answer["host"] for answer in answers))
         call_the_roll(config, ranks)
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
         check_shared_folder(config.output_dir, ranks)
@@ -89,12 +90,6 @@ def run_training(
             lock.release()
     stop()  # a rank that fails does not wait for the others: launcher/command.py ends it
     return report
-
-
-def _with_hosts(ranks: Ranks) -> Ranks:
-    """The ranks and where they are, to name a host that no longer answers."""
-    answers = gather({"host": socket.gethostname()}, ranks)
-    return replace(ranks, hosts=tuple(answer["host"] for answer in answers))
 
 
 def _train(

@@ -15,13 +15,13 @@ from torch import Tensor
 from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import TOKENIZER_FILES
 from data.text.tokenizer import special_tokens
+from trainer.architectures.classes import head_modules
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config, text_values
 from trainer.models.load import CLASSES
 from trainer.run_folder.folder import built, write_json
 from trainer.tuning.bottleneck import BottleneckModel
-from trainer.tuning.layers import has_head
 from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import LOADER, PlainModel, is_backbone
 from trainer.tuning.ptuning import is_prompted, save_prompt
@@ -84,7 +84,7 @@ def write_facts(
     is_whole = not (folder / "adapter_config.json").is_file()
     names = {} if is_whole else getattr(base, "key_mapping", {})  # of the base's files
     more = {"model_class": type(base).__name__, "key_mapping": names}
-    if has_head(base):
+    if head_modules(base):
         more["pooling"] = getattr(base, "pooling", "last")
     write_json(folder / FACTS, {**facts, **more})
     if with_loader and is_backbone(base):

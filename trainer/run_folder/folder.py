@@ -35,9 +35,6 @@ class RunLock:
     Args:
         name: The file that is locked; its content names the holder.
         user: Who writes to the folder, for the error message.
-
-    Raises:
-        MachineError: Another live run holds it.
     """
 
     def __init__(self, folder: Path, name: str = LOCK, user: str = "run") -> None:

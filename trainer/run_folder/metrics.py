@@ -191,9 +191,3 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
     is_row = isinstance(row, dict) and isinstance(row.get("kind"), str)
     return row if is_row and type(row.get("step")) is int else None
-
-
-def _summary_writer(folder: Path, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=first_step + 1)

@@ -81,11 +81,7 @@ class Result:
 
 
 def read_result(cell: Cell) -> Result:
-    """Read a finished cell.
-
-    Raises:
-        UnfinishedError: A file is missing or damaged.
-    """
+    """Read a finished cell."""
     folder = cell.config.output_dir
     return Result(
         method=cell.method,

@@ -30,12 +30,7 @@ from trainer.architectures.derived import features
 from trainer.config.methods import adapter_size
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
-from trainer.tuning.layers import (
-    adapted,
-    choose_modules,
-    layers_named,
-    trained_whole,
-)
+from trainer.tuning.layers import adapted, choose_modules, layers_named, trained_whole
 from trainer.tuning.plain import PlainModel
 
 if TYPE_CHECKING:

@@ -53,11 +53,7 @@ def adapter_folder(path: Path, base_sha256: str, method: str = "lora") -> Path:
 
 
 def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
-    """Replace the fresh trained weights by those in a folder.
-
-    Raises:
-        ModelError: Method, rank, scale or modules differ, or weights are missing.
-    """
+    """Replace the fresh trained weights by those in a folder."""
     with parsing(f"tuning.init_from: {folder} cannot be read", ModelError, _REMEDY):
         if isinstance(model, PlainModel):
             if isinstance(model, BottleneckModel):

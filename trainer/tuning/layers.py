@@ -26,7 +26,7 @@ def task_type(base: "PreTrainedModel") -> "TaskType":
     """PEFT's task type, by which it trains and saves the head of a classifier."""
     from peft import TaskType
 
-    return TaskType.SEQ_CLS if has_head(base) else TaskType.CAUSAL_LM
+    return TaskType.SEQ_CLS if head_modules(base) else TaskType.CAUSAL_LM
 
 
 def with_peft(base: "PreTrainedModel", settings: "PeftConfig") -> "PeftModel":
@@ -42,11 +42,6 @@ def with_peft(base: "PreTrainedModel", settings: "PeftConfig") -> "PeftModel":
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         model: PeftModel = get_peft_model(base, settings)
     return model
-
-
-def has_head(base: "PreTrainedModel") -> bool:
-    """Whether the model is a classifier."""
-    return bool(head_modules(base))
 
 
 def linear_layers(base: "PreTrainedModel") -> dict[str, nn.Module]:
@@ -131,11 +126,7 @@ def trained_whole(base: "PreTrainedModel", tuning: TuningSection) -> list[str] |
 
 
 def check_named(name: str, paths: list[str]) -> None:
-    """Refuse a name that none of these paths ends in.
-
-    Raises:
-        ModelError: The message lists the paths and their last parts.
-    """
+    """Refuse a name that none of these paths ends in."""
     if not any(is_named(path, name) for path in paths):
         raise ModelError(
             f"tuning.target_modules: {name!r} matches no linear layer of the model; it has"

@@ -23,9 +23,6 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     """Freeze the base, add adapters to its linear layers, train them and a classifier's head.
 
     With "score" among tuning.target_modules the head gets an adapter and is not trained whole.
-
-    Raises:
-        ModelError: As `choose_targets`.
     """
     from peft import LoraConfig
 
@@ -77,9 +74,6 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     """Freeze the base, scale attention's outputs and what the feed-forward's last layer reads.
 
     IA3 (Liu et al. 2022) trains a scale for every feature of these layers.
-
-    Raises:
-        ModelError: A name matches no layer.
     """
     from peft import IA3Config
 

@@ -28,11 +28,7 @@ _KEPT = ".modules_to_save.default"
 
 
 def add_prompt(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
-    """Freeze the base, train virtual tokens through an MLP as wide as the model, and the head.
-
-    Raises:
-        ModelError: A name of tuning.modules_to_save matches nothing.
-    """
+    """Freeze the base, train virtual tokens through an MLP as wide as the model, and the head."""
     from peft import PromptEncoderConfig
 
     embeddings: Any = base.get_input_embeddings()

@@ -7,11 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.prepared.prepare import Split
-from trainer.evaluation.language.report import (
-    LanguageScores,
-    sample_page,
-    write_language_report,
-)
+from trainer.evaluation.language.report import LanguageScores, sample_page, write_language_report
 from trainer.evaluation.language.tokens import TokenSums, score_tokens, unigram_loss
 from trainer.evaluation.measures import deciding_score, measured
 from trainer.evaluation.scoring import Evaluation, Validation
