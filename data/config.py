@@ -48,6 +48,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class Division(Section):
+    """How a split without files gets its part of train."""
+
+    valid: Annotated[float, Field(gt=0, lt=1)] | None = None
+    test: Annotated[float, Field(gt=0, lt=1)] | None = None
+    by: Literal["group", "random", "time", "project"] = "group"
+
+
 class DataConfig(Section):
     """Where functions, conversations or documents are and how they become rows of tokens."""
 
@@ -59,6 +67,15 @@ class DataConfig(Section):
     )
     valid: Paths | None = Field(None, description="the same for validation")
     test: Paths | None = Field(None, description="the same for the test")
+    split: Division = Field(
+        default_factory=Division,
+        description="of train for splits without files: {valid: 0.1, test: 0.1, by: group}; group"
+        " keeps what data.leak_groups names, equal functions and near duplicates together; also"
+        " random, time, project. Default 0.1, of language records 0.05",
+    )
+    sample: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
+        None, description="records of each split, for a quick try; always the same ones"
+    )
     format: Literal["auto", "jsonl", "json", "csv", "parquet", "sqlite", "folder", "datasets"] = (
         Field(
             "auto",

@@ -77,6 +77,7 @@ KINDS: dict[str, RecordKind] = {
             "function_name": ("function_name", "func_name"),
             "project": ("project",),
             "cve": ("cve", "cve_id", "CVE ID"),
+            "date": ("date", "commit_date"),
         },
         holds="function",
         label="target",

@@ -18,6 +18,7 @@ class CodeSample:
         function_name: For people; never shown to the model.
         project: Repository the function came from; "" where unknown.
         cve: Vulnerability the function belongs to, such as "CVE-2021-44228"; "" where unknown.
+        date: When it was written, a number or ISO 8601; "" where unknown.
     """
 
     id: str
@@ -30,6 +31,7 @@ class CodeSample:
     function_name: str = ""
     project: str = ""
     cve: str = ""
+    date: str = ""
 
     @property
     def text(self) -> str:

@@ -9,25 +9,20 @@ with 18 bands of 7 rows proposes a pair of similarity s with probability 1 - (1 
 Shapes: E functions examined in all splits; P verified pairs, or permutations in a signature.
 """
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from operator import index
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from data.audit.columns import Columns, records_at, tracked
 from data.audit.facts import HashArray, IntArray, NearFacts, NearPairs
 from data.batches.sampling import at_most
-from data.text.scanner import without_comments
+from data.text.shingles import SHINGLE, THRESHOLD, ShingleArray, jaccard, shingles
 
-THRESHOLD = 0.8
-SHINGLE = 5
 NUM_PERM = 128
 _BANDS, _ROWS = 18, 7
 # Below this estimate the exact comparison is not worth its time: three standard deviations of the
@@ -42,13 +37,7 @@ METHOD = (
     f" tokens without comments; pairs verified by exact Jaccard similarity >= {THRESHOLD}"
 )
 
-ShingleArray = npt.NDArray[np.uint32]
 BoolArray = npt.NDArray[np.bool_]
-_TOKEN = re.compile(rb"[A-Za-z_$\x80-\xff][\w$\x80-\xff]*|\d[\w.]*|[-+*/%&|^=<>!~?:]+|[^\s\w]")
-_ODD = np.array(
-    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93,
-     0xA0761D6478BD642F], dtype=np.uint64
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,29 +94,6 @@ def near_duplicates(splits: Sequence[Columns], limit: int) -> NearFacts:
         clusters=_clusters(function_2P, examined.split_E),
         functions_per_second=round(num / max(time.perf_counter() - begin, 1e-9), 1),
     )
-
-
-def shingles(code: str) -> ShingleArray:
-    """Sorted 32-bit digests of the runs of five tokens; a shorter code is one run."""
-    text = without_comments(code).encode("utf-8", "surrogatepass")
-    ids = [crc32(token) for token in _TOKEN.findall(text)]
-    if not ids:
-        return np.zeros(0, dtype=np.uint32)
-    ids += [0] * (SHINGLE - len(ids))
-    mixed = sliding_window_view(np.array(ids, dtype=np.uint64), SHINGLE) @ _ODD
-    mixed ^= mixed >> np.uint64(32)
-    mixed *= _ODD[1]
-    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
-
-
-def jaccard(one: ShingleArray, other: ShingleArray) -> float:
-    """Shared shingles over all shingles."""
-    if not len(one) or not len(other):
-        return 0.0
-    if min(len(one), len(other)) < THRESHOLD * max(len(one), len(other)):
-        return 0.0  # cannot reach the threshold
-    both = len(np.intersect1d(one, other, assume_unique=True))
-    return both / (len(one) + len(other) - both)
 
 
 def _search(codes: Iterable[str], examined: _Examined) -> tuple[IntArray, npt.NDArray[np.float64]]:

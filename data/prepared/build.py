@@ -4,16 +4,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from data.config import DataConfig
 from data.prepared.cache import RECORDS, SplitWriter
-from data.prepared.kinds import HELD_OUT, LANGUAGE, Building, Kind, Source
-from data.prepared.splits import collapsed_digest, compare_splits
+from data.prepared.division import PARTS, WINDOWS, Examined, divide, sampled, window
+from data.prepared.kinds import FUNCTIONS, LANGUAGE, Building, Kind, Source
+from data.prepared.splits import compare_splits, repeated_ids
 from data.prepared.table import RecordTable
-from data.records import Document
+from data.readers import ReadFacts
 from data.text.chat import own_template
 from data.text.tokenization import Pieces
 from data.text.tokenizer import CodeTokenizer
@@ -49,14 +53,44 @@ def build_splits(
         DataError: A row cannot be used, or a split has no record left.
     """
     keys, facts = {}, {}
+    part_N, division = (
+        _divided(sources["train"], config, kind) if "train" in sources else (None, {})
+    )
     with _parallel_tokenizer():
         for name, source in sources.items():
             building = Building(name, folder / name, source, config, tokenizer)
+            building.part_N = part_N if source.held_out else None
+            if config.sample is not None:
+                building.is_sampled_N = _sampled(building, kind, config.sample)
             _write_split(building, kind, progress)
             facts[name] = kind.facts(building) | building.rows.to_json()
             keys[name] = building.keys
     tables = {name: RecordTable(folder / name / RECORDS, kind.stored) for name in sources}
-    return {"splits": facts, "sharing": asdict(compare_splits(tables, keys))}
+    sharing = asdict(compare_splits(tables, keys))
+    return {"splits": facts, "sharing": sharing, "division": division}
+
+
+def _divided(
+    source: Source, config: DataConfig, kind: Kind
+) -> tuple[npt.NDArray[np.int8] | None, dict[str, Any]]:
+    """The part of each record of a source that several splits share, and how it was dealt."""
+    if not source.held_out:
+        return None, {}
+    examined, rows = Examined(config, source.held_out), ReadFacts()
+    for path in source.paths:
+        for chunk in _chunks(kind.read(path, "train", config, rows, source.name_of(path))):
+            examined.add(chunk)
+    return divide(examined)
+
+
+def _sampled(building: Building, kind: Kind, num: int) -> npt.NDArray[np.bool_]:
+    """Which records of a split a quick try takes."""
+    reader = replace(building, rows=ReadFacts())
+    examined = Examined(building.config, {}, shingles=None)
+    for path in building.source.paths:
+        for chunk in _chunks(_records(path, reader, kind)):
+            examined.add(chunk)
+    return sampled(examined.keys, num)
 
 
 def _write_split(building: Building, kind: Kind, progress: Progress | None) -> None:
@@ -80,34 +114,35 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
                 kind.add(building, kept, pieces)
                 if progress is not None:
                     progress(building.name, writer.num_records, writer.num_tokens)
+    if kind is FUNCTIONS:
+        table = RecordTable(building.folder / RECORDS, kind.stored)
+        if num := repeated_ids(table, building.keys.code_N):
+            building.rows.warn(f"{num:,} functions are in several files, with the same id")
 
 
 def _records(path: Path, building: Building, kind: Kind) -> Iterator[Any]:
-    """The records of a file that belong to a split."""
-    name, held_out = building.name, building.source.held_out
-    part, called = "train" if held_out else name, building.source.name_of(path)
-    records = kind.read(path, part, building.config, building.rows, called)
-    if not held_out:
-        return records
-    return (record for record in records if part_of(_question(record), held_out) == name)
+    """The records of a file that belong to a split, or to a sample of it."""
+    for record in _own_records(path, building, kind):
+        is_wanted = building.is_sampled_N is None or building.is_sampled_N[building.num_own]
+        building.num_own += 1
+        if is_wanted:
+            yield record
 
 
-def part_of(text: str, held_out: Sequence[str]) -> str:
-    """Choose the split by a hash of the question: equal questions go to the same split."""
-    place = int.from_bytes(collapsed_digest(text), "little") / 2**64
-    for name in held_out:
-        if place < HELD_OUT[name]:
-            return name
-        place -= HELD_OUT[name]
-    return "train"
-
-
-def _question(record: Any) -> str:
-    """Everything before the first answer, or a whole document."""
-    if isinstance(record, Document):
-        return record.text
-    first = next(n for n, turn in enumerate(record.turns) if turn.role == "assistant")
-    return "\n".join(turn.content for turn in record.turns[:first])
+def _own_records(path: Path, building: Building, kind: Kind) -> Iterator[Any]:
+    name, held_out, part_N = building.name, building.source.held_out, building.part_N
+    called = building.source.name_of(path)
+    read = "train" if held_out else name
+    for record in kind.read(path, read, building.config, building.rows, called):
+        if part_N is None:
+            yield record
+            continue
+        part = part_N[building.num_read]
+        building.num_read += 1
+        if part == PARTS.index(name):
+            yield record
+        elif part == WINDOWS and (text := window(record.text, name, held_out)).strip():
+            yield replace(record, text=text)
 
 
 def _encoded_here(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
@@ -20,23 +21,20 @@ from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_f
 from data.text.tokenizer import CodeTokenizer
 from data.text.whitespace import collapse_damage
 
-HELD_OUT = {"valid": 0.05, "test": 0.05}
-"""Share of train's language records that a split without its own files gets."""
-
 
 @dataclass(frozen=True)
 class Source:
     """Where a split is read from.
 
     Attributes:
-        paths: Its files, in order; one for functions.
-        held_out: Splits that take a part of these files; the split is one of them, or gets the
-            rest.
+        paths: Its files, in order.
+        held_out: The share of each split that takes a part of these files; the split is one of
+            them, or gets the rest.
         names: Of those files that `told_apart` gave a longer name.
     """
 
     paths: tuple[Path, ...]
-    held_out: tuple[str, ...] = ()
+    held_out: Mapping[str, float] = field(default_factory=dict)
     names: Mapping[Path, str] = field(default_factory=dict)
 
     def name_of(self, path: Path) -> str:
@@ -56,7 +54,11 @@ class FileFacts:
 
 @dataclass
 class Building:
-    """A split while it is built: its source and settings, and counts so far."""
+    """A split while it is built: its source and settings, and counts so far.
+
+    `part_N` is the part of every record of a source that splits share, `is_sampled_N` says which
+    of the split's own records a sample takes; the first `num_read` and `num_own` are read.
+    """
 
     name: str
     folder: Path
@@ -67,6 +69,10 @@ class Building:
     keys: SplitKeys = field(default_factory=SplitKeys)
     files: list[FileFacts] = field(default_factory=list)
     begins_file: bool = True
+    part_N: npt.NDArray[np.int8] | None = None
+    num_read: int = 0
+    is_sampled_N: npt.NDArray[np.bool_] | None = None
+    num_own: int = 0
     kinds: set[str] = field(default_factory=set)
     num_documents: int = 0
     num_unsupervised: int = 0
@@ -175,7 +181,7 @@ def _language_facts(building: Building) -> dict[str, Any]:
 
 
 def _nothing_learned(building: Building, facts: LanguageFacts) -> str:
-    rows, name = building.rows, building.name
+    rows = building.rows
     if facts.num_records:
         return (
             f"nothing to learn is left of {facts.num_records} records:"
@@ -184,10 +190,7 @@ def _nothing_learned(building: Building, facts: LanguageFacts) -> str:
             " answer; raise data.seq_length, or set data.long_functions to window"
         )
     if building.source.held_out and rows.num_bad + rows.num_empty < rows.num_rows:
-        return (
-            f"none of {rows.num_rows} records of data.train fell into its held-out"
-            f" {HELD_OUT.get(name, 1):.0%}; give it a file with data.{name}"
-        )
+        return f"none of {rows.num_rows} records of data.train is left for it; give it a file"
     return (
         f"no record left of {rows.num_rows}: {rows.num_empty} were blank, {rows.num_bad} were bad"
         f"{_first_bad(rows)}"

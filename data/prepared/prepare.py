@@ -17,7 +17,8 @@ from data.errors import DataError
 from data.kinds import KINDS
 from data.prepared.build import Progress, build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
-from data.prepared.kinds import FUNCTIONS, HELD_OUT, LANGUAGE, Kind, Source, kind_of
+from data.prepared.division import shares
+from data.prepared.kinds import FUNCTIONS, LANGUAGE, Kind, Source, kind_of
 from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.prepared.table import RecordTable
 from data.readers import SPLITS, locate, source_digest, told_apart, unread
@@ -31,7 +32,7 @@ _LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
 # Settings on which the rows of a run depend, but not the content of the cache.
 _NOT_IN_KEY = {
     "path", "train", "valid", "test", "tokenizer", "cache_dir", "packing", "packing_window",
-    "sampling", "leak_groups", "allow_leaks", "isolate", "order", "functions",
+    "sampling", "split", "leak_groups", "allow_leaks", "isolate", "order", "functions",
 }  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def prepare(
 ) -> Prepared:
     """The three splits of a run, checked: from the cache, which is filled first if necessary.
 
-    For language tasks, a split without files takes a part of train's.
+    A split without files takes a part of train's.
 
     Args:
         config: Where they are and how they are read.
@@ -171,7 +172,7 @@ def read_split(
     language: bool = False,
 ) -> tuple[Split, dict[str, Any]]:
     """A single split, for an evaluation after training; functions are in one file."""
-    sources = {name: Source(tuple(paths), (), told_apart(paths))}
+    sources = {name: Source(tuple(paths), {}, told_apart(paths))}
     prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
@@ -239,13 +240,12 @@ def _loss_weights(
 def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
     """Files of the splits; a split without files shares train's."""
     paths = {name: tuple(locate(config, name, language=language)) for name in SPLITS}
-    held_out = tuple(name for name in HELD_OUT if not paths[name])
-    if held_out and not language:
-        raise DataError(f"data.{held_out[0]} is not set and {config.path} holds none; name a file")
+    of_all = shares(config, language=language)
+    held_out = {name: share for name, share in of_all.items() if not paths[name]}
     longer = told_apart(path for split in paths.values() for path in split)
     sharing = Source(paths["train"], held_out, longer)
     return {
-        name: sharing if name in ("train", *held_out) else Source(paths[name], (), longer)
+        name: sharing if name in ("train", *held_out) else Source(paths[name], {}, longer)
         for name in SPLITS
     }
 
@@ -260,12 +260,12 @@ def _open(
     """Splits from the cache, which is filled first if it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
     digests = _digests(sources, config.functions, tokenizer.path, kind)
-    held_out = {name: HELD_OUT[name] for s in sources.values() for name in s.held_out}
+    held_out = dict(sources["train"].held_out) if "train" in sources else {}
     content = {
         "digests": digests,
         # every origin begins with a file's name
         "names": {name: [s.name_of(path) for path in s.paths] for name, s in sources.items()},
-        "held_out": held_out,
+        "held_out": [held_out, config.split.by, *config.leak_groups] if held_out else [],
         "kind": kind.stored.__name__,
         "end_token": tokenizer.end_token,
         "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
@@ -282,6 +282,7 @@ def _open(
             "end_token": tokenizer.end_token,
             "normalize_whitespace": config.normalize_whitespace,
             "seq_length": config.seq_length,
+            "sample": config.sample,
         }
 
     entry = cached(Path(config.cache_dir) if config.cache_dir else default_root(), key, build)

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
+from data.prepared.table import RecordTable
 from data.records import CodeSample, RecordSource
 
 GROUPS = ("commit", "project", "cve")
@@ -159,6 +161,33 @@ def compare_splits(
         contradictory={name: _contradictions(k) for name, k in keys.items()},
         examples=examples,
     )
+
+
+def repeated_ids(samples: RecordTable[Any], code_N: Digests) -> int:
+    """Functions whose id stands in an earlier file, for the same function.
+
+    Args:
+        samples: The records of a split; ids of one file are unique.
+        code_N: Digests of the functions.
+
+    Raises:
+        DataError: Two functions have one id: predictions would be ambiguous.
+    """
+    chunks = (chunk.to_pylist() for chunk in samples.column("id").chunks)
+    ids = np.fromiter((hash(i) for chunk in chunks for i in chunk), np.int64, len(code_N))
+    order_N = np.argsort(ids, kind="stable")
+    is_same = ids[order_N][1:] == ids[order_N][:-1]
+    first, second = order_N[:-1][is_same], order_N[1:][is_same]
+    (clashes,) = np.nonzero(code_N[first] != code_N[second])
+    if len(clashes):
+        at = clashes[second[clashes].argmin()]
+        one, other = samples[int(first[at])], samples[int(second[at])]
+        raise DataError(
+            f"{other.origin}: has the id {other.id[:60]!r} of {one.origin}, another function, as"
+            f" {len(clashes)} have; name another column: data.fields={{id: NAME}}; where no row has"
+            " that column, a row's place is its id"
+        )
+    return len(first)
 
 
 def refuse_leaks(

@@ -178,8 +178,8 @@ def _explain(error: ValidationError) -> list[str]:
 
 def _nearest_key(loc: tuple[int | str, ...]) -> str:
     fields: Mapping[str, Any] = RunConfig.model_fields
-    if len(loc) > 1:
-        fields = fields[str(loc[0])].annotation.model_fields
+    for part in loc[:-1]:
+        fields = getattr(fields[str(part)].annotation, "model_fields", fields)
     close = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; allowed: {sorted(fields)}"
 

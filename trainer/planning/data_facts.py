@@ -101,9 +101,8 @@ def facts_of(
     data: DataConfig, is_language: bool, facts: Mapping[str, Any], source: str
 ) -> DataFacts | None:
     """Counts from the content of data.json; None if it was made with other settings."""
-    same = all(
-        facts.get(key) == getattr(data, key) for key in ("seq_length", "normalize_whitespace")
-    )
+    keys = ("seq_length", "normalize_whitespace", "sample")
+    same = all(facts.get(key) == getattr(data, key) for key in keys)
     try:
         tokens = facts["splits"]["train"]["tokens"]
         if not same or tokens["policy"] != data.long_functions:

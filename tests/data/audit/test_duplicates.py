@@ -9,11 +9,12 @@ from conftest import REPOSITORY
 
 from data.audit import near as near_module
 from data.audit.columns import read_columns
-from data.audit.near import METHOD, THRESHOLD, jaccard, near_duplicates, shingles
+from data.audit.near import METHOD, near_duplicates
 from data.audit.shared import contradictions, duplicate_ids, exact_duplicates, shared_groups
 from data.config import DataConfig
 from data.readers import read_records
 from data.records import CodeSample
+from data.text.shingles import THRESHOLD, jaccard, shingles
 
 ARCHIVE = REPOSITORY.parent.joinpath(
     "shared", "data", "vul_java_x1_without_p3", "java_k_1_strict_2023_07_03.tar.gz"
