@@ -162,7 +162,9 @@ def supervised_facts(pieces: Pieces, config: DataConfig, num_documents: int = 0)
     )
 
 
-def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> "Text":
+def show_example(
+    tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer, *, brackets: bool = False
+) -> "Text":
     """An example decoded token by token: targets green, context dim, special tokens inverse.
 
     Control characters but line ends and tabs are written out.
@@ -171,6 +173,7 @@ def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> 
         tokens: Ids of one example.
         supervised: Which of them are targets; the first never is, for nothing predicts it.
         tokenizer: What encoded them.
+        brackets: Put targets between ⟦ and ⟧, for those who see no colour.
     """
     from rich.text import Text
 
@@ -178,8 +181,13 @@ def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> 
     special = {n for n, token in decoder.get_added_tokens_decoder().items() if token.special}
     before: list[int] = []  # some tokenizers drop the blank that begins a text
     pending: list[int] = []  # a character can be several tokens
+    is_open = False
     for place, number in enumerate(tokens.tolist()):
-        style = _LEARNED if place and supervised[place] else _CONTEXT
+        is_target = bool(place and supervised[place])
+        style = _LEARNED if is_target else _CONTEXT
+        if brackets and not pending and is_target != is_open:
+            shown.append("⟦" if is_target else "⟧")
+            is_open = is_target
         pending.append(number)
         head = decoder.decode(before, skip_special_tokens=False)
         text = decoder.decode([*before, *pending], skip_special_tokens=False)[len(head) :]
@@ -188,7 +196,7 @@ def show_example(tokens: Tokens, supervised: Mask, tokenizer: CodeTokenizer) -> 
             continue
         shown.append(escaped(text), f"reverse {style}" if number in special else style)
         before, pending = pending, []
-    return shown
+    return shown.append("⟧") if is_open else shown
 
 
 @lru_cache(maxsize=1)

@@ -40,6 +40,43 @@ def test_prepare_prints_what_each_split_came_to_and_training_builds_nothing_anew
     assert entries(cache) == [entry]
 
 
+def test_shown_functions_say_what_was_cut_and_json_gives_the_facts(tiny_recipe, tmp_path, capsys):
+    command = [str(tiny_recipe), "data.seq_length=64", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert prepare_main([*command, "--show", "1"]) == 0
+    printed = capsys.readouterr().out
+    cut = re.search(r"\[(\d+) tokens cut off here: data\.long_functions=truncate\]", printed)
+    assert cut is not None
+    assert re.search(r"--- train\.jsonl:1: 64 tokens, target [01], read at the last", printed)
+    assert prepare_main([*command, "data.seq_length=640", "--show", "1"]) == 0
+    whole = re.search(r"--- train\.jsonl:1: (\d+) tokens", capsys.readouterr().out)
+    assert whole is not None
+    assert int(whole[1]) == 64 + int(cut[1])
+    assert prepare_main([*command, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["splits"]["train"]["tokens"]["num_functions"] == 40
+
+
+def test_targets_are_in_brackets_where_there_is_no_colour(tiny_recipe, tmp_path, capsys):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q{n}"},
+                {"role": "assistant", "content": "yes"},
+            ]
+        }
+        for n in range(40)
+    ]
+    train = write_rows(tmp_path / "chats.jsonl", rows)
+    command = [
+        str(tiny_recipe), "task.name=instruction", "data.path=null", f"data.train={train}",
+        "loss.gamma=0", "loss.alpha=null", "data.template=question_answer", "--show", "1",
+    ]  # fmt: skip
+    assert prepare_main(command) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"Answer: ?⟦ ?yes<\|endoftext\|>⟧", printed)
+    assert cells(printed, "conversations") == ["36", "2", "2"]
+
+
 def cells(printed: str, name: str) -> list[str]:
     """The numbers of a row of the table."""
     lines = [line for line in printed.splitlines() if line.startswith("│")]
@@ -62,7 +99,7 @@ def test_the_table_counts_the_rows_of_short_files_that_never_share_one(
     ]  # fmt: skip
     assert prepare_main([*command, "data.order=sequential"]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
-    [files, *_], [tokens, *_] = cells(printed, "records"), cells(printed, "tokens")
+    [files, *_], [tokens, *_] = cells(printed, "texts"), cells(printed, "tokens")
     assert 60 < int(files) < 120
     assert cells(printed, "rows of 256")[0] == files
     num_tokens = int(tokens.replace(",", ""))

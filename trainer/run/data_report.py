@@ -1,5 +1,6 @@
 """Prepared data in numbers: records, tokens, rows, their fill and the steps they make."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.text import Text
 from data.batches.loader import TrainLoader
 from data.batches.order import steps_for
 from data.batches.packing import one_per_row, pack
+from data.kinds import KINDS
 from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import decoded, difference
 from data.readers.reading import listed
@@ -22,17 +24,23 @@ from trainer.run.preparation import print_lines, training_loader
 
 _PASSED_OVER = {
     "num_bad": "bad rows passed over (data.max_bad_rows)",
-    "num_empty_dropped": "blank records dropped",
+    "num_empty_dropped": "blank {unit} dropped",
     "num_identical": "pairs dropped whose fix changed nothing",
     "num_replaced": "texts were not UTF-8 and were repaired",
-    "num_nul": "records hold a NUL character, which is kept",
+    "num_nul": "{unit} hold a NUL character, which is kept",
+}
+_CUT = {
+    "truncate": "cut off here",
+    "truncate_left": "cut off before the first",
+    "truncate_middle": "cut out of the middle",
+    "window": "of it are in other windows",
 }
 
 
 def print_prepared(config: RunConfig, prepared: Prepared, num_shown: int) -> None:
     """Print the first examples, the table of splits, steps, remarks and the place of the cache."""
     console = Console()
-    for text in example_lines(prepared, num_shown):
+    for text in example_lines(prepared, num_shown, brackets=console.color_system is None):
         console.print(text, soft_wrap=True)
     console.print(split_table(config, prepared))
     print_lines(supervised_lines(prepared))
@@ -107,13 +115,13 @@ def order_lines(loader: TrainLoader) -> list[str]:
 
 def remark_lines(prepared: Prepared) -> list[str]:
     """Remarks on the files: rows passed over, warnings, repetitions, leaks."""
-    lines = []
+    lines, unit = [], unit_of(prepared.facts["splits"]["train"])
     held_out = prepared.facts.get("held_out", {})
     for name, facts in prepared.facts["splits"].items():
         if name in held_out:  # read from train's files, which are described there
             continue
         counts = {words: facts[key] for key, words in _PASSED_OVER.items() if facts[key]}
-        lines += [f"{name}: {count:,} {words}" for words, count in counts.items()]
+        lines += [f"{name}: {n:,} {words.format(unit=unit)}" for words, n in counts.items()]
         lines += [f"{name}: {example}" for example in facts["bad_examples"]]
         lines += [f"{name}: {sentence}" for sentence in facts["warnings"]]
         if facts["ignored_fields"]:
@@ -129,20 +137,32 @@ def remark_lines(prepared: Prepared) -> list[str]:
         lines.append(f"not read: {listed(unread)}, which no split is called after")
     if held_out:
         shares = ", ".join(f"{share:.0%} {name}" for name, share in held_out.items())
-        lines.append(f"{shares}: held out of data.train by a hash of each record's question")
+        division = prepared.facts["division"]
+        how = f"{division['by']}; the order of records does not matter"
+        lines.append(f"{shares}: held out of data.train by {how}")
+        if "near_duplicates" in division:
+            lines.append(f"near duplicates: {division['near_duplicates']}")
     for name in prepared.splits:
         if sharing.contradictory[name]:
             lines.append(
                 f"{name}: {sharing.contradictory[name]:,} functions have both labels there"
             )
         if sharing.duplicates[name]:
-            lines.append(f"{name}: {sharing.duplicates[name]:,} records repeat an earlier one")
+            lines.append(f"{name}: {sharing.duplicates[name]:,} {unit} repeat an earlier one")
     for field, pairs in sharing.shared_groups.items():
         lines += [f"{pair}: {count:,} {field}s in both" for pair, count in pairs.items() if count]
-    unit = "records" if "kinds" in prepared.facts["splits"]["train"] else "functions"
     leaks = sharing.leak_lines(prepared.facts["leak_groups"], unit)
     lines += [f"LEAK (data.allow_leaks): {line}" for line in leaks]
     return lines
+
+
+def unit_of(facts: Mapping[str, Any]) -> str:
+    """What the records of a split are called."""
+    held = {KINDS[kind].holds for kind in facts.get("kinds", [])}
+    if not held:
+        return "functions"
+    of_one = {"messages": "conversations", "text": "texts", "function": "functions"}
+    return of_one.get(held.pop(), "records") if len(held) == 1 else "records"
 
 
 def plan_facts(loader: TrainLoader, total_steps: int) -> dict[str, Any]:
@@ -169,9 +189,13 @@ def supervised_lines(prepared: Prepared) -> list[str]:
     ]
 
 
-def example_lines(prepared: Prepared, limit: int) -> list[Text]:
-    """The first examples of the training split, decoded; targets coloured, with their origin."""
+def example_lines(prepared: Prepared, limit: int, *, brackets: bool = False) -> list[Text]:
+    """The first examples of the training split as the model reads them, with their origin.
+
+    Targets are coloured, or between brackets; what was cut off is said.
+    """
     train, shown = prepared.splits["train"], []
+    policy = train.tokens.policy
     examples = train.examples
     for example in range(min(limit, len(examples))):
         place = slice(examples.starts[example], examples.starts[example + 1])
@@ -181,9 +205,14 @@ def example_lines(prepared: Prepared, limit: int) -> list[Text]:
         if examples.supervised is not None:
             mask = np.asarray(examples.supervised[place])
             what = f"{int(examples.count_E[example])} targets"
-        origin = train.samples[int(examples.record_E[example])].origin
-        header = f"--- {origin}: {len(tokens)} tokens, {what}"
-        shown += [Text(escaped(header), "bold"), show_example(tokens, mask, prepared.tokenizer)]
+        record = int(examples.record_E[example])
+        header = f"--- {train.samples[record].origin}: {len(tokens)} tokens, {what}"
+        num_added = prepared.tokenizer.num_added if examples.supervised is None else 0
+        num_cut = int(train.code_lengths[record]) + num_added - len(tokens)
+        cut = f"[{num_cut:,} tokens {_CUT[policy]}: data.long_functions={policy}]"
+        text = show_example(tokens, mask, prepared.tokenizer, brackets=brackets)
+        shown += [Text(escaped(header), "bold"), text]
+        shown += [Text(cut, "bold")] if num_cut > 0 else []
     return shown
 
 
@@ -197,8 +226,11 @@ def _split_facts(config: RunConfig, prepared: Prepared, name: str) -> dict[str, 
         lengths = split.examples.lengths
         num_rows = len(pack(lengths, length) if packed else one_per_row(len(lengths)))
         fill = lengths.sum() / (num_rows * length)
-    facts = split.tokens
-    of_kind = _language_facts(facts) if isinstance(facts, LanguageFacts) else _code_facts(facts)
+    facts, unit = split.tokens, unit_of(prepared.facts["splits"][name])
+    if isinstance(facts, LanguageFacts):
+        of_kind = _language_facts(facts, unit)
+    else:
+        of_kind = _code_facts(facts)
     return of_kind | {f"rows of {length}": f"{num_rows:,}", "fill": f"{fill:.2%}"}
 
 
@@ -216,15 +248,15 @@ def _code_facts(facts: TokenFacts) -> dict[str, str]:
     }
 
 
-def _language_facts(facts: LanguageFacts) -> dict[str, str]:
+def _language_facts(facts: LanguageFacts, unit: str) -> dict[str, str]:
     return {
-        "records": f"{facts.num_records:,}",
+        unit: f"{facts.num_records:,}",
         "examples": f"{facts.num_examples:,}",
         "tokens": f"{facts.num_tokens:,}",
         "supervised": f"{facts.num_supervised:,} ({facts.num_supervised / facts.num_tokens:.1%})",
         "targets": f"{facts.num_targets:,}",
         f"long ({facts.policy})": f"{facts.num_long:,}",
         "oversized (dropped)": f"{facts.num_oversized:,}",
-        "records dropped": f"{facts.num_dropped:,}",
+        f"{unit} dropped": f"{facts.num_dropped:,}",
         "pieces without an answer": f"{facts.num_unsupervised:,}",
     }
