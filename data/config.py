@@ -56,14 +56,23 @@ class Division(Section):
     by: Literal["group", "random", "time", "project"] = "group"
 
 
+class Weighted(Section):
+    """Training files, and how often an epoch takes each of their records."""
+
+    path: str
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+
 class DataConfig(Section):
     """Where functions, conversations or documents are and how they become rows of tokens."""
 
     path: Paths | None = Field(
         None, description="folder or archive (tar, zip) holding train, valid and test; or one file"
     )
-    train: Paths | None = Field(
-        None, description="training file, folder or glob, or a list; overrides data.path"
+    train: str | Annotated[list[str | Weighted], Field(min_length=1)] | None = Field(
+        None,
+        description="training file, folder or glob, or a list; overrides data.path; {path: FILE,"
+        " weight: 0.5} in a list takes half of its records in an epoch, 2 takes each twice",
     )
     valid: Paths | None = Field(None, description="the same for validation")
     test: Paths | None = Field(None, description="the same for the test")

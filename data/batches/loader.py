@@ -10,7 +10,7 @@ import numpy.typing as npt
 from data.batches import order
 from data.batches.batch import Batch, collate
 from data.batches.packing import Rows, joined, one_per_row, pack
-from data.batches.sampling import balanced
+from data.batches.sampling import balanced, weighted
 from data.text.tokenization import ExampleSet
 
 
@@ -84,6 +84,7 @@ class TrainLoader:
         files: First record of each file by name, for epochs that go through one file after the
             other; None mixes files.
         start: Where this batch size begins, after steps of another one.
+        times_N: How often an epoch takes each record; None takes each once.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class TrainLoader:
         world_size: int = 1,
         files: Mapping[str, int] | None = None,
         start: Start | None = None,
+        times_N: npt.NDArray[np.float64] | None = None,
     ) -> None:
+        self.times_N = times_N
         self.examples = examples
         self.batching = batching
         self.rank = rank
@@ -240,6 +243,8 @@ class TrainLoader:
         chosen = np.arange(len(self.examples))
         if self.batching.sampling == "balanced":
             chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
+        elif self.times_N is not None:
+            chosen = weighted(self.times_N, self.examples.record_E, rng)
         records = self.examples.record_E[chosen]
         starts = list((self.files or {}).values())
         parts = np.split(chosen, np.searchsorted(records, starts))

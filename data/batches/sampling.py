@@ -11,6 +11,30 @@ def at_most(limit: int, num: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(num, size=limit, replace=False))
 
 
+def weighted(
+    times_N: npt.NDArray[np.float64], record_E: npt.NDArray[np.int64], rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Examples of an epoch that takes record n `times_N[n]` times.
+
+    Of a weight that is not whole, the fraction is drawn among the records that have it, anew in
+    every epoch; their number is always the same. The windows of a record stay together.
+
+    Args:
+        times_N: How often, by record.
+        record_E: Record of each example.
+        rng: Draws.
+
+    Returns:
+        Indices of examples, ascending.
+    """
+    count_N = np.floor(times_N).astype(np.int64)
+    for weight in np.unique(times_N):
+        own = np.intersect1d(np.flatnonzero(times_N == weight), record_E)  # dropped ones have none
+        num_more = round(float(weight % 1) * len(own))
+        count_N[rng.choice(own, num_more, replace=False)] += 1
+    return np.repeat(np.arange(len(record_E)), count_N[record_E])
+
+
 def balanced(
     label_E: npt.NDArray[np.int8], record_E: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:

@@ -64,6 +64,7 @@ def build_splits(
                 building.is_sampled_N = _sampled(building, kind, config.sample)
             _write_split(building, kind, progress)
             facts[name] = kind.facts(building) | building.rows.to_json()
+            facts[name]["path_records"] = building.path_records
             keys[name] = building.keys
     tables = {name: RecordTable(folder / name / RECORDS, kind.stored) for name in sources}
     sharing = asdict(compare_splits(tables, keys))
@@ -104,7 +105,7 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
 
     with SplitWriter(building.folder, tokenizer.vocab_size, kind.stored) as writer:
         for path in building.source.paths:
-            building.begins_file = True
+            building.begins_file, num_before = True, writer.num_records
             for chunk, pieces in encoded(_chunks(_records(path, building, kind)), encode):
                 for message in pieces.refused.values():
                     building.rows.bad(message, config.max_bad_rows)
@@ -114,6 +115,7 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
                 kind.add(building, kept, pieces)
                 if progress is not None:
                     progress(building.name, writer.num_records, writer.num_tokens)
+            building.path_records.append(writer.num_records - num_before)
     if kind is FUNCTIONS:
         table = RecordTable(building.folder / RECORDS, kind.stored)
         if num := repeated_ids(table, building.keys.code_N):

@@ -92,7 +92,7 @@ def divide(examined: Examined) -> tuple[npt.NDArray[np.int8], dict[str, Any]]:
         raise DataError(
             f"data.train: its {len(code_N)} records are {len(sizes_G)} groups that stay together"
             f" ({facts['by']}), too few for train, {' and '.join(names)}; name files for them, or"
-            " set data.split={by: random} and data.leak_groups=[]"
+            " hold fewer together: data.split={by: random} and data.leak_groups=[] for functions"
         )
     key_G = np.full(len(sizes_G), np.iinfo(np.uint64).max)
     np.minimum.at(key_G, group_N, code_N)

@@ -31,11 +31,13 @@ class Source:
         held_out: The share of each split that takes a part of these files; the split is one of
             them, or gets the rest.
         names: Of those files that `told_apart` gave a longer name.
+        weights: Of training files that have one.
     """
 
     paths: tuple[Path, ...]
     held_out: Mapping[str, float] = field(default_factory=dict)
     names: Mapping[Path, str] = field(default_factory=dict)
+    weights: Mapping[Path, float] = field(default_factory=dict)
 
     def name_of(self, path: Path) -> str:
         """A file's name, with as many folders as tell it from the other files."""
@@ -73,6 +75,7 @@ class Building:
     num_read: int = 0
     is_sampled_N: npt.NDArray[np.bool_] | None = None
     num_own: int = 0
+    path_records: list[int] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
     num_documents: int = 0
     num_unsupervised: int = 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.config import DataConfig
+from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.kinds import KINDS
 from data.prepared.build import Progress, build_splits
@@ -21,7 +21,7 @@ from data.prepared.division import shares
 from data.prepared.kinds import FUNCTIONS, LANGUAGE, Kind, Source, kind_of
 from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
 from data.prepared.table import RecordTable
-from data.readers import SPLITS, locate, source_digest, told_apart, unread
+from data.readers import SPLITS, locate, named_files, source_digest, told_apart, unread
 from data.text.chat import own_template
 from data.text.language import LanguageFacts
 from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
@@ -46,6 +46,7 @@ class Split:
         tokens: Counts of tokens, and of examples dropped or cut.
         folder: Holds records and tokens.
         files: For language records: the first record of each file, by name, in the files' order.
+        times_N: How often an epoch takes each record, where data.train gives weights.
     """
 
     samples: RecordTable[Any]
@@ -53,6 +54,7 @@ class Split:
     tokens: TokenFacts | LanguageFacts
     folder: Path
     files: Mapping[str, int] = field(default_factory=dict)
+    times_N: npt.NDArray[np.float64] | None = None
 
     @cached_property
     def targets(self) -> list[int]:
@@ -183,7 +185,7 @@ def remembered(
 ) -> Prepared:
     """What data.json says of splits that are not here; the tokenizer is the one that is."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    digests = facts["sha256"] | _digests({}, None, tokenizer.path, kind_of(language))
+    digests = facts["sha256"] | _digests({}, config, tokenizer.path, kind_of(language))
     return Prepared({}, tokenizer, {**facts, "sha256": digests})
 
 
@@ -196,7 +198,7 @@ def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) 
     """
     sources = _sources(config, language)
     tokenizer_file = tokenizer_folder / "tokenizer.json"
-    return _digests(sources, config.functions, tokenizer_file, kind_of(language))
+    return _digests(sources, config, tokenizer_file, kind_of(language))
 
 
 def sources_digest(paths: Sequence[Path]) -> str:
@@ -244,9 +246,22 @@ def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
     held_out = {name: share for name, share in of_all.items() if not paths[name]}
     longer = told_apart(path for split in paths.values() for path in split)
     sharing = Source(paths["train"], held_out, longer)
-    return {
+    sources = {
         name: sharing if name in ("train", *held_out) else Source(paths[name], {}, longer)
         for name in SPLITS
+    }
+    weighed = replace(sharing, weights=_weights(config, language))
+    return sources | {"train": weighed}
+
+
+def _weights(config: DataConfig, language: bool) -> dict[Path, float]:
+    """The weight of training files that a list gives one."""
+    given = config.train if isinstance(config.train, list) else []
+    return {
+        file: each.weight
+        for each in given
+        if isinstance(each, Weighted)
+        for file in named_files([each], "data.train", config, split="train", language=language)
     }
 
 
@@ -259,13 +274,12 @@ def _open(
 ) -> Prepared:
     """Splits from the cache, which is filled first if it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    digests = _digests(sources, config.functions, tokenizer.path, kind)
+    digests = _digests(sources, config, tokenizer.path, kind)
     held_out = dict(sources["train"].held_out) if "train" in sources else {}
     content = {
         "digests": digests,
         # every origin begins with a file's name
         "names": {name: [s.name_of(path) for path in s.paths] for name, s in sources.items()},
-        "held_out": [held_out, config.split.by, *config.leak_groups] if held_out else [],
         "kind": kind.stored.__name__,
         "end_token": tokenizer.end_token,
         "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
@@ -291,21 +305,37 @@ def _open(
         name: _open_split(entry / name, facts["splits"][name], tokenizer.vocab_size, kind)
         for name in sources
     }
+    if weighed := {name: source for name, source in sources.items() if source.weights}:
+        train = weighed["train"]
+        weight_F = [train.weights.get(path, 1.0) for path in train.paths]
+        times_N = np.repeat(weight_F, facts["splits"]["train"]["path_records"])
+        splits["train"] = replace(splits["train"], times_N=times_N)
     return Prepared(splits, tokenizer, facts | {"cache": str(entry)})
 
 
 def _digests(
-    sources: Mapping[str, Source], functions: str | None, tokenizer_file: Path, kind: Kind
+    sources: Mapping[str, Source], config: DataConfig, tokenizer_file: Path, kind: Kind
 ) -> dict[str, str]:
     by_paths = {paths: sources_digest(paths) for paths in {s.paths for s in sources.values()}}
     digests = {name: by_paths[source.paths] for name, source in sources.items()}
-    if functions is not None:
-        digests["functions"] = source_digest(Path(functions))
+    if sources and config.functions is not None:
+        digests["functions"] = source_digest(Path(config.functions))
+    held_out, weighed = (
+        {path: of for source in sources.values() for path, of in getattr(source, name).items()}
+        for name in ("held_out", "weights")
+    )
+    if held_out:  # paths may move, their order is that of the sources
+        digests["division"] = _digest([held_out, config.split.by, config.leak_groups])
+    if weighed:
+        digests["weights"] = _digest(list(weighed.values()))
     digests["tokenizer"] = source_digest(tokenizer_file)
     if kind is LANGUAGE:
-        template = json.dumps(own_template(tokenizer_file.parent))
-        digests["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
+        digests["chat_template"] = _digest(own_template(tokenizer_file.parent))
     return digests
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _open_split(folder: Path, facts: Mapping[str, Any], vocab_size: int, kind: Kind) -> Split:

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from data.config import DataConfig
+from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.readers.archives import opened
 from data.readers.columns import FOLDER_LABELS
@@ -27,6 +27,8 @@ from data.readers.names import (
 )
 from data.readers.reading import ReadFacts, Reading, listed
 from data.readers.tables import is_saved_dataset
+
+Files = str | Path | Sequence[str | Weighted]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def locate(config: DataConfig, split: str, *, language: bool = False) -> list[Pa
 
 
 def named_files(
-    given: str | Path | Sequence[str], key: str, config: DataConfig, *, split: str, language: bool
+    given: Files, key: str, config: DataConfig, *, split: str, language: bool
 ) -> list[Path]:
     """What a key names: files, globs and folders, several in a list.
 
@@ -135,12 +137,11 @@ def unread(config: DataConfig, used: Iterable[Path], *, language: bool) -> list[
     """
     every = set(used)
     folders = {path.parent for path in every}
-    own = folders if config.path is not None else set()
-    if isinstance(config.path, str) and Path(config.path).is_dir():
-        own = {*own, Path(config.path)}
+    is_folder = isinstance(config.path, str) and Path(config.path).is_dir()
+    own = {*folders, Path(str(config.path))} if is_folder else set()
     return [
         entry.name
-        for folder in sorted(folders | own)
+        for folder in sorted((folders | own) - every)
         for entry in sorted(folder.iterdir())
         if entry not in every and entry.is_file() and is_data(entry.name, language)
         if folder in own or parsed(entry.name).split
@@ -181,10 +182,11 @@ def _splits_within(
     return called, seeming
 
 
-def _globbed(given: str | Path | Sequence[str], key: str) -> list[Path]:
+def _globbed(given: Files, key: str) -> list[Path]:
     """The paths that a key names, which exist, with globs expanded."""
     paths: list[Path] = []
-    for path in map(Path, [given] if isinstance(given, str | Path) else given):
+    every = [given] if isinstance(given, str | Path) else given
+    for path in (Path(each.path if isinstance(each, Weighted) else each) for each in every):
         if path.exists():
             paths.append(path)
         elif glob.has_magic(str(path)):

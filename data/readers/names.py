@@ -18,7 +18,9 @@ _ARCHIVE = re.compile(r"\.(tar|tgz|tar\.(gz|xz|zst|bz2)|zip)$", re.IGNORECASE)
 _NOT_READ = re.compile(  # data, but of a format that has no reader
     r"\.(tsv|xlsx?|pkl|pickle|arrow|feather|orc|avro|h5|hdf5|npz?|7z|rar)$", re.IGNORECASE
 )
-_ABOUT = re.compile(r"(readme|licen[sc]e|changelog|citation)\b", re.IGNORECASE)
+_ABOUT = re.compile(
+    r"(readme|licen[sc]e|changelog|citation)\b|(dataset_(dict|infos?)|state)\.json$", re.IGNORECASE
+)
 # train-00000-of-00002, as hubs write it, older ones with a digest; train_1
 _SHARD = re.compile(r"[-_.](\d+)(?:[-_]of[-_](\d+))?(?:-[0-9a-f]{8,})?$", re.IGNORECASE)
 _DIGITS = re.compile(r"([0-9]+)")

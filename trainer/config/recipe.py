@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from data.config import Weighted
 from data.errors import parsing
 from data.readers.reading import quote
 from trainer.config.capabilities import STACK_LIMITS, refusals
@@ -144,7 +145,9 @@ def _absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _absolute(value: Any, name: str, base: Path) -> Any:
-    """A path from its base on; what is not text is left for validation."""
+    """A path from its base on, also of files with a weight; what is not text is left as it is."""
+    if isinstance(value, dict):
+        return {k: _absolute(v, name, base) if k == "path" else v for k, v in value.items()}
     if not isinstance(value, str):
         return value
     with parsing(f"{name}: {quote(value)} is not a path", ConfigError, _PATH):
@@ -231,6 +234,8 @@ def _data_faults(config: RunConfig) -> Iterator[str]:
             f"data.window_overlap {data.window_overlap} is for data.long_functions=window, found"
             f" {data.long_functions}; set one of them"
         )
+    if data.sampling == "balanced" and any(isinstance(each, Weighted) for each in data.train or ""):
+        yield "data.sampling=balanced and the weights of data.train both repeat functions; take one"
     weighing = ["loss.alpha"] if loss.alpha is not None else []
     weighing += ["loss.class_weights"] if loss.class_weights == "balanced" else []
     weighing += ["data.sampling"] if data.sampling == "balanced" else []

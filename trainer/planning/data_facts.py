@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.batches.order import Plan, steps_for
-from data.config import DataConfig
+from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.prepared.cache import FACTS, default_root, entries
 from data.prepared.prepare import sources_digest
@@ -103,6 +103,7 @@ def facts_of(
     """Counts from the content of data.json; None if it was made with other settings."""
     keys = ("seq_length", "normalize_whitespace", "sample")
     same = all(facts.get(key) == getattr(data, key) for key in keys)
+    same = same and not any(isinstance(each, Weighted) for each in data.train or "")
     try:
         tokens = facts["splits"]["train"]["tokens"]
         if not same or tokens["policy"] != data.long_functions:

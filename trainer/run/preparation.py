@@ -63,7 +63,7 @@ def training_loader(
         hidden_size=hidden_size(config.model),
     )
     files = train.files if data.order == "sequential" else None
-    return TrainLoader(train.examples, batching, rank, world_size, files, start)
+    return TrainLoader(train.examples, batching, rank, world_size, files, start, train.times_N)
 
 
 def audit_run(config: RunConfig) -> list[str]:

@@ -274,7 +274,9 @@ def build_loader(
     before = replace(loader.batching, **batches_of(checkpoint))
     if before == loader.batching:
         return loader
-    old = TrainLoader(loader.examples, before, files=loader.files, start=loader.start)
+    old = TrainLoader(
+        loader.examples, before, files=loader.files, start=loader.start, times_N=loader.times_N
+    )
     return beginning(old.position(checkpoint.step))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.batches.loader import Batching, TrainLoader
-from data.batches.sampling import balanced
+from data.batches.sampling import balanced, weighted
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 5))
@@ -49,3 +49,25 @@ def test_a_balanced_epoch_has_its_own_number_of_steps_and_new_repetitions_every_
         assert times[:8].sum() == 43
         epochs.append(times[:8].tolist())
     assert epochs[0] != epochs[1]
+
+
+def test_records_come_as_often_as_their_weight_says_and_a_fraction_is_drawn_anew():
+    times_N = np.array([0.25] * 40 + [1.0] * 10 + [2.5] * 4)
+    record_E = np.array([*range(54), 50, 51])  # records 50 and 51 have two windows
+    epochs = []
+    for seed in range(2):
+        chosen = weighted(times_N, record_E, np.random.default_rng(seed))
+        count_E = np.bincount(chosen, minlength=56)
+        assert (count_E[:40].sum(), count_E[40:50].tolist()) == (10, [1] * 10)
+        assert sorted(count_E[50:54].tolist()) == [2, 2, 3, 3]
+        assert count_E[54:].tolist() == count_E[50:52].tolist()
+        assert np.all(np.diff(chosen) >= 0)
+        epochs.append(count_E.tolist())
+    assert epochs[0] != epochs[1]
+
+
+def test_an_epoch_with_weights_has_their_number_of_records():
+    examples = example_set([[n + 1] * 3 for n in range(50)], labels=[0, 1] * 25)
+    batching = Batching(12, global_batch_size=8, batch_unit="examples", micro_batch_size=2, seed=1)
+    times_N = np.array([0.5] * 20 + [2.0] * 30)
+    assert TrainLoader(examples, batching, times_N=times_N).num_records == 70

@@ -225,3 +225,18 @@ def test_one_id_in_two_files_is_one_function_or_refused(tmp_path):
         DataError, match=r"train-1\.jsonl:1: has the id '0' of train-0\.jsonl:1, an"
     ):
         open_splits(config, tokenizer)
+
+
+def test_sources_are_mixed_by_weight_and_the_run_is_known_by_it(tmp_path):
+    for name, first in (("a", 0), ("b", 100)):
+        rows: list[Row] = [{"instruction": f"say {first + n}", "output": "x"} for n in range(40)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    a, b = (f"{tmp_path}/{name}.jsonl" for name in "ab")
+    plain = language(tmp_path, [a, b])
+    mixed = language(tmp_path, [{"path": a, "weight": 0.5}, b])
+    sources = [record.source for record in mixed.splits["train"].samples]
+    expected = [0.5 if source == "a.jsonl" else 1.0 for source in sources]
+    assert mixed.splits["train"].times_N.tolist() == expected
+    assert set(expected) == {0.5, 1.0}
+    assert plain.splits["train"].times_N is None
+    assert {k for k in mixed.digests if mixed.digests[k] != plain.digests.get(k)} == {"weights"}

@@ -252,7 +252,8 @@ def test_a_chat_template_that_does_not_end_stops_the_preparation(tmp_path, monke
     loop = "{% for i in range(99999) %}"
     folder = byte_tokenizer(tmp_path / "tokenizer").path.parent
     (folder / "chat_template.jinja").write_text(loop * 3 + "{% endfor %}" * 3)
-    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    turns = [[("user", f"q{n}"), ("assistant", "a")] for n in range(3)]
+    rows = [{"messages": [{"role": r, "content": c} for r, c in each]} for each in turns]
     train = str(write_rows(tmp_path / "train.jsonl", rows))
     config = DataConfig(train=train, cache_dir=str(tmp_path / "cache"), max_bad_rows=9)
     with pytest.raises(TokenizerError, match=r"chat_template\.jinja: .* runs for more than 0\.2 s"):

@@ -63,7 +63,16 @@ def test_a_file_that_seems_to_be_a_missing_split_is_never_passed_over(tmp_path, 
 
 
 def test_what_no_split_reads_is_named(tmp_path):
-    filled(tmp_path, "train.csv", "test.csv", "extra.jsonl", "old.pkl", "README.md", "run.py")
+    filled(
+        tmp_path,
+        "train.csv",
+        "test.csv",
+        "extra.jsonl",
+        "old.pkl",
+        "README.md",
+        "run.py",
+        "state.json",
+    )
     config = DataConfig(path=str(tmp_path))
     used = [path for split in ("train", "test") for path in locate(config, split)]
     assert unread(config, used, language=False) == ["extra.jsonl", "old.pkl"]
