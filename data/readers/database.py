@@ -35,7 +35,8 @@ def sqlite_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -
         cursor, num_bytes = _selected(database, reading), 0
         names = [column[0] for column in cursor.description]
         refuse_twice(names, f"{reading.name}: the query")
-        found = columns.find_in_file(names, reading.name)
+        where = f"{reading.name}: the rows of a SQLite database (data.query chooses them)"
+        found = columns.find_in_file(names, where)
         reading.facts.ignored_fields.update(set(names) - found.known)
         size = stream.seek(0, io.SEEK_END) if stream.seekable() else 0
         for number, values in enumerate(cursor, 1):

@@ -17,7 +17,7 @@ _EXAMPLES = 5  # bad rows whose message is kept
 # How datasets write that they do not know; as a group, "None" would join all of these functions.
 _UNKNOWN = {"", "-", "?", "none", "nan", "null", "na", "n/a", "<na>", "nat", "unknown"}
 _LONGEST_UNKNOWN = 16  # with blanks around it
-_BRACKETS = {"]", "}", ")"}
+_SUSPECT = {*"-?nNuU<[{( \t\r\n", ""}  # first characters of these and of lists
 _ENTRY = r"(?:'[^']*+'|\"[^\"]*+\"|None|nan|null)"
 _LIST = re.compile(rf"[\[({{]\s*+(?:{_ENTRY}\s*+,?\s*+)*+[\])}}]")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
@@ -257,12 +257,13 @@ def plain_text(value: Any, name: str) -> str:
         RowFault: It is none of these.
     """
     if value.__class__ is str:
-        if value[-1:] in _BRACKETS and _LIST.fullmatch(value):
-            value = [first or second for first, second in _QUOTED.findall(value)]
-        else:
-            is_long = len(value) > _LONGEST_UNKNOWN  # nearly all; a million rows have several each
+        if value[:1] not in _SUSPECT and value.isascii():
+            return value  # nearly all; a million rows have several each
+        if not _LIST.fullmatch(value):
+            is_long = len(value) > _LONGEST_UNKNOWN
             is_known = is_long or value.strip().lower() not in _UNKNOWN
             return checked_text(value, name) if is_known else ""
+        value = [first or second for first, second in _QUOTED.findall(value)]
     if isinstance(value, list):
         if any(isinstance(entry, list) for entry in value):
             refuse(name, value, "text, an integer, or a list of these")

@@ -3,10 +3,11 @@
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from data.errors import DataError
-from data.kinds import KINDS
+from data.kinds import FUNCTION, KINDS
 from data.readers.columns import Columns, Found
 from data.readers.conversations import document, messages, turns
 from data.readers.formats import Rows
@@ -20,6 +21,7 @@ _LABELS = (
     ("false", "true"), ("0", "1"), ("no", "yes"), ("safe", "vulnerable"), ("good", "bad"),
     ("fixed", "vulnerable"), ("non-vulnerable", "vulnerable"),
 )  # fmt: skip
+_IDS = KINDS[FUNCTION].ids
 _CWE = re.compile(r"\bcwe[-_ ]?0*(?=\d)(\d+)", re.IGNORECASE)
 _MAX_LAYOUTS = 1000  # sets of columns remembered, and columns listed as ignored
 
@@ -33,7 +35,7 @@ def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Reco
     facts, ids = reading.facts, _Ids(reading)
     layouts: dict[tuple[str, ...], Found] = {}
     names: tuple[str, ...] | None = None
-    for place, part, row in _unrolled(rows, reading):
+    for place, row in _unrolled(rows, reading) if reading.config.unroll else rows:
         facts.num_rows += 1
         try:
             if (here := tuple(row)) != names:
@@ -43,8 +45,7 @@ def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Reco
                 if len(layouts) < _MAX_LAYOUTS:
                     layouts[here] = found
                 make, names = _MAKERS[KINDS[found.kind].holds], here
-            origin, own_id = reading.origin(place) + part, _own_id(row, found)
-            own_id += part if own_id else ""
+            origin, own_id = reading.origin(place), _own_id(row, found)
             made = make(row, found, own_id or origin, origin, reading)
         except RowFault as fault:
             reading.bad(place, str(fault))
@@ -61,28 +62,25 @@ def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Reco
         )
 
 
-def _unrolled(rows: Rows, reading: Reading) -> Iterator[tuple[Place, str, dict[str, Any]]]:
-    """Place, which part of it, and row: the elements of the lists of data.unroll are the rows."""
-    wanted = reading.config.unroll
+def _unrolled(rows: Rows, reading: Reading) -> Rows:
+    """The elements of the lists of data.unroll, each at its place within the row's."""
     for place, row in rows:
-        if not wanted:
-            yield place, "", row
-            continue
         try:
             parts = [row]
-            for name in wanted:
+            for name in reading.config.unroll:
                 parts = [each for part in parts for each in _elements(part, name)]
         except RowFault as fault:
             reading.bad_line(place, str(fault))
             continue
         reading.facts.num_empty += not parts
         reading.facts.num_rows += not parts
-        yield from ((place, f".{number}", part) for number, part in enumerate(parts, 1))
+        origin = reading.origin(place)
+        yield from ((f"{origin}.{number}", part) for number, part in enumerate(parts, 1))
 
 
 def _elements(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The objects of a list, each with the fields around it; none where there is no list."""
-    around = {key: value for key, value in row.items() if key != name}
+    """The objects of a list with the fields around it but ids; none where there is no list."""
+    around = {key: value for key, value in row.items() if key not in (name, *_IDS)}
     elements = row.get(name) or []
     elements = [elements] if isinstance(elements, dict) else elements
     if not isinstance(elements, list) or not all(isinstance(each, dict) for each in elements):
@@ -102,8 +100,8 @@ def _functions(
 ) -> list[CodeSample]:
     """The function of a row, or the two of a pair."""
     facts = {name: plain_text(row[column], column) for name, column in found.optional.items()}
-    if "cwe" in facts:  # cwe-079 of SVEN, CWE79 of Juliet
-        facts["cwe"] = _CWE.sub(r"CWE-\1", facts["cwe"])
+    if "cwe" in facts:
+        facts["cwe"] = _weakness(facts["cwe"])
     if "before" in found.needed:
         made = _pair(row, found, record_id, origin, facts, reading)
     else:
@@ -113,6 +111,12 @@ def _functions(
         target = _target(row[found.label], found.label, reading.config.labels)
         made = [CodeSample(record_id, code, target, origin, **facts)]
     return [sample for sample in made if reading.keeps(sample.code)]
+
+
+@lru_cache(1 << 12)
+def _weakness(text: str) -> str:
+    """The usual spelling of cwe-079 (SVEN) or CWE79 (Juliet)."""
+    return _CWE.sub(r"CWE-\1", text)
 
 
 def _label(value: Any) -> str:

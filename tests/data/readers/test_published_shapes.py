@@ -139,7 +139,7 @@ NESTED = {
             "file": "a.c",
             "functions": [{"function": "f", "target": 1}, {"function": "g", "target": 0}],
         },
-        {"file": "b.c", "functions": []},
+        {"id": "not of its functions", "file": "b.c", "functions": []},
         {"file": "c.c", "functions": {"function": "h", "target": 0}},
     ],
 }  # fmt: skip
