@@ -138,7 +138,7 @@ def tiny_recipe(tmp_path_factory, tiny_data, tiny_model) -> Path:
             "weight_decay": 0.01,
         },
         "eval": {"interval": 4},
-        "log": {"interval": 1, "progress": False},
+        "log": {"interval": 1, "progress": False, "tensorboard": False},
         "save": {"interval": 2},
     }
     recipe.write_text(yaml.safe_dump(values))

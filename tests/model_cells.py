@@ -261,7 +261,6 @@ def model_class(settings: Any, task: str = "instruction") -> Any:
 @contextlib.contextmanager
 def recorded_scores(folder: Path) -> Iterator[None]:
     """Keep what the run scores the test split with, packed, and the records as they are read."""
-    from trainer.evaluation import figures
     from trainer.evaluation.scoring import Evaluation
     from trainer.run.session import Session
 
@@ -281,8 +280,8 @@ def recorded_scores(folder: Path) -> Iterator[None]:
         (folder / "scores.json").write_text(json.dumps(kept))
         return report
 
-    # The process ends with the run. Its pictures cost as much as its training.
-    Evaluation.outputs, Session.finish, figures.png = recording, keeping, lambda _: b""
+    # The process ends with the run.
+    Evaluation.outputs, Session.finish = recording, keeping
     yield
 
 

@@ -60,7 +60,7 @@ def recipe(tmp_path_factory, tiny_model) -> Path:
             "weight_decay": 0.01,
         },
         "eval": {"interval": 6},
-        "log": {"interval": 1, "progress": False},
+        "log": {"interval": 1, "progress": False, "tensorboard": False},
         "save": {"interval": 2},
     }  # fmt: skip
     path = folder / "recipe.yaml"
@@ -78,10 +78,13 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def run(recipe: Path, folder: Path, world_size: int = 1, *overrides: str) -> list[dict]:
+def run(
+    recipe: Path, folder: Path, world_size: int = 1, *overrides: str, draws: bool = False
+) -> list[dict]:
     """The logged steps of a run that must end well."""
     printed = folder.with_suffix(".txt")
-    codes = run_ranks([str(recipe), f"run.output_dir={folder}", *overrides], world_size, printed)
+    command = [str(recipe), f"run.output_dir={folder}", *overrides]
+    codes = run_ranks(command, world_size, printed, draws=draws)
     assert codes == [0] * world_size, printed.read_text()[-3000:]
     return read_log(folder / "log.jsonl")
 
@@ -94,7 +97,7 @@ def losses(folder: Path) -> list[float]:
 def whole(recipe, tmp_path_factory) -> Path:
     """A run of one rank."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert len(run(recipe, folder)) == STEPS
+    assert len(run(recipe, folder, 1, "log.tensorboard=true", draws=True)) == STEPS
     return folder
 
 
@@ -222,7 +225,7 @@ def sequential(recipe: Path, corpus: Path, folder: Path) -> list[str]:
     return [
         str(recipe), f"run.output_dir={folder}", "task.name=causal_lm", f"data.train={corpus}",
         "data.test=null", "data.order=sequential", "tuning.method=lora",
-        "tuning.lora_dropout=0.2", "optim.max_steps=16", "save.interval=1",
+        "tuning.lora_dropout=0.2", "optim.max_steps=16", "save.interval=1", "log.tensorboard=true",
     ]  # fmt: skip
 
 

@@ -21,8 +21,9 @@ def finished(tiny_recipe, tmp_path_factory):
     """A run of two ranks and what it printed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     printed = folder.with_suffix(".txt")
-    command = [str(tiny_recipe), f"run.output_dir={folder}", "tuning.modules_to_save=[wte]"]
-    assert run_ranks(command, 2, printed) == [0, 0]
+    more = ["tuning.modules_to_save=[wte]", "log.tensorboard=true"]
+    command = [str(tiny_recipe), f"run.output_dir={folder}", *more]
+    assert run_ranks(command, 2, printed, draws=True) == [0, 0]
     return folder, printed.read_text()
 
 
