@@ -253,7 +253,7 @@ def _leave(code: int, error: Exception) -> int:
 
 
 def _offline_and_quiet() -> None:
-    """No network, telemetry or library messages, unless the user set the variable."""
+    """No network, telemetry, library messages or spinning, unless the user set the variable."""
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -262,6 +262,8 @@ def _offline_and_quiet() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "DS_LOG_LEVEL": "error",
+        "TORCHDYNAMO_DISABLE": "1",  # ZeRO would import the compiler, for Muon
+        "OMP_WAIT_POLICY": "passive",  # read when torch loads: spinning threads starve each other
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes  # noqa: F401  # a run of this process that needs none would hide it
 import yaml
 from conftest import SAMPLES, sample_rows, write_rows
 from rank_pool import run_ranks

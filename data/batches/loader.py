@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from data.batches import order
-from data.batches.batch import Batch, collate
 from data.batches.packing import Rows, joined, one_per_row, pack
 from data.batches.sampling import balanced, weighted
 from data.text.tokenization import ExampleSet
+
+if TYPE_CHECKING:
+    from data.batches.batch import Batch  # imports torch, which the plan of an epoch does without
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class StepBatches:
         num_tokens: Real tokens in the step over all ranks.
     """
 
-    micro_batches: list[Batch]
+    micro_batches: list["Batch"]
     count: float
     num_records: float
     num_tokens: int
@@ -161,6 +164,8 @@ class TrainLoader:
 
     def step(self, step: int) -> StepBatches:
         """The micro-batches of optimizer step `step`, counted from 0 over all epochs."""
+        from data.batches.batch import collate
+
         rows, places = self._rows_of(step)
         chosen = rows.examples[rows.starts[places.start] : rows.starts[places.stop]]
         isolate = self.batching.isolate
@@ -279,11 +284,13 @@ def evaluation_batches(
     rank: int,
     world_size: int,
     isolate: bool = True,
-) -> Iterator[Batch]:
+) -> Iterator["Batch"]:
     """Every example exactly once over all ranks, in an order that never changes.
 
     Ranks yield the same number of batches; the last ones of some ranks can be empty.
     """
+    from data.batches.batch import collate
+
     rows = pack(examples.lengths, seq_length) if packing else one_per_row(len(examples))
     if not len(rows):
         return

@@ -180,6 +180,11 @@ class EvalSection(Section):
     interval: Literal["epoch", "never"] | Positive = Field(
         "epoch", description="epoch, never, or every N steps"
     )
+    before: Literal["all", "none"] | Positive = Field(
+        64,
+        description="what a language model scores before the first step, for the report to compare"
+        " with: N records of valid and of test, always the same ones; all; or none",
+    )
     window_score: Literal["max", "mean"] = Field(
         "max", description="of a function cut into windows"
     )

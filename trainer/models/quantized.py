@@ -1,6 +1,7 @@
 """A base whose linear layers bitsandbytes keeps in 4 or 8 bits (Dettmers et al. 2022, 2023)."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +53,9 @@ def prepare_layers(model: nn.Module) -> None:
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The quantised layers by name."""
-    import bitsandbytes
-
+    bitsandbytes = sys.modules.get("bitsandbytes")
+    if bitsandbytes is None:  # nobody has made such a layer
+        return {}
     kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 

@@ -41,6 +41,7 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
         store = meet(config.engine.join_seconds)
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
+    _without_bitsandbytes(config)
 
     from trainer.run.training import run_training
 
@@ -77,6 +78,7 @@ def evaluate_run(run: Path, file: Path, name: str | None, overrides: Sequence[st
     check_model_files(config, prepared.tokenizer.vocab_size)
     if name == "test" and not _is_test_split(paths, prepared):
         raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
+    _without_bitsandbytes(config)
 
     from trainer.run.saved_run import evaluate_files
 
@@ -104,6 +106,7 @@ def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ())
         if _names_data(overrides):
             raise
         not_measured = f"; how far its logits move was not measured: {error}; give data.valid=FILE"
+    _without_bitsandbytes(config)
 
     from trainer.run.merge import merge_adapter
 
@@ -116,6 +119,16 @@ def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ())
             f"{'' if changed == 'none' else f', whitespace changed by {changed!r}'}: other tools"
             " have to do the same for these scores"
         )
+
+
+def _without_bitsandbytes(config: RunConfig) -> None:
+    """Let this process find no bitsandbytes where its recipe needs none.
+
+    PEFT and torch import it wherever they find it, and it imports torch's compiler: a third of a
+    start. None in sys.modules is Python's own way to say that a package is not there.
+    """
+    if config.tuning.base_quant_type is None and config.optim.optimizer == "adamw":
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 def _moves(config: RunConfig, drift: Mapping[str, Any]) -> str:

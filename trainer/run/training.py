@@ -175,7 +175,7 @@ def _build(
     if initial is not None:
         agreed(ranks, lambda: take_adapter(model.model, initial))
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(recipe.config, num_trained)
+    settings = deepspeed_config(recipe.config, num_trained, ranks.world_size)
 
     def open_log() -> RunLog | None:
         if not ranks.is_main:
@@ -292,14 +292,14 @@ def _choose_strategy(session: Session) -> None:
 
 
 def _estimate_seconds(session: Session) -> float:
-    """Time a forward pass, the fastest of four; training costs three (forward, backward twice)."""
+    """Time a forward pass, the faster of two; training costs three (forward, backward twice)."""
     run, steps_left = session.run, max(0, session.run.total_steps - session.state.step)
     if not steps_left:
         return 0.0
     run.engine.eval()
     batch = run.loader.step(session.state.step).micro_batches[0].to(run.ranks.device)
     seconds = []
-    for _ in range(4):  # the first compiles kernels
+    for _ in range(2):  # the first compiles kernels
         started = time.perf_counter()
         with torch.no_grad():
             float(run.engine(batch).sum())  # waits for the device

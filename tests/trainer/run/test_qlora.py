@@ -7,6 +7,7 @@ keeps tensors below 4,096 elements in fp32, has blocks to work on, also halved o
 import json
 import shutil
 
+import bitsandbytes  # noqa: F401  # a run of this process that needs none would hide it
 import pytest
 import torch
 from rank_pool import run_ranks

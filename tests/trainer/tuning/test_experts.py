@@ -2,6 +2,7 @@
 
 import json
 
+import bitsandbytes  # noqa: F401  # a run of this process that needs none would hide it
 import pytest
 import torch
 import transformers

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import bitsandbytes  # noqa: F401  # a run of this process that needs none would hide it
 import pytest
 import torch
 import yaml

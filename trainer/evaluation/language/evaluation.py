@@ -1,11 +1,13 @@
 """Language tasks: loss on validation picks the step; the report compares with before training."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from data.batches.sampling import at_most
 from data.prepared.prepare import Split
 from trainer.evaluation.language.report import LanguageScores, sample_page, write_language_report
 from trainer.evaluation.language.tokens import TokenSums, score_tokens, unigram_loss
@@ -31,13 +33,19 @@ class LanguageEvaluation(Evaluation):
         return run_prompts(self.config, self.prepared)
 
     def begin(self) -> None:
-        """Measure validation and test before the first step.
+        """Measure validation and test, or eval.before records of them, before the first step.
 
         Adapters change nothing yet, so this measures the base; with tuning.init_from the adapter
         it names, with P-Tuning the base behind untrained virtual tokens.
         """
-        self._log_validation(0, self._score(self.prepared.splits["valid"]))
-        sums = self._score(self.prepared.splits["test"])
+        if (wanted := self.config.eval.before) == "none":
+            return
+        splits = self.prepared.splits
+        valid, test = (sampled(splits[name], wanted) for name in ("valid", "test"))
+        self._log_validation(0, self._score(valid))
+        if self.log is not None and valid is not splits["valid"]:
+            self.log.say(f"  of {wanted} validation records, always the same (eval.before)")
+        sums = self._score(test)
         digest = np.frombuffer(self.prepared.digests["test"].encode(), np.uint8)
 
         def write() -> None:
@@ -98,7 +106,7 @@ class LanguageEvaluation(Evaluation):
     def _before(self, split: Split) -> TokenSums | None:
         """What `begin` measured, if on this split."""
         path = self.config.output_dir / _BEFORE
-        if not path.is_file():
+        if self.config.eval.before == "none" or not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as arrays:
             same = arrays["sha256"].tobytes().decode() == self.prepared.digests["test"]
@@ -123,3 +131,13 @@ class LanguageEvaluation(Evaluation):
             "reference": prompt.reference,
             "ended": ended,
         }
+
+
+def sampled(split: Split, wanted: int | Literal["all"]) -> Split:
+    """A split with the examples of some of its records, always the same ones, or with all."""
+    record_E = split.examples.record_E
+    records = np.unique(record_E)
+    if wanted == "all" or len(records) <= wanted:
+        return split
+    chosen_E = np.isin(record_E, records[at_most(wanted, len(records))])
+    return replace(split, examples=split.examples.subset(np.flatnonzero(chosen_E)))

@@ -28,7 +28,8 @@ class LanguageScores:
     """What was measured on a split.
 
     Attributes:
-        before: The model before the first step; None where it was not measured.
+        before: The model before the first step, without targets of the records that were not
+            scored then (eval.before); None where it was not measured.
         unigram: Loss of token frequencies alone; None without a training split.
         files: First record of each file by name.
         curves: Name -> [(step, loss)].
@@ -52,28 +53,28 @@ def write_language_report(
     """Write <name>.md, <name>_loss.png and, last, <name>.json; returns its content.
 
     Intervals are percentiles of a bootstrap over records. The model is compared with itself before
-    training on the same resamples. Too few records give neither.
+    training on the same resamples of the records that were scored then. Too few give neither.
     """
     baseline = {} if scores.unigram is None else {UNIGRAM: scores.unigram}
     unigram = {key: {"loss": one, "perplexity": perplexity(one)} for key, one in baseline.items()}
-    sums = {MODEL: scores.model} | ({BEFORE: scores.before} if scores.before else {})
     scored_N = scores.model.count_N > 0
-    drawn = Bootstrap({}, 0, draws.level)
-    if scored_N.sum() >= FEWEST_RECORDS:
-        drawn = bootstrap("tokens", sums, np.arange(len(scored_N)), draws)
+    whole, pair = {MODEL: scores.model}, _pair(scores)
+    drawn, drawn_pair = _drawn(whole, draws), _drawn(pair, draws)
     report = {
         "split": name,
         "population": {
             "num_records": len(scored_N),
             "num_scored": int(scored_N.sum()),
             "num_targets": int(scores.model.count_N.sum()),
+            "num_before": int((pair[BEFORE].count_N > 0).sum()) if pair else 0,
         },
         "bootstrap": asdict(draws),
         "predictors": {
-            **{key: _measured(one, drawn.intervals(key).get("loss")) for key, one in sums.items()},
+            **_measured(whole, drawn),
+            **_measured({BEFORE: pair[BEFORE]} if pair else {}, drawn_pair),
             **unigram,
         },
-        "comparison": _compare(sums, drawn),
+        "comparison": _compare(pair, drawn_pair),
         "by_file": _by_file(scores),
         "samples": list(scores.samples),
         "facts": dict(facts),
@@ -97,14 +98,36 @@ def sample_page(sample: Mapping[str, Any]) -> str:
     return Markup("\n\n".join(blocks))
 
 
-def _measured(sums: TokenSums, interval: list[float] | None) -> dict[str, Any]:
-    values = measured("tokens", sums)
-    return {"loss": values.pop("loss"), "interval": interval, **values}
+def _pair(scores: LanguageScores) -> dict[str, TokenSums]:
+    """The model after and before training on the records that were scored before."""
+    model, before = scores.model, scores.before
+    if before is None:
+        return {}
+    records = np.arange(len(model.count_N))
+    if not np.array_equal(model.count_N, before.count_N):
+        records = np.flatnonzero(before.count_N)
+    return {MODEL: model.at(records), BEFORE: before.at(records)}
+
+
+def _drawn(sums: Mapping[str, TokenSums], draws: Resampling) -> Bootstrap:
+    counts = [one.count_N for one in sums.values()]
+    if not counts or (counts[0] > 0).sum() < FEWEST_RECORDS:
+        return Bootstrap({}, 0, draws.level)
+    return bootstrap("tokens", sums, np.arange(len(counts[0])), draws)
+
+
+def _measured(sums: Mapping[str, TokenSums], drawn: Bootstrap) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for name, one in sums.items():
+        values = measured("tokens", one)
+        interval = drawn.intervals(name).get("loss")
+        rows[name] = {"loss": values.pop("loss"), "interval": interval, **values}
+    return rows
 
 
 def _compare(sums: Mapping[str, TokenSums], drawn: Bootstrap) -> dict[str, Any] | None:
     """The model's loss minus that before training, on the same resamples."""
-    if BEFORE not in sums or not drawn.values:
+    if not drawn.values:
         return None
     interval = drawn.difference("loss", MODEL, BEFORE)
     return {

@@ -45,6 +45,10 @@ class TokenSums:
         """Share of targets that are the first choice."""
         return float(self.correct_N.sum() / self.count_N.sum())
 
+    def at(self, records: npt.NDArray[np.int64]) -> "TokenSums":
+        """The sums of some records."""
+        return TokenSums(self.nll_N[records], self.correct_N[records], self.count_N[records])
+
     def by_file(self, files: Mapping[str, int]) -> dict[str, float]:
         """Loss of each file that has targets.
 

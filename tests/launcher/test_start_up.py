@@ -1,0 +1,71 @@
+"""What commands import: nothing that only another recipe needs. In processes of their own.
+
+torch's own optimizers and transformers' masks import torch._dynamo and with it the settings of
+torch._inductor; the compiler behind them, which bitsandbytes imports, takes most of the time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+from conftest import REPOSITORY, write_rows
+
+COMPILER = "torch._inductor.compile_fx"
+PROGRAM = """
+import json, sys
+from importlib import import_module
+
+code = import_module(sys.argv[1]).main(sys.argv[2:])
+names = [name for name, module in sys.modules.items() if module]
+print(json.dumps([code, names]))
+"""
+
+
+def imported(program: str, *arguments: object) -> set[str]:
+    """Modules that a command has imported when it ends well."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, f"launcher.{program}", *map(str, arguments)],
+        cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    code, names = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0
+    return set(names)
+
+
+def test_neither_a_run_nor_an_evaluation_imports_bitsandbytes_or_a_compiler(
+    tiny_recipe, tiny_data, tmp_path
+):
+    run, file = tmp_path / "run", next(tiny_data.glob("test*"))
+    keys = [f"run.output_dir={run}", "optim.max_steps=2", "log.tensorboard=false"]
+    for names in (
+        imported("train", tiny_recipe, *keys, "tuning.lora_backend=peft"),
+        imported("evaluate", run, file, "--name", "again"),
+    ):
+        assert {"torch", "transformers", "peft", "sklearn"} <= names  # the program has run
+        assert sorted({"bitsandbytes", COMPILER} & names) == []
+
+
+def test_instructions_under_zero_import_neither_a_compiler_nor_scikit_learn(tiny_recipe, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, first, num in (("train", 0, 24), ("valid", 100, 6), ("test", 200, 6)):
+        rows = [
+            {"prompt": f"Double {n}.", "completion": str(2 * n)} for n in range(first, first + num)
+        ]
+        write_rows(folder / f"{split}.jsonl", rows)
+    names = imported(
+        "train", tiny_recipe, f"run.output_dir={tmp_path / 'run'}", f"data.path={folder}",
+        "task.name=instruction", "tuning.method=full", "loss.alpha=null", "optim.max_steps=2",
+        "engine.preset=cpu_zero1", "log.tensorboard=false",
+    )  # fmt: skip
+    assert {"torch", "deepspeed", "transformers"} <= names
+    assert sorted({"bitsandbytes", COMPILER, "sklearn"} & names) == []
+
+
+def test_prepared_data_are_shown_without_torch_or_pandas(tiny_recipe):
+    for _ in range(2):  # the second time from the cache
+        names = imported("prepare", tiny_recipe)
+    assert {"numpy", "pyarrow", "rich"} <= names
+    assert sorted({"torch", "transformers", "pandas"} & names) == []
