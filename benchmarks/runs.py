@@ -123,7 +123,7 @@ def _build_run(
     torch.distributed.barrier()
     model = build_model(config)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(config, num_trained)
+    settings = deepspeed_config(config, num_trained, ranks.world_size)
     change(settings)
     engine = build_engine(model, config, settings)
     loader = build_loader(config, prepared, ranks)

@@ -46,7 +46,9 @@ def this_machine(device: torch.device, world_size: int) -> Machine:
     )
 
 
-def deepspeed_config(config: RunConfig, num_trained: int | None = None) -> dict[str, Any]:
+def deepspeed_config(
+    config: RunConfig, num_trained: int | None = None, world_size: int = 1
+) -> dict[str, Any]:
     """The whole DeepSpeed configuration: the preset's ZeRO keys and the run's numbers.
 
     The loop owns accumulation and the division of the loss, so DeepSpeed gets one micro-batch a
@@ -55,12 +57,15 @@ def deepspeed_config(config: RunConfig, num_trained: int | None = None) -> dict[
     Args:
         num_trained: Caps ZeRO 1's and 2's buckets, which a preset sizes for full fine-tuning: 200 M
             elements in bf16 are 400 MB beside the 30 MB of an adapter.
+        world_size: One rank without ZeRO clips by itself (`clip_alone`).
     """
+    preset = load_preset(config.engine.preset)
+    clips_alone = preset.stage == 0 and world_size == 1
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.optim.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.optim.max_grad_norm,
+        "gradient_clipping": 0.0 if clips_alone else config.optim.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": _NEVER,
     }
@@ -68,7 +73,6 @@ def deepspeed_config(config: RunConfig, num_trained: int | None = None) -> dict[
         settings["bf16"] = {"enabled": True}
     if config.engine.precision == "fp16":
         settings["fp16"] = {"enabled": True, "initial_scale_power": 16}
-    preset = load_preset(config.engine.preset)
     zero = dict(preset.zero)
     if num_trained is not None and preset.stage in (1, 2):
         zero |= {key: min(zero[key], num_trained) for key in _BUCKETS if key in zero}

@@ -101,11 +101,34 @@ class FiniteCheck:
 
 
 def local_norm(engine: "DeepSpeedEngine") -> Tensor | None:
-    """Norm of this rank's own gradients where DeepSpeed keeps none: without ZeRO."""
+    """Norm of this rank's own gradients where DeepSpeed keeps none: without ZeRO.
+
+    By the arithmetic of ZeRO: fp64 sums, rounded to fp32 for each group of the optimizer.
+    """
     if engine.zero_optimization_stage():
         return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    groups = []
+    for group in engine.optimizer.param_groups:
+        found = (p.grad for p in group["params"] if p.grad is not None)
+        norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in found]
+        if norms:
+            groups.append(torch.stack(norms).square().sum().float().sqrt())
+    return torch.linalg.vector_norm(torch.stack(groups)) if groups else torch.zeros(())
+
+
+def clip_alone(engine: "DeepSpeedEngine", norm: Tensor, most: float) -> None:
+    """Clip the gradients of the only rank without ZeRO so that every weight becomes ZeRO's.
+
+    DeepSpeed clips there by another formula, which differs in the last digit, and its optimizer
+    leaves out what has no gradient in a step; ZeRO updates it by a gradient of zero.
+    """
+    factor = 1.0 / torch.clamp((norm + 1e-6) / most, min=1.0) if most else None
+    for group in engine.optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            elif factor is not None:
+                parameter.grad.mul_(factor)
 
 
 def diverged(

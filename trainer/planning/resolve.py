@@ -23,6 +23,7 @@ _FAMILIES = (  # of ds_configs/, by the name the driver gives a GPU
     (r"\bH[12]00\b", "h100"),
 )
 _STAGES = {  # in the order they are tried: each costs more time a step than the one before
+    "zero0": "nothing to shard: one rank in fp32",
     "zero1": "shards the optimizer and keeps one all-reduce a step",
     "zero1_offload": "keeps the optimizer on the host, as {peak} of zero1 do not fit {limit}",
     "zero3": "shards the base too, as {peak} of zero1 do not fit {limit}",
@@ -76,15 +77,16 @@ def choose_preset(config: RunConfig, shape: ModelShape, machine: Machine) -> tup
         return config.engine.preset, "set by the recipe"
     family = preset_family(machine)
     where = "" if family == "cpu" else f"for {machine.name}; "
-    first = f"{family}_zero1"
+    is_bare = _takes_zero0(config, machine)
+    first = f"{family}_zero{0 if is_bare else 1}"
     if machine.device is None or not shape.is_known:
-        return first, f"{where}{_STAGES['zero1']}"
+        return first, f"{where}{_STAGES[first.removeprefix(f'{family}_')]}"
     limit = machine.device.memory_gib * _GIB
     peak_of_first = 0.0
     for stage, reason in _STAGES.items():
         name = f"{family}_{stage}"
         preset = load_preset(name)
-        if preset.stage == 3 and machine.num_ranks == 1:
+        if (preset.stage == 0 and not is_bare) or (preset.stage == 3 and machine.num_ranks == 1):
             continue
         tried = resolve(config.changed("engine", preset=name), shape, machine)
         if refusals(STACK_LIMITS, tried.config, preset):
@@ -99,6 +101,16 @@ def choose_preset(config: RunConfig, shape: ModelShape, machine: Machine) -> tup
         f"{where}planned {peak_of_first / _GIB:.1f} GiB, and no stage fits {limit / _GIB:.1f}:"
         " launcher/plan.py says what to change"
     )
+
+
+def _takes_zero0(config: RunConfig, machine: Machine) -> bool:
+    """Whether ZeRO would shard nothing and only cost time, for the same losses to the last digit.
+
+    8-bit moments are not the same: their blocks end with a parameter.
+    """
+    precision = config.engine.precision
+    is_fp32 = precision == "fp32" or (precision == "auto" and machine.device is None)
+    return machine.num_ranks == 1 and is_fp32 and config.optim.optimizer == "adamw"
 
 
 def choose_precision(config: RunConfig, machine: Machine, preset: Preset) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.batches.loader import StepBatches
 from trainer.architectures.classes import head_modules
 from trainer.engine.engine import set_learning_rate
-from trainer.engine.finite import FiniteCheck, Report, diverged, local_norm
+from trainer.engine.finite import FiniteCheck, Report, clip_alone, diverged, local_norm
 from trainer.engine.gradients import GradientCheck, unreached_message
 from trainer.engine.optim import learning_rate
 from trainer.engine.state import TrainState, seed_step
@@ -71,7 +71,8 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
         if agreed is not Agreed.GO_ON and not due.is_last:
             stopped = stop.error(agreed, _stopped(f"after step {state.step}", run))
         if due.is_logged:
-            _log_step(run, state, logged, loss, rate)
+            is_whole = run.ranks.world_size == 1 or run.engine.zero_optimization_stage() > 0
+            _log_step(run, state, logged, loss, rate, norm if is_whole else None)
             logged = replace(state)
         elif run.log is not None:
             run.log.advance(state.step)
@@ -127,6 +128,8 @@ def optimizer_step(
             run.engine.backward(loss.sum * scale, scale_wrt_gas=False)
             losses.append(loss.sum.detach().float())
     norm = local_norm(run.engine)
+    if norm is not None and run.ranks.world_size == 1:
+        clip_alone(run.engine, norm, run.config.optim.max_grad_norm)
     with memory_errors_named(f"at step {step + 1}, in the optimizer"):
         run.engine.step()
     return torch.stack(losses), run.engine.get_global_grad_norm() if norm is None else norm
@@ -240,9 +243,15 @@ def _read_loss(losses_A: Tensor, batches: StepBatches) -> float:
     return float(all_reduce_sum(losses_A.sum())) / (batches.count or 1.0)
 
 
-def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate: float) -> None:
+def _log_step(
+    run: Run,
+    state: TrainState,
+    logged: TrainState,
+    loss: float,
+    rate: float,
+    norm: Tensor | float | None,
+) -> None:
     """Write a line: loss and norm of this step alone, so that they repeat; rates since `logged`."""
-    norm = run.engine.get_global_grad_norm()
     seconds = state.train_seconds - logged.train_seconds
     records = state.records_seen - logged.records_seen
     tokens = state.tokens_seen - logged.tokens_seen
@@ -258,7 +267,7 @@ def _log_step(run: Run, state: TrainState, logged: TrainState, loss: float, rate
                 "epoch": run.loader.epochs_done(state.step),
                 "loss": loss,
                 "lr": rate,
-                "grad_norm": _finite_or_none(norm),  # ZeRO 0 keeps none
+                "grad_norm": _finite_or_none(norm),  # ranks without ZeRO keep their own
                 "train_seconds": state.train_seconds,
                 "records_per_second": records / seconds,
                 "tokens_per_second": tokens / seconds,

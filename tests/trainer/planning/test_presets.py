@@ -81,6 +81,7 @@ def starcoder(base):
         (Machine(DEVICES["A100-80"], 2), "a100x2_zero1", "for 2 x A100-80; shards the optimizer"),
         (Machine(DEVICES["H200"], 1), "h100_zero1", "for 1 x H200; "),
         (Machine(None, 2), "cpu_zero1", "shards the optimizer and keeps one all-reduce"),
+        (Machine(None, 1), "cpu_zero0", "nothing to shard: one rank in fp32"),
         # 29 GiB of base beside activations: alone too much, in eighths it is not
         (Machine(DEVICES["V100-16"], 8), "v100x8_zero3", "of zero1 do not fit 15.8"),
         (Machine(DEVICES["V100-16"], 16, 2), "2x_v100x8_zero3", "on 2 nodes; shards the base"),
@@ -92,6 +93,17 @@ def test_auto_takes_the_first_stage_that_fits_and_says_why(machine, preset, reas
     name, why = choose_preset(starcoder, read_shape(starcoder), machine)
     assert name == preset, why
     assert reason in why
+
+
+def test_one_rank_is_sharded_where_the_losses_would_not_be_the_same(starcoder):
+    """16-bit gradients and 8-bit moments."""
+    alone, shape = Machine(None, 1), read_shape(starcoder)
+    assert choose_preset(starcoder, shape, alone)[0] == "cpu_zero0"
+    for section, keys in (
+        ("engine", {"precision": "bf16"}),
+        ("optim", {"optimizer": "adamw_8bit"}),
+    ):
+        assert choose_preset(starcoder.changed(section, **keys), shape, alone)[0] == "cpu_zero1"
 
 
 def test_auto_shards_the_weights_where_all_of_them_are_trained(starcoder):
