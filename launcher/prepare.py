@@ -40,7 +40,7 @@ def _prepare(given: Namespace) -> None:
         print(json.dumps(prepared.facts, indent=2, sort_keys=True))
         return
 
-    from trainer.run.data_report import print_prepared  # imports torch
+    from trainer.run.data_report import print_prepared
 
     print_prepared(config, prepared, given.show)
 

@@ -47,7 +47,7 @@ def training_loader(
     start: "Start | None" = None,
 ) -> "TrainLoader":
     """The steps of the training split for a rank."""
-    from data.batches.loader import Batching, TrainLoader  # imports torch
+    from data.batches.loader import Batching, TrainLoader
 
     data, optim, train = config.data, config.optim, prepared.splits["train"]
     batching = Batching(
