@@ -38,7 +38,7 @@ PAGES = sorted(
 FIRST_SCREEN = 60  # lines
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SYSTEM = {"apt-get", "export", "python3", "ssh-copy-id"}  # not ours: read, not run
-LANGUAGES = {"bash", "json", "python", "sh"}  # sh: a script with commands in it
+LANGUAGES = {"bash", "json", "python", "sh", "yaml"}  # sh: a script with commands in it
 KEYS = {
     f"{section}.{key}"
     for section, field in RunConfig.model_fields.items()
@@ -55,6 +55,8 @@ def commands(page: Path) -> list[str]:
         lines = [line for line in lines if line.strip() and not line.startswith("#")]
         if language == "bash":
             found += lines
+        elif language == "yaml":
+            yaml.safe_load(block)
         elif language == "sh":
             subprocess.run(["bash", "-n"], input=block, text=True, check=True)
             found += [line for line in lines if "launcher/" in line]
