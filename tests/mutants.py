@@ -28,6 +28,7 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     "data/batches/loader.py": ["data/batches/test_loader.py"],
     "data/batches/order.py": ["data/batches/test_order.py"],
     "data/batches/packing.py": ["data/batches/test_packing.py"],
+    "data/prepared/division.py": ["data/prepared/test_division.py"],
     "data/prepared/prepare.py": [
         "data/batches/test_sampling.py",
         "data/prepared/test_cache.py",

@@ -157,7 +157,8 @@ def _groups(examined: Examined) -> tuple[Ints, dict[str, Any]]:
         facts["by"] = f"time, then {facts['by']}"
     group_N = _components(held)
     if examined.shingles is None:
-        return group_N, facts
+        too_many = f"not looked for among more than {_MOST_COMPARED:,} functions"
+        return group_N, facts | ({} if by == "random" else {"near_duplicates": too_many})
     near_N = _components([*held, _near(examined.shingles, keys.code_N)])
     # what is all alike, as generated code is, cannot be kept apart
     if 1 + np.bincount(near_N).max() > len(near_N) * (1 - sum(examined.shares.values())):

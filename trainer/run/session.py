@@ -170,9 +170,12 @@ class Session:
         }
         if config.is_language:
             of_task = {key: getattr(data, key) for key in _LANGUAGE_FACTS}
-            of_task["held_out"] = self.prepared.facts["held_out"]
             of_task["began_with"] = config.tuning.init_from or (
                 "untrained virtual tokens" if config.tuning.method == "ptuning" else "the base"
+            )
+        if self.prepared.facts.get("held_out"):
+            of_task["division"] = self.prepared.facts["held_out"] | self.prepared.facts.get(
+                "division", {}
             )
         return {
             "task": config.task.name,
