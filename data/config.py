@@ -121,6 +121,11 @@ class DataConfig(Section):
     labels: Annotated[dict[str, int], BeforeValidator(_text_keys)] = Field(
         default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"
     )
+    ignore_columns: list[str] = Field(
+        default_factory=list,
+        description="columns, and keys of messages as message.NAME, that are not read although they"
+        " would change what is learned, e.g. [tools, message.images]",
+    )
     max_bad_rows: Annotated[int, Field(ge=0, le=MOST)] = Field(
         0, description="unreadable rows of a split passed over and counted; one more is an error"
     )

@@ -4,6 +4,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+_ASIDE = {
+    "system": ("system", "system_prompt"),
+    "tools": ("tools", "functions"),
+    "reasoning": ("reasoning_content", "reasoning", "thinking"),
+    "history": ("history",),
+}
+_PAIRS = (
+    "preferences (DPO) are not learned here; to learn the preferred answers, set"
+    " data.fields={completion: chosen}, or {messages: chosen} where it holds the question too, and"
+    " data.ignore_columns=[rejected]"
+)
+_MEDIA = "pictures and sound are not read here"
+SIGNALS: dict[str, str] = {
+    **dict.fromkeys((name for names in _ASIDE.values() for name in names), ""),
+    **dict.fromkeys(("chosen", "rejected", "rejected_response"), _PAIRS),
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _MEDIA),
+    **dict.fromkeys(("loss_mask", "weight", "weights", "mask", "masks", "train_detail"), ""),
+    **dict.fromkeys(("tool_calls", "documents", "refusal", "label"), ""),
+}
+"""Columns, and keys of messages, that change what is learned -> what can be done with them. None is
+passed over where no field of a kind reads it."""
+
 FUNCTION = "vulnerability"  # the kind of every record of a task that learns labels
 
 
@@ -14,6 +36,8 @@ class RecordKind:
     Attributes:
         needed: Our field -> the columns it is looked for in, in this order. Every row has them.
         optional: The same for fields that a row may lack.
+        aside: The same for what stands beside the turns: system, tools, history, reasoning, and
+            which messages are learned.
         holds: "turns": text fields, of which `answer` is the assistant's turn and the others are
             the user's, in their order; "messages": a list of messages; "text": a document;
             "function": code with its label.
@@ -28,6 +52,7 @@ class RecordKind:
 
     needed: Mapping[str, tuple[str, ...]]
     optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    aside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     holds: Literal["turns", "messages", "text", "function"] = "turns"
     answer: str = ""
     label: str = ""
@@ -40,13 +65,17 @@ class RecordKind:
     @property
     def fields(self) -> tuple[str, ...]:
         """What data.fields may map."""
-        return (*self.needed, *self.optional, *self.pair, "id")
+        return (*self.needed, *self.optional, *self.aside, *self.pair, "id")
 
 
 # In the order in which a file's first row is tried.
 KINDS: dict[str, RecordKind] = {
     "chat": RecordKind(
-        {"messages": ("messages", "conversations")}, holds="messages", prefers_own_template=True
+        {"messages": ("messages", "conversations", "conversation")},
+        aside={name: _ASIDE[name] for name in ("system", "tools")}
+        | {"loss_mask": ("loss_mask", "weights")},
+        holds="messages",
+        prefers_own_template=True,
     ),
     "commit": RecordKind(
         {
@@ -60,12 +89,15 @@ KINDS: dict[str, RecordKind] = {
     "alpaca": RecordKind(
         {"instruction": ("instruction",), "output": ("output",)},
         {"input": ("input",)},
+        _ASIDE,
         answer="output",
         may_be_blank=("input",),
         template="alpaca",
     ),
     "prompt_completion": RecordKind(
-        {"prompt": ("prompt",), "completion": ("completion", "response")}, answer="completion"
+        {"prompt": ("prompt",), "completion": ("completion", "response")},
+        aside=_ASIDE,
+        answer="completion",
     ),
     "text": RecordKind({"text": ("text",)}, holds="text"),
     FUNCTION: RecordKind(

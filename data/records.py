@@ -1,5 +1,6 @@
 """Records: what a reader yields, immutable and with their origin. `text` is what a record says."""
 
+import json
 from dataclasses import dataclass
 
 
@@ -40,19 +41,54 @@ class CodeSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation.
+class Call:
+    """One call of a tool.
 
     Attributes:
-        role: "system", "user" or "assistant". Two user turns in a row are an instruction and its
-            input, which the alpaca template keeps apart.
-        content: What was said.
+        name: Of the tool.
+        arguments: JSON text, or what the data has instead.
+        id: What the result names; "" where the data has none.
+    """
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation; every format of chats is read into this.
+
+    Attributes:
+        role: "system", "developer", "user", "assistant" or "tool". Two user turns in a row are an
+            instruction and its input, which the alpaca template keeps apart.
+        content: What was said, or what a tool gave back.
         is_learned: False makes an answer context for those after it.
+        reasoning: What was thought before the content, where the data has it apart.
+        calls: Tools that an answer calls after its content.
+        name: Of the tool that answers.
+        call_id: The call that it answers.
     """
 
     role: str
     content: str
     is_learned: bool = True
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    name: str = ""
+    call_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it as text: the thought in tags, the content, a call a line."""
+        if not self.reasoning and not self.calls:
+            return self.content
+        thought = f"<think>\n{self.reasoning}\n</think>\n\n" if self.reasoning else ""
+        calls = [
+            f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}'
+            for call in self.calls
+        ]
+        return thought + "\n".join(filter(None, [self.content, *calls]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +97,11 @@ class Conversation:
 
     Attributes:
         id: The dataset's own identifier, or the origin where it has none.
-        turns: At most one system turn, first; a user turn before every assistant turn.
+        turns: Of one role never two in a row, but a user's and a tool's; the last is an answer.
         origin: "file:line" of the row.
         source: Name of the file it came from.
         kind: Its kind, one of data.records; decides what template "auto" is.
+        tools: JSON text of the list of tools that may be called; "" where there are none.
     """
 
     id: str
@@ -72,11 +109,13 @@ class Conversation:
     origin: str
     source: str
     kind: str = "chat"
+    tools: str = ""
 
     @property
     def text(self) -> str:
         """All turns, without a template."""
-        return "\n".join(turn.content for turn in self.turns)
+        said = "\n".join(turn.text for turn in self.turns)
+        return f"{self.tools}\n{said}" if self.tools else said
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,7 +271,9 @@ def _question(record: CodeSample | Conversation | Document) -> str:
     """Everything before the first answer, or a whole function or document."""
     if not isinstance(record, Conversation):
         return record.text
-    first = next(n for n, turn in enumerate(record.turns) if turn.role == "assistant")
+    roles = [turn.role for turn in record.turns]
+    asked = roles.index("user") if "user" in roles else 0  # a greeting may come before
+    first = roles.index("assistant", asked)
     return "\n".join(turn.content for turn in record.turns[:first])
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from data.config import DataConfig
 from data.errors import DataError, MappingError
-from data.kinds import FUNCTION, KINDS
+from data.kinds import FUNCTION, KINDS, SIGNALS
 from data.readers.reading import RowFault, listed
 
 FOLDER_LABELS = {"vulnerable": 1, "safe": 0}
@@ -21,6 +21,8 @@ class Found:
         kind: A name in KINDS.
         needed: Our field -> the file's column, of fields that every row has.
         optional: The same for fields that these rows have and others may lack.
+        aside: The same for what stands beside the turns of a conversation.
+        signals: Columns of data.kinds.SIGNALS that are not read: a row that fills one is refused.
         ids: Columns of the id; the first one that is not empty counts.
     """
 
@@ -28,11 +30,19 @@ class Found:
     needed: Mapping[str, str]
     optional: Mapping[str, str]
     ids: tuple[str, ...]
+    aside: Mapping[str, str] = field(default_factory=dict)
+    signals: tuple[str, ...] = ()
 
     @property
     def known(self) -> set[str]:
         """Every column that is read."""
-        return {*self.needed.values(), *self.optional.values(), *self.ids}
+        return {
+            *self.needed.values(),
+            *self.optional.values(),
+            *self.aside.values(),
+            *self.signals,
+            *self.ids,
+        }
 
     @cached_property
     def label(self) -> str | None:
@@ -64,6 +74,7 @@ class Columns:
 
     def __init__(self, config: DataConfig, kind: str) -> None:
         self._kind, self._fields, self.labels = kind, config.fields, config.labels
+        self._ignored = config.ignore_columns
         _refuse_other_fields(config.fields, list(KINDS) if kind == "auto" else [kind])
         self._is_pair = _is_pair(config.fields)
         wrong = {label: ours for label, ours in self.labels.items() if ours not in (0, 1)}
@@ -108,19 +119,20 @@ class Columns:
                 with suppress(RowFault):
                     self._found(name, names)
                     return name
+        advice = {SIGNALS[name] for name in names if name in SIGNALS} - {""}
         kinds = "; ".join(f"{name}: {', '.join(kind.needed)}" for name, kind in KINDS.items())
         raise DataError(
             f"{where}: the fields {listed(sorted(map(str, names)))} do not fit any kind of record"
-            f" ({kinds}); set data.records and name them with data.fields"
+            f" ({kinds}); {'; '.join(advice) or 'set data.records and name them with data.fields'}"
         )
 
     def _found(self, name: str, names: Collection[str]) -> Found:
-        kind = KINDS[name]
+        kind, names = KINDS[name], [n for n in names if n not in self._ignored]
         needed = kind.needed
         if self._is_pair:  # its label, if mapped, tells which rows are pairs
             needed = dict.fromkeys((*kind.pair, *({kind.label} & self._fields.keys())), ())
         found: dict[str, str] = {}
-        for ours, choices in (*needed.items(), *kind.optional.items()):
+        for ours, choices in (*needed.items(), *kind.optional.items(), *kind.aside.items()):
             wanted = self._choices(ours, choices)
             there = [column for column in wanted if column in names]
             if there:
@@ -133,8 +145,15 @@ class Columns:
                 )
         # who names a column for the id does not want another one
         ids = tuple(column for column in self._choices("id", kind.ids) if column in names)
-        optional = {ours: found[ours] for ours in kind.optional if ours in found}
-        return Found(name, {ours: found[ours] for ours in needed}, optional, ids)
+        read = {*found.values(), *ids}
+        signals = (
+            () if kind.holds in ("function", "text") else sorted(SIGNALS.keys() & set(names) - read)
+        )
+        needs, may, beside = (
+            {ours: found[ours] for ours in fields if ours in found}
+            for fields in (needed, kind.optional, kind.aside)
+        )
+        return Found(name, needs, may, ids, beside, tuple(signals))
 
     def _choices(self, ours: str, choices: tuple[str, ...]) -> tuple[str, ...]:
         return (self._fields[ours],) if ours in self._fields else choices

@@ -1,11 +1,14 @@
 """A row {column: value} -> Conversation or Document, with every value checked."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from data.kinds import FUNCTION, KINDS
 from data.readers.columns import Found
-from data.readers.reading import Reading, RowFault, checked_text, quote, refuse
+from data.readers.messages import REMEDY, is_flag, parsed, refuse_flag, tools_text, turns_of
+from data.readers.reading import Reading, RowFault, checked_text, refuse
 from data.records import CodeSample, Conversation, Document, Turn
 
 QUESTION = (
@@ -13,13 +16,9 @@ QUESTION = (
     " Answer yes or no."
 )
 _ANSWERS = ("no", "yes")  # by target
-_ROLES = {
-    "system": "system", "user": "user", "assistant": "assistant",  # OpenAI
-    "human": "user", "gpt": "assistant",  # ShareGPT
-}  # fmt: skip
-_MESSAGE_KEYS = (("role", "content"), ("from", "value"))
-_MAX_IGNORED = 1000  # columns listed as ignored
-_REMEDY = "write it, remove the row, or pass over it with data.max_bad_rows"
+
+# JSON text of messages, as tables hold them
+_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|from|content|value)"\s*:')
 
 _Row = Mapping[str, Any]
 
@@ -37,20 +36,32 @@ def document(
 def turns(
     row: _Row, found: Found, record_id: str, origin: str, reading: Reading
 ) -> list[Conversation]:
-    """The user's fields in their order, then the answer."""
-    kind, said = KINDS[found.kind], []
-    for name, column in {**found.needed, **found.optional}.items():
-        if name == kind.answer:
+    """The user's fields in their order, then the answer; a field may be a list of messages."""
+    kind, said = KINDS[found.kind], _history(row, found.aside.get("history"))
+    columns = {**found.needed, **found.optional}
+    holds_messages = False
+    for name in (*(n for n in columns if n != kind.answer), kind.answer):
+        value, is_answer = row[columns[name]], name == kind.answer
+        if isinstance(value, list) or (isinstance(value, str) and _MESSAGES.match(value)):
+            messages, _ = turns_of(value, columns[name], reading, origin)
+            said += [_learned_if(turn, is_answer) for turn in messages]
+            holds_messages = True
             continue
-        if name not in kind.may_be_blank:
-            text = _said(row[column], column)
+        if name not in kind.may_be_blank and not is_answer:
+            text = _said(value, columns[name])
         else:
-            text = "" if row[column] is None else checked_text(row[column], column)
-        if text.strip():
+            text = "" if value is None and not is_answer else checked_text(value, columns[name])
+        if is_answer:
+            thought = _aside_text(row, found, "reasoning")
+            said.append(Turn("assistant", text, reasoning=thought))
+        elif text.strip():
             said.append(Turn("user", text))
-    answer = found.needed[kind.answer]
-    said.append(Turn("assistant", checked_text(row[answer], answer)))
-    return _kept(Conversation(record_id, tuple(said), origin, reading.name, found.kind), reading)
+    called = "chat" if holds_messages else found.kind
+    if holds_messages:
+        said = _ordered(said, columns[kind.answer], reading)
+    return _kept(
+        row, found, said, Conversation(record_id, (), origin, reading.name, called), reading
+    )
 
 
 def messages(
@@ -58,18 +69,11 @@ def messages(
 ) -> list[Conversation]:
     """The messages of a row."""
     (column,) = found.needed.values()
-    said = _chat(row[column], column, reading)
-    return _kept(Conversation(record_id, tuple(said), origin, reading.name, found.kind), reading)
-
-
-def _kept(record: Conversation, reading: Reading) -> list[Conversation]:
-    """The record, unless its answer is blank: it teaches nothing, as a blank function does."""
-    if not record.turns[-1].content.strip():
-        reading.facts.num_empty += 1
-        return []
-    if any("\0" in turn.content for turn in record.turns):
-        reading.facts.num_nul += 1
-    return [record]
+    said, tools = turns_of(row[column], column, reading, origin)
+    if flags := found.aside.get("loss_mask"):
+        said = _flagged(said, row[flags], flags)
+    made = Conversation(record_id, (), origin, reading.name, found.kind, tools)
+    return _kept(row, found, _ordered(said, column, reading), made, reading)
 
 
 def sample_conversation(sample: CodeSample, source: str) -> Conversation:
@@ -82,66 +86,119 @@ def sample_conversation(sample: CodeSample, source: str) -> Conversation:
     return Conversation(sample.id, turns, sample.origin, source, FUNCTION)
 
 
-def _chat(messages: Any, name: str, reading: Reading) -> list[Turn]:
-    """Turns of a conversation: system first, then user and assistant by turns.
+def _kept(
+    row: _Row, found: Found, said: Sequence[Turn], made: Conversation, reading: Reading
+) -> list[Conversation]:
+    """The record with what stands in columns beside it; a blank answer teaches nothing."""
+    reading.unread(row, found.signals, made.origin)
+    if not said[-1].text.strip():
+        reading.facts.num_empty += 1
+        return []
+    if reading.config.supervise != "all" and not any(_is_learned(turn) for turn in said):
+        raise RowFault(f"every answer says that it is not learned; {REMEDY}")
+    system = _aside_text(row, found, "system")
+    if system.strip() and said[0] != Turn("system", system):
+        if said[0].role == "system":
+            system, said = f"{system}\n\n{said[0].content}", said[1:]
+        said = [Turn("system", system), *said]
+    tools = made.tools
+    if column := found.aside.get("tools"):
+        stated = tools_text(row[column], column)
+        if tools and stated and tools != stated:
+            raise RowFault(f"{column!r} holds other tools than the messages do; keep one of them")
+        tools = stated or tools
+    record = replace(made, turns=tuple(said), tools=tools)
+    if "\0" in record.text:
+        reading.facts.num_nul += 1
+    return [record]
 
-    User turns in a row are joined with a blank line; what follows the last answer is left out, for
-    nothing in it is learned. Both are said once.
+
+def _is_learned(turn: Turn) -> bool:
+    return turn.role == "assistant" and turn.is_learned
+
+
+def _learned_if(turn: Turn, is_learned: bool) -> Turn:
+    return replace(turn, is_learned=turn.is_learned and (is_learned or turn.role != "assistant"))
+
+
+def _aside_text(row: _Row, found: Found, name: str) -> str:
+    column = found.aside.get(name)
+    return "" if column is None or row[column] is None else checked_text(row[column], column)
+
+
+def _history(row: _Row, column: str | None) -> list[Turn]:
+    """Alpaca's [[question, answer], ...]; its answers are learned, too."""
+    value = row[column] if column else None
+    if isinstance(value, str):
+        value = parsed(value, str(column)) if value.strip() else None
+    said = []
+    for number, pair in enumerate(value or [], 1):
+        where = f"{column}[{number}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            refuse(where, pair, "a question and its answer")
+        said += [Turn("user", _said(pair[0], where)), Turn("assistant", _said(pair[1], where))]
+    return said
+
+
+def _flagged(said: Sequence[Turn], value: Any, column: str) -> list[Turn]:
+    """Turns of which a column beside them says which are learned."""
+    flags = parsed(value, column) if isinstance(value, str) else value
+    if flags is None:
+        return list(said)
+    if not isinstance(flags, list) or len(flags) != len(said):
+        refuse(column, value, f"a list of {len(said)} flags, one a message")
+    for flag in flags:
+        if not is_flag(flag):
+            refuse_flag(column, flag)
+    return [_learned_if(turn, bool(flag)) for turn, flag in zip(said, flags, strict=True)]
+
+
+def _ordered(said: Sequence[Turn], name: str, reading: Reading) -> list[Turn]:
+    """Turns up to the last answer; nothing in what follows it is learned.
+
+    An answer before the first question is a greeting: context.
     """
-    if not isinstance(messages, list):
-        refuse(name, messages, "a list of messages")
-    turns: list[Turn] = []
-    for number, message in enumerate(messages, 1):
-        turn = _message(message, f"{name}[{number}]", reading)
-        last = turns[-1].role if turns else ""
-        if turn.role == "system" and turns:
-            raise RowFault(f"{name}[{number}] is a system message; only the first can be one")
-        if turn.role == "assistant" and last != "user":
-            raise RowFault(f"{name}[{number}] is an answer that follows no user message; {_REMEDY}")
-        if turn.role == last == "user":
-            turns[-1] = Turn("user", f"{turns[-1].content}\n\n{turn.content}")
-            reading.facts.warn(f"{reading.name}: user messages in a row are joined by a blank line")
-        else:
-            turns.append(turn)
-    return _up_to_last_answer(turns, name, reading)
-
-
-def _up_to_last_answer(turns: list[Turn], name: str, reading: Reading) -> list[Turn]:
-    answers = [n for n, turn in enumerate(turns, 1) if turn.role == "assistant"]
+    said = _joined([turn for turn in said if turn.text.strip() or turn.role == "tool"], reading)
+    answers = [n for n, turn in enumerate(said) if turn.role == "assistant"]
     if not answers:
-        raise RowFault(f"{name!r} has no assistant message among {len(turns)}; {_REMEDY}")
-    if answers[-1] < len(turns):
+        raise RowFault(f"{name!r} has no assistant message among {len(said)}; {REMEDY}")
+    first = next((n for n, turn in enumerate(said) if turn.role == "user"), len(said))
+    if first > answers[-1]:
+        raise RowFault(f"{name!r} has no user message before an answer; {REMEDY}")
+    if answers[0] < first:
+        reading.facts.warn(f"{reading.name}: answers before the first question are context")
+    if answers[-1] + 1 < len(said):
         reading.facts.warn(f"{reading.name}: messages after the last answer are left out")
-    return turns[: answers[-1]]
+    greetings = [_learned_if(turn, False) for turn in said[:first]]
+    return [*greetings, *said[first : answers[-1] + 1]]
 
 
-def _message(message: Any, name: str, reading: Reading) -> Turn:
-    """A message in OpenAI's fields or in ShareGPT's; an answer may say that it is not learned."""
-    if not isinstance(message, dict):
-        refuse(name, message, "an object with role and content, or with from and value")
-    keys = next((keys for keys in _MESSAGE_KEYS if all(key in message for key in keys)), None)
-    if keys is None:
-        raise RowFault(
-            f"{name!r} needs role and content, or from and value, found"
-            f" {quote(sorted(map(str, message)))}"
-        )
-    role = message[keys[0]]
-    if not isinstance(role, str) or role not in _ROLES:
-        refuse(f"{name}.{keys[0]}", role, f"one of {list(_ROLES)}")
-    is_answer = _ROLES[role] == "assistant"
-    weight = message.get("weight") if is_answer else None
-    if isinstance(weight, bool) or weight not in (None, 0, 1):
-        refuse(f"{name}.weight", weight, "0 (context, not learned) or 1 (learned)")
-    ignored = reading.facts.ignored_fields
-    if len(message) > len(keys) and len(ignored) < _MAX_IGNORED:
-        others = message.keys() - {*keys, "weight" if is_answer else ""}
-        ignored.update(f"message.{key}" for key in others if message[key] is not None)
-    return Turn(_ROLES[role], _said(message[keys[1]], f"{name}.{keys[1]}"), weight != 0)
+def _joined(said: Sequence[Turn], reading: Reading) -> list[Turn]:
+    """Messages of one role in a row as one; what several tools give back stays apart."""
+    joined: list[Turn] = []
+    for turn in said:
+        if joined and _is_one(joined[-1], turn):
+            last = joined[-1]
+            text = "\n\n".join(filter(None, [last.content, turn.content]))
+            joined[-1] = replace(last, content=text, calls=(*last.calls, *turn.calls))
+            reading.facts.warn(
+                f"{reading.name}: messages of one role in a row are joined by a blank line"
+            )
+        else:
+            joined.append(turn)
+    return joined
+
+
+def _is_one(first: Turn, second: Turn) -> bool:
+    """Whether two messages are one: a thought or a text after a call could not be told in it."""
+    if first.role != second.role or first.role == "tool" or second.reasoning:
+        return False
+    return first.is_learned == second.is_learned and not (first.calls and second.content)
 
 
 def _said(value: Any, name: str) -> str:
     """Text that is not blank."""
     text = checked_text(value, name)
     if not text or text.isspace():
-        raise RowFault(f"{name!r} is blank; {_REMEDY}")
+        raise RowFault(f"{name!r} is blank; {REMEDY}")
     return text

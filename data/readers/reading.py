@@ -1,15 +1,17 @@
 """What all readers share: facts, names of places, tolerated faults, checks of values."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 from data.config import DataConfig
 from data.errors import DataError, parsing
+from data.kinds import SIGNALS
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
+_MAX_IGNORED = 1000  # columns listed as ignored
 _LISTED = 160  # characters of names listed in a message
 BOM = b"\xef\xbb\xbf"
 _EXACT = 2.0**53  # below, a float says which integer it was
@@ -144,6 +146,34 @@ class Reading:
         """Count a row that never became columns: as a row, and as a bad one."""
         self.facts.num_rows += 1
         self.bad(place, message)
+
+    def unread(
+        self, row: Mapping[str, Any], names: Iterable[str], origin: str, prefix: str = ""
+    ) -> None:
+        """Note what of a row no field of ours is mapped to.
+
+        Args:
+            row: Columns, or keys of a message.
+            names: Those that are not read.
+            origin: Of the row.
+            prefix: Stands before a name.
+
+        Raises:
+            DataError: One would change what is learned, whatever data.max_bad_rows says.
+        """
+        for name in names:
+            shown, value = f"{prefix}{name}", row[name]
+            if value is None or value in ("", [], {}):
+                continue
+            is_signal = name in SIGNALS and value != 1 and (name != "label" or value is False)
+            if is_signal and shown not in self.config.ignore_columns:
+                advice = SIGNALS[name] or "map it with data.fields where another name is read"
+                raise DataError(
+                    f"{origin}: {shown!r} would change what is learned and is not read here;"
+                    f" {advice}; data.ignore_columns=[{shown}] passes over it"
+                )
+            if len(self.facts.ignored_fields) < _MAX_IGNORED:
+                self.facts.ignored_fields.add(shown)
 
     def keeps(self, code: str) -> bool:
         """Count what is odd about a function; False where it is blank and has to be dropped."""

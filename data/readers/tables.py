@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, json_object, parsing
+from data.kinds import KINDS
 from data.readers.columns import Columns, Found
 from data.readers.formats import Rows
 from data.readers.reading import Reading, RowFault, listed
@@ -97,6 +98,7 @@ def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
     for name in filter(None, [*found.texts, found.label]):
         kind = schema.field(name).type
         fits = _is_text(kind.value_type if types.is_dictionary(kind) else kind)
+        fits = fits or (KINDS[found.kind].holds == "turns" and types.is_list(kind))
         allowed = "a column of text"
         if name == found.label:
             is_boolean = types.is_boolean(kind)
@@ -147,15 +149,24 @@ def refuse_twice(names: list[str], where: str) -> None:
 
 def _values(column: Any, reading: Reading) -> list[Any]:
     """A column's values; where a text is not UTF-8 it is repaired, or left as bytes and refused."""
+    import pyarrow
+
     try:
         values: list[Any] = column.to_pylist()
+        if pyarrow.types.is_nested(column.type):
+            values = [_without_nulls(value) for value in values]
     except UnicodeDecodeError:
-        import pyarrow
-
         if pyarrow.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         values = [as_text(raw, reading) for raw in column.cast(pyarrow.large_binary()).to_pylist()]
     return values
+
+
+def _without_nulls(value: Any) -> Any:
+    """A nested value without the keys that only other rows have: a table fills them with null."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def as_text(raw: bytes | None, reading: Reading) -> str | bytes | None:

@@ -14,7 +14,7 @@ from data.readers import ReadFacts, locate, read_language
 
 GOOD = {"instruction": "i", "output": "o"}
 LINE = json.dumps(GOOD).encode() + b"\n"
-ROLES = "must be one of ['system', 'user', 'assistant', 'human', 'gpt']"
+ROLES = "must be one of ['system', 'developer', 'user', 'assistant', 'tool', 'function', 'human'"
 BLANK = "is blank; write it, remove the row, or pass over it with data.max_bad_rows"
 
 
@@ -70,17 +70,20 @@ REFUSED = {
         row(output=None),
         ("'output' must be text", "None (NoneType)"),
     ),
-    "36-input-is-a-list": ("a.jsonl", row(input=[1]), ("'input' must be text", "[1] (list)")),
+    "36-input-is-a-list": ("a.jsonl", row(input=[1]), ("'input[1]' must be an object with role",)),
     "36-messages-are-text": (
         "a.jsonl",
         b'{"messages": "hello"}\n',
-        ("a.jsonl:1: 'messages' must be a list of messages, found 'hello' (str)",),
+        (
+            "a.jsonl:1: 'messages' must be a list of messages, or its JSON text,",
+            "found 'hello' (str)",
+        ),
     ),
     "36-message-is-text": ("a.jsonl", chat("hi"), ("'messages[1]' must be an object with role",)),
-    "36-content-is-parts": (
+    "36-content-is-a-picture": (
         "a.jsonl",
-        chat(said("user", [{"type": "text", "text": "x"}]), ANSWER),
-        ("'messages[1].content' must be text, found [{'type'",),
+        chat(said("user", [{"type": "image_url", "image_url": "x"}]), ANSWER),
+        ("'messages[1].content[1]' must be a part of type text; others (pictures, sound)",),
     ),
     "36-content-is-null": (
         "a.jsonl",
@@ -89,15 +92,15 @@ REFUSED = {
     ),
     "36-role-unknown": (
         "a.jsonl",
-        chat(USER, ANSWER, said("tool", "x")),
-        (f"a.jsonl:1: 'messages[3].role' {ROLES}, found 'tool' (str)",),
+        chat(USER, ANSWER, said("narrator", "x")),
+        (f"a.jsonl:1: 'messages[3].role' {ROLES}", "found 'narrator' (str)"),
     ),
     "36-weight-0.5": (
         "a.jsonl",
         chat(USER, ANSWER, USER, ANSWER | {"weight": 0.5}),
-        ("a.jsonl:1: 'messages[4].weight' must be 0 (context, not learned) or 1", "found 0.5"),
+        ("a.jsonl:1: 'messages[4].weight' must be 0 or false (context, not learned)", "found 0.5"),
     ),
-    "36-weight-true": ("a.jsonl", chat(USER, ANSWER | {"weight": True}), ("found True (bool)",)),
+    "36-weight-is-text": ("a.jsonl", chat(USER, ANSWER | {"weight": "1"}), ("found '1' (str)",)),
     "36-role-is-a-list": ("a.jsonl", chat(said(["user"], "x")), (ROLES, "found ['user'] (list)")),
     "36-message-without-keys": (
         "a.jsonl",
@@ -113,17 +116,37 @@ REFUSED = {
     "36-answer-first": (
         "a.jsonl",
         chat(ANSWER),
-        ("messages[1] is an answer that follows no user",),
+        ("'messages' has no user message before an answer",),
     ),
-    "36-two-answers": (
+    "36-all-flags-are-off": (
         "a.jsonl",
-        chat(USER, ANSWER, ANSWER),
-        ("messages[3] is an answer that follows no user message",),
+        chat(USER, ANSWER | {"loss": False}),
+        ("a.jsonl:1: every answer says that it is not learned",),
     ),
-    "36-system-later": (
+    "36-flags-disagree": (
         "a.jsonl",
-        chat(USER, said("system", "s"), ANSWER),
-        ("messages[2] is a system message; only the first can be one",),
+        chat(USER, ANSWER | {"train": True, "masked": True}),
+        ("'messages[2]' says both that it is learned and that it is not",),
+    ),
+    "36-call-without-name": (
+        "a.jsonl",
+        chat(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, ANSWER),
+        ("'messages[2].tool_calls[1]' must be an object with name and arguments",),
+    ),
+    "36-call-is-not-json": (
+        "a.jsonl",
+        chat(USER, said("function_call", "look()"), ANSWER),
+        ("'messages[2].content' is not JSON", "write it with json.dumps"),
+    ),
+    "36-tools-are-prose": (
+        "a.jsonl",
+        json.dumps({"messages": [USER, ANSWER], "tools": "look: looks"}).encode(),
+        ("'tools' is not JSON",),
+    ),
+    "36-mask-of-another-length": (
+        "a.jsonl",
+        json.dumps({"messages": [USER, ANSWER], "loss_mask": [1]}).encode(),
+        ("'loss_mask' must be a list of 2 flags, one a message",),
     ),
     "38-column-missing-later": (
         "a.jsonl",
@@ -242,12 +265,12 @@ def test_37_columns_without_use_are_listed(tmp_path):
 def test_37_keys_of_messages_without_use_are_listed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(
-        chat(USER | {"name": "x"}, ANSWER | {"weight": 1, "tool_calls": []})
-        + chat(USER | {"weight": 1, "name": None}, ANSWER | {"refusal": None})
+        chat(USER | {"time": "x"}, ANSWER | {"weight": 1, "tool_calls": [], "model": "m"})
+        + chat(USER | {"images": [], "mood": None}, ANSWER | {"refusal": None})
     )
     facts = ReadFacts()
     read(path, facts)
-    assert facts.ignored_fields == {"message.name", "message.tool_calls", "message.weight"}
+    assert facts.ignored_fields == {"message.time", "message.model"}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +279,10 @@ def test_37_keys_of_messages_without_use_are_listed(tmp_path):
         ({"fields": {"question": "q"}}, ("['question'] are not fields of one kind", "chat has")),
         (
             {"records": "chat", "fields": {"instruction": "q"}},
-            ("data.fields: ['instruction']", "chat has ['messages', 'id']"),
+            (
+                "data.fields: ['instruction']",
+                "chat has ['messages', 'system', 'tools',",
+            ),
         ),
         (
             {"records": "text"},
