@@ -79,6 +79,7 @@ class Building:
     kinds: set[str] = field(default_factory=set)
     num_documents: int = 0
     num_unsupervised: int = 0
+    num_split: int = 0
     learns_end: bool = False
     control_tokens: Counter[str] = field(default_factory=Counter)
 
@@ -144,6 +145,7 @@ def _add_language(
     building.num_documents += sum(isinstance(record, Document) for record in records)
     building.kinds |= {record.kind for record in records}
     building.num_unsupervised += pieces.num_unsupervised
+    building.num_split += pieces.num_split
     building.control_tokens.update(pieces.control_tokens)
     end_id = building.tokenizer.end_id
     building.learns_end |= bool(np.any(pieces.tokens[pieces.supervised] == end_id))
@@ -209,6 +211,11 @@ def _warnings(building: Building, facts: LanguageFacts) -> Iterator[str]:
         yield (
             f"no target is the end token {building.tokenizer.end_token!r}, so the model does not"
             f" learn to stop: {remedy}"
+        )
+    if building.num_split:
+        yield (
+            f"{building.num_split} conversations became an example for each of several answers: the"
+            " chat template writes earlier turns otherwise once more follow"
         )
     if building.control_tokens:
         yield (

@@ -89,25 +89,41 @@ def encode_language(
             " answers are learned unchanged: set it to none"
         )
     own = own_template(tokenizer.path.parent)
-    read, spans_N, control_tokens = [], [], []
+    read: list[Conversation | Document] = []
+    spans_E: list[list[Span] | None] = []
+    owner_E: list[int] = []
+    control_tokens: list[str] = []
+    num_split = 0
     refused: dict[int, str] = {}
     for index, record in enumerate(records):
         try:
             with naming_template(tokenizer.path.parent):
-                spans = _record_spans(record, config, own, tokenizer.markers)
+                examples = _record_examples(record, config, own, tokenizer.markers)
         except RecordRefused as refusal:
             refused[index] = str(refusal)
             if len(refused) > config.max_bad_rows:
                 raise
             continue
+        owner_E += [len(read)] * len(examples)
         read.append(record)
-        spans_N.append(spans)
-        if spans and not spans[0].plain:
+        spans_E += examples
+        num_split += len(examples) > 1
+        if examples[0] and not examples[0][0].plain:
             token = tokenizer.first_special(record.text)
             control_tokens += [token] if token else []
-    whole_N = _whole(read, spans_N, tokenizer)
-    pieces = cut_records(whole_N, tokenizer, config, are_texts=False)
-    return replace(pieces, refused=refused, control_tokens=control_tokens)
+    whole_E = _whole([read[n] for n in owner_E], spans_E, tokenizer)
+    pieces = cut_records(whole_E, tokenizer, config, are_texts=False)
+    owners = np.array(owner_E, dtype=np.int64)
+    lengths_N = np.full(len(read), -1, np.int32)
+    np.maximum.at(lengths_N, owners, pieces.code_lengths_N)
+    return replace(
+        pieces,
+        record_E=owners[pieces.record_E],
+        code_lengths_N=lengths_N,
+        refused=refused,
+        control_tokens=control_tokens,
+        num_split=num_split,
+    )
 
 
 def encode_spans(
@@ -228,18 +244,19 @@ def _whole(
         yield np.concatenate(parts), mask
 
 
-def _record_spans(
+def _record_examples(
     record: Conversation | Document,
     config: DataConfig,
     own: tuple[str | None, Mapping[str, str]],
     markers: Sequence[str],
-) -> list[Span] | None:
+) -> Sequence[list[Span] | None]:
+    """The examples of a record in spans; one that is None where it is too long to be read."""
     if isinstance(record, Conversation):
-        if sum(len(turn.content.encode()) for turn in record.turns) > config.max_function_bytes:
-            return None
+        if len(record.text.encode()) > config.max_function_bytes:
+            return [None]
         return render(record, config.template, config.supervise, *own, markers)
     blocks = list(_blocks(record.text))
-    return [Span(block, True, n == len(blocks)) for n, block in enumerate(blocks, 1)]
+    return [[Span(block, True, n == len(blocks)) for n, block in enumerate(blocks, 1)]]
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from data.errors import DataError
 from data.kinds import KINDS
-from data.records import Conversation, Document, Turn
-from data.text.chat import Span, chat_spans
+from data.records import Conversation, Document
+from data.text.chat import Span, chat_examples, chat_template
 
 __all__ = ["CHAT_TEMPLATE", "TEMPLATES", "Span", "Template", "chosen_template", "render"]
 
@@ -25,6 +25,7 @@ class Template:
         between: Between an answer's end token and the next question.
         opening: Before the first turn; a system turn replaces it.
         opening_input: The same where the first instruction has an input.
+        is_stripped: Blanks at the end of a question are left out.
     """
 
     question: str
@@ -33,6 +34,7 @@ class Template:
     between: str
     opening: str = ""
     opening_input: str = ""
+    is_stripped: bool = False
 
 
 TEMPLATES: dict[str, Template] = {
@@ -52,11 +54,13 @@ TEMPLATES: dict[str, Template] = {
         answer=" {answer}",
         between="\n\n",
     ),
+    # as tutorials tune Bloom and Llama on Alpaca; they encode the answer apart from the blank
     "human_assistant": Template(
-        question="Human: {instruction}\nAssistant:",
-        question_input="Human: {instruction}\n{input}\nAssistant:",
-        answer=" {answer}",
-        between="\n",
+        question="Human: {instruction}\n\nAssistant: ",
+        question_input="Human: {instruction}\n{input}\n\nAssistant: ",
+        answer="{answer}",
+        between="\n\n",
+        is_stripped=True,
     ),
     "plain": Template(
         question="{instruction}",
@@ -98,17 +102,17 @@ def render(
     record: Conversation | Document,
     template: str,
     supervise: str,
-    chat_template: str | None = None,
+    own: str | None = None,
     special_tokens: Mapping[str, str] | None = None,
     markers: Collection[str] = (),
-) -> list[Span]:
-    """The text of a record in spans, each supervised whole or not at all.
+) -> list[list[Span]]:
+    """The examples of a record in spans, each supervised whole or not at all.
 
     Args:
         record: A document is one span that ends.
         template: A name in TEMPLATES, "chat_template" or "auto".
         supervise: "answers"; "last_answer", the others being context; "all".
-        chat_template: The tokenizer's own, in jinja.
+        own: The tokenizer's chat template, in jinja.
         special_tokens: What it may name, such as {"bos_token": "<s>"}.
         markers: Tokens of the tokenizer that can end a turn of its chat template.
 
@@ -117,14 +121,15 @@ def render(
         RecordRefused: A chat template that fails, or that does not show the spans.
     """
     if isinstance(record, Document):
-        return [Span(record.text, supervised=True, ends=True)]
-    name = chosen_template(template, record.kind, chat_template is not None)
+        return [[Span(record.text, supervised=True, ends=True)]]
+    name = chosen_template(template, record.kind, own is not None)
     if name == CHAT_TEMPLATE:
-        assert chat_template is not None
-        spans = chat_spans(record, chat_template, special_tokens or {}, markers)
+        assert own is not None
+        known = chat_template(own, special_tokens or {}, markers)
+        examples = chat_examples(record, known, supervise)
     else:
-        spans = list(_spans(record.turns, TEMPLATES[name]))
-    return [span for span in _supervised(spans, supervise) if span.text or span.ends]
+        examples = [_supervised(list(_spans(record, TEMPLATES[name])), supervise)]
+    return [[span for span in spans if span.text or span.ends] for spans in examples]
 
 
 def _supervised(spans: Sequence[Span], supervise: str) -> list[Span]:
@@ -137,20 +142,21 @@ def _supervised(spans: Sequence[Span], supervise: str) -> list[Span]:
     return [replace(span, supervised=span.supervised and n == last) for n, span in enumerate(spans)]
 
 
-def _spans(turns: Sequence[Turn], template: Template) -> Iterator[Span]:
-    opening = ""
-    if turns and turns[0].role == "system":
-        opening, turns = f"{turns[0].content}\n\n", turns[1:]
+def _spans(record: Conversation, template: Template) -> Iterator[Span]:
+    """Prompts and answers; tools open a text, their results are questions, calls are JSON."""
     users: list[str] = []
-    prompt, is_first = opening, True
-    for turn in turns:
-        if turn.role == "user":
+    prompt, is_first = f"{record.tools}\n\n" if record.tools else "", True
+    for turn in record.turns:
+        if turn.role in ("system", "developer"):
+            prompt += f"{turn.content}\n\n"
+        elif turn.role != "assistant":
             users.append(turn.content)
+        if turn.role != "assistant":
             continue
-        if is_first and not opening:
+        if is_first and not prompt:
             prompt = template.opening_input if len(users) > 1 else template.opening
         prompt += _question(users, template)
-        answer = template.answer.format(answer=turn.content)
+        answer = template.answer.format(answer=turn.text)
         yield Span(prompt, supervised=False, plain=True)
         yield Span(answer, supervised=turn.is_learned, ends=True, plain=True)
         users, prompt, is_first = [], template.between, False
@@ -159,6 +165,8 @@ def _spans(turns: Sequence[Turn], template: Template) -> Iterator[Span]:
 def _question(users: Sequence[str], template: Template) -> str:
     if not users:
         return ""
+    if template.is_stripped:
+        users = [*users[:-1], users[-1].rstrip()]
     if len(users) == 1:
         return template.question.format(instruction=users[0])
     return template.question_input.format(instruction=users[0], input="\n".join(users[1:]))

@@ -145,6 +145,7 @@ class Pieces:
         num_unsupervised: Examples dropped because the cut left nothing of an answer in them.
         refused: Place of a record that the chat template cannot write -> why; the other fields
             count without it.
+        num_split: Records that became an example for each of several answers.
         control_tokens: The first special token of every record that writes one in its own text and
             has it read as such.
     """
@@ -157,6 +158,7 @@ class Pieces:
     num_unsupervised: int = 0
     refused: Mapping[int, str] = field(default_factory=dict)
     control_tokens: Sequence[str] = ()
+    num_split: int = 0
 
 
 def targets_of(

@@ -55,7 +55,7 @@ def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
         own = own_template(tokenizer.path.parent)
         with naming_template(tokenizer.path.parent):
-            spans = render(record, config.template, "answers", *own, tokenizer.markers)
+            spans, *_ = render(record, config.template, "answers", *own, tokenizer.markers)
         first = next(n for n, span in enumerate(spans) if span.supervised)
         parts = spans[:first]
     ids_S = encode_spans([parts], tokenizer)

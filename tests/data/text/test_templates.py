@@ -8,7 +8,8 @@ import pytest
 from data.errors import DataError
 from data.records import Conversation, Document, Turn
 from data.text.chat import own_template
-from data.text.templates import TEMPLATES, Span, render
+from data.text.templates import TEMPLATES, Span
+from data.text.templates import render as examples_of
 
 INTRODUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes"
@@ -54,15 +55,18 @@ BY_HAND = {
         " no",
     ],
     ("question_answer", "system"): ["Be brief.\n\nQuestion: Add {x}.\n\nAnswer:", " 1 + {y}"],
-    ("human_assistant", "one"): ["Human: Add {x}.\nAssistant:", " 1 + {y}"],
-    ("human_assistant", "input"): ["Human: Add.\n1, 2\nAssistant:", " 3"],
+    ("human_assistant", "one"): ["Human: Add {x}.\n\nAssistant: ", "1 + {y}"],
+    ("human_assistant", "input"): ["Human: Add.\n1, 2\n\nAssistant: ", "3"],
     ("human_assistant", "two"): [
-        "Human: Add {x}.\nAssistant:",
-        " 1 + {y}",
-        "\nHuman: And?\nAssistant:",
-        " no",
+        "Human: Add {x}.\n\nAssistant: ",
+        "1 + {y}",
+        "\n\nHuman: And?\n\nAssistant: ",
+        "no",
     ],
-    ("human_assistant", "system"): ["Be brief.\n\nHuman: Add {x}.\nAssistant:", " 1 + {y}"],
+    ("human_assistant", "system"): [
+        "Be brief.\n\nHuman: Add {x}.\n\nAssistant: ",
+        "1 + {y}",
+    ],
     ("plain", "one"): ["Add {x}.", "1 + {y}"],
     ("plain", "input"): ["Add.\n1, 2", "3"],
     ("plain", "two"): ["Add {x}.", "1 + {y}", "And?", "no"],
@@ -97,12 +101,6 @@ BOT_UNASKED = (
     "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Bot: ' }}{{ m.content }}\n"
     "{% endfor %}"
 )
-THINK_BEFORE_THE_LAST = (  # Qwen3's rule
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{{ '<think>\n\n</think>\n\n' if loop.last and m.role == 'assistant' else '' }}"
-    "{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 MARKERS = [
     "</s>",
     "<|im_end|>",
@@ -117,6 +115,11 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
 def conversation(turns, kind: str = "chat") -> Conversation:
     return Conversation("0", tuple(Turn(*turn) for turn in turns), "train.jsonl:7", "x", kind)
+
+
+def render(*arguments) -> list[Span]:
+    (spans,) = examples_of(*arguments)
+    return spans
 
 
 def chat(turns, template: str, supervise: str = "answers") -> list[Span]:
@@ -149,10 +152,16 @@ def test_what_is_supervised_changes_no_text_and_no_end(supervise, supervised):
     assert [span.supervised for span in spans] == supervised
     assert [span.text for span in spans] == BY_HAND["question_answer", "two"]
     assert [span.ends for span in spans] == [False, True, False, True]
-    assert [s.supervised for s in chat(TWO, CHATML, supervise)] == [*supervised, supervise == "all"]
+    spans = chat(TWO, CHATML, supervise)
+    assert [span.text for span in spans if span.supervised] == {
+        "answers": ["1 + {y}<|im_end|>", "no<|im_end|>"],
+        "last_answer": ["no<|im_end|>"],
+        "all": [span.text for span in spans],
+    }[supervise]
+    assert "".join(s.text for s in spans) == "".join(s.text for s in chat(TWO, CHATML))
 
 
-@pytest.mark.parametrize("template", ["question_answer", "chat_template"])
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_an_answer_of_weight_zero_is_the_same_text_and_not_supervised(template):
     learned = render(conversation(TWO), template, "answers", CHATML)
     turns = [(*turn, place != 1) for place, turn in enumerate(TWO)]
@@ -273,9 +282,9 @@ def test_an_instruction_and_its_input_are_one_turn_of_a_chat_template():
 
 
 def test_what_a_chat_template_writes_between_its_prompt_and_the_answer_is_learned():
-    thinks = "{{ '<think></think>' if m.role == 'assistant' else '' }}{{ m.content }}"
+    thinks = "{{ '<note></note>' if m.role == 'assistant' else '' }}{{ m.content }}"
     assert chat(ONE, CHATML.replace("{{ m.content }}", thinks))[1:] == [
-        Span("<think></think>1 + {y}<|im_end|>", True),
+        Span("<note></note>1 + {y}<|im_end|>", True),
         Span("\n", False),
     ]
 
@@ -283,28 +292,22 @@ def test_what_a_chat_template_writes_between_its_prompt_and_the_answer_is_learne
 @pytest.mark.parametrize(
     ("template", "turns", "parts"),
     [
-        ("{{ messages | length }}" + CHATML, TWO, ("turns before turn 2", "no span is certain")),
-        (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), ONE, ("<think>",)),
-        (CHATML.replace("m.content }}", "m.content | upper }}"), ONE, ("changes the answer",)),
-        (THINK_BEFORE_THE_LAST, TWO, ("up to turn 2", "no span is certain")),
-        (LLAMA2, SYSTEM, ("the chat template fails (no system turns here",)),
+        ("{{ messages[0].content }}{{ messages[-1].content | upper }}", ONE, ("turn 2 with '",)),
+        (CHATML.replace("m.content }}", "m.content | upper }}"), ONE, ("the user turn 1", "'Add")),
+        (CHATML.replace("{{ m.content", "{{ m.content[:3]"), ONE, ("does not write",)),
         ("{{ messages[9].content }}", ONE, ("the chat template fails",)),
         ("{% for %}", ONE, ("the chat template fails",)),
         ("{{ ''.__class__.__mro__ }}" + CHATML, ONE, ("the chat template fails",)),
         ("{% set _ = messages.append(1) %}" + CHATML, ONE, ("the chat template fails",)),
-        ("{{ strftime_now('%d') }}" + CHATML, ONE, ("writes today's date",)),
     ],
-    ids=[
-        "not-a-prefix", "prompt-not-kept", "answer-changed", "thinks-last", "raises",
-        "no-such-turn", "syntax", "sandbox-attribute", "sandbox-mutation", "clock",
-    ],
-)  # fmt: skip
+    ids=["other", "changed", "cut", "no-such-turn", "syntax", "attribute", "mutation"],
+)
 def test_a_chat_template_that_tells_no_span_is_refused_with_the_reason(template, turns, parts):
     with pytest.raises(DataError) as caught:
         chat(turns, template)
     message = str(caught.value)
     assert message.startswith("train.jsonl:7: ")
-    assert [part for part in (*parts, "data.template=") if part not in message] == [], message
+    assert [part for part in (*parts, "data.max_bad_rows") if part not in message] == [], message
 
 
 @pytest.mark.parametrize("name", ["alpca", "chat_template"])

@@ -1,0 +1,218 @@
+"""What is learned of a conversation through a chat template, for every kind of template."""
+
+import json
+import re
+from importlib.resources import files
+from importlib.util import find_spec
+
+import pytest
+from chat_templates import (
+    CHANNELS,
+    CHATML,
+    DATED,
+    KINDS,
+    MARKED,
+    NO_SYSTEM,
+    OPENS,
+    PARTS,
+    SPECIAL,
+    SYSTEM_LAST,
+    THINKS_LAST,
+    TWO_MARKERS,
+    learned,
+    stock,
+)
+
+from data.errors import DataError
+from data.records import Call, Conversation, Turn
+from data.text.chat import chat_examples, chat_template
+from data.text.dialects import dialect_of, messages_of
+
+MARKERS = [
+    "</s>", "<eos>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|start|>",
+    "<end_of_turn>", "<|START|>", "<|END|>", "<|END_RESPONSE|>", "<end_of_utterance>",
+]  # fmt: skip
+TWO = [Turn("user", "q1"), Turn("assistant", "a1"), Turn("user", "q2"), Turn("assistant", "a2")]
+SYSTEM = [Turn("system", "be brief"), *TWO]
+THOUGHT = [
+    Turn("user", "q1"), Turn("assistant", "a1", reasoning="r1"),
+    Turn("user", "q2"), Turn("assistant", "a2", reasoning="r2"),
+]  # fmt: skip
+CALLED = [
+    Turn("user", "q1"), Turn("assistant", "", calls=(Call("look", '{"at": "é"}'),)),
+    Turn("tool", "7"), Turn("assistant", "a1"),
+]  # fmt: skip
+TOOLS = json.dumps([{"type": "function", "function": {"name": "look", "parameters": {}}}])
+CALLS = (
+    "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}<|im_start|>"
+    "{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}"
+    "{{ c.function.arguments ARGUMENTS }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def examples(turns, template, supervise="answers", tools="", markers=MARKERS):
+    """Of every example: [(asked since the answer before, learned), ...]."""
+    record = Conversation("0", tuple(turns), "train.jsonl:7", "x", "chat", tools)
+    made = chat_examples(record, chat_template(template, SPECIAL, markers), supervise)
+    for spans in made:
+        assert [span.supervised for span in spans] == [n % 2 == 1 for n in range(len(spans))]
+    return [
+        [(a.text, b.text) for a, b in zip(spans[:-1:2], spans[1::2], strict=True)] for spans in made
+    ]
+
+
+def asked_and_learned(turns, template):
+    """Of every answer: the whole text that the model is asked, and the answer."""
+    for spans in examples(turns, template):
+        for n, (_, answer) in enumerate(spans):
+            whole = "".join(text for pair in spans[: n + 1] for text in pair)
+            yield whole.removesuffix(answer), answer
+
+
+def without_empty_thought(asked, answer):
+    empty = re.match(r"(<think>)?\s*</think>\s*", answer)
+    return (asked + empty[0], answer[empty.end() :]) if empty else (asked, answer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("turns", [TWO[:2], TWO, SYSTEM], ids=["one", "two", "system"])
+def test_what_is_learned_is_what_the_model_writes_after_the_prompt(kind, turns):
+    template, num_checked = KINDS[kind], 0
+    places = [n for n, turn in enumerate(turns) if turn.role == "assistant"]
+    dialect = dialect_of(template, SPECIAL)
+    undated = template.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024")
+    for place, found in zip(places, asked_and_learned(turns, template), strict=True):
+        slow = learned(undated, messages_of(turns[: place + 1], dialect), MARKERS)
+        if slow is not None:
+            assert found == without_empty_thought(*slow)
+            num_checked += 1
+    is_beside = kind == "opens a thought" or (kind, turns) == ("system last", SYSTEM)
+    assert num_checked == (0 if is_beside else len(places))
+
+
+def test_an_answer_is_an_example_of_its_own_where_earlier_turns_are_written_otherwise():
+    first, second = examples(THOUGHT, THINKS_LAST)
+    ask = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
+    assert first == [(ask, "<think>\nr1\n</think>\n\na1<|im_end|>")]
+    later = f"{ask}a1<|im_end|>\n{ask.replace('q1', 'q2')}"
+    assert second == [(later, "<think>\nr2\n</think>\n\na2<|im_end|>")]
+    assert len(examples(THOUGHT, CHATML)) == 1
+    assert examples(THOUGHT, THINKS_LAST, "last_answer") == [second]
+    first, second = examples(TWO, CHANNELS)
+    assert first[0][1] == "<|channel|>final<|message|>a1<|return|>"
+    assert "a1<|end|><|start|>user" in second[0][0]
+
+
+def test_an_empty_thought_is_never_learned():
+    for spans in examples(TWO, THINKS_LAST):
+        ((asked, answer),) = spans
+        assert asked.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        assert re.fullmatch(r"a\d<\|im_end\|>", answer)
+
+
+def test_a_prompt_that_opens_a_thought_gets_it_or_is_closed():
+    inline = [TWO[0], Turn("assistant", "<think>\nr1\n</think>\n\na1")]
+    for turns in (THOUGHT[:2], inline):
+        [[(asked, answer)]] = examples(turns, OPENS)
+        assert asked == "<s><User>q1<Assistant><think>\n"
+        assert answer == "r1\n</think>\n\na1<eos>"
+    [[(asked, answer)]] = examples(TWO[:2], OPENS)
+    assert (asked, answer) == ("<s><User>q1<Assistant><think>\n\n</think>\n\n", "a1<eos>")
+
+
+def test_a_template_that_knows_no_thoughts_gets_them_in_the_answer():
+    [[(_, first), (_, second)]] = examples(THOUGHT, CHATML)
+    assert first == "<think>\nr1\n</think>\n\na1<|im_end|>"
+    assert second == "<think>\nr2\n</think>\n\na2<|im_end|>"
+
+
+def test_a_system_turn_goes_where_the_template_has_a_place_for_it():
+    [[(asked, answer)]] = examples(SYSTEM[:3], NO_SYSTEM)
+    assert asked == "<s><start_of_turn>user\nbe brief\n\nq1<end_of_turn>\n<start_of_turn>model\n"
+    assert answer == "a1<end_of_turn>"
+    [[(asked, answer)]] = examples(SYSTEM[:3], SYSTEM_LAST)
+    assert (asked, answer) == ("<s>[INST] be brief\n\nq1[/INST]", " a1</s>")
+    developer = [Turn("developer", "be brief"), *TWO[:2]]
+    assert "<|im_start|>system\nbe brief" in examples(developer, CHATML)[0][0][0]
+
+
+def test_every_marker_of_the_end_is_learned_and_the_date_is_one_day():
+    assert examples(TWO[:2], TWO_MARKERS)[0][0][1] == "a1<|END_RESPONSE|><|END|>"
+    assert examples(TWO[:2], DATED)[0][0][0].startswith("26 Jul 2024\n")
+    assert [answer for _, answer in examples(TWO, MARKED)[0]] == ["a1<|im_end|>", "a2<|im_end|>"]
+    assert examples(TWO[:2], PARTS)[0][0] == (
+        "user: q1<end_of_utterance>\nassistant: ", "a1<end_of_utterance>",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"), [("| tojson", '{"at": "é"}'), ("", '{"at": "é"}')]
+)
+def test_calls_are_given_as_the_template_expects_them(arguments, written):
+    template = CALLS.replace("ARGUMENTS", arguments)
+    [[(asked, call), (result, answer)]] = examples(CALLED, template, tools=TOOLS)
+    assert asked.startswith(f"{json.loads(TOOLS)[0]}".replace("'", '"'))
+    assert call == f"<call>look{written}</call><|im_end|>"
+    assert result == "\n<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n"
+    assert answer == "a1<|im_end|>"
+
+
+def test_a_call_whose_content_must_be_null_is_given_so():
+    template = CALLS.replace("ARGUMENTS", "| tojson").replace(
+        "{% for c in m.tool_calls or []", "{% for c in (m.tool_calls if m.content is none else [])"
+    ).replace("{{ m.content }}", "{{ m.content or '' }}")  # fmt: skip
+    assert "<call>look" in examples(CALLED, template, tools=TOOLS)[0][0][1]
+
+
+@pytest.mark.parametrize(
+    ("turns", "tools", "template", "lost"),
+    [
+        (CALLED, TOOLS, CHATML, "the call look of turn 2"),
+        (TWO, TOOLS, CHATML, "the tool as it is ('look')"),
+        (SYSTEM, "", OPENS.replace("'user' %}", "'user' and loop.first %}"), "the user turn 4"),
+    ],
+)
+def test_what_a_template_leaves_out_refuses_the_record(turns, tools, template, lost):
+    with pytest.raises(DataError) as caught:
+        examples(turns, template, tools=tools)
+    message = str(caught.value)
+    assert message.startswith("train.jsonl:7: the chat template does not write")
+    assert lost in message
+    assert "data.ignore_columns" in message
+    assert "data.template" not in message
+
+
+def test_all_learns_the_last_text_once():
+    record = Conversation("0", tuple(THOUGHT), "x:1", "x")
+    (spans,) = chat_examples(record, chat_template(THINKS_LAST, SPECIAL, MARKERS), "all")
+    assert all(span.supervised for span in spans)
+    messages = [{"role": t.role, "content": t.content} for t in THOUGHT]
+    messages[-1]["reasoning_content"] = "r2"
+    assert "".join(span.text for span in spans) == stock(THINKS_LAST, messages)
+
+
+def shipped() -> dict[str, str]:
+    """Templates that transformers ships, and TRL where it is installed."""
+    from transformers.models.llama4.processing_llama4 import chat_template as llama4
+    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+    found = {"llama4": llama4, "smolvlm": DEFAULT_CHAT_TEMPLATE}
+    if find_spec("trl") is not None:
+        folder = files("trl") / "chat_templates"
+        found |= {p.name: p.read_text() for p in folder.iterdir() if p.name.endswith(".jinja")}
+    return found
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_templates_that_libraries_ship_give_the_spans_of_the_slow_definition(name):
+    template = shipped()[name]
+    markers = sorted(set(re.findall(r"<[^<>\s{}'\"]{1,40}>", template)) | {"</s>"})
+    dialect = dialect_of(template, SPECIAL)
+    for place in (1, 3):
+        turns = TWO[: place + 1]
+        made = [pair for spans in examples(turns, template, markers=markers) for pair in spans]
+        slow = learned(template, messages_of(turns, dialect), markers)
+        if slow is not None:
+            assert made[-1][1] == without_empty_thought(*slow)[1]
+        assert turns[place].content in made[-1][1]
