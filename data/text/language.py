@@ -90,10 +90,8 @@ def encode_language(
         )
     own = own_template(tokenizer.path.parent)
     read: list[Conversation | Document] = []
-    spans_E: list[list[Span] | None] = []
-    owner_E: list[int] = []
+    examples_N: list[Sequence[list[Span] | None]] = []
     control_tokens: list[str] = []
-    num_split = 0
     refused: dict[int, str] = {}
     for index, record in enumerate(records):
         try:
@@ -104,26 +102,13 @@ def encode_language(
             if len(refused) > config.max_bad_rows:
                 raise
             continue
-        owner_E += [len(read)] * len(examples)
         read.append(record)
-        spans_E += examples
-        num_split += len(examples) > 1
+        examples_N.append(examples)
         if examples[0] and not examples[0][0].plain:
             token = tokenizer.first_special(record.text)
             control_tokens += [token] if token else []
-    whole_E = _whole([read[n] for n in owner_E], spans_E, tokenizer)
-    pieces = cut_records(whole_E, tokenizer, config, are_texts=False)
-    owners = np.array(owner_E, dtype=np.int64)
-    lengths_N = np.full(len(read), -1, np.int32)
-    np.maximum.at(lengths_N, owners, pieces.code_lengths_N)
-    return replace(
-        pieces,
-        record_E=owners[pieces.record_E],
-        code_lengths_N=lengths_N,
-        refused=refused,
-        control_tokens=control_tokens,
-        num_split=num_split,
-    )
+    pieces = _pieces(read, examples_N, tokenizer, config)
+    return replace(pieces, refused=refused, control_tokens=control_tokens)
 
 
 def encode_spans(
@@ -220,6 +205,28 @@ def _decoder(path: str) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(path)
+
+
+def _pieces(
+    records: Sequence[Conversation | Document],
+    examples_N: Sequence[Sequence[list[Span] | None]],
+    tokenizer: CodeTokenizer,
+    config: DataConfig,
+) -> Pieces:
+    """The pieces of records of one or several examples; a record is as long as its longest."""
+    num_N = [len(examples) for examples in examples_N]
+    owner_E = np.repeat(np.arange(len(records), dtype=np.int64), num_N)
+    spans_E = [spans for examples in examples_N for spans in examples]
+    whole_E = _whole([records[n] for n in owner_E.tolist()], spans_E, tokenizer)
+    pieces = cut_records(whole_E, tokenizer, config, are_texts=False)
+    lengths_N = np.full(len(records), -1, np.int32)
+    np.maximum.at(lengths_N, owner_E, pieces.code_lengths_N)
+    return replace(
+        pieces,
+        record_E=owner_E[pieces.record_E],
+        code_lengths_N=lengths_N,
+        num_split=sum(num > 1 for num in num_N),
+    )
 
 
 def _whole(
