@@ -22,7 +22,7 @@ class Found:
         needed: Our field -> the file's column, of fields that every row has.
         optional: The same for fields that these rows have and others may lack.
         aside: The same for what stands beside the turns of a conversation.
-        signals: Columns of data.kinds.SIGNALS that are not read: a row that fills one is refused.
+        signals: Columns of SIGNALS that are not read: a row that fills one is refused.
         ids: Columns of the id; the first one that is not empty counts.
     """
 
