@@ -127,7 +127,7 @@ def _build_run(
     change(settings)
     engine = build_engine(model, config, settings)
     loader = build_loader(config, prepared, ranks)
-    task = TASKS[config.task.name](config.loss, ranks.device, False)
+    task = TASKS[config.task.name](config.loss, ranks.device, False, None)
     engine.eval()
     choose_strategy(engine, model, loader.examples, proof_settings(recipe), ranks.device)
     engine.train()

@@ -118,8 +118,18 @@ class DataConfig(Section):
     text_pattern: Annotated[str | None, AfterValidator(_as_pattern)] = Field(
         None, description="the same for the text of a file: each match is a row"
     )
-    labels: Annotated[dict[str, int], BeforeValidator(_text_keys)] = Field(
-        default_factory=dict, description="the file's label: ours, e.g. {vulnerable: 1, safe: 0}"
+    labels: Annotated[dict[str, int | str] | Literal["auto"], BeforeValidator(_text_keys)] = Field(
+        default_factory=dict,
+        description="the file's label: our class id or its name, e.g. {vulnerable: 1, safe: 0};"
+        " auto: the labels are the classes, or lists of several at once",
+    )
+    target: Literal["label", "cwe", "cwes"] = Field(
+        "label",
+        description="what is learned: label; cwe: the weakness of a vulnerable function; cwes: all"
+        " that it has at once",
+    )
+    min_class_size: Annotated[int, Field(ge=1, le=MOST)] = Field(
+        1, description="classes of fewer training functions, if not named, become the class other"
     )
     ignore_columns: list[str] = Field(
         default_factory=list,

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CodeSample:
-    """One function and whether it is vulnerable.
+    """A function, or two that are compared, and its class.
 
     Attributes:
         id: The dataset's own identifier, or the origin where it has none.
         code: Source text, never empty.
-        target: 1 vulnerable, 0 not.
+        target: 1 vulnerable, 0 not; of other classes see data/labels.py.
         origin: "file:line" of the row, for messages and for the predictions file.
         cwe: Weakness class such as "CWE-89", or all of several: "CWE-79, CWE-89"; "" where unknown.
         status: Group used by loss.group_weights, such as "VULNERABLE" or "FIXED".
@@ -20,6 +20,7 @@ class CodeSample:
         project: Repository the function came from; "" where unknown.
         cve: Vulnerability the function belongs to, such as "CVE-2021-44228"; "" where unknown.
         date: When it was written, a number or ISO 8601; "" where unknown.
+        code2: The second function of a pair, such as two clones; "" where there is one.
     """
 
     id: str
@@ -33,11 +34,12 @@ class CodeSample:
     project: str = ""
     cve: str = ""
     date: str = ""
+    code2: str = ""
 
     @property
     def text(self) -> str:
-        """The code."""
-        return self.code
+        """The code, of a pair both in their order."""
+        return f"{self.code}\n{self.code2}" if self.code2 else self.code
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ SLOW = (
     "trainer/run/test_resume.py",
     "trainer/tuning/test_runs.py",
     "trainer/run/test_any_world_size.py",
+    "trainer/run/test_class_run.py",
     "trainer/run/test_language_run.py",
     "trainer/run/test_bounded.py",
     "launcher/test_deepspeed_signals.py",

@@ -16,7 +16,7 @@ def tokenized(
 ) -> tuple[ExampleSet, TokenFacts]:
     """Examples of a few functions and their facts, without a cache."""
     pieces = encode_functions([sample.code for sample in samples], tokenizer, config)
-    targets = np.array([sample.target for sample in samples], dtype=np.int8)
+    targets = np.array([sample.target for sample in samples], dtype=np.int32)
     num_E = np.bincount(pieces.record_E, minlength=len(samples))[pieces.record_E]
     examples = ExampleSet(
         tokens=pieces.tokens,
@@ -44,7 +44,7 @@ def example_set(
         tokens=np.array([token for piece in pieces for token in piece], dtype=np.int32),
         starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
         record_E=record_E,
-        label_E=np.array(record_E % 2 if labels is None else labels, dtype=np.int8),
+        label_E=np.array(record_E % 2 if labels is None else labels, dtype=np.int32),
         share_E=1.0 / windows_E,
         weight_E=np.array(np.ones(len(pieces)) if weights is None else weights, dtype=np.float32),
         num_records=len(set(record_E.tolist())),

@@ -108,7 +108,7 @@ def test_real_functions_train_and_the_report_states_the_known_baseline(world_siz
     assert run_ranks(command, world_size, printed) == [0] * world_size, printed.read_text()[-3000:]
     facts = json.loads((folder / "data.json").read_text())
     counted = {
-        name: (split["tokens"]["num_functions"], split["tokens"]["num_positive"])
+        name: (split["tokens"]["num_functions"], split["tokens"]["class_counts"][1])
         for name, split in facts["splits"].items()
     }
     assert counted == {"train": (810, 403), "valid": (272, 139), "test": (252, 123)}

@@ -73,7 +73,7 @@ def _summary(lengths_N: IntArray | None) -> dict[str, float]:
     return {"min": low, "median": median, "mean": mean, "p90": p90, "p99": p99, "max": high}
 
 
-def _length_auc(lengths_N: IntArray | None, target_N: npt.NDArray[np.int8]) -> float | None:
+def _length_auc(lengths_N: IntArray | None, target_N: npt.NDArray[np.int32]) -> float | None:
     """Chance that a vulnerable function is longer than a safe one, ties halved."""
     if lengths_N is None or len(np.unique(target_N)) < 2:
         return None
@@ -83,7 +83,7 @@ def _length_auc(lengths_N: IntArray | None, target_N: npt.NDArray[np.int8]) -> f
 
 
 def _histogram(
-    lengths_N: IntArray | None, target_N: npt.NDArray[np.int8], edges: list[float]
+    lengths_N: IntArray | None, target_N: npt.NDArray[np.int32], edges: list[float]
 ) -> dict[str, list[int]]:
     if lengths_N is None or not edges:
         return {}

@@ -38,7 +38,7 @@ class Batch:
         segment_lengths: Tokens of every segment, row by row, with padding; their sum is B x T.
         used_B: Real tokens of each row, on the host; padding follows them.
         read_S: Its column: the last token of a function, or the token before a target.
-        labels_S: Class ids, or token ids.
+        labels_S: Class ids, or token ids; (S, C) with 1 for a class that holds, of several at once.
         weights_S: float32 loss weights: the example's weight times its share of a function.
         example_S: Indices into the ExampleSet, on the host.
         count: Functions (as shares) or targets. The loss sum is divided by their total in the step.
@@ -103,6 +103,8 @@ def collate(
         row_S = np.repeat(np.arange(shape[0]), num_examples_B)
         read_S, example_S = ends_F - 1 - (row_ends_B - used_B)[row_S], example_F
         labels_S = examples.label_E[example_F].astype(np.int64)
+        if examples.members_KC is not None:
+            labels_S = examples.members_KC[labels_S].astype(np.int64)
         weights_S = (examples.weight_E[example_F] * examples.share_E[example_F]).astype(np.float32)
     else:
         mask_BT = _taken(examples.supervised, sources, width - used_B, shape)

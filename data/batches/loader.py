@@ -46,7 +46,7 @@ class Batching:
         packing: False puts every example in its own row.
         packing_window: Examples packed at a time; None packs all at once.
         isolate: False makes a packed row one text.
-        sampling: "balanced" repeats functions of the rarer class until the classes match.
+        sampling: "balanced" repeats functions of rarer classes until the classes match.
         hidden_size: Hidden size of the model, for the cost of its matrices in a row.
     """
 
@@ -247,7 +247,7 @@ class TrainLoader:
         rng = order.epoch_rng(self.batching.seed, epoch)
         chosen = np.arange(len(self.examples))
         if self.batching.sampling == "balanced":
-            chosen = balanced(self.examples.label_E, self.examples.record_E, rng)
+            chosen = balanced(self.examples.rarest_E, self.examples.record_E, rng)
         elif self.times_N is not None:
             chosen = weighted(self.times_N, self.examples.record_E, rng)
         records = self.examples.record_E[chosen]

@@ -36,15 +36,15 @@ def weighted(
 
 
 def balanced(
-    label_E: npt.NDArray[np.int8], record_E: npt.NDArray[np.int64], rng: np.random.Generator
+    label_E: npt.NDArray[np.integer], record_E: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Examples of an epoch in which both classes have as many functions as the more frequent one.
+    """Examples of an epoch in which all classes have as many functions as the most frequent one.
 
-    No function is left out. Functions of the rarer class come equally often, a random few of them
+    No function is left out. Functions of a rarer class come equally often, a random few of them
     once more; these change in every epoch. The windows of a function stay together.
 
     Args:
-        label_E: Class of each example, both present.
+        label_E: Class of each example.
         record_E: Function of each example.
 
     Returns:
@@ -52,9 +52,9 @@ def balanced(
     """
     functions, first_E = np.unique(record_E, return_index=True)
     label_F = label_E[first_E]
-    most = np.bincount(label_F, minlength=2).max()
+    most = np.bincount(label_F).max()
     times = np.zeros(int(record_E.max()) + 1, dtype=np.int64)
-    for label in (0, 1):
+    for label in np.unique(label_F):
         of_class = functions[label_F == label]
         whole, rest = divmod(most, len(of_class))
         times[of_class] = whole

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.config import DataConfig
+from data.labels import Classes
 from data.prepared.cache import RECORDS, SplitWriter
 from data.prepared.division import PARTS, WINDOWS, Examined, divide, sampled, window
 from data.prepared.kinds import FUNCTIONS, LANGUAGE, Building, Kind, Source
@@ -35,6 +36,7 @@ def build_splits(
     tokenizer: CodeTokenizer,
     kind: Kind,
     progress: Progress | None,
+    classes: Classes | None = None,
 ) -> dict[str, Any]:
     """Write every split under `folder`.
 
@@ -45,6 +47,7 @@ def build_splits(
         tokenizer: Encodes the records and ends each example.
         kind: Functions or language records.
         progress: Called after every chunk.
+        classes: Those of an earlier run; None: those of train.
 
     Returns:
         Facts about the splits and what they share.
@@ -52,23 +55,27 @@ def build_splits(
     Raises:
         DataError: A row cannot be used, or a split has no record left.
     """
-    keys, facts = {}, {}
     part_N, division = (
         _divided(sources["train"], config, kind) if "train" in sources else (None, {})
     )
+    splits = {
+        name: Building(name, folder / name, source, config, tokenizer)
+        for name, source in sources.items()
+    }
     with _parallel_tokenizer():
-        for name, source in sources.items():
-            building = Building(name, folder / name, source, config, tokenizer)
-            building.part_N = part_N if source.held_out else None
+        for building in splits.values():
+            building.part_N = part_N if building.source.held_out else None
             if config.sample is not None:
                 building.is_sampled_N = _sampled(building, kind, config.sample)
             _write_split(building, kind, progress)
-            facts[name] = kind.facts(building) | building.rows.to_json()
-            facts[name]["path_records"] = building.path_records
-            keys[name] = building.keys
+    of_all = kind.settle(splits, classes)
+    facts = {
+        name: kind.facts(each) | each.rows.to_json() | {"path_records": each.path_records}
+        for name, each in splits.items()
+    }
     tables = {name: RecordTable(folder / name / RECORDS, kind.stored) for name in sources}
-    sharing = asdict(compare_splits(tables, keys))
-    return {"splits": facts, "sharing": sharing, "division": division}
+    sharing = asdict(compare_splits(tables, {name: each.keys for name, each in splits.items()}))
+    return {"splits": facts, "sharing": sharing, "division": division, **of_all}
 
 
 def _divided(
@@ -81,6 +88,7 @@ def _divided(
     for path in source.paths:
         for chunk in _chunks(kind.read(path, "train", config, rows, source.name_of(path))):
             examined.add(chunk)
+    examined.keys.relabel(rows.labels.ranks)
     return divide(examined)
 
 
@@ -91,6 +99,7 @@ def _sampled(building: Building, kind: Kind, num: int) -> npt.NDArray[np.bool_]:
     for path in building.source.paths:
         for chunk in _chunks(_records(path, reader, kind)):
             examined.add(chunk)
+    examined.keys.relabel(reader.rows.labels.ranks)
     return sampled(examined.keys, num)
 
 

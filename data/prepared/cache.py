@@ -166,7 +166,7 @@ def open_split(folder: Path, vocab_size: int, kind: type[R]) -> tuple[RecordTabl
         tokens=_flat(folder / _TOKENS, token_dtype(vocab_size)),
         starts=_mapped(folder, "starts"),
         record_E=record_E,
-        label_E=table.targets[record_E] if is_functions else np.zeros(len(record_E), np.int8),
+        label_E=table.targets[record_E] if is_functions else np.zeros(len(record_E), np.int32),
         share_E=1.0 / np.bincount(record_E)[record_E],
         weight_E=np.ones(len(record_E), dtype=np.float32),
         num_records=len(table),

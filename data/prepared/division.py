@@ -96,7 +96,7 @@ def divide(examined: Examined) -> tuple[npt.NDArray[np.int8], dict[str, Any]]:
         )
     key_G = np.full(len(sizes_G), np.iinfo(np.uint64).max)
     np.minimum.at(key_G, group_N, code_N)
-    class_N = keys.target_N if len(keys.target_N) else np.zeros(len(code_N), np.int8)
+    class_N = keys.target_N if len(keys.target_N) else np.zeros(len(code_N), np.int32)
     share_S = np.array([1 - sum(examined.shares.values()), *examined.shares.values()])
     if config.split.by == "time":
         part_G = _by_time(np.frombuffer(examined.times), group_N, key_G, share_S)
@@ -110,7 +110,7 @@ def divide(examined: Examined) -> tuple[npt.NDArray[np.int8], dict[str, Any]]:
 def sampled(keys: SplitKeys, num: int) -> npt.NDArray[np.bool_]:
     """Which records to try: always the same, classes in their shares, at least one of each."""
     code_N = keys.code_N
-    class_N = keys.target_N if len(keys.target_N) else np.zeros(len(code_N), np.int8)
+    class_N = keys.target_N if len(keys.target_N) else np.zeros(len(code_N), np.int32)
     rank_N = np.zeros(len(code_N))  # within the class, from 0 to 1
     for c in np.unique(class_N):
         (own,) = np.nonzero(class_N == c)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.prepared.cache import code_lengths, open_split
+from data.labels import Classes, settled
+from data.prepared.cache import RECORDS, code_lengths, open_split
 from data.prepared.splits import SplitKeys
-from data.prepared.table import RecordClass
+from data.prepared.table import RecordClass, rewrite_targets
 from data.readers import ReadFacts, read_language, read_records
 from data.records import CodeSample, Conversation, Document, RecordSource
 from data.text.language import LanguageFacts, encode_language, supervised_facts
@@ -82,6 +83,7 @@ class Building:
     num_split: int = 0
     learns_end: bool = False
     control_tokens: Counter[str] = field(default_factory=Counter)
+    classes: Classes = field(default_factory=Classes)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Kind:
         read: Records of a file: path, split, settings, the facts to fill and the file's name.
         encode: A chunk of records to tokens.
         add: Count a chunk in the building.
+        settle: What only the complete splits decide: facts about all of them.
         facts: Facts about the complete split for facts.json.
     """
 
@@ -100,7 +103,25 @@ class Kind:
     read: Callable[[Path, str, DataConfig, ReadFacts, str], Iterator[Any]]
     encode: Callable[[Sequence[Any], CodeTokenizer, DataConfig], Pieces]
     add: Callable[[Building, Sequence[Any], Pieces], None]
+    settle: Callable[[Mapping[str, Building], Classes | None], dict[str, Any]]
     facts: Callable[[Building], dict[str, Any]]
+
+
+def _settle_classes(splits: Mapping[str, Building], given: Classes | None) -> dict[str, Any]:
+    """Derive the classes, and give every function its target."""
+    met = {name: building.rows.labels for name, building in splits.items()}
+    counts = {
+        name: np.bincount(building.keys.target_N, minlength=len(met[name].numbers))
+        for name, building in splits.items()
+    }
+    config = next(iter(splits.values())).config
+    classes, target_of = settled(met, counts, config, given)
+    for name, building in splits.items():
+        building.classes = classes
+        if not np.array_equal(target_of[name], np.arange(len(target_of[name]))):
+            building.keys.relabel(target_of[name])
+            rewrite_targets(building.folder / RECORDS, target_of[name])
+    return {"classes": classes.to_json()}
 
 
 def _function_facts(building: Building) -> dict[str, Any]:
@@ -112,13 +133,15 @@ def _function_facts(building: Building) -> dict[str, Any]:
     config, rows, tokenizer = building.config, building.rows, building.tokenizer
     samples, examples = open_split(building.folder, tokenizer.vocab_size, CodeSample)
     lengths_N, num_examples = code_lengths(building.folder), len(examples)
-    tokens = token_facts(lengths_N, samples.targets, num_examples, config, tokenizer.num_added)
+    tokens = token_facts(
+        lengths_N, samples.targets, num_examples, config, tokenizer.num_added, building.classes
+    )
     if not tokens.num_examples:
         raise DataError(_no_function(building.name, rows, tokens))
     if config.normalize_whitespace == "collapse":
         warning = collapse_damage(samples).warning()
         rows.warnings += [warning] if warning else []
-    return {"tokens": asdict(tokens), "cwe": building.keys.cwe_table()}
+    return {"tokens": asdict(tokens), "cwe": building.keys.cwe_table(building.classes.num_targets)}
 
 
 def _first_bad(rows: ReadFacts) -> str:
@@ -229,9 +252,10 @@ FUNCTIONS: Final = Kind(
     stored=CodeSample,
     read=read_records,
     encode=lambda samples, tokenizer, config: encode_functions(
-        [sample.code for sample in samples], tokenizer, config
+        [s.code for s in samples], tokenizer, config, [s.code2 for s in samples]
     ),
     add=lambda building, samples, _: building.keys.append_groups(samples),
+    settle=_settle_classes,
     facts=_function_facts,
 )
 LANGUAGE: Final = Kind(
@@ -239,6 +263,7 @@ LANGUAGE: Final = Kind(
     read=read_language,
     encode=encode_language,
     add=_add_language,
+    settle=lambda *_: {},
     facts=_language_facts,
 )
 

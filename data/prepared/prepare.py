@@ -15,11 +15,12 @@ import numpy.typing as npt
 from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.kinds import KINDS
+from data.labels import Classes, class_counts
 from data.prepared.build import Progress, build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
 from data.prepared.division import shares
 from data.prepared.kinds import FUNCTIONS, LANGUAGE, Kind, Source, kind_of
-from data.prepared.splits import SplitFacts, refuse_leaks, refuse_one_class
+from data.prepared.splits import SplitFacts, refuse_absent_class, refuse_leaks
 from data.prepared.table import RecordTable
 from data.readers import SPLITS, locate, named_files, source_digest, told_apart, unread
 from data.text.chat import own_template
@@ -93,10 +94,16 @@ class Prepared:
         return self.sharing.leaks(self.facts["leak_groups"])
 
     @property
-    def prior(self) -> float:
-        """Share of vulnerable functions in training, dropped ones included."""
+    def classes(self) -> Classes:
+        """The classes of functions."""
+        return Classes.of(self.facts)
+
+    @property
+    def prior_C(self) -> npt.NDArray[np.float64]:
+        """Share of each class in training, dropped functions included."""
         tokens = self.facts["splits"]["train"]["tokens"]
-        return float(tokens["num_positive"] / tokens["num_functions"])
+        shares: npt.NDArray[np.float64] = np.array(class_counts(tokens)) / tokens["num_functions"]
+        return shares
 
     @property
     def digests(self) -> dict[str, str]:
@@ -134,10 +141,10 @@ def prepare(
     refuse_leaks(prepared.sharing, prepared.facts["leak_groups"], config.allow_leaks, unit)
     if language:
         return prepared
-    train = prepared.splits["train"]
-    refuse_one_class(train.samples.targets, "train")
-    kept = train.examples.label_E
-    refuse_one_class(kept, "train, without the functions data.long_functions=drop takes away")
+    train, classes = prepared.splits["train"], prepared.classes
+    refuse_absent_class(train.samples.targets, "train", classes)
+    kept = "train, without the functions data.long_functions=drop takes away"
+    refuse_absent_class(train.examples.label_E, kept, classes)
     weight_N = _loss_weights(train, group_weights or {}, class_weights)
     examples = replace(train.examples, weight_E=weight_N[train.examples.record_E])
     splits = prepared.splits | {"train": replace(train, examples=examples)}
@@ -172,10 +179,15 @@ def read_split(
     tokenizer: CodeTokenizer,
     *,
     language: bool = False,
+    classes: Classes | None = None,
 ) -> tuple[Split, dict[str, Any]]:
-    """A single split, for an evaluation after training; functions are in one file."""
+    """A single split, for an evaluation after training; functions are in one file.
+
+    `classes` are those of the training.
+    """
     sources = {name: Source(tuple(paths), {}, told_apart(paths))}
-    prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None)
+    of_run = classes or Classes()
+    prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None, of_run)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
 
@@ -214,8 +226,9 @@ def _loss_weights(
 ) -> npt.NDArray[np.float32]:
     """Weight of every training function: the weight of its group times the weight of its class.
 
-    "balanced" gives class c the weight N / (2 N_c), with N functions that are not dropped (King and
-    Zeng 2001); its mean over functions is 1.
+    "balanced" gives class c of C the weight N / (C N_c), with N functions that are not dropped
+    (King and Zeng 2001); its mean over functions is 1. Of several classes at once each has weights
+    of its own, in the loss.
 
     Raises:
         DataError: A weight names a status that no function has.
@@ -232,10 +245,11 @@ def _loss_weights(
             )
         of_status = [group_weights.get(status, 1.0) for status in present]
         weight_N = np.array(of_status, dtype=np.float32)[statuses.indices.to_numpy()]
-    if class_weights == "balanced":
+    if class_weights == "balanced" and train.examples.members_KC is None:
         targets = train.samples.targets
         kept_C = np.bincount(targets[np.unique(train.examples.record_E)])
-        weight_N = weight_N * (kept_C.sum() / (2 * kept_C)).astype(np.float32)[targets]
+        weight_C = (kept_C.sum() / (len(kept_C) * kept_C)).astype(np.float32)
+        weight_N = weight_N * weight_C[targets]
     return weight_N
 
 
@@ -271,6 +285,7 @@ def _open(
     tokenizer_folder: Path,
     kind: Kind,
     progress: Progress | None,
+    classes: Classes | None = None,
 ) -> Prepared:
     """Splits from the cache, which is filled first if it does not hold them."""
     tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
@@ -285,11 +300,12 @@ def _open(
         "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
         "versions": {name: version(name) for name in _LIBRARIES},
         "format": TOKENS_FORMAT,
+        "classes": classes and classes.to_json(),
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def build(folder: Path) -> dict[str, Any]:
-        return build_splits(folder, config, sources, tokenizer, kind, progress) | {
+        return build_splits(folder, config, sources, tokenizer, kind, progress, classes) | {
             "sha256": digests,
             "held_out": held_out,
             "begin_token": tokenizer.begin_token,
@@ -302,8 +318,7 @@ def _open(
     entry = cached(Path(config.cache_dir) if config.cache_dir else default_root(), key, build)
     facts = read_facts(entry)
     splits = {
-        name: _open_split(entry / name, facts["splits"][name], tokenizer.vocab_size, kind)
-        for name in sources
+        name: _open_split(entry / name, facts, tokenizer.vocab_size, kind) for name in sources
     }
     if weighed := {name: source for name, source in sources.items() if source.weights}:
         train = weighed["train"]
@@ -338,9 +353,11 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _open_split(folder: Path, facts: Mapping[str, Any], vocab_size: int, kind: Kind) -> Split:
+def _open_split(folder: Path, every: Mapping[str, Any], vocab_size: int, kind: Kind) -> Split:
     samples, examples = open_split(folder, vocab_size, kind.stored)
+    facts = every["splits"][folder.name]
     if kind is FUNCTIONS:
+        examples = replace(examples, members_KC=Classes.of(every).members_KC)
         return Split(samples, examples, TokenFacts(**facts["tokens"]), folder)
     if all(
         KINDS[kind].holds == "text" for kind in facts["kinds"]

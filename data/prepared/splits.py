@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
+from data.labels import Classes
 from data.prepared.table import RecordTable
 from data.records import CodeSample, RecordSource
 
@@ -34,7 +35,7 @@ class SplitFacts:
         shared_functions: Functions in both, whitespace aside.
         shared_groups: By field: values in both.
         duplicates: By split: functions that repeat an earlier one.
-        contradictory: By split: functions with both labels.
+        contradictory: By split: functions with different labels.
         examples: Such as "commits train/test: 1f3b at train.jsonl:3 = test.jsonl:9".
     """
 
@@ -74,7 +75,7 @@ class SplitKeys:
     def __init__(self) -> None:
         self._codes = array("Q")
         self._groups = {group: array("Q") for group in GROUPS}
-        self._targets = array("b")
+        self._targets = array("i")
         self.cwes: Counter[tuple[str, int]] = Counter()
 
     def append(self, texts: Sequence[str]) -> None:
@@ -89,15 +90,23 @@ class SplitKeys:
         self._targets.extend(s.target for s in samples)
         self.cwes.update((s.cwe, s.target) for s in samples)
 
+    def relabel(self, target_of: npt.NDArray[np.int64]) -> None:
+        """Put the target of each number in its place."""
+        self._targets = array("i", target_of[self.target_N].astype(np.int32).tobytes())
+        cwes = Counter[tuple[str, int]]()
+        for (cwe, number), count in self.cwes.items():
+            cwes[cwe, int(target_of[number])] += count
+        self.cwes = cwes
+
     @property
     def code_N(self) -> Digests:
         """Digest of every record, whitespace collapsed."""
         return np.frombuffer(self._codes, np.uint64)
 
     @property
-    def target_N(self) -> npt.NDArray[np.int8]:
-        """Class of every function; empty for language records."""
-        return np.frombuffer(self._targets, np.int8)
+    def target_N(self) -> npt.NDArray[np.int32]:
+        """Target of every function; empty for language records."""
+        return np.frombuffer(self._targets, np.int32)
 
     def group_N(self, field: str) -> Digests:
         """Digest of a group field of every function; 0 where it has no value."""
@@ -108,13 +117,13 @@ class SplitKeys:
         keys: Digests = np.unique(self.group_N(field))
         return keys[1:] if len(keys) and not keys[0] else keys  # 0 means that there is no value
 
-    def cwe_table(self) -> dict[str, list[int]]:
-        """Functions of each weakness: [not vulnerable, vulnerable], the most frequent first."""
+    def cwe_table(self, num_classes: int = 2) -> dict[str, list[int]]:
+        """Functions of each weakness by class, the most frequent first."""
         total = Counter[str]()
         for (cwe, _), count in self.cwes.items():
             total[cwe or "unknown"] += count
         return {
-            cwe: [self.cwes["" if cwe == "unknown" else cwe, target] for target in (0, 1)]
+            cwe: [self.cwes["" if cwe == "unknown" else cwe, n] for n in range(num_classes)]
             for cwe, _ in total.most_common(_MOST_CWES)
         }
 
@@ -207,22 +216,31 @@ def refuse_leaks(
         )
 
 
-def refuse_one_class(targets: npt.ArrayLike, name: str) -> None:
-    """Training needs both classes.
+def refuse_absent_class(
+    targets: npt.NDArray[np.integer], name: str, classes: Classes | None = None
+) -> None:
+    """Training needs every class.
 
     Raises:
-        DataError: Every function has the same target.
+        DataError: Every function has the same target, or a class has no function.
     """
+    classes = classes or Classes()
     present, counts = np.unique(targets, return_counts=True)
     if len(present) < 2:
-        raise DataError(f"{name}: all {counts[0]} functions have target {present[0]}; need both")
+        need = "both" if classes.is_binary else "others, too"
+        raise DataError(f"{name}: all {counts[0]} functions have target {present[0]}; need {need}")
+    if 0 in (counts_C := classes.counts(targets)):
+        absent = classes.names[counts_C.index(0)]
+        raise DataError(f"{name}: no function has the class {absent!r}; add some, or map it")
 
 
 def _contradictions(keys: SplitKeys) -> int:
     if not len(keys.target_N):
         return 0
-    safe, vulnerable = (keys.code_N[keys.target_N == target] for target in (0, 1))
-    return len(np.intersect1d(safe, vulnerable))
+    order = np.lexsort((keys.target_N, keys.code_N))
+    code_N, target_N = keys.code_N[order], keys.target_N[order]
+    differs_N = (code_N[1:] == code_N[:-1]) & (target_N[1:] != target_N[:-1])
+    return len(np.unique(code_N[1:][differs_N]))
 
 
 def collapsed_digest(text: str) -> bytes:

@@ -1,5 +1,6 @@
 """The records of a split on disk: an Arrow file that is mapped, never loaded into memory."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -30,7 +31,7 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
         self._pa = pa
         self._names = [field.name for field in fields(kind)]
         self._schema = pa.schema(
-            [(name, pa.int8() if name == "target" else pa.string()) for name in self._names]
+            [(name, pa.int32() if name == "target" else pa.string()) for name in self._names]
         )
         self._writer = pa.ipc.new_file(str(path), self._schema)
 
@@ -42,6 +43,21 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
     def __exit__(self, *_: object) -> None:
         """Complete the file."""
         self._writer.close()
+
+
+def rewrite_targets(path: Path, target_of: npt.NDArray[np.int64]) -> None:
+    """Put the target of each number in its place, in a file of RecordWriter."""
+    import pyarrow as pa
+
+    reader, rewritten = pa.ipc.open_file(pa.memory_map(str(path))), path.with_suffix(".new")
+    with pa.ipc.new_file(str(rewritten), reader.schema) as writer:
+        for place in range(reader.num_record_batches):
+            batch = reader.get_batch(place)
+            targets = pa.array(target_of[np.from_dlpack(batch["target"])].astype(np.int32))
+            writer.write_batch(
+                batch.set_column(batch.schema.names.index("target"), "target", targets)
+            )
+    os.replace(rewritten, path)
 
 
 class RecordTable(Sequence[R]):
@@ -83,10 +99,10 @@ class RecordTable(Sequence[R]):
                 yield self._kind(**row)
 
     @cached_property
-    def targets(self) -> npt.NDArray[np.int8]:
+    def targets(self) -> npt.NDArray[np.int32]:
         """Target of every record."""
         parts = map(np.from_dlpack, self._table["target"].chunks)  # to_numpy would import pandas
-        return np.concatenate([np.empty(0, np.int8), *parts])
+        return np.concatenate([np.empty(0, np.int32), *parts])
 
     def column(self, name: str) -> Any:
         """A field of all records as an Arrow array, still on disk."""

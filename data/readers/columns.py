@@ -13,6 +13,12 @@ from data.readers.reading import RowFault, listed
 FOLDER_LABELS = {"vulnerable": 1, "safe": 0}
 
 
+def folder_labels(config: DataConfig) -> Mapping[str, int | str]:
+    """Label folders and their classes; empty with data.labels=auto, where any name is a class."""
+    labels = config.labels or FOLDER_LABELS
+    return labels if isinstance(labels, dict) else {}
+
+
 @dataclass(frozen=True)
 class Found:
     """The columns of rows that have the same names.
@@ -65,11 +71,11 @@ class Columns:
         kind: A name in KINDS, or "auto".
 
     Attributes:
-        labels: The file's label, as text, -> 0 or 1; empty where labels are the numbers 0 and 1.
+        labels: data.labels; empty where labels are the numbers 0 and 1.
 
     Raises:
         DataError: data.fields maps a field that the kind does not have.
-        MappingError: The same for functions; half a pair is mapped; a label other than 0 and 1.
+        MappingError: The same for functions, or half a pair is mapped.
     """
 
     def __init__(self, config: DataConfig, kind: str) -> None:
@@ -77,11 +83,6 @@ class Columns:
         self._ignored = config.ignore_columns
         _refuse_other_fields(config.fields, list(KINDS) if kind == "auto" else [kind])
         self._is_pair = _is_pair(config.fields)
-        wrong = {label: ours for label, ours in self.labels.items() if ours not in (0, 1)}
-        if wrong:
-            raise MappingError(
-                f"data.labels: {wrong} must become 0 (not vulnerable) or 1 (vulnerable)"
-            )
 
     def find(self, names: Collection[str], where: str) -> Found:
         """The columns among the names of a row or file.

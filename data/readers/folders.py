@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from data.errors import DataError
 from data.kinds import FUNCTION
 from data.readers.archives import Member
-from data.readers.columns import FOLDER_LABELS, Columns
+from data.readers.columns import Columns, folder_labels
 from data.readers.formats import MAX_LINE_BYTES
+from data.readers.labels import class_name
 from data.readers.names import is_about, is_readable, named_format, natural_order, parsed
 from data.readers.patterns import file_rows
 from data.readers.reading import Reading, listed, shown
@@ -67,16 +68,21 @@ def _samples(
         rows = file_rows((file for _, file in files), prefix, reading)
         yield from row_records(rows, Columns(config, FUNCTION), reading)
         return
-    labels, stray = reading.config.labels or FOLDER_LABELS, []
+    labels, stray = folder_labels(reading.config), list[str]()
+    if reading.config.target != "label":
+        raise DataError(
+            f"{reading.name}: data.target={reading.config.target} reads a field, which files have"
+            " not; call the folders after the weaknesses and set data.labels=auto"
+        )
     for parts, file in files:
         if any(part.startswith(".") for part in parts) or len(parts) == 1:
             stray.append(file.name)
             continue
         origin = shown(f"{prefix}{file.name}")
-        if parts[0] not in labels:
+        if labels and parts[0] not in labels:
             raise DataError(
                 f"{origin}: its folder {parts[0]!r} is not a known label; data.labels has"
-                f" {dict(labels)}: add it, or move the folder"
+                f" {dict(labels)}: add it, set data.labels=auto, or move the folder"
             )
         with file.open() as stream:
             raw = stream.read(MAX_LINE_BYTES + 1)
@@ -84,7 +90,9 @@ def _samples(
             raise DataError(f"{origin}: above {MAX_LINE_BYTES} bytes, too long to read; remove it")
         code = reading.whole_text(raw, origin)
         if code is not None:
-            yield CodeSample(id=origin, code=code, target=labels[parts[0]], origin=origin)
+            name = class_name(parts[0], labels, reading)
+            target = reading.facts.labels.number((name,), origin)
+            yield CodeSample(id=origin, code=code, target=target, origin=origin)
     if stray:
         reading.facts.warn(
             f"{reading.name}: ignored files, hidden or in no label folder: {listed(stray)}"

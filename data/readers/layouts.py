@@ -10,7 +10,7 @@ from typing import Any
 from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.readers.archives import opened
-from data.readers.columns import FOLDER_LABELS
+from data.readers.columns import folder_labels
 from data.readers.folders import label_folders, record_files, refuse_irregular
 from data.readers.names import (
     SPLITS,
@@ -332,7 +332,7 @@ def _all_shards(entries: Sequence[_Entry]) -> list[Path]:
 def _none_or_several(
     root: Path, split: str, own: Sequence[_Entry], config: DataConfig, language: bool
 ) -> DataError:
-    names = "|".join(config.labels or FOLDER_LABELS)
+    names = "|".join(folder_labels(config)) or "any"
     called = [each.called.format(split=split, labels=names) for each in _layouts(language)]
     every = listed(sorted(path.name for path in root.iterdir()))
     state = f": {[entry.path.name for entry in own]}" if own else f" among {every}"
@@ -359,8 +359,11 @@ def _is_one(path: Path, config: DataConfig) -> bool:
     """Whether a folder is one source by what it holds, whatever the names in it."""
     if config.format != "folder" and is_saved_dataset(path):
         return True
-    found = label_folders(path)
-    return bool(found) and set(found) <= (config.labels or FOLDER_LABELS).keys()
+    found, known = label_folders(path), folder_labels(config)
+    if known:
+        return bool(found) and set(found) <= known.keys()
+    any_of_splits = any(parsed(name, is_folder=True).split for name in found)
+    return config.format == "folder" and bool(found) and not any_of_splits
 
 
 def _is_label_folder(path: Path, config: DataConfig) -> bool:

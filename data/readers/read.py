@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
-from data.errors import DataError
+from data.errors import DataError, MappingError
 from data.kinds import FUNCTION, KINDS
+from data.labels import fixed_names
 from data.readers.archives import Member, opened
 from data.readers.columns import Columns
 from data.readers.conversations import sample_conversation
@@ -130,7 +131,13 @@ def _read(
     language: bool,
 ) -> Iterator[Any]:
     facts = ReadFacts() if facts is None else facts
+    facts.labels.fix(fixed_names(config))
     reading = Reading(shown(name or path.name), config, facts, split)
+    if language and not reading.is_binary:
+        raise MappingError(
+            f"data.labels {config.labels}: a language model answers vulnerable or not, so labels"
+            " become 0 or 1"
+        )
     columns = Columns(config, config.records if language else FUNCTION)
     num_before, empty = reading.facts.num_rows, reading.name
     is_saved = is_saved_dataset(path) and config.format != "folder"

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, NoReturn
 
 from data.config import DataConfig
 from data.errors import DataError, parsing
 from data.kinds import SIGNALS
+from data.labels import MetLabels
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
 _MAX_IGNORED = 1000  # columns listed as ignored
@@ -64,6 +66,7 @@ class ReadFacts:
         num_nul: Functions that hold a NUL character, which is kept.
         ignored_fields: Columns that no field of ours is mapped to.
         warnings: Sentences for the user, each once.
+        labels: Labels that are not 0 and 1.
     """
 
     num_rows: int = 0
@@ -75,10 +78,13 @@ class ReadFacts:
     num_nul: int = 0
     ignored_fields: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    labels: MetLabels = field(default_factory=MetLabels, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for data.json."""
-        values = asdict(self) | {"ignored_fields": sorted(self.ignored_fields)}
+        values = asdict(replace(self, labels=MetLabels()))
+        values |= {"ignored_fields": sorted(self.ignored_fields)}
+        del values["labels"]
         return {"num_rows": self.num_rows, "num_empty_dropped": values.pop("num_empty")} | values
 
     def warn(self, sentence: str) -> None:
@@ -121,6 +127,13 @@ class Reading:
     facts: ReadFacts
     split: str = ""
     unit: str = ""
+
+    @cached_property
+    def is_binary(self) -> bool:
+        """Whether the label says vulnerable or not, as 0 and 1 or by a map to them."""
+        labels = self.config.labels
+        is_map = isinstance(labels, dict) and set(labels.values()) <= {0, 1}
+        return is_map or self.config.target != "label"
 
     def intact(self) -> AbstractContextManager[None]:
         """Around what a library reads: its faults become a DataError with the rows before them."""

@@ -3,6 +3,7 @@
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from data.kinds import FUNCTION, KINDS
 from data.readers.columns import Columns, Found
 from data.readers.conversations import document, messages, turns
 from data.readers.formats import Rows
+from data.readers.labels import label_names, weakness_names
 from data.readers.reading import Place, Reading, RowFault, checked_text, plain_text, refuse
 from data.records import CodeSample, Conversation, Document
 
@@ -98,19 +100,43 @@ def _own_id(row: Mapping[str, Any], found: Found) -> str:
 def _functions(
     row: Mapping[str, Any], found: Found, record_id: str, origin: str, reading: Reading
 ) -> list[CodeSample]:
-    """The function of a row, or the two of a pair."""
+    """The function of a row, the two before and after a fix, or the two that are compared."""
     facts = {name: plain_text(row[column], column) for name, column in found.optional.items()}
     if "cwe" in facts:
         facts["cwe"] = _weakness(facts["cwe"])
+    if second := found.optional.get("code2"):
+        facts["code2"] = checked_text(row[second], second)
     if "before" in found.needed:
         made = _pair(row, found, record_id, origin, facts, reading)
     else:
         column = found.needed["code"]
         code = checked_text(row[column], column)
         assert found.label is not None  # a row without a label is a pair
-        target = _target(row[found.label], found.label, reading.config.labels)
+        target = _label_target(row[found.label], found.label, origin, reading)
         made = [CodeSample(record_id, code, target, origin, **facts)]
-    return [sample for sample in made if reading.keeps(sample.code)]
+    if reading.config.target != "label":
+        made = [_weak(sample, found, reading) for sample in made]
+    return [
+        sample
+        for sample in made
+        if reading.keeps(sample.code) and (not second or reading.keeps(sample.code2))
+    ]
+
+
+def _label_target(value: Any, column: str, origin: str, reading: Reading) -> int:
+    """0 or 1, or the number of a label that data.labels maps to a name or leaves as it is."""
+    if reading.is_binary:
+        return _target(value, column, reading.config.labels)
+    return reading.facts.labels.number(label_names(value, column, reading), origin)
+
+
+def _weak(sample: CodeSample, found: Found, reading: Reading) -> CodeSample:
+    """The same function, with the number of its weaknesses as its target."""
+    wanted = reading.config.target
+    if "cwe" not in found.optional:
+        raise RowFault(f"data.target={wanted}: no field 'cwe'; name it: data.fields={{cwe: NAME}}")
+    names = weakness_names(sample.target, sample.cwe, every=wanted == "cwes")
+    return replace(sample, target=reading.facts.labels.number(names, sample.origin))
 
 
 @lru_cache(1 << 12)
@@ -123,7 +149,7 @@ def _label(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _target(value: Any, column: str, labels: Mapping[str, int]) -> int:
+def _target(value: Any, column: str, labels: Any) -> int:
     """The target of a label; of data.labels, JSON's true is the label "true"."""
     if isinstance(value, float) and value.is_integer() and _label(value) not in labels:
         value = int(value)  # pandas makes floats of a column with one gap
@@ -134,7 +160,8 @@ def _target(value: Any, column: str, labels: Mapping[str, int]) -> int:
     label = _label(value)
     if not isinstance(value, str | int | float) or label not in labels:
         refuse(column, value, f"one of data.labels {dict(labels)}{_if_missing(value)}")
-    return labels[label]
+    target: int = labels[label]
+    return target
 
 
 def _if_missing(value: Any) -> str:
@@ -147,11 +174,14 @@ def _label_advice(value: Any) -> str:
     if missing := _if_missing(value):
         return f"data.labels maps others{missing}"
     if not isinstance(value, str | int | float):
-        return "else map it with data.labels"
+        return "else map it with data.labels, or let data.labels=auto learn several at once"
     label = _label(value)
     usual = next((pair for pair in _LABELS if label.lower() in pair), (label[:20], "OTHER"))
     no, yes = (n.capitalize() if label[0].isupper() and n != "OTHER" else n for n in usual)
-    return f"""else map it with data.labels='{{"{no}": 0, "{yes}": 1}}'"""
+    return (
+        f"""else map it with data.labels='{{"{no}": 0, "{yes}": 1}}'; data.labels=auto learns"""
+        " more classes, called as in the file"
+    )
 
 
 def _pair(

@@ -1,7 +1,7 @@
 """Parquet files and Hugging Face datasets saved to disk -> rows (number, {column: value})."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,9 @@ def _found(schema: Any, reading: Reading, columns: Columns) -> Found:
         allowed = "a column of text"
         if name == found.label:
             is_boolean = types.is_boolean(kind)
-            mapped = bool(columns.labels) and (fits or is_boolean)
+            mapped = bool(columns.labels) and (fits or is_boolean or types.is_nested(kind))
             fits = mapped or types.is_integer(kind) or types.is_floating(kind)
-            allowed = "a column of the numbers 0 and 1, or text or Booleans with data.labels"
+            allowed = "a column of the numbers 0 and 1, or text, Booleans or lists with data.labels"
             allowed += f", here data.labels='{_BOOLEANS}'" if is_boolean else ""
         if not fits:
             raise DataError(f"{reading.name}: column {name!r} is {kind}; it must be {allowed}")
@@ -179,9 +179,7 @@ def as_text(raw: bytes | None, reading: Reading) -> str | bytes | None:
         return raw
 
 
-def _class_names(
-    features: Any, reading: Reading, label: str | None, labels: Mapping[str, int]
-) -> list[str]:
+def _class_names(features: Any, reading: Reading, label: str | None, labels: Any) -> list[str]:
     """Names of a ClassLabel column: [vulnerable, safe] stores 0 for vulnerable."""
     names = list(getattr(features.get(label), "names", None) or [])
     if not names or names == ["0", "1"]:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import TypeAlias
 
 import numpy as np
@@ -12,13 +13,14 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.labels import Classes
 from data.text.tokenizer import CodeTokenizer
 
 TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 Tokens = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
-TOKENS_FORMAT = 1
+TOKENS_FORMAT = 2
 """Part of the key of prepared data. Raise it with a change after which the same files and settings
 give other records, tokens or masks, or another layout on disk."""
 
@@ -37,23 +39,38 @@ class ExampleSet:
         tokens: All ids, begin and end tokens included, uint16 or int32, possibly a file in memory.
         starts: E + 1 offsets, int64.
         record_E: Index of the record each example came from, ascending.
-        label_E: Target of the function; 0 for language.
+        label_E: Target of the function (data/labels.py); 0 for language.
         share_E: 1 / number of examples of the record, so that shares sum to records; 1 of texts,
             whose windows are examples of their own.
         weight_E: Weight of the function's class and group; multiplies its loss, not its count.
         num_records: Records read, dropped ones included.
         supervised: Which tokens are targets of a language task, parallel to tokens; None where the
             targets are label_E.
+        members_KC: Where several classes can hold at once: which of them (C) each target (K) holds.
     """
 
     tokens: TokenIds
     starts: npt.NDArray[np.int64]
     record_E: npt.NDArray[np.int64]
-    label_E: npt.NDArray[np.int8]
+    label_E: npt.NDArray[np.int32]
     share_E: npt.NDArray[np.float64]
     weight_E: npt.NDArray[np.float32]
     num_records: int
     supervised: npt.NDArray[np.bool_] | None = None
+    members_KC: npt.NDArray[np.bool_] | None = None
+
+    @cached_property
+    def rarest_E(self) -> npt.NDArray[np.int64]:
+        """Class of each example; of several at once the rarest, and C where none holds."""
+        if self.members_KC is None:
+            return self.label_E.astype(np.int64)
+        share_K = np.bincount(self.label_E, self.share_E, len(self.members_KC))
+        size_C = share_K @ self.members_KC
+        size_KC = np.where(self.members_KC, size_C, np.inf)
+        none = np.isinf(size_KC).all(axis=1)
+        rarest_K = np.where(none, len(size_C), size_KC.argmin(axis=1))
+        rarest_E: npt.NDArray[np.int64] = rarest_K[self.label_E]
+        return rarest_E
 
     @cached_property
     def count_E(self) -> npt.NDArray[np.float64]:
@@ -89,6 +106,7 @@ class ExampleSet:
             weight_E=self.weight_E[chosen],
             num_records=self.num_records,
             supervised=None if masks is None else np.concatenate(masks),
+            members_KC=self.members_KC,
         )
 
 
@@ -96,19 +114,20 @@ class ExampleSet:
 class TokenFacts:
     """What tokenisation did to a split; token counts are those of the code alone.
 
-    Long functions do not fit in seq_length, oversized ones are above max_function_bytes.
+    Long functions do not fit in seq_length, oversized ones are above max_function_bytes. The counts
+    are by class.
     """
 
     num_functions: int
-    num_positive: int
+    class_counts: list[int]
     tokens_mean: float
     tokens_median: float
     tokens_p90: float
     tokens_max: int
     num_long: int
-    long_positive: int
+    long_counts: list[int]
     num_oversized: int
-    oversized_positive: int
+    oversized_counts: list[int]
     policy: str
     num_examples: int
 
@@ -180,29 +199,79 @@ def targets_of(
     return counts
 
 
-def encode_functions(codes: Sequence[str], tokenizer: CodeTokenizer, config: DataConfig) -> Pieces:
+def encode_functions(
+    codes: Sequence[str],
+    tokenizer: CodeTokenizer,
+    config: DataConfig,
+    seconds: Sequence[str] = (),
+) -> Pieces:
     """Token ids of functions; each piece begins and ends as a text of its own.
+
+    The two functions of a pair are one text, with what the tokenizer puts between two.
 
     Args:
         codes: Source texts.
         tokenizer: Encodes and ends.
         config: seq_length, long_functions, window_overlap, normalize_whitespace and
             max_function_bytes: a longer text is dropped unread.
+        seconds: The second functions; "" where there is none.
 
     Raises:
-        DataError: Windows that overlap whole.
+        DataError: Windows that overlap whole, or windows of a pair.
     """
-    is_read = [_num_bytes(code) <= config.max_function_bytes for code in codes]
+    pairs = [(code, *filter(None, more)) for code, *more in zip_longest(codes, seconds)]
+
+    def is_short(pair: tuple[str, ...]) -> bool:
+        return max(map(_num_bytes, pair)) <= config.max_function_bytes
+
     texts = [
-        normalize_whitespace(code, config.normalize_whitespace)
-        for code, read in zip(codes, is_read, strict=True)
-        if read
+        normalize_whitespace(text, config.normalize_whitespace)
+        for pair in filter(is_short, pairs)
+        for text in pair
     ]
-    ids_N = tokenizer.encode(texts)
-    whole_N = (
-        (ids := next(ids_N), np.ones(len(ids), np.bool_)) if read else None for read in is_read
-    )
-    return replace(cut_records(whole_N, tokenizer, config, are_texts=True), supervised=None)
+    ids_N, lengths = tokenizer.encode(texts), list[int]()
+    between = np.array(tokenizer.between_ids, np.int32)
+    room = config.seq_length - tokenizer.num_added
+
+    def whole(pair: tuple[str, ...]) -> tuple[Tokens, Mask] | None:
+        if not is_short(pair):
+            lengths.append(-1)
+            return None
+        parts = [next(ids_N) for _ in pair]
+        lengths.append(sum(map(len, parts)) + len(between) * (len(parts) - 1))
+        ids = parts[0]
+        if len(parts) > 1:
+            ids = _paired(ids, parts[1], between, room, config.long_functions)
+        return ids, np.ones(len(ids), np.bool_)
+
+    pieces = cut_records(map(whole, pairs), tokenizer, config, are_texts=True)
+    return replace(pieces, supervised=None, code_lengths_N=np.array(lengths, np.int32))
+
+
+def _paired(first: Tokens, second: Tokens, between: Tokens, room: int, policy: str) -> Tokens:
+    """Two texts as one, each cut by the policy to its share where both do not fit."""
+    room -= len(between)
+    if len(first) + len(second) > room and policy != "drop":
+        if policy == "window":
+            raise DataError(
+                "data.long_functions=window cuts a function into pieces, but the two of a pair are"
+                " read together; take truncate, truncate_left, truncate_middle or drop"
+            )
+        kept = pair_shares(len(first), len(second), room)
+        first, second = (
+            cut(ids, np.ones(len(ids), np.bool_), limit, policy)[0][0]
+            for ids, limit in zip((first, second), kept, strict=True)
+        )
+    return np.concatenate([first, between, second])
+
+
+def pair_shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """Tokens that each of two texts keeps: half of the room, and what the other leaves of its half.
+
+    The first has the odd token.
+    """
+    kept = min(first, max(room - room // 2, room - second))
+    return kept, min(second, room - kept)
 
 
 def cut_records(
@@ -293,20 +362,23 @@ def cut(
 
 def token_facts(
     code_lengths_N: npt.NDArray[np.int32],
-    target_N: npt.NDArray[np.int8],
+    target_N: npt.NDArray[np.int32],
     num_examples: int,
     config: DataConfig,
     num_added: int,
+    classes: Classes | None = None,
 ) -> TokenFacts:
     """Counts of a split.
 
     Args:
         code_lengths_N: Tokens of each function's code; -1: never tokenised.
-        target_N: 1 where it is vulnerable.
+        target_N: Its target.
         num_examples: What they became.
         config: seq_length and long_functions.
         num_added: Tokens the tokenizer adds to each.
+        classes: What the targets mean.
     """
+    counts = (classes or Classes()).counts
     is_oversized = code_lengths_N < 0
     is_long = code_lengths_N > config.seq_length - num_added
     lengths = code_lengths_N[~is_oversized]
@@ -314,15 +386,15 @@ def token_facts(
         lengths = np.zeros(1, np.int32)
     return TokenFacts(
         num_functions=len(code_lengths_N),
-        num_positive=int(target_N.sum(dtype=np.int64)),
+        class_counts=counts(target_N),
         tokens_mean=float(lengths.mean()),
         tokens_median=float(np.median(lengths)),
         tokens_p90=float(np.percentile(lengths, 90)),
         tokens_max=int(lengths.max()),
         num_long=int(is_long.sum()),
-        long_positive=int(target_N[is_long].sum(dtype=np.int64)),
+        long_counts=counts(target_N[is_long]),
         num_oversized=int(is_oversized.sum()),
-        oversized_positive=int(target_N[is_oversized].sum(dtype=np.int64)),
+        oversized_counts=counts(target_N[is_oversized]),
         policy=config.long_functions,
         num_examples=num_examples,
     )

@@ -42,6 +42,7 @@ class CodeTokenizer:
     Attributes:
         end_token, end_id: What ends a text.
         begin_token, begin_ids: Put before every text; empty for most code models.
+        between_ids: Put between two texts that are read as one: [SEP]; else the end token.
         markers: Added tokens that are not blank: one of them ends a turn of a chat template.
         vocab_size: Above every id.
 
@@ -74,6 +75,7 @@ class CodeTokenizer:
                 f"{self.path}: the end token {self.end_token!r} is not in the vocabulary"
             )
         self.end_id: int = end_id
+        self.between_ids = self._between() or [end_id]
         self.begin_token = self.decode(self.begin_ids)
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.markers = [token.content for token in added if token.content.strip()]
@@ -140,6 +142,16 @@ class CodeTokenizer:
             return [], ""
         behind = probe.tokens[are_text[-1] + 1 :]
         return probe.ids[: are_text[0]], behind[0] if len(behind) == 1 else ""
+
+    def _between(self) -> list[int]:
+        """Ids that the tokenizer puts between the two texts of a pair by itself."""
+        probe = self._tokenizer.encode("a", "a")
+        texts = probe.sequence_ids
+        if 0 not in texts or 1 not in texts:
+            return []
+        first = len(texts) - texts[::-1].index(0)
+        ids: list[int] = probe.ids[first : texts.index(1)]
+        return ids
 
     def _writes_begin(self, text: str) -> bool:
         return bool(self.begin_token) and text.startswith(self.begin_token)

@@ -21,10 +21,10 @@ def test_prepare_prints_what_each_split_came_to_and_training_builds_nothing_anew
     [entry] = entries(cache)
     facts = json.loads((entry / FACTS).read_text())["splits"]
     tokens = facts["train"]["tokens"]
-    assert 0 < tokens["long_positive"] < tokens["num_long"] < tokens["num_functions"] == 40
+    assert 0 < tokens["long_counts"][1] < tokens["num_long"] < tokens["num_functions"] == 40
 
     assert cells(printed, "functions") == ["40", "20", "20"]
-    lost = f"{tokens['num_long']} ({tokens['long_positive']} vulnerable)"
+    lost = f"{tokens['num_long']} ({tokens['long_counts'][1]} vulnerable)"
     assert cells(printed, "long (drop)")[0] == lost
     packed, unpacked = (
         re.search(r"packed: (\d+) rows", printed),

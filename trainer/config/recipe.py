@@ -47,6 +47,8 @@ _OF_FUNCTIONS = {
         "functions",
         "path_pattern",
         "text_pattern",
+        "target",
+        "min_class_size",
     ),
     "loss": ("alpha", "class_weights", "group_weights"),
     "eval": ("window_score",),
@@ -236,6 +238,11 @@ def _data_faults(config: RunConfig) -> Iterator[str]:
         )
     if data.sampling == "balanced" and any(isinstance(each, Weighted) for each in data.train or ""):
         yield "data.sampling=balanced and the weights of data.train both repeat functions; take one"
+    if data.min_class_size > 1 and data.target == "label" and data.labels != "auto":
+        yield (
+            f"data.min_class_size {data.min_class_size} merges classes that are not named, and"
+            " these are; set data.labels=auto or data.target=cwe, or remove it"
+        )
     weighing = ["loss.alpha"] if loss.alpha is not None else []
     weighing += ["loss.class_weights"] if loss.class_weights == "balanced" else []
     weighing += ["data.sampling"] if data.sampling == "balanced" else []

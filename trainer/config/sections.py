@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from data.config import MOST, DataConfig, Section
 
@@ -64,7 +64,8 @@ class TaskSection(Section):
 
     name: Literal["classification", "instruction", "causal_lm"] = Field(
         "classification",
-        description="classification: vulnerable or not; instruction: answers; causal_lm: text",
+        description="classification: vulnerable or not, or other classes; instruction: answers;"
+        " causal_lm: text",
     )
 
 
@@ -121,12 +122,21 @@ class TuningSection(Section):
         return "nf4" if self.method == "qlora" else None
 
 
+def _weights(alpha: Any) -> Any:
+    if alpha is None or (isinstance(alpha, list) and len(alpha) > 1):
+        return alpha
+    raise ValueError(
+        "give at least 2 weights, one a class: [not vulnerable, vulnerable]; RetinaNet's one number"
+        " a is [1 - a, a]"
+    )
+
+
 class LossSection(Section):
     """Focal loss over labelled functions or tokens."""
 
     gamma: NotNegative = Field(0.0, description="focusing; 0 is cross-entropy")
-    alpha: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="class weights [not vulnerable, vulnerable]"
+    alpha: Annotated[list[NotNegative], BeforeValidator(_weights)] | None = Field(
+        None, description="weight of each class by its id: [not vulnerable, vulnerable]"
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: inverse share of the class in training; or alpha"

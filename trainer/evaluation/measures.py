@@ -2,7 +2,7 @@
 
 Evaluation, validation, the choice of the best step, reports and sweeps all use it.
 
-Shapes: N functions, R resamples.
+Shapes: N functions, R resamples, C classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from data.labels import Classes
 from trainer.evaluation.resampling import (
     FloatArray,
     IntArray,
@@ -21,7 +23,7 @@ from trainer.evaluation.resampling import (
     weighted_roc_auc,
 )
 
-Measured = Literal["functions", "tokens"]
+Measured = Literal["functions", "classes", "tokens"]
 TASK_MEASURES: dict[str, Measured] = {
     "classification": "functions",
     "instruction": "tokens",
@@ -49,11 +51,75 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class ClassScored:
+    """Scores of functions for each class, and which classes hold.
+
+    Where one class holds, the highest score is predicted, else every score above 0.5.
+    """
+
+    scores_NC: FloatArray
+    holds_NC: npt.NDArray[np.bool_]
+    is_one: bool
+
+    @cached_property
+    def predicted_NC(self) -> npt.NDArray[np.bool_]:
+        """Which classes are predicted."""
+        if not self.is_one:
+            return self.scores_NC > 0.5
+        chosen = self.scores_NC.argmax(axis=1)
+        return np.asarray(np.arange(self.scores_NC.shape[1]) == chosen[:, None])
+
+    @cached_property
+    def varied(self) -> list[int]:
+        """Classes that some functions have and some have not: what a ranking needs."""
+        return np.flatnonzero(self.holds_NC.any(axis=0) & ~self.holds_NC.all(axis=0)).tolist()
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """Functions by label (rows) and prediction."""
+        counts: list[list[int]] = (self.holds_NC.T.astype(int) @ self.predicted_NC).tolist()
+        return counts
+
+    def ranked(self, scorer: str, number: int) -> float | None:
+        """A metric of scikit-learn on the scores of a class against the rest."""
+        from sklearn import metrics
+
+        if number not in self.varied:
+            return None
+        score = getattr(metrics, scorer)
+        return float(score(self.holds_NC[:, number], self.scores_NC[:, number]))
+
+    def by_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Counts and metrics of each class."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        answers = self.holds_NC, self.predicted_NC
+        precision_C, recall_C, f1_C, num_C = precision_recall_fscore_support(
+            *answers, average=None, zero_division=0.0
+        )
+        return [
+            {
+                "class": name,
+                "num": int(num_C[number]),
+                "num_predicted": int(self.predicted_NC[:, number].sum()),
+                "tp": int((self.holds_NC & self.predicted_NC)[:, number].sum()),
+                "precision": float(precision_C[number]),
+                "recall": float(recall_C[number]) if num_C[number] else None,
+                "f1": float(f1_C[number]),
+                "average_precision": self.ranked("average_precision_score", number),
+                "roc_auc": self.ranked("roc_auc_score", number),
+            }
+            for number, name in enumerate(names)
+        ]
+
+
+@dataclass(frozen=True)
 class Measure:
     """One number of a predictor.
 
     Attributes:
-        of: "functions": computed from `Scored`; "tokens": from `TokenSums`.
+        of: "functions": computed from `Scored`; "classes": from `ClassScored`; "tokens": from
+            `TokenSums`.
         title: Heading in tables and logs; with "" the number is in the JSON only.
         function: Computes it; None where it is undefined.
         resampled: Computes it for R resamples, from multiplicities (R, N), to give an interval.
@@ -119,9 +185,22 @@ def swept_measures(task: str) -> dict[str, Measure]:
 
 def deciding_score(of: Measured, values: dict[str, Any]) -> float | None:
     """The value that chooses the best step, negated where lower is better."""
-    [(name, measure)] = [(n, m) for n, m in measures_of(of).items() if m.decides]
+    name, measure = _deciding(of)
     value: float | None = values[name]
     return value if value is None or measure.higher_is_better else -value
+
+
+def best_value(task: str, classes: Classes, score: float | None) -> dict[str, float | None]:
+    """The measure behind the deciding score of a run, by its name."""
+    of = "classes" if not classes.is_binary else TASK_MEASURES[task]
+    name, measure = _deciding(of)
+    value = score if score is None or measure.higher_is_better else -score
+    return {f"valid_{name}": value}
+
+
+def _deciding(of: Measured) -> tuple[str, Measure]:
+    [found] = [(name, measure) for name, measure in measures_of(of).items() if measure.decides]
+    return found
 
 
 def _ranking(scorer: str) -> Callable[[Scored], float | None]:
@@ -142,6 +221,29 @@ def _answers(scorer: str, **options: float) -> Callable[[Scored], float]:
         from sklearn import metrics
 
         return float(getattr(metrics, scorer)(s.labels_N, s.predicted_N, **options))
+
+    return measure
+
+
+def _f1_of_classes(average: str) -> Callable[[ClassScored], float]:
+    """F1 of all answers together (micro), or the mean of classes present or predicted (macro)."""
+
+    def measure(s: ClassScored) -> float:
+        from sklearn.metrics import f1_score
+
+        undefined = 0.0 if average == "micro" else np.nan
+        options = {"average": average, "zero_division": undefined}
+        return float(np.nan_to_num(f1_score(s.holds_NC, s.predicted_NC, **options)))
+
+    return measure
+
+
+def _mean_of_classes(scorer: str) -> Callable[[ClassScored], float | None]:
+    """The mean over classes of a metric of scikit-learn, each against the rest."""
+
+    def measure(s: ClassScored) -> float | None:
+        values = [s.ranked(scorer, number) or 0.0 for number in s.varied]
+        return float(np.mean(values)) if values else None
 
     return measure
 
@@ -194,6 +296,18 @@ MEASURES: dict[str, Measure] = {
     "recall": Measure("functions", "", True, _answers("recall_score", zero_division=0.0)),
     "accuracy": Measure("functions", "", True, _answers("accuracy_score")),
     "brier": Measure("functions", "", False, _brier),
+    "class_accuracy": Measure(
+        "classes",
+        "accuracy",
+        True,
+        lambda s: float((s.holds_NC == s.predicted_NC).all(axis=1).mean()),
+    ),
+    "macro_f1": Measure("classes", "macro F1", True, _f1_of_classes("macro")),
+    "micro_f1": Measure("classes", "micro F1", True, _f1_of_classes("micro")),
+    "mean_ap": Measure(
+        "classes", "mean AP", True, _mean_of_classes("average_precision_score"), decides=True
+    ),
+    "macro_auc": Measure("classes", "one-vs-rest AUC", True, _mean_of_classes("roc_auc_score")),
     "loss": Measure(
         "tokens",
         "loss (nats a token)",

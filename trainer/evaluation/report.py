@@ -61,7 +61,8 @@ def write_report(
 def predictor_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of predictors: a name, then "value [low, high]" by measure."""
     is_classified = "metrics" in report["predictors"][MODEL]
-    measures = shown_measures("functions" if is_classified else "tokens")
+    usual = "functions" if is_classified else "tokens"
+    measures = shown_measures(report.get("measured", usual))
     rows = []
     for name, predictor in report["predictors"].items():
         values, intervals = predictor.get("metrics", predictor), intervals_of(predictor)

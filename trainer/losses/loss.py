@@ -68,6 +68,50 @@ def focal_loss(
     return LossSum(torch.where(labelled_S, value_S * weight_S, 0).sum(), count)
 
 
+def multi_label_focal_loss(
+    logits_SC: Tensor,
+    holds_SC: Tensor,
+    gamma: float,
+    *,
+    weights_2C: Tensor | None = None,
+    weights_S: Tensor | None = None,
+    detach_modulator: bool = False,
+) -> LossSum:
+    """Sum over rows of the mean over classes of the sigmoid focal loss (Lin et al. 2017, eq. 5).
+
+    Each class is a question of two answers: the softmax over (0, z) is the sigmoid of z. With gamma
+    0 and no weights this over the count is torch's BCEWithLogitsLoss.
+
+    Args:
+        logits_SC: As in `focal_loss`.
+        holds_SC: 1 for a class that holds, 0 for another.
+        gamma: >= 0; 0 is binary cross-entropy.
+        weights_2C: Weight of each class where it does not hold, and where it does.
+        weights_S: Weight of each row; multiplies its loss, not its count.
+        detach_modulator: As in `focal_loss`.
+
+    Returns:
+        Loss sum in nats and the number of rows.
+
+    Raises:
+        ValueError: gamma is negative or not finite.
+    """
+    num_classes = logits_SC.shape[1]
+    weight_SC = torch.ones_like(logits_SC, dtype=torch.promote_types(logits_SC.dtype, torch.float))
+    if weights_2C is not None:
+        weight_SC = torch.where(holds_SC.bool(), weights_2C[1], weights_2C[0]).to(weight_SC)
+    if weights_S is not None:
+        weight_SC = weight_SC * weights_S.to(weight_SC)[:, None]
+    loss = focal_loss(
+        torch.stack([torch.zeros_like(logits_SC), logits_SC], dim=2).flatten(0, 1),
+        holds_SC.flatten(),
+        gamma,
+        weights_S=weight_SC.flatten(),
+        detach_modulator=detach_modulator,
+    )
+    return LossSum(loss.sum / num_classes, loss.count / num_classes)
+
+
 def linear_focal_loss(
     hidden_TD: Tensor,
     weight_VD: Tensor,

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from data.errors import parsing
+from data.labels import Classes
 from trainer.architectures.classes import (
     OWN,
     ModelClass,
@@ -34,15 +35,16 @@ from trainer.models.weights import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CLASSES = ("not vulnerable", "vulnerable")  # by class id; what stock tools show
+VULNERABILITY = Classes()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_base(config: RunConfig) -> "PreTrainedModel":
+def load_base(config: RunConfig, classes: Classes = VULNERABILITY) -> "PreTrainedModel":
     """The base, for classification with an untrained head, on the CPU, in evaluation mode.
 
     Args:
         config: The run, its precision and attention settled; run.seed draws what has no weights.
+        classes: What a classifier tells apart; their names are what stock tools show.
 
     Raises:
         ModelError: transformers has no class for the task, or the weights do not load.
@@ -50,11 +52,11 @@ def load_base(config: RunConfig) -> "PreTrainedModel":
     torch.manual_seed(config.run.seed)
     if config.model.path:
         source = Path(config.model.path)
-        model = _from_files(config, source, _sound_files(source))
+        model = _from_files(config, source, _sound_files(source), classes)
         return _ready_to_train(_with_score(model, source), config)
     path = config.model.config_file
     with named_files(path.parent, config_values(path), ()) as folder, _model_errors(str(path)):
-        kind = _model_class(folder, config)
+        kind = _model_class(folder, config, classes)
         drawn = kind.auto.from_config(
             kind.settings, dtype=DTYPES[config.base_dtype], trust_remote_code=False, **kind.more
         )
@@ -62,7 +64,9 @@ def load_base(config: RunConfig) -> "PreTrainedModel":
     return _ready_to_train(_with_score(drawn), config)
 
 
-def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "PreTrainedModel":
+def load_quantized_base(
+    config: RunConfig, source: Path, base_sha256: str, classes: Classes = VULNERABILITY
+) -> "PreTrainedModel":
     """The base with its linear layers quantised, the rest and the head in the compute dtype.
 
     On a GPU it is quantised, and stays, there: bitsandbytes packs for the device.
@@ -70,21 +74,26 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
 
     Args:
         base_sha256: From `base_digest`; names the base in model.quantize_cache.
+        classes: As in load_base.
+
+    Raises:
+        ModelError: As load_base.
     """
     settings = quantization_config(
-        config.tuning, DTYPES[config.base_dtype], _unquantised(config, source)
+        config.tuning, DTYPES[config.base_dtype], _unquantised(config, source, classes)
     )
 
     def quantize() -> "PreTrainedModel":
         files = _sound_files(source)
-        return _from_files(config, source, files, quantization_config=settings)
+        return _from_files(config, source, files, classes, quantization_config=settings)
 
     if config.model.quantize_cache is None:
         model = quantize()
     else:
         cache = Path(config.model.quantize_cache)
-        folder = quantized_folder(cache, base_sha256, settings, quantize)
-        model = _from_files(config, folder, weight_files(folder))
+        key = f"{base_sha256} {len(classes.names)}"  # it holds a head
+        folder = quantized_folder(cache, key, settings, quantize)
+        model = _from_files(config, folder, weight_files(folder), classes)
     with _model_errors(str(source)):
         saved = set() if config.model.config else tensor_names(weight_files(source))
     torch.manual_seed(config.run.seed)
@@ -96,13 +105,13 @@ def load_quantized_base(config: RunConfig, source: Path, base_sha256: str) -> "P
     return _ready_to_train(_with_score(model, source), config)
 
 
-def _unquantised(config: RunConfig, source: Path) -> list[str]:
+def _unquantised(config: RunConfig, source: Path, classes: Classes) -> list[str]:
     """Paths of a classifier's head, or of a language model's output layer."""
     with (
         named_files(source, config_values(source / CONFIG), ()) as folder,
         _model_errors(str(source)),
     ):
-        skeleton = _model_class(folder, config).skeleton()
+        skeleton = _model_class(folder, config, classes).skeleton()
     output = skeleton.get_output_embeddings()
     names = [name for name, module in skeleton.named_modules() if module is output]
     return [*names, *head_modules(skeleton)]
@@ -124,7 +133,7 @@ def _sound_files(source: Path) -> list[Path]:
 
 
 def _from_files(
-    config: RunConfig, source: Path, files: Sequence[Path], **more: Any
+    config: RunConfig, source: Path, files: Sequence[Path], classes: Classes, **more: Any
 ) -> "PreTrainedModel":
     """The model of these files.
 
@@ -135,7 +144,7 @@ def _from_files(
     """
     values = config_values(source / CONFIG)
     with named_files(source, values, files) as folder, _model_errors(str(source)):
-        kind = _model_class(folder, config)
+        kind = _model_class(folder, config, classes)
         names = text_names(tensor_names(files), kind.skeleton()) if "text_config" in values else {}
         model, seen = kind.auto.from_pretrained(
             folder, config=kind.settings, key_mapping=names, dtype=DTYPES[config.base_dtype],
@@ -155,7 +164,7 @@ def _from_files(
     return loaded
 
 
-def _model_class(folder: str, config: RunConfig) -> ModelClass:
+def _model_class(folder: str, config: RunConfig, classes: Classes) -> ModelClass:
     import transformers
 
     settings = transformers.AutoConfig.from_pretrained(
@@ -163,8 +172,9 @@ def _model_class(folder: str, config: RunConfig) -> ModelClass:
     )
     kind = model_class(settings, None if config.is_language else config.model.pooling)
     if not config.is_language:
-        kind.settings.id2label = dict(enumerate(CLASSES))
-        kind.settings.label2id = {name: number for number, name in enumerate(CLASSES)}
+        kind.settings.id2label = dict(enumerate(classes.names))
+        kind.settings.label2id = {name: number for number, name in enumerate(classes.names)}
+        kind.settings.problem_type = classes.problem_type
     return kind
 
 
@@ -184,7 +194,8 @@ def _say_how(model: Any, kind: ModelClass, names: Mapping[str, str] | None = Non
 def _with_score(model: Any, source: Path | None = None) -> "PreTrainedModel":
     """Put our own head on a backbone, with the weights that this program saved in its folder."""
     if model.pooling != OWN and not hasattr(model, HEAD):
-        score = torch.nn.Linear(model.config.hidden_size, len(CLASSES), False, dtype=model.dtype)
+        sizes = model.config.hidden_size, model.config.num_labels
+        score = torch.nn.Linear(*sizes, bias=False, dtype=model.dtype)
         model.add_module(HEAD, score)
         model._init_weights(score)
         if source is not None and (source / SCORE_FILE).is_file():

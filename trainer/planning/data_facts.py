@@ -9,6 +9,7 @@ from typing import Any
 from data.batches.order import Plan, steps_for
 from data.config import DataConfig, Weighted
 from data.errors import DataError
+from data.labels import class_counts
 from data.prepared.cache import FACTS, default_root, entries
 from data.prepared.prepare import sources_digest
 from data.readers import locate
@@ -115,9 +116,9 @@ def facts_of(
         dropped = tokens["num_oversized"]
         dropped += tokens["num_long"] if data.long_functions == "drop" else 0
         num_functions = tokens["num_functions"]
-        if data.sampling == "balanced":  # both classes as often as the more frequent one
-            positive = tokens["num_positive"]
-            num_functions = 2 * max(positive, num_functions - positive)
+        if data.sampling == "balanced":  # all classes as often as the most frequent one
+            counts = class_counts(tokens)
+            num_functions = len(counts) * max(counts)
         return DataFacts(num_functions - dropped, tokens["tokens_mean"], source, is_assumed=False)
     except KeyError:
         return None

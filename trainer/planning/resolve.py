@@ -141,7 +141,7 @@ def choose_loss_backend(config: RunConfig, machine: Machine) -> tuple[str, str]:
     """What computes the loss, and the reason for it."""
     wanted = config.loss.backend
     if not config.is_language and wanted in ("auto", "reference"):
-        return "reference", "classification: functions x 2 logits, nothing to fuse"
+        return "reference", "classification: functions x classes, nothing to fuse"
     if wanted == "reference":
         return wanted, "set by the recipe; tokens x vocabulary logits are in memory"
     if wanted != "auto":
@@ -181,7 +181,7 @@ def _faults(
     if not written.is_language and backend not in ("auto", "reference"):
         yield ConfigError(
             f"loss.backend {backend} fuses the output layer of a language model into its loss;"
-            " task.name classification scores functions x 2 logits: take auto or reference"
+            " task.name classification scores functions x classes: take auto or reference"
         )
     elif backend == "triton" and missing:
         yield ConfigError(f"loss.backend triton: {missing}; take auto or torch")

@@ -6,6 +6,7 @@ from typing import Any
 
 from data.batches.loader import TrainLoader
 from data.config import DataConfig
+from data.labels import Classes
 from data.prepared.prepare import Prepared
 from data.text.language import LanguageFacts
 from trainer.config.methods import LORA, adapter_size
@@ -23,6 +24,7 @@ from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import modules_reason
 from trainer.tuning.targets import stacked_line
 
+_MOST_CLASSES = 8  # of a line
 _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, table 3, of parameters that are trained
 
 
@@ -117,8 +119,17 @@ def _method_name(tuning: TuningSection) -> str:
     return name if tuning.variant == "plain" else f"{name}, {tuning.variant}"
 
 
+def _counts(counts: Sequence[int], classes: Classes) -> str:
+    """Functions of each class that has some."""
+    if classes.are_usual:
+        return f"{counts[1]} vulnerable"
+    some = [f"{count} {name}" for name, count in zip(classes.names, counts, strict=True) if count]
+    more = f" and {len(some) - _MOST_CLASSES} more classes" if len(some) > _MOST_CLASSES else ""
+    return f"{', '.join(some[:_MOST_CLASSES]) or 'none'}{more}"
+
+
 def _data_lines(prepared: Prepared) -> Sequence[str]:
-    lines = []
+    lines, classes = list[str](), prepared.classes
     for name, split in prepared.splits.items():
         facts = split.tokens
         if isinstance(facts, LanguageFacts):
@@ -129,10 +140,10 @@ def _data_lines(prepared: Prepared) -> Sequence[str]:
             )
             continue
         lines.append(
-            f"  {name:9}  {facts.num_functions} functions, {facts.num_positive} vulnerable; tokens"
-            f" mean {facts.tokens_mean:.0f}, median {facts.tokens_median:.0f},"
-            f" max {facts.tokens_max}; {facts.num_long} long ({facts.long_positive} vulnerable):"
-            f" {facts.policy}"
+            f"  {name:9}  {facts.num_functions} functions, {_counts(facts.class_counts, classes)};"
+            f" tokens mean {facts.tokens_mean:.0f}, median {facts.tokens_median:.0f},"
+            f" max {facts.tokens_max}; {facts.num_long} long"
+            f" ({_counts(facts.long_counts, classes)}): {facts.policy}"
         )
     return lines + [f"  data       {line}" for line in remark_lines(prepared)]
 

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from data.labels import Classes
 from trainer.cluster.checks import FAULT, architecture_check
 from trainer.config.sections import RunConfig
 from trainer.engine.engine import this_machine
 from trainer.errors import MachineError
 from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
-from trainer.models.load import load_base, load_quantized_base
+from trainer.models.load import VULNERABILITY, load_base, load_quantized_base
 from trainer.models.proof import Settings
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
@@ -44,7 +45,7 @@ def resolve_here(config: RunConfig, device: torch.device, world_size: int = 1) -
     return recipe
 
 
-def write_random_base(config: RunConfig) -> None:
+def write_random_base(config: RunConfig, classes: Classes = VULNERABILITY) -> None:
     """Keep a base of random weights in the run folder: the adapter needs it, and QLoRA reads it."""
     folder = config.output_dir / BASE
     if not config.model.config:
@@ -53,10 +54,10 @@ def write_random_base(config: RunConfig) -> None:
         verify(folder, "remove it, and the same command draws it again from run.seed")
         return
     with built(folder) as building:
-        save_base(load_base(config), building)
+        save_base(load_base(config, classes), building)
 
 
-def build_model(config: RunConfig) -> PackedModel:
+def build_model(config: RunConfig, classes: Classes = VULNERABILITY) -> PackedModel:
     """Base, adapters and head of a settled recipe, trained parameters in the run's precision.
 
     On the CPU, except a quantised base on a GPU. Random weights to quantise are in the run folder.
@@ -64,7 +65,7 @@ def build_model(config: RunConfig) -> PackedModel:
     Raises:
         ModelError: The base does not load or the adapters do not fit it.
     """
-    base = _load(config)
+    base = _load(config, classes)
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
     tuned = METHODS[config.tuning.method](base, config.tuning)
@@ -96,8 +97,9 @@ def proof_settings(recipe: Resolved) -> Settings:
     )
 
 
-def _load(config: RunConfig) -> "PreTrainedModel":
+def _load(config: RunConfig, classes: Classes) -> "PreTrainedModel":
     if config.tuning.base_quant_type is None:
-        return load_base(config)
+        return load_base(config, classes)
     source = Path(config.model.path or config.output_dir / BASE)
-    return load_quantized_base(config, source, base_digest(config.model, config.run.seed))
+    digest = base_digest(config.model, config.run.seed)
+    return load_quantized_base(config, source, digest, classes)

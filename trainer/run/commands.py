@@ -13,7 +13,6 @@ from data.errors import DataError, json_object, parsing
 from data.prepared.prepare import Prepared, Split, read_split, remembered, sources_digest
 from data.readers import locate, named_files
 from data.text.escaping import escaped
-from data.text.tokenizer import CodeTokenizer
 from trainer.config.recipe import MOVABLE, load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, ModelError
@@ -101,7 +100,7 @@ def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ())
     check_model_files(config, prepared.tokenizer.vocab_size)
     not_measured = ""
     try:
-        prepared = replace(prepared, splits={"valid": _valid(config, prepared.tokenizer)})
+        prepared = replace(prepared, splits={"valid": _valid(config, prepared)})
     except DataError as error:
         if _names_data(overrides):
             raise
@@ -140,12 +139,15 @@ def _moves(config: RunConfig, drift: Mapping[str, Any]) -> str:
     )
 
 
-def _valid(config: RunConfig, tokenizer: CodeTokenizer) -> Split:
+def _valid(config: RunConfig, remembered: Prepared) -> Split:
     """The validation split alone; it can be a part of train."""
     paths = locate(config.data, "valid", language=config.is_language)
     if not paths:
         return prepare_run(config).splits["valid"]
-    return read_split(paths, "valid", config.data, tokenizer, language=config.is_language)[0]
+    return read_split(
+        paths, "valid", config.data, remembered.tokenizer,
+        language=config.is_language, classes=remembered.classes,
+    )[0]  # fmt: skip
 
 
 def _remembered(config: RunConfig) -> Prepared:
@@ -155,7 +157,7 @@ def _remembered(config: RunConfig) -> Prepared:
     facts = json_object(path, ModelError, _COPY)
     with parsing(f"{path} cannot be used", ModelError, _COPY):
         found = remembered(facts, config.data, config.tokenizer_folder, language=language)
-        if not (facts["splits"]["train"]["kinds"] if language else 0 < found.prior < 1):
+        if not (facts["splits"]["train"]["kinds"] if language else found.prior_C.all()):
             raise ValueError("its counts are not those of a training split")
     return found
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from data.batches.loader import TrainLoader
 from data.batches.order import steps_for
 from data.batches.packing import one_per_row, pack
 from data.kinds import KINDS
+from data.labels import OTHER, Classes
 from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import decoded, difference
 from data.readers.reading import listed
@@ -22,6 +24,7 @@ from data.text.tokenization import TokenFacts
 from trainer.config.sections import RunConfig
 from trainer.run.preparation import print_lines, training_loader
 
+_MOST_CLASSES = 20  # rows of the table
 _PASSED_OVER = {
     "num_bad": "bad rows passed over (data.max_bad_rows)",
     "num_empty_dropped": "blank {unit} dropped",
@@ -126,6 +129,11 @@ def remark_lines(prepared: Prepared) -> list[str]:
         lines += [f"{name}: {sentence}" for sentence in facts["warnings"]]
         if facts["ignored_fields"]:
             lines.append(f"{name}: columns not read: {', '.join(facts['ignored_fields'])}")
+    if merged := prepared.classes.merged:
+        lines.append(
+            f"data.min_class_size: the class {OTHER!r} holds {len(merged):,} rare labels of"
+            f" {sum(merged.values()):,} training functions: {listed(merged)}"
+        )
     sharing = prepared.sharing
     if train := prepared.splits.get("train"):
         texts = decoded(prepared.tokenizer, train.examples.tokens, train.examples.starts)
@@ -144,8 +152,9 @@ def remark_lines(prepared: Prepared) -> list[str]:
             lines.append(f"near duplicates: {division['near_duplicates']}")
     for name in prepared.splits:
         if sharing.contradictory[name]:
+            different = "both" if prepared.classes.is_binary else "different"
             lines.append(
-                f"{name}: {sharing.contradictory[name]:,} functions have both labels there"
+                f"{name}: {sharing.contradictory[name]:,} functions have {different} labels there"
             )
         if sharing.duplicates[name]:
             lines.append(f"{name}: {sharing.duplicates[name]:,} {unit} repeat an earlier one")
@@ -201,7 +210,9 @@ def example_lines(prepared: Prepared, limit: int, *, brackets: bool = False) -> 
         place = slice(examples.starts[example], examples.starts[example + 1])
         tokens = np.asarray(examples.tokens[place], np.int32)
         mask = np.zeros(len(tokens), np.bool_)
-        what = f"target {examples.label_E[example]}, read at the last token"
+        target, classes = int(examples.label_E[example]), prepared.classes
+        shown_target = f"target {target if classes.are_usual else classes.text(target)}"
+        what = f"{shown_target}, read at the last token"
         if examples.supervised is not None:
             mask = np.asarray(examples.supervised[place])
             what = f"{int(examples.count_E[example])} targets"
@@ -230,20 +241,31 @@ def _split_facts(config: RunConfig, prepared: Prepared, name: str) -> dict[str, 
     if isinstance(facts, LanguageFacts):
         of_kind = _language_facts(facts, unit)
     else:
-        of_kind = _code_facts(facts)
+        of_kind = _code_facts(facts, prepared.classes)
     return of_kind | {f"rows of {length}": f"{num_rows:,}", "fill": f"{fill:.2%}"}
 
 
-def _code_facts(facts: TokenFacts) -> dict[str, str]:
+def _code_facts(facts: TokenFacts, classes: Classes) -> dict[str, str]:
+    shown = list(zip(classes.names, facts.class_counts, strict=True))[:_MOST_CLASSES]
+    counts = {
+        escape(escaped(name)): f"{count:,} ({count / facts.num_functions:.1%})"
+        for name, count in (shown[1:] if classes.are_usual else shown)
+    }
+    more = len(classes.names) - len(shown)
+    long, oversized = f"{facts.num_long:,}", f"{facts.num_oversized:,}"
+    if classes.are_usual:
+        long += f" ({facts.long_counts[1]:,} vulnerable)"
+        oversized += f" ({facts.oversized_counts[1]:,} vulnerable)"
     return {
         "functions": f"{facts.num_functions:,}",
-        "vulnerable": f"{facts.num_positive:,} ({facts.num_positive / facts.num_functions:.1%})",
+        **counts,
+        **({"more classes": f"{more:,}"} if more else {}),
         "tokens mean": f"{facts.tokens_mean:.1f}",
         "tokens median": f"{facts.tokens_median:.0f}",
         "tokens p90": f"{facts.tokens_p90:.0f}",
         "tokens max": f"{facts.tokens_max:,}",
-        f"long ({facts.policy})": f"{facts.num_long:,} ({facts.long_positive:,} vulnerable)",
-        "oversized (dropped)": f"{facts.num_oversized:,} ({facts.oversized_positive:,} vulnerable)",
+        f"long ({facts.policy})": long,
+        "oversized (dropped)": oversized,
         "pieces in rows": f"{facts.num_examples:,}",
     }
 

@@ -20,6 +20,7 @@ from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.errors import ConfigError
+from trainer.evaluation.measures import best_value
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
 from trainer.models.proof import use
@@ -65,7 +66,7 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
         for name, layer in quantized_layers(trained).items()
     }
     del trained
-    merged = trained_model(_plain(settled), best)
+    merged = trained_model(_plain(settled), best, prepared.classes)
     if onto == "dequantized":
         _take_weights(merged, decoded)
     merged.model.merge_adapter()
@@ -74,7 +75,9 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     merge: dict[str, Any] = {"onto": onto if decoded else "full"}
     if valid is not None and before_SC is not None:
         merge |= _drift(before_SC, _logits(merged, config, valid, alone))
-    facts = adapter_facts(config, prepared, TrainState.of(best.trainer["state"]))
+    state = TrainState.of(best.trainer["state"])
+    value = best_value(config.task.name, prepared.classes, state.best_score)
+    facts = adapter_facts(config, prepared, state, value)
     _write(merged, config, output, facts | {"merge": merge})
     return merge
 
@@ -100,10 +103,11 @@ def _plain(config: RunConfig) -> RunConfig:
 
 
 def _logits(model: PackedModel, config: RunConfig, examples: ExampleSet, alone: Ranks) -> Tensor:
-    """fp32 logits (S, 2) of the first functions of a split, or nll and margin of its targets."""
+    """fp32 logits (S, C) of the first functions of a split, or nll and margin of its targets."""
     batches = split_batches(examples, config.data, config.optim.micro_batch_size, alone)
     scored = outputs(model, islice(batches, _MOST_BATCHES))
-    return torch.cat([scores[:, :2].float().cpu() for _, scores in scored])
+    kept = 2 if config.is_language else None
+    return torch.cat([scores[:, :kept].float().cpu() for _, scores in scored])
 
 
 def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data.prepared.prepare import Prepared, open_splits, prepare
+from data.readers.reading import listed
 from data.text.escaping import print_text
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
@@ -23,11 +24,12 @@ def prepare_run(config: RunConfig) -> Prepared:
 
     Raises:
         DataError: They cannot be used.
+        ConfigError: loss.alpha does not fit their classes.
         ModelError: model.path is an adapter.
     """
     refuse_adapter(config.model)
     with _shown_progress("records" if config.is_language else "functions") as progress:
-        return prepare(
+        prepared = prepare(
             config.data,
             config.tokenizer_folder,
             language=config.is_language,
@@ -35,6 +37,13 @@ def prepare_run(config: RunConfig) -> Prepared:
             class_weights=config.loss.class_weights,
             progress=progress,
         )
+    names, alpha = prepared.classes.names, config.loss.alpha
+    if alpha is not None and len(alpha) != len(names):
+        raise ConfigError(
+            f"loss.alpha has {len(alpha)} weights; give one for each of the {len(names)} classes,"
+            f" in this order: {listed(names)}"
+        )
+    return prepared
 
 
 def training_loader(

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from data.labels import Classes
 from data.prepared.prepare import Prepared, read_split
 from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import MachineError, ModelError
-from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
@@ -48,8 +49,9 @@ def evaluate_files(
         split, digest = prepared.splits[name], prepared.digests[name]
     else:
         split, one = read_split(
-            paths, name, config.data, prepared.tokenizer, language=config.is_language
-        )
+            paths, name, config.data, prepared.tokenizer,
+            language=config.is_language, classes=prepared.classes,
+        )  # fmt: skip
         digest = one["sha256"]
     best, settled, model, alone = best_model(config, prepared, split.examples)
     state = best.trainer["state"]
@@ -58,7 +60,9 @@ def evaluate_files(
     if left_out:
         print_lines([left_out])
         facts["left_out"] = left_out
-    evaluation = EVALUATIONS[config.task.name](config, prepared, alone, model, None)
+    evaluation = evaluation_of(config.task.name, prepared.classes)(
+        config, prepared, alone, model, None
+    )
     report = evaluation.test(split, name, state["threshold"], facts)()
     print_report(report)
     return report
@@ -85,7 +89,7 @@ def best_model(
     print_lines([f"  device     {device.type} x 1", *_unseen(device)])
     recipe = resolve_here(config, device)
     alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
-    model = trained_model(recipe.config, best).to(device).eval()
+    model = trained_model(recipe.config, best, prepared.classes).to(device).eval()
     if examples is not None:
         choose_strategy(model, model, examples, proof_settings(recipe), device)
     return best, recipe.config, model, alone
@@ -101,9 +105,9 @@ def _unseen(device: torch.device) -> list[str]:
     return []
 
 
-def trained_model(config: RunConfig, checkpoint: Checkpoint) -> PackedModel:
+def trained_model(config: RunConfig, checkpoint: Checkpoint, classes: Classes) -> PackedModel:
     """The model of a settled recipe with a checkpoint's weights, in the engine's dtypes."""
-    model, tensors = build_model(config), checkpoint.tensors()
+    model, tensors = build_model(config, classes), checkpoint.tensors()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:  # the frozen base keeps its own dtype
             parameter.data = tensors[name].to(DTYPES[config.engine.precision])

@@ -18,6 +18,7 @@ from trainer.engine.state import (
     state_shapes,
 )
 from trainer.errors import MachineError
+from trainer.evaluation.measures import best_value
 from trainer.evaluation.scoring import Evaluation
 from trainer.losses.tasks import Task
 from trainer.models.heads import PackedModel
@@ -151,7 +152,8 @@ class Session:
             if not run.ranks.is_main:
                 return None
             adapter = config.output_dir / ADAPTER
-            facts = adapter_facts(config, self.prepared, self.state)
+            best = best_value(config.task.name, self.prepared.classes, self.state.best_score)
+            facts = adapter_facts(config, self.prepared, self.state, best)
             save_adapter(self.model.model, weights, adapter, facts, config)
             return write_report()
 

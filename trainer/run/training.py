@@ -17,7 +17,7 @@ from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config.sections import OptimSection, RunConfig
 from trainer.engine.engine import build_engine, deepspeed_config
 from trainer.errors import ConfigError, MachineError, MemoryExceededError, StoppedError
-from trainer.evaluation.evaluation import EVALUATIONS
+from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
 from trainer.generation.prompts import run_prompts
 from trainer.losses.tasks import TASKS
@@ -170,8 +170,9 @@ def _build(
         )
     loader = build_loader(config, prepared, ranks, checkpoint)
     total_steps = max(state.step, _total_steps(config.optim, loader))
-    agreed(ranks, lambda: write_random_base(recipe.config) if ranks.is_main else None)
-    model = agreed(ranks, lambda: build_model(recipe.config))
+    classes = prepared.classes
+    agreed(ranks, lambda: write_random_base(recipe.config, classes) if ranks.is_main else None)
+    model = agreed(ranks, lambda: build_model(recipe.config, classes))
     if initial is not None:
         agreed(ranks, lambda: take_adapter(model.model, initial))
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -191,9 +192,11 @@ def _build(
         log.say(*banner_lines(recipe, ranks, model, prepared, loader, total_steps))
     engine = build_engine(model, config, settings)
     detach_modulator = config.replication.detach_modulator
-    task = TASKS[config.task.name](config.loss, ranks.device, detach_modulator)
+    task = TASKS[config.task.name](config.loss, ranks.device, detach_modulator, loader.examples)
     run = Run(config, ranks, engine, task, loader, total_steps, log)
-    evaluation = EVALUATIONS[config.task.name](config, prepared, ranks, engine, log)
+    evaluation = evaluation_of(config.task.name, prepared.classes)(
+        config, prepared, ranks, engine, log
+    )
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
     _choose_strategy(session)
     if log is not None:

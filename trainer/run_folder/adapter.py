@@ -19,7 +19,6 @@ from trainer.architectures.classes import head_modules
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config, text_values
-from trainer.models.load import CLASSES
 from trainer.run_folder.folder import built, write_json
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.peft_layers import add_frozen_head
@@ -121,28 +120,31 @@ def _pad_id(folder: Path) -> int | None:
     return found
 
 
-def adapter_facts(config: RunConfig, prepared: Prepared, state: TrainState) -> dict[str, Any]:
+def adapter_facts(
+    config: RunConfig, prepared: Prepared, state: TrainState, best: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of focaltune.json: what a user of the adapter needs for the same scores.
 
-    `state` is that of the best validation.
+    `state` is that of the best validation, and `best` what it measured.
     """
-    tuning, data = config.tuning, config.data
+    tuning, data, classes = config.tuning, config.data, prepared.classes
     quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}
     task_facts: dict[str, Any] = {
-        "classes": list(CLASSES),
+        "classes": list(classes.names),
+        "problem_type": classes.problem_type,
         "normalize_whitespace": data.normalize_whitespace,
-        "threshold": state.threshold,
-        "valid_roc_auc": state.best_score,
     }
+    if classes.is_binary or classes.sets is not None:
+        task_facts["threshold"] = state.threshold
     if config.is_language:
         task_facts = {
             "template": data.template,
             "kinds": prepared.facts["splits"]["train"]["kinds"],
-            "valid_loss": None if state.best_score is None else -state.best_score,
         }
     return {
         "task": config.task.name,
         **task_facts,
+        **best,
         "begin_token": prepared.tokenizer.begin_token,
         "end_token": prepared.tokenizer.end_token,
         "seq_length": data.seq_length,

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, write_rows
 
@@ -13,8 +14,8 @@ from data.prepared.splits import (
     SplitFacts,
     SplitKeys,
     compare_splits,
+    refuse_absent_class,
     refuse_leaks,
-    refuse_one_class,
 )
 from data.readers import read_records
 from data.records import CodeSample
@@ -159,8 +160,8 @@ def test_the_weaknesses_of_a_split_are_counted_by_class_the_most_frequent_first(
 
 def test_one_class_is_refused_with_the_class():
     with pytest.raises(DataError, match=r"train: all 3 functions have target 1; need both"):
-        refuse_one_class([1, 1, 1], "train")
-    refuse_one_class([0, 1, 1], "train")
+        refuse_absent_class(np.array([1, 1, 1]), "train")
+    refuse_absent_class(np.array([0, 1, 1]), "train")
 
 
 def test_an_allowed_leak_is_recorded_in_the_facts_of_the_run(tmp_path, tiny_model):

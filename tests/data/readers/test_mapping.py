@@ -60,10 +60,13 @@ def test_33_numbers_and_booleans_are_mapped_by_their_json_text(tmp_path):
         refused(write(path, [{"code": "a", "target": target}]), ["data.labels"], labels=LABELS)
 
 
-def test_31_a_label_can_only_become_0_or_1(tmp_path):
+@pytest.mark.parametrize("labels", [{"x": 2, "y": 1}, {"x": -1, "y": 0}, {"x": "a", "y": 0}])
+def test_31_a_label_becomes_a_class_id_and_none_is_left_out(tmp_path, labels):
     path = write(tmp_path / "train.jsonl", [{"code": "a", "target": "x"}])
-    with pytest.raises(DataError, match=r"data\.labels: {'x': 2} must become 0"):
-        read(path, labels={"x": 2, "y": 1})
+    with pytest.raises(
+        DataError, match=r"must become the class ids 0, 1, \.\.\. with none left out"
+    ):
+        read(path, labels=labels)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

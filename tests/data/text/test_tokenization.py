@@ -105,9 +105,9 @@ def test_the_counts_of_a_split_by_hand():
     config = DataConfig(seq_length=10, long_functions="drop")
     facts = token_facts(lengths, np.array([1, 0, 1, 1, 1], np.int8), 3, config, num_added=1)
     assert asdict(facts) == {
-        "num_functions": 5, "num_positive": 4, "tokens_mean": 23 / 4, "tokens_median": 6.5,
-        "tokens_p90": pytest.approx(9.7), "tokens_max": 10, "num_long": 1, "long_positive": 1,
-        "num_oversized": 1, "oversized_positive": 1, "policy": "drop", "num_examples": 3,
+        "num_functions": 5, "class_counts": [1, 4], "tokens_mean": 23 / 4, "tokens_median": 6.5,
+        "tokens_p90": pytest.approx(9.7), "tokens_max": 10, "num_long": 1, "long_counts": [0, 1],
+        "num_oversized": 1, "oversized_counts": [0, 1], "policy": "drop", "num_examples": 3,
     }  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def test_28_a_function_above_the_cap_is_dropped_before_it_is_tokenised_and_count
     samples = functions(5, 6, 4)  # 2 n - 1 bytes: 9, 11 and 7; the second is vulnerable
     examples, facts = tokenized(samples, words, config)
     assert examples.record_E.tolist() == [0, 2]
-    assert (facts.num_oversized, facts.oversized_positive, facts.tokens_max) == (1, 1, 5)
+    assert (facts.num_oversized, facts.oversized_counts, facts.tokens_max) == (1, [0, 1], 5)
     umlauts = [CodeSample("0", "\u00e9" * 5, 1, "train:0")]  # five characters in ten bytes
     assert tokenized(umlauts, words, config)[1].num_oversized == 1
 
@@ -249,8 +249,8 @@ def test_facts_count_the_words_of_the_code_by_hand(words):
     _, facts = tokenized(functions(2, 4, 6, 20), words, config)
     assert (facts.tokens_mean, facts.tokens_median, facts.tokens_max) == (8.0, 5.0, 20)
     assert facts.tokens_p90 == pytest.approx(6 + 0.7 * 14)  # place 0.9 x 3 = 2.7 of the sorted four
-    assert (facts.num_functions, facts.num_positive) == (4, 2)
-    assert (facts.num_long, facts.long_positive) == (1, 1)
+    assert (facts.num_functions, facts.class_counts) == (4, [2, 2])
+    assert (facts.num_long, facts.long_counts) == (1, [0, 1])
     assert (facts.num_examples, facts.policy) == (3, "drop")
 
 
@@ -302,7 +302,7 @@ def test_the_real_archive_has_the_counts_and_token_lengths_that_are_known_of_it(
     for split in ("train", "valid", "test"):
         samples = list(read_records(ARCHIVE, split, config))
         _, facts = tokenized(samples, tokenizer, config)
-        found[split] = (facts.num_functions, facts.num_positive)
+        found[split] = (facts.num_functions, facts.class_counts[1])
         if split == "train":
             train = facts
     assert found == {"train": (810, 403), "valid": (272, 139), "test": (252, 123)}

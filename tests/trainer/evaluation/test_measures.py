@@ -12,6 +12,7 @@ from example_sets import example_set
 from sweep_cells import cells_of, write_cell
 
 from data.config import DataConfig
+from data.labels import Classes
 from trainer.evaluation.functions.evaluation import FunctionEvaluation
 from trainer.evaluation.functions.report import Prediction, write_function_report
 from trainer.evaluation.functions.scores import of_functions, score_examples
@@ -72,7 +73,9 @@ def test_a_measure_of_functions_reaches_report_and_validation(monkeypatch, tmp_p
     logged = []
     examples = example_set([[n + 1, 2] for n in range(5)])
     valid = SimpleNamespace(examples=examples, targets=LABELS)
-    prepared = SimpleNamespace(splits={"train": valid, "valid": valid}, prior=0.6)
+    prepared = SimpleNamespace(
+        splits={"train": valid, "valid": valid}, classes=Classes(), prior_C=np.array([0.4, 0.6])
+    )
     log = SimpleNamespace(validation=logged.append)
     evaluation = FunctionEvaluation(CONFIG, prepared, ranks, Scores(SCORES), log)
     auc_chosen = evaluation.validate(3)
@@ -121,6 +124,7 @@ def test_a_measure_of_tokens_reaches_report_and_sweep(monkeypatch, base, tmp_pat
 def test_a_function_scored_exactly_0_keeps_its_score_and_is_not_given_the_prior(ranks):
     examples = example_set([[1, 2], [3, 4], [5, 6]])
     batches = split_batches(examples, CONFIG.data, 2, ranks)
-    scores_E = score_examples(outputs(Scores([0.0, 0.25, 1.0]), batches), len(examples), ranks)
-    scores = of_functions(scores_E, examples, 0.7, "max")
-    assert scores.tolist() == [0.0, 0.25, 1.0]
+    found = outputs(Scores([0.0, 0.25, 1.0]), batches)
+    scores_EC = score_examples(found, len(examples), Classes(), ranks)
+    scores = of_functions(scores_EC, examples, np.array([0.3, 0.7]), "max")
+    assert scores[:, 1].tolist() == [0.0, 0.25, 1.0]

@@ -19,8 +19,9 @@ def test_windows_give_their_highest_or_mean_score_and_a_dropped_function_the_pri
     window_score, expected
 ):
     examples = WINDOWS.__class__(**{**vars(WINDOWS), "num_records": 3})
-    scores = of_functions(SCORES_E, examples, 0.25, window_score)
-    assert scores == pytest.approx([expected[0], 0.25, expected[1]])
+    scores_EC, prior_C = np.stack([1 - SCORES_E, SCORES_E], 1), np.array([0.75, 0.25])
+    scores = of_functions(scores_EC, examples, prior_C, window_score)
+    assert scores[:, 1] == pytest.approx([expected[0], 0.25, expected[1]])
     assert population(examples, compat=False).tolist() == [0, 1, 2]
     assert population(examples, compat=True).tolist() == [0, 2]
 

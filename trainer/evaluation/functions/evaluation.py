@@ -15,7 +15,12 @@ from trainer.evaluation.functions.baselines import (
     tfidf_logistic,
 )
 from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
-from trainer.evaluation.functions.report import DROPPED, Prediction, write_function_report
+from trainer.evaluation.functions.report import (
+    DROPPED,
+    SHORT_NAMES,
+    Prediction,
+    write_function_report,
+)
 from trainer.evaluation.functions.scores import of_functions, population, score_examples
 from trainer.evaluation.measures import deciding_score
 from trainer.evaluation.scoring import Evaluation, Validation
@@ -34,7 +39,7 @@ class FunctionEvaluation(Evaluation):
     def validate(self, step: int) -> Validation:
         """Score the validation split; the deciding score and the threshold of the highest F1."""
         valid = self.prepared.splits["valid"]
-        scores_N = self._score(valid)
+        scores_N = class_scores(self, valid)[:, 1]
         scored_P = population(valid.examples, self.config.replication.compat_population)
         scores_P, targets_P = scores_N[scored_P], np.array(valid.targets)[scored_P]
         threshold = best_threshold(scores_P, targets_P)
@@ -46,7 +51,7 @@ class FunctionEvaluation(Evaluation):
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; the report compares the model with the baselines."""
-        scores_N = self._score(split)
+        scores_N = class_scores(self, split)[:, 1]
 
         def write() -> dict[str, Any]:
             compat = self.config.replication.compat_population
@@ -59,22 +64,19 @@ class FunctionEvaluation(Evaluation):
                 "num_left_out": len(split.samples) - len(scored_P),
             }
             rows = predictions(split, scores_N, threshold, scored_P)
-            folder = self.config.output_dir / REPORT
-            return write_function_report(folder, name, rows, threshold, baselines, all_facts)
+            folder, classes = self.config.output_dir / REPORT, self.prepared.classes
+            names = SHORT_NAMES if classes.are_usual else classes.names
+            return write_function_report(
+                folder, name, rows, threshold, baselines, all_facts, names=names
+            )
 
         return write
-
-    def _score(self, split: Split) -> npt.NDArray[np.float64]:
-        """P(vulnerable) of every function; the prior is the share in training."""
-        scores_E = score_examples(self.outputs(split), len(split.examples), self.ranks)
-        prior, windows = self.prepared.prior, self.config.eval.window_score
-        return of_functions(scores_E, split.examples, prior, windows)
 
     def _baselines(
         self, split: Split, scored_P: npt.NDArray[np.int64]
     ) -> tuple[dict[str, Baseline], int]:
         """The baselines on some functions of a split, and how many functions they learned from."""
-        constant = constant_baselines(self.prepared.prior, len(scored_P))
+        constant = constant_baselines(float(self.prepared.prior_C[1]), len(scored_P))
         if "train" not in self.prepared.splits:
             return constant, 0
         train, valid = self.prepared.splits["train"], self.prepared.splits["valid"]
@@ -85,6 +87,14 @@ class FunctionEvaluation(Evaluation):
         threshold = best_threshold(scorer(valid_codes), valid_labels)  # chosen as the model's is
         words = Baseline(scorer(_codes_and_labels(split, scored_P)[0]), threshold)
         return {TFIDF_LOGISTIC: words, **constant}, len(learned_F)
+
+
+def class_scores(evaluation: Evaluation, split: Split) -> npt.NDArray[np.float64]:
+    """Scores (N, C) of every function; those of a dropped one are the shares in training."""
+    examples, prepared = split.examples, evaluation.prepared
+    outputs = evaluation.outputs(split)
+    scores_EC = score_examples(outputs, len(examples), prepared.classes, evaluation.ranks)
+    return of_functions(scores_EC, examples, prepared.prior_C, evaluation.config.eval.window_score)
 
 
 def predictions(
@@ -119,5 +129,5 @@ def predictions(
 
 def _codes_and_labels(split: Split, places: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     # One by one: taking from the column would first join all of it in memory.
-    codes = [split.samples[place].code for place in places.tolist()]
+    codes = [split.samples[place].text for place in places.tolist()]
     return codes, [split.targets[place] for place in places.tolist()]

@@ -26,6 +26,7 @@ from trainer.evaluation.resampling import (
     weighted_roc_auc,
 )
 
+SHORT_NAMES = ("safe", "vulnerable")
 DROPPED = "dropped: scored by the prior"
 _PAGE = Path(__file__).with_name("report.md.jinja")
 
@@ -63,6 +64,7 @@ def write_function_report(
     baselines: Mapping[str, Baseline],
     facts: Mapping[str, Any],
     draws: Resampling = USUAL_DRAWS,
+    names: Sequence[str] = SHORT_NAMES,
 ) -> dict[str, Any]:
     """Measure the predictions; write <name>.json, .md, _roc.png, _pr.png and predictions.
 
@@ -76,6 +78,7 @@ def write_function_report(
             compared with the model, function by function.
         facts: What the reader needs to repeat the run: recipe, step, digests.
         draws: How the bootstrap of the intervals draws.
+        names: Of the classes 0 and 1.
 
     Returns:
         The content of <name>.json.
@@ -102,6 +105,8 @@ def write_function_report(
         "facts": dict(facts),
         "files": file_names(name, "roc", "pr", predictions=listed),
     }
+    if names != SHORT_NAMES:
+        report["classes"] = list(names)
     lines = [json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) for p in predictions]
     contents: dict[str, bytes | str] = {"predictions": "".join(f"{line}\n" for line in lines)}
     write_report(folder, report, _PAGE, {**contents, **_figures(report, predictors)})

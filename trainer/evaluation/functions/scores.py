@@ -1,50 +1,64 @@
 """Scores of a split's functions, equal for any number of ranks.
 
-E examples, N functions of the split, dropped ones included.
+E examples, N functions of the split, dropped ones included, C classes.
 """
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from data.labels import Classes
 from data.text.tokenization import ExampleSet
 from trainer.evaluation.scoring import Outputs, sum_of_ranks
 from trainer.processes.distributed import Ranks
 
 
-def score_examples(outputs: Outputs, num: int, ranks: Ranks) -> npt.NDArray[np.float64]:
-    """P(vulnerable) of every example, equal on all ranks; all ranks call this.
+def score_examples(
+    outputs: Outputs, num: int, classes: Classes, ranks: Ranks
+) -> npt.NDArray[np.float64]:
+    """Probabilities (E, C) of the classes of every example, equal on all ranks; all call this.
 
     Args:
         outputs: This rank's batches with their logits (S, C).
         num: Examples of the split.
+        classes: One of them holds, or each by itself.
         ranks: This process among all.
 
     Raises:
         DivergedError: A logit is not finite.
     """
-    scores_E = torch.zeros(num, dtype=torch.float64)
+    scores_EC = torch.zeros((num, len(classes.names)), dtype=torch.float64)
     for batch, logits_SC in outputs:
-        scores_E[batch.example_S] = logits_SC.double().softmax(1)[:, 1].cpu()
-    return sum_of_ranks(scores_E, ranks)  # one rank scores an example, it is 0 on the others
+        logits_SC = logits_SC.double()
+        chances_SC = logits_SC.softmax(1) if classes.sets is None else logits_SC.sigmoid()
+        scores_EC[batch.example_S] = chances_SC.cpu()
+    return sum_of_ranks(scores_EC, ranks)  # one rank scores an example, it is 0 on the others
 
 
 def of_functions(
-    scores_E: npt.NDArray[np.float64], examples: ExampleSet, prior: float, window_score: str
+    scores_EC: npt.NDArray[np.float64],
+    examples: ExampleSet,
+    prior_C: npt.NDArray[np.float64],
+    window_score: str,
 ) -> npt.NDArray[np.float64]:
-    """Scores of functions (N,) from the scores of their examples.
+    """Scores (N, C) of functions from the scores of their examples.
 
-    A function cut into windows has their highest or mean score (eval.window_score). A dropped
-    function has the prior, so that every function of the split has a score.
+    A function cut into windows has their mean, or with "max" the scores of the window that is least
+    of the first class (not vulnerable); where several classes can hold, the highest of each. A
+    dropped function has the prior, so that every function of the split has scores.
     """
-    scores_N = np.full(examples.num_records, -1.0)
-    if window_score == "max":
-        np.maximum.at(scores_N, examples.record_E, scores_E)
+    record_E, scores_NC = examples.record_E, np.tile(prior_C, (examples.num_records, 1))
+    if window_score == "mean":
+        shares_EC = scores_EC * examples.share_E[:, None]
+        sums_CN = [np.bincount(record_E, share_E, len(scores_NC)) for share_E in shares_EC.T]
+        scores_NC[record_E] = np.stack(sums_CN, axis=1)[record_E]
+    elif examples.members_KC is None:
+        order = np.lexsort((scores_EC[:, 1:].sum(axis=1), record_E))
+        scores_NC[record_E[order]] = scores_EC[order]  # the last of a function stays
     else:
-        sums_N = np.bincount(examples.record_E, scores_E * examples.share_E, len(scores_N))
-        scores_N[examples.record_E] = sums_N[examples.record_E]
-    scores_N[scores_N < 0] = prior
-    return scores_N
+        scores_NC[record_E] = 0.0
+        np.maximum.at(scores_NC, record_E, scores_EC)
+    return scores_NC
 
 
 def population(examples: ExampleSet, compat: bool) -> npt.NDArray[np.int64]:
