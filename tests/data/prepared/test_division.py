@@ -184,7 +184,8 @@ def test_a_published_file_without_splits_is_divided(tmp_path):
     config = DataConfig(path=str(DEVIGN), cache_dir=str(tmp_path / "c"), fields={"code": "func"})
     facts = open_splits(config, tokenizer).facts
     tokens = [facts["splits"][name]["tokens"] for name in ("train", "valid", "test")]
-    num, positive = ([t[key] for t in tokens] for key in ("num_functions", "num_positive"))
+    num = [t["num_functions"] for t in tokens]
+    positive = [t["class_counts"][1] for t in tokens]
     assert [n / sum(num) for n in num] == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
     for n, p in zip(num, positive, strict=True):
         assert p / n == pytest.approx(sum(positive) / sum(num), abs=0.02)
