@@ -11,7 +11,7 @@ class CodeSample:
     Attributes:
         id: The dataset's own identifier, or the origin where it has none.
         code: Source text, never empty.
-        target: 1 vulnerable, 0 not; of other classes see data/labels.py.
+        target: 1 vulnerable, 0 not; of other classes see data/text/labels.py.
         origin: "file:line" of the row, for messages and for the predictions file.
         cwe: Weakness class such as "CWE-89", or all of several: "CWE-79, CWE-89"; "" where unknown.
         status: Group used by loss.group_weights, such as "VULNERABLE" or "FIXED".

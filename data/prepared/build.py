@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data.config import DataConfig
-from data.labels import Classes
 from data.prepared.cache import RECORDS, SplitWriter
 from data.prepared.division import PARTS, WINDOWS, Examined, divide, sampled, window
 from data.prepared.kinds import FUNCTIONS, LANGUAGE, Building, Kind, Source
@@ -20,6 +19,7 @@ from data.prepared.splits import compare_splits, repeated_ids
 from data.prepared.table import RecordTable
 from data.readers import ReadFacts
 from data.text.chat import own_template
+from data.text.labels import Classes
 from data.text.tokenization import Pieces
 from data.text.tokenizer import CodeTokenizer
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.labels import Classes, settled
 from data.prepared.cache import RECORDS, code_lengths, open_split
 from data.prepared.splits import SplitKeys
 from data.prepared.table import RecordClass, rewrite_targets
 from data.readers import ReadFacts, read_language, read_records
 from data.records import CodeSample, Conversation, Document, RecordSource
+from data.text.labels import Classes, settled
 from data.text.language import LanguageFacts, encode_language, supervised_facts
 from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_facts
 from data.text.tokenizer import CodeTokenizer

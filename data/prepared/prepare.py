@@ -15,7 +15,6 @@ import numpy.typing as npt
 from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.kinds import KINDS
-from data.labels import Classes, class_counts
 from data.prepared.build import Progress, build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
 from data.prepared.division import shares
@@ -24,6 +23,7 @@ from data.prepared.splits import SplitFacts, refuse_absent_class, refuse_leaks
 from data.prepared.table import RecordTable
 from data.readers import SPLITS, locate, named_files, source_digest, told_apart, unread
 from data.text.chat import own_template
+from data.text.labels import Classes, class_counts
 from data.text.language import LanguageFacts
 from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
 from data.text.tokenizer import CodeTokenizer

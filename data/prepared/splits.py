@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
-from data.labels import Classes
 from data.prepared.table import RecordTable
 from data.records import CodeSample, RecordSource
+from data.text.labels import Classes
 
 GROUPS = ("commit", "project", "cve")
 _SHOWN = 2  # examples of a kind and pair that are quoted

@@ -8,6 +8,7 @@ from functools import cached_property
 from data.config import DataConfig
 from data.errors import DataError, MappingError
 from data.kinds import FUNCTION, KINDS, SIGNALS
+from data.readers.names import parsed
 from data.readers.reading import RowFault, listed
 
 FOLDER_LABELS = {"vulnerable": 1, "safe": 0}
@@ -17,6 +18,14 @@ def folder_labels(config: DataConfig) -> Mapping[str, int | str]:
     """Label folders and their classes; empty with data.labels=auto, where any name is a class."""
     labels = config.labels or FOLDER_LABELS
     return labels if isinstance(labels, dict) else {}
+
+
+def are_labels(folders: Collection[str], config: DataConfig) -> bool:
+    """Whether folders are labels; any can be one with data.labels=auto and data.format=folder."""
+    known = folder_labels(config)
+    if known:
+        return set(folders) <= known.keys()
+    return config.format == "folder" and not any(parsed(n, is_folder=True).split for n in folders)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from data.labels import OTHER, VULNERABLE, Names
 from data.readers.reading import Reading, RowFault, plain_text, refuse
+from data.text.labels import OTHER, VULNERABLE, Names
 
 _CWE = re.compile(r"CWE-?\d+", re.IGNORECASE)
 

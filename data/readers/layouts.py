@@ -10,7 +10,7 @@ from typing import Any
 from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.readers.archives import opened
-from data.readers.columns import folder_labels
+from data.readers.columns import are_labels, folder_labels
 from data.readers.folders import label_folders, record_files, refuse_irregular
 from data.readers.names import (
     SPLITS,
@@ -359,11 +359,8 @@ def _is_one(path: Path, config: DataConfig) -> bool:
     """Whether a folder is one source by what it holds, whatever the names in it."""
     if config.format != "folder" and is_saved_dataset(path):
         return True
-    found, known = label_folders(path), folder_labels(config)
-    if known:
-        return bool(found) and set(found) <= known.keys()
-    any_of_splits = any(parsed(name, is_folder=True).split for name in found)
-    return config.format == "folder" and bool(found) and not any_of_splits
+    found = label_folders(path)
+    return bool(found) and are_labels(found, config)
 
 
 def _is_label_folder(path: Path, config: DataConfig) -> bool:

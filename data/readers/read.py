@@ -11,7 +11,6 @@ from typing import Any
 from data.config import DataConfig
 from data.errors import DataError, MappingError
 from data.kinds import FUNCTION, KINDS
-from data.labels import fixed_names
 from data.readers.archives import Member, opened
 from data.readers.columns import Columns
 from data.readers.conversations import sample_conversation
@@ -34,6 +33,7 @@ from data.readers.rows import row_records
 from data.readers.streams import decompressed, is_tar, is_zip
 from data.readers.tables import dataset_rows, is_saved_dataset, parquet_rows
 from data.records import CodeSample, Conversation, Document
+from data.text.labels import fixed_names
 
 _SNIFFED_BYTES = 1 << 12
 _Test = Callable[[str], bool]  # of a member by its name

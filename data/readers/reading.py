@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from data.config import DataConfig
 from data.errors import DataError, parsing
 from data.kinds import SIGNALS
-from data.labels import MetLabels
+from data.text.labels import MetLabels
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
 _MAX_IGNORED = 1000  # columns listed as ignored

@@ -1,1 +1,1 @@
-"""Text and its tokens: tokenizer, templates, chats, whitespace. Imports data/'s root alone."""
+"""Text, labels and tokens: tokenizer, templates, chats, whitespace. Imports data/'s root alone."""

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.labels import Classes
+from data.text.labels import Classes
+from data.text.pairs import pair_shares
 from data.text.tokenizer import CodeTokenizer
 
 TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
@@ -39,7 +40,7 @@ class ExampleSet:
         tokens: All ids, begin and end tokens included, uint16 or int32, possibly a file in memory.
         starts: E + 1 offsets, int64.
         record_E: Index of the record each example came from, ascending.
-        label_E: Target of the function (data/labels.py); 0 for language.
+        label_E: Target of the function (data/text/labels.py); 0 for language.
         share_E: 1 / number of examples of the record, so that shares sum to records; 1 of texts,
             whose windows are examples of their own.
         weight_E: Weight of the function's class and group; multiplies its loss, not its count.
@@ -263,15 +264,6 @@ def _paired(first: Tokens, second: Tokens, between: Tokens, room: int, policy: s
             for ids, limit in zip((first, second), kept, strict=True)
         )
     return np.concatenate([first, between, second])
-
-
-def pair_shares(first: int, second: int, room: int) -> tuple[int, int]:
-    """Tokens that each of two texts keeps: half of the room, and what the other leaves of its half.
-
-    The first has the odd token.
-    """
-    kept = min(first, max(room - room // 2, room - second))
-    return kept, min(second, room - kept)
 
 
 def cut_records(

@@ -1,6 +1,6 @@
 """The evaluation of a task measures a model before, while and after it learns the task."""
 
-from data.labels import Classes
+from data.text.labels import Classes
 from trainer.evaluation.functions.class_evaluation import ClassEvaluation
 from trainer.evaluation.functions.evaluation import FunctionEvaluation
 from trainer.evaluation.language.evaluation import LanguageEvaluation

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.labels import Classes
+from data.text.labels import Classes
 from trainer.evaluation.resampling import (
     FloatArray,
     IntArray,

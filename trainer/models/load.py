@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from data.errors import parsing
-from data.labels import Classes
+from data.text.labels import Classes
 from trainer.architectures.classes import (
     OWN,
     ModelClass,

@@ -6,8 +6,8 @@ from typing import Any
 
 from data.batches.loader import TrainLoader
 from data.config import DataConfig
-from data.labels import Classes
 from data.prepared.prepare import Prepared
+from data.text.labels import Classes
 from data.text.language import LanguageFacts
 from trainer.config.methods import LORA, adapter_size
 from trainer.config.sections import TuningSection

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data.labels import Classes
+from data.text.labels import Classes
 from trainer.cluster.checks import FAULT, architecture_check
 from trainer.config.sections import RunConfig
 from trainer.engine.engine import this_machine

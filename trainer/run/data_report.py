@@ -14,11 +14,11 @@ from data.batches.loader import TrainLoader
 from data.batches.order import steps_for
 from data.batches.packing import one_per_row, pack
 from data.kinds import KINDS
-from data.labels import OTHER, Classes
 from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import decoded, difference
 from data.readers.reading import listed
 from data.text.escaping import escaped
+from data.text.labels import OTHER, Classes
 from data.text.language import LanguageFacts, show_example
 from data.text.tokenization import TokenFacts
 from trainer.config.sections import RunConfig

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from data.labels import Classes
 from data.prepared.prepare import Prepared, read_split
+from data.text.labels import Classes
 from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import MachineError, ModelError

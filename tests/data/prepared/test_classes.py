@@ -12,9 +12,10 @@ from data.batches.batch import collate
 from data.batches.loader import Batching, TrainLoader
 from data.config import DataConfig
 from data.errors import DataError
-from data.labels import Classes
 from data.prepared.prepare import Prepared, open_splits, prepare, read_split
-from data.text.tokenization import encode_functions, pair_shares
+from data.text.labels import Classes
+from data.text.pairs import pair_shares
+from data.text.tokenization import encode_functions
 from data.text.tokenizer import CodeTokenizer
 
 NAMES = ["CWE-119", "safe", "CWE-79", "CWE-1004"]

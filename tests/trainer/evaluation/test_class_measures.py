@@ -5,7 +5,7 @@ import pytest
 from example_sets import example_set
 from sklearn import metrics as sk
 
-from data.labels import Classes
+from data.text.labels import Classes
 from trainer.evaluation.functions.class_evaluation import write_class_report
 from trainer.evaluation.functions.scores import of_functions
 from trainer.evaluation.measures import ClassScored, measured

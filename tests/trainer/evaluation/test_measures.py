@@ -12,7 +12,7 @@ from example_sets import example_set
 from sweep_cells import cells_of, write_cell
 
 from data.config import DataConfig
-from data.labels import Classes
+from data.text.labels import Classes
 from trainer.evaluation.functions.evaluation import FunctionEvaluation
 from trainer.evaluation.functions.report import Prediction, write_function_report
 from trainer.evaluation.functions.scores import of_functions, score_examples

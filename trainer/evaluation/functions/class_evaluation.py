@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.labels import Classes
 from data.prepared.prepare import Split
+from data.text.labels import Classes
 from trainer.evaluation.functions.baselines import PRIOR
 from trainer.evaluation.functions.evaluation import class_scores
 from trainer.evaluation.functions.report import DROPPED

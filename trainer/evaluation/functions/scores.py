@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data.labels import Classes
+from data.text.labels import Classes
 from data.text.tokenization import ExampleSet
 from trainer.evaluation.scoring import Outputs, sum_of_ranks
 from trainer.processes.distributed import Ranks
