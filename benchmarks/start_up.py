@@ -30,8 +30,13 @@ GOALS = {"first step, classification": 5.0, "first step, SFT": 5.5, "evaluate": 
 
 def cpu_seconds(command: Sequence[str], until: str = "") -> float:
     """User and system time of a Python process, to its end or until it prints a line."""
-    process = subprocess.Popen([sys.executable, "-u", *command], cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(  # the lines of a run are on stderr
+        [sys.executable, "-u", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if until and until in line:
