@@ -182,7 +182,8 @@ def test_a_special_token_written_in_a_record_of_a_fixed_template_is_text(tokeniz
         assert [n for n in tokens if n <= 1] == [0, 1]  # before the text and after the answer
         assert (tokens[0], tokens[-1], pieces.control_tokens) == (0, 1, [])
         text = tokenizer.decode(tokens).replace("▁", " ").removeprefix(BEGIN).removesuffix(END)
-        parts = [span.text for span in render(record, template, "answers")]
+        (spans,) = render(record, template, "answers")
+        parts = [span.text for span in spans]
         assert text.strip() == "".join(parts).strip()
         asked = asked_ids(said, "prompt_completion", tokenizer, config)
         assert asked == tokens[: int(np.argmax(pieces.supervised))]
