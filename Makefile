@@ -1,4 +1,5 @@
 # make quickstart   install, train the embedded default, evaluate
+# make base         pretrain the embedded base model again: 25 minutes
 # make quick        the tests that start no ranks, launchers or hosts: three minutes
 # make test         everything that needs no GPU
 # make mutants      whether a test notices one change at a time, where a wrong result is silent
@@ -21,7 +22,7 @@ KILLS ?= 200
 RANKS ?= 1 2
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart quick test mutants fuzz faults models lint format golden samples bench bench-gpu clean
+.PHONY: quickstart base quick test mutants fuzz faults models lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -37,9 +38,16 @@ quickstart: $(VENV)/.run
 	$(BIN)/python launcher/train.py recipes/quickstart.yaml
 	$(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/test_imbalanced.jsonl.gz
 	@echo
-	@echo "report       $(QUICKSTART)/report/test.md"
-	@echo "adapter      $(QUICKSTART)/adapter"
-	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(QUICKSTART)/tensorboard"
+	@echo "the report    $(QUICKSTART)/report/test.md; the adapter is $(QUICKSTART)/adapter"
+	@echo "another file  $(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/valid.jsonl.gz"
+	@echo "curves        $(BIN)/tensorboard --logdir $(QUICKSTART)/tensorboard"
+	@echo "your own data $(BIN)/python launcher/train.py recipes/quickstart.yaml \\"
+	@echo "                  data.path=MY_DATA run.output_dir=runs/mine     (docs/functions.md)"
+
+base: $(VENV)/.run
+	$(BIN)/python data/samples/base.py corpus runs/base_corpus
+	OMP_NUM_THREADS=1 $(BIN)/python launcher/train.py recipes/base.yaml
+	$(BIN)/python data/samples/base.py weights runs/base/adapter/model.safetensors
 
 # Files side by side, in the order of tests/conftest.py; but for those that bound times or hold a GPU.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

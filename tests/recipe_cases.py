@@ -17,7 +17,7 @@ LANGUAGE = sorted([*RECIPES.glob("instruction/*.yaml"), *RECIPES.glob("domain/*.
 PUBLISHED_SETS = sorted(RECIPES.glob("vulnerability/*.yaml"))
 RECORDS = {  # by the first word of a recipe's name
     "alpaca": "alpaca", "astraios": "prompt_completion", "sft": "chat", "gpt2": "text",
-    "instruction": "alpaca",
+    "instruction": "alpaca", "base": "text",
 }  # fmt: skip
 CHAT = ("<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (  # as Qwen's: a marker before and after every turn

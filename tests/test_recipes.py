@@ -33,7 +33,7 @@ FUNCTIONS = sorted(
     RECIPES / f"{name}.yaml" for name in ("quickstart", "vuln_java_lora", "own_functions_lora")
 )
 FUNCTIONS += sorted({kind(path): path for path in REPLICATION}.values())
-TALKS = [RECIPES / "instruction_sample.yaml"]
+TALKS = [RECIPES / "base.yaml", RECIPES / "instruction_sample.yaml"]
 TALKS += sorted({kind(path): path for path in reversed(LANGUAGE)}.values())
 PLANNED = [*REPLICATION, *LANGUAGE]
 SHARED = REPOSITORY.parent / "shared" / "data"

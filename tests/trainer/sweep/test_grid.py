@@ -126,7 +126,7 @@ def test_a_cell_of_another_base_or_other_data_is_not_finished_wherever_these_lie
             shutil.copy(SAMPLES / f"{split}.jsonl.gz", tmp_path / name)
     shutil.copy(SAMPLES / "valid.jsonl.gz", tmp_path / "other" / "test.jsonl.gz")
     config = places["b"] / "config.json"
-    config.write_text(config.read_text().replace('"n_layer": 2', '"n_layer": 3'))
+    config.write_text(config.read_text().replace('"n_layer": 4', '"n_layer": 3'))
     (places["c"] / "chat_template.jinja").write_text("{{ messages[0].content }}")
 
     def cell(model: str, data: str) -> Cell:

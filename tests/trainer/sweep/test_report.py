@@ -31,7 +31,7 @@ def finished(base, tmp_path):
     """Ten cells of two seeds each, the second seed 0.01 worse."""
     large = tmp_path / "large.json"
     text = (SAMPLES / "model" / "config.json").read_text()
-    large.write_text(text.replace('"n_layer": 2', '"n_layer": 8'))
+    large.write_text(text.replace('"n_layer": 4', '"n_layer": 8'))
     (tmp_path / "tokenizer.json").write_bytes((SAMPLES / "model" / "tokenizer.json").read_bytes())
     models = (f"large={large}", f"small={SAMPLES / 'model'}")
     _, cells = cells_of(base, tmp_path / "grid", METHODS, models, 2)
