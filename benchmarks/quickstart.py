@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test", "test_imbalanced")
 
 
-def run(folder: Path, seed: int, kernels: str, threads: int, overrides: list[str]) -> None:
+def run(folder: Path, seed: int, kernels: str, threads: int) -> None:
     """Train and evaluate; what they used is kept in cost.json."""
     chosen = {"ATEN_CPU_CAPABILITY": kernels, "OMP_NUM_THREADS": str(threads)}
-    keys = [f"run.output_dir={folder}", f"run.seed={seed}", "log.progress=false", *overrides]
+    keys = [f"run.output_dir={folder}", f"run.seed={seed}", "log.progress=false"]
     commands = (
         ["launcher/train.py", "recipes/quickstart.yaml", *keys],
         ["launcher/evaluate.py", str(folder), "data/samples/test_imbalanced.jsonl.gz"],
@@ -61,14 +61,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--kernels", nargs="+", default=["default", "avx2", "avx512"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    given, overrides = parser.parse_known_args()
+    given = parser.parse_args()
     heads = [f"{test}: ROC AUC | above word counts | called vulnerable" for test in TESTS]
     print("| seed | kernels | threads |", " | ".join(heads), "| seconds | CPU seconds |")
     print("|" + "---|" * (3 + 3 * len(TESTS) + 2))
     for kernels, threads, seed in product(given.kernels, given.threads, given.seeds):
         folder = given.out / f"{kernels}-{threads}-{seed}"
         if not (folder / "cost.json").exists():
-            run(folder, seed, kernels, threads, overrides)
+            run(folder, seed, kernels, threads)
         reports = [json.loads((folder / "report" / f"{test}.json").read_text()) for test in TESTS]
         cost = json.loads((folder / "cost.json").read_text())
         cells = " | ".join(cell(report) for report in reports)
