@@ -52,8 +52,8 @@ def train(name: str, folder: Path, steps: int) -> dict[str, Any]:
     """Train with one method; its losses, measured weights and time of a step."""
     run = folder / name.replace(", ", "-").replace(" ", "-")
     keys = [
-        f"run.output_dir={run}", f"model.config={folder / 'model'}", f"data.path={folder / 'data'}",
-        f"data.cache_dir={folder / 'cache'}", "data.seq_length=512", "tuning.modules_to_save=[]",
+        f"run.output_dir={run}", "model.path=null", f"model.config={folder / 'model'}",
+        f"data.path={folder / 'data'}", f"data.cache_dir={folder / 'cache'}", "data.seq_length=512",
         "optim.epochs=null", f"optim.max_steps={steps}", "optim.warmup_steps=5", "optim.lr=2e-4",
         "optim.schedule=constant", "optim.max_grad_norm=1", "optim.global_batch_size=8",
         "optim.micro_batch_size=1", "eval.interval=never", "save.interval=1000", "log.interval=1",
@@ -102,7 +102,7 @@ def start_seconds(folder: Path) -> dict[str, float]:
     base = write_model(folder / "started", STARTED)
     keys = [
         f"run.output_dir={folder / 'start'}", f"model.config={base}", "tuning.method=qlora",
-        "tuning.modules_to_save=[]",
+        "model.path=null",
     ]  # fmt: skip
     cache = folder / "quantized"
     config = load_run_config(QUICKSTART, keys)

@@ -37,9 +37,9 @@ def overrides_of(model: Path, folder: Path, keys: str) -> list[str]:
     """The quickstart recipe, with adapters alone, on a model; instructions for a language task."""
     language = [f"data.path={SAMPLES / 'instructions'}"] if "task.name=instruction" in keys else []
     return [
-        f"model.config={model}", f"data.cache_dir={folder / 'cache'}",
+        "model.path=null", f"model.config={model}", f"data.cache_dir={folder / 'cache'}",
         f"run.output_dir={folder / 'run'}", "optim.global_batch_size=8",
-        "optim.micro_batch_size=1", "tuning.modules_to_save=[]", "optim.warmup_steps=0",
+        "optim.micro_batch_size=1", "optim.warmup_steps=0",
         *language, *keys.split(),
     ]  # fmt: skip
 

@@ -70,8 +70,8 @@ def lines_of(
         machine = Machine(device, gpus, max(1, gpus // GPUS_A_NODE))
         config = load_run_config(
             REPOSITORY / "recipes" / "quickstart.yaml",
-            [f"model.config={folder}", f"data.seq_length={TOKENS}", "tuning.lora_r=16",
-             "tuning.modules_to_save=[]", "model.gradient_checkpointing=true",
+            ["model.path=null", f"model.config={folder}", f"data.seq_length={TOKENS}",
+             "tuning.lora_r=16", "model.gradient_checkpointing=true",
              "optim.batch_unit=rows", f"optim.global_batch_size={ROWS}",
              "optim.micro_batch_size=1", f"engine.preset={preset_family(machine)}_{stage}"],
         )  # fmt: skip

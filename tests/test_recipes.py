@@ -69,7 +69,7 @@ def test_language_recipe_is_short_and_takes_three_steps(recipe, tiny_model, tmp_
     overrides = ["eval.prompts=[hello]", *write_records(tmp_path / "data", records)]
     if recipe in LANGUAGE:
         tiny_model = write_model(tmp_path / "model", shape_file(recipe))
-    overrides.append(f"model.config={tiny_model}")
+    overrides += ["model.path=null", f"model.config={tiny_model}"]
     check_three_steps(recipe, [*overrides, *THREE_STEPS], tmp_path)
     facts = json.loads((tmp_path / "run" / "data.json").read_text())
     assert facts["splits"]["train"]["kinds"] == [records]

@@ -35,7 +35,7 @@ def train(
         f"optim.max_steps={STEPS}", "optim.warmup_steps=0", "data.seq_length=64",
         "eval.interval=never", "log.interval=1", "optim.batch_unit=rows",
         f"optim.global_batch_size={2 * slots * len(names)}", "optim.micro_batch_size=1",
-        f"model.config={model}", "tuning.modules_to_save=[]", *keys,
+        "model.path=null", f"model.config={model}", *keys,
     ]  # fmt: skip
     finished: dict[int, float] = {}
     memory = 0.0

@@ -132,10 +132,10 @@ def test_a_recipe_that_cannot_run_on_one_node_is_told(two_hosts):
     """The model's folder is on node0 alone."""
     two_hosts.run("node0", ["cp", "-r", REPOSITORY / "data" / "samples" / "model", "/root/model"])
     recipe = REPOSITORY / "recipes" / "quickstart.yaml"
-    code, printed, _ = doctor(two_hosts, recipe, "model.config=/root/model")
+    code, printed, _ = doctor(two_hosts, recipe, "model.path=/root/model")
     assert code == 5, printed
     assert "node1" in row(printed, "recipe")
-    assert "model.config: /root/model does not exist" in row(printed, "recipe")
+    assert "model.path: /root/model does not exist" in row(printed, "recipe")
 
 
 def test_110_a_port_in_use_on_the_master_is_told(two_hosts):

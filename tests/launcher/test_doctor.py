@@ -49,7 +49,7 @@ def test_a_wrong_hostfile_ends_with_2(content, said, tmp_path, capsys, monkeypat
 
 
 def test_a_recipe_that_cannot_run_here_is_a_fault(tmp_path, capsys):
-    assert main([RECIPE, f"model.config={tmp_path / 'none'}"]) == 5
+    assert main([RECIPE, f"model.path={tmp_path / 'none'}"]) == 5
     printed = capsys.readouterr()
     assert "the recipe cannot run here" in printed.out
     assert "a run would fail" in printed.err
