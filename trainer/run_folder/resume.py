@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from data.prepared.prepare import Prepared
 from trainer.config.renamed import with_current_keys
 from trainer.config.sections import RunConfig
@@ -160,4 +162,5 @@ def config_changes(
 
 def _default(section: str, key: str) -> Any:
     fields: Any = RunConfig.model_fields[section].annotation
-    return fields.model_fields[key].get_default(call_default_factory=True)
+    default = fields.model_fields[key].get_default(call_default_factory=True)
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
