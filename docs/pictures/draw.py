@@ -1,6 +1,6 @@
 """Draw the pictures of the README again, from one run: docs/pictures/draw.py [RUN_FOLDER].
 
-Trains recipes/quickstart.yaml on one thread, five minutes, and draws what it printed.
+Trains recipes/quickstart.yaml on one thread, four minutes, and draws what it printed.
 """
 
 import io
