@@ -262,7 +262,7 @@ def _tokenizer(folder: Path) -> list[Path]:
 
 def _read_tokenizer(folder: Path) -> None:
     from data.records import Conversation, Turn
-    from data.text.chat import chat_spans, own_template
+    from data.text.chat import chat_examples, chat_template, own_template
     from data.text.tokenizer import CodeTokenizer
 
     tokenizer = CodeTokenizer(folder)
@@ -272,7 +272,7 @@ def _read_tokenizer(folder: Path) -> None:
     turns = (Turn("user", "Why?"), Turn("assistant", "So."))
     record = Conversation("1", turns, "a:1", "a", "chat")
     if template is not None:
-        chat_spans(record, template, special)
+        chat_examples(record, chat_template(template, special))
 
 
 @cache

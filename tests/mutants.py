@@ -88,20 +88,6 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     "data/batches/order.py": [
         ("for p in batch), default=0)", ["0 -> 1", "0 -> -1"], "without rows it is not used"),
     ],
-    "data/prepared/splits.py": [
-        (
-            "(keys.code_N[keys.target_N == target]",
-            ["keys.target_N == target -> keys.target_N != target"],
-            "what both classes share is counted",
-        ),
-    ],
-    "data/text/chat.py": [
-        (
-            "(n for n, (a, b) in enumerate(zip(whole, text,",
-            ["zip(whole, text, strict=False) -> zip(text, whole, strict=False)"],
-            "two texts differ at one place, whichever is first",
-        ),
-    ],
     "data/text/templates.py": [
         ("if span.supervised), default=0)", ["0 -> 1", "0 -> -1"], "none is supervised then"),
         ("template.question.format(instruction=users[0])", ["0 -> -1"], "there is one user turn"),

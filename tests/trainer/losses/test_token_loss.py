@@ -57,8 +57,9 @@ def test_every_stage_equals_the_formula_in_loss_and_gradient(stage, world_size, 
         for key, weight in after.items():
             moved = torch.tensor(ours["weights"][f"model.{key}"]).double() - before[key].flatten()
             exact = (weight - before[key]).flatten()
-            # fp32 against float64 through the model, and a second step that starts from the first.
-            assert float((moved - exact).norm() / exact.norm()) < 5e-5, key
+            # fp32 against float64 through the model, and a second step that starts from the first:
+            # 5.05e-5 with AVX2 kernels. A wrong divisor or mask is off by more than 1e-2.
+            assert float((moved - exact).norm() / exact.norm()) < 1e-4, key
         head = [key for key in after if "lm_head" in key or "wte" in key]
         assert len(head) == (0 if method == "lora" else 1 if is_tied else 2)
 

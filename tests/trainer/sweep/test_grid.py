@@ -54,13 +54,12 @@ def test_without_models_and_seeds_the_recipes_own_are_taken(base, tmp_path):
 
 
 def test_a_folder_with_weights_is_a_path_and_one_without_gives_random_weights(base, tmp_path):
-    weights = tmp_path / "weights"
-    weights.mkdir()
-    (weights / "model.safetensors").touch()
-    (weights / "config.json").write_bytes((SAMPLES / "model" / "config.json").read_bytes())
-    cells = expand(base, (), ("lora",), (MODEL, str(weights)))[1]
+    weights = shutil.copytree(SAMPLES / "model", tmp_path / "weights")
+    bare = shutil.copytree(SAMPLES / "model", tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    cells = expand(base, (), ("lora",), (str(bare), str(weights)))[1]
     assert [(cell.config.model.path, cell.config.model.config) for cell in cells] == [
-        (None, MODEL),
+        (None, str(bare)),
         (str(weights), None),
     ]
 

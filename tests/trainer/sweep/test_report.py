@@ -33,7 +33,8 @@ def finished(base, tmp_path):
     text = (SAMPLES / "model" / "config.json").read_text()
     large.write_text(text.replace('"n_layer": 4', '"n_layer": 8'))
     (tmp_path / "tokenizer.json").write_bytes((SAMPLES / "model" / "tokenizer.json").read_bytes())
-    models = (f"large={large}", f"small={SAMPLES / 'model'}")
+    (tmp_path / "config.json").write_text(text)
+    models = (f"large={large}", f"small={tmp_path / 'config.json'}")
     _, cells = cells_of(base, tmp_path / "grid", METHODS, models, 2)
     for cell in cells:
         losses = LARGE if cell.model == "large" else SMALL
