@@ -71,8 +71,9 @@ def command_parser(
     parser = _Parser(description=description, formatter_class=as_written, add_help=False)
     options: dict[str, Any] = {"action": _Print, "nargs": 0}
     parser.add_argument("-h", "--help", const=help_text, help="print this text", **options)
-    shown = lambda _: f"focaltune {version()}"  # noqa: E731
-    parser.add_argument("--version", const=shown, help="print the version", **options)
+    parser.add_argument(
+        "--version", const=lambda _: f"focaltune {version()}", help="print the version", **options
+    )
     return parser
 
 

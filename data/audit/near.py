@@ -47,7 +47,7 @@ class _Examined:
     split_E: IntArray
     place_E: IntArray
     digest_E: HashArray
-    target_E: npt.NDArray[np.int8]
+    target_E: npt.NDArray[np.int32]
     commit_E: HashArray
 
     def is_fix(self, one_P: IntArray, other_P: IntArray) -> BoolArray:

@@ -84,23 +84,26 @@ def _divided(
     """The part of each record of a source that several splits share, and how it was dealt."""
     if not source.held_out:
         return None, {}
-    examined, rows = Examined(config, source.held_out), ReadFacts()
-    for path in source.paths:
-        for chunk in _chunks(kind.read(path, "train", config, rows, source.name_of(path))):
-            examined.add(chunk)
-    examined.keys.relabel(rows.labels.ranks)
-    return divide(examined)
+    rows = ReadFacts()
+    files = (kind.read(path, "train", config, rows, source.name_of(path)) for path in source.paths)
+    return divide(_examined(Examined(config, source.held_out), files, rows))
 
 
 def _sampled(building: Building, kind: Kind, num: int) -> npt.NDArray[np.bool_]:
     """Which records of a split a quick try takes."""
     reader = replace(building, rows=ReadFacts())
+    files = (_records(path, reader, kind) for path in building.source.paths)
     examined = Examined(building.config, {}, shingles=None)
-    for path in building.source.paths:
-        for chunk in _chunks(_records(path, reader, kind)):
+    return sampled(_examined(examined, files, reader.rows).keys, num)
+
+
+def _examined(examined: Examined, files: Iterable[Iterator[Any]], rows: ReadFacts) -> Examined:
+    """What the records of files say, their labels numbered in an order of names alone."""
+    for records in files:
+        for chunk in _chunks(records):
             examined.add(chunk)
-    examined.keys.relabel(reader.rows.labels.ranks)
-    return sampled(examined.keys, num)
+    examined.keys.relabel(rows.labels.ranks)
+    return examined
 
 
 def _write_split(building: Building, kind: Kind, progress: Progress | None) -> None:

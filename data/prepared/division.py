@@ -96,12 +96,11 @@ def divide(examined: Examined) -> tuple[npt.NDArray[np.int8], dict[str, Any]]:
         )
     key_G = np.full(len(sizes_G), np.iinfo(np.uint64).max)
     np.minimum.at(key_G, group_N, code_N)
-    class_N = keys.target_N if len(keys.target_N) else np.zeros(len(code_N), np.int32)
     share_S = np.array([1 - sum(examined.shares.values()), *examined.shares.values()])
     if config.split.by == "time":
         part_G = _by_time(np.frombuffer(examined.times), group_N, key_G, share_S)
     else:
-        part_G = _deal(group_N, class_N, key_G, share_S)
+        part_G = _deal(group_N, _classes(keys), key_G, share_S)
     part_S = np.array([PARTS.index(name) for name in ("train", *names)], np.int8)
     largest = {"num_groups": len(sizes_G), "largest_group": int(sizes_G.max())}
     return part_S[part_G][group_N], facts | largest
@@ -109,8 +108,7 @@ def divide(examined: Examined) -> tuple[npt.NDArray[np.int8], dict[str, Any]]:
 
 def sampled(keys: SplitKeys, num: int) -> npt.NDArray[np.bool_]:
     """Which records to try: always the same, classes in their shares, at least one of each."""
-    code_N = keys.code_N
-    class_N = keys.target_N if len(keys.target_N) else np.zeros(len(code_N), np.int32)
+    code_N, class_N = keys.code_N, _classes(keys)
     rank_N = np.zeros(len(code_N))  # within the class, from 0 to 1
     for c in np.unique(class_N):
         (own,) = np.nonzero(class_N == c)
@@ -118,6 +116,11 @@ def sampled(keys: SplitKeys, num: int) -> npt.NDArray[np.bool_]:
     is_sampled_N = np.zeros(len(code_N), np.bool_)
     is_sampled_N[np.lexsort((code_N, rank_N))[:num]] = True
     return is_sampled_N
+
+
+def _classes(keys: SplitKeys) -> npt.NDArray[np.int32]:
+    """The class of each record; language records have one."""
+    return keys.target_N if len(keys.target_N) else np.zeros(len(keys.code_N), np.int32)
 
 
 def window(text: str, part: str, held_out: Mapping[str, float]) -> str:
@@ -246,9 +249,8 @@ def _deal(
         for part, chosen in enumerate(np.split(own, np.minimum(ends_S, len(own)))[:-1], start=1):
             part_G[chosen] = part
             dealt_S[part] += len(chosen)
-    for part in (
-        np.flatnonzero(dealt_S[1:] == 0) + 1
-    ).tolist():  # a share of less than half a record
+    empty = np.flatnonzero(dealt_S[1:] == 0) + 1  # a share of less than half a record
+    for part in empty.tolist():
         free = ones[part_G[ones] == 0]
         part_G[free[:1]] = part
     return part_G

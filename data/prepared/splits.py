@@ -173,7 +173,7 @@ def compare_splits(
 
 
 def repeated_ids(samples: RecordTable[Any], code_N: Digests) -> int:
-    """Functions whose id stands in an earlier file, for the same function.
+    """Functions whose id an earlier file has too, for the same function.
 
     Args:
         samples: The records of a split; ids of one file are unique.

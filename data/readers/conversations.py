@@ -190,7 +190,7 @@ def _joined(said: Sequence[Turn], reading: Reading) -> list[Turn]:
 
 
 def _is_one(first: Turn, second: Turn) -> bool:
-    """Whether two messages are one: a thought or a text after a call could not be told in it."""
+    """Whether two messages are one: one has no place for a thought or a text after a call."""
     if first.role != second.role or first.role == "tool" or second.reasoning:
         return False
     return first.is_learned == second.is_learned and not (first.calls and second.content)

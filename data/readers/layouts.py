@@ -74,7 +74,7 @@ def locate(config: DataConfig, split: str, *, language: bool = False) -> list[Pa
         language: Conversations and documents, not functions.
 
     Returns:
-        None for a split other than train that is left out.
+        Nothing for a split other than train that is left out.
 
     Raises:
         DataError: Nothing there, or several things hold the split; says what was looked for.

@@ -229,7 +229,7 @@ def _start(
     """
     thinks = bool(thought_of(turns[-1])[0])
     if not template.dialect.asks:
-        header = _header(record, template, messages)
+        header, _ = _around(record, template, messages)
         if header[len(before) :].strip() and whole.startswith(header.rstrip(" ")):
             before = header.rstrip(" ")  # a blank belongs to the word after it
     prompts = [before]
@@ -243,14 +243,18 @@ def _start(
         start = max(fitting)
         start = start if thinks else after_empty(whole, start)
         return whole[:start], start
-    return _beside(before, whole, _header(record, template, messages), turns)
+    header, _ = _around(record, template, messages)
+    return _beside(before, whole, header, turns)
 
 
-def _header(record: Conversation, template: ChatTemplate, messages: Sequence[Message]) -> str:
-    """What the template writes before the content of an answer."""
+def _around(
+    record: Conversation, template: ChatTemplate, messages: Sequence[Message]
+) -> tuple[str, str]:
+    """What the template writes before the content of an answer, and after it."""
     stand_in = messages_of([_STAND_IN], template.dialect)
     text = template.text([*messages[:-1], *stand_in], record.tools)
-    return text.rpartition(_STAND_IN.content)[0]
+    header, _, tail = text.rpartition(_STAND_IN.content)
+    return header, tail
 
 
 def _beside(before: str, whole: str, header: str, turns: Sequence[Turn]) -> tuple[str, int] | None:
@@ -298,9 +302,7 @@ def _rest(
     key = (bool(record.tools), *((turn.role, bool(turn.calls)) for turn in turns[:-1]))
     tail = template.tails.get(key)
     if tail is None:
-        stand_in = messages_of([_STAND_IN], template.dialect)
-        text = template.text([*messages[:-1], *stand_in], record.tools)
-        tail = template.tails[key] = text.rpartition(_STAND_IN.content)[2]
+        tail = template.tails[key] = _around(record, template, messages)[1]
     close, ends = _close(tail, template.markers, template.dialect.asks)
     return tail[len(close) :], ends
 

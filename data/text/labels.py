@@ -128,13 +128,6 @@ class Classes:
             members[target, list(ids)] = True
         return members
 
-    def indicators(self, target_N: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-        """Which classes (N, C) the targets hold."""
-        members_KC = self.members_KC
-        known_KC = np.eye(len(self.names), dtype=np.bool_) if members_KC is None else members_KC
-        indicators_NC: npt.NDArray[np.bool_] = known_KC[target_N]
-        return indicators_NC
-
     @property
     def num_targets(self) -> int:
         """Classes, or sets of classes."""
