@@ -24,6 +24,8 @@ while time.perf_counter() - started < float(sys.argv[2]):
 print(steps / (time.perf_counter() - started), steps / (time.process_time() - used))
 """
 
+WAITING = ((1, ""), (2, ""), (2, "GOMP_SPINCOUNT=3000"), (2, "OMP_WAIT_POLICY=passive"))
+
 
 def main(arguments: list[str]) -> int:
     """Measure beside busy loops of its own, which end with it; print."""
@@ -35,17 +37,15 @@ def main(arguments: list[str]) -> int:
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(given.busy)
     ]
     try:
-        print(
-            "| threads | OMP_WAIT_POLICY | steps a second | steps a CPU second |\n|---|---|---|---|"
-        )
-        for threads, policy in ((1, ""), (2, ""), (2, "passive")):
+        print("| threads | waiting | steps a second | steps a CPU second |\n|---|---|---|---|")
+        for threads, waiting in WAITING:
             command = [sys.executable, "-c", STEPS, str(threads), str(given.seconds)]
-            environment = os.environ | ({"OMP_WAIT_POLICY": policy} if policy else {})
+            environment = os.environ | dict([waiting.split("=")] if waiting else [])
             done = subprocess.run(
                 command, env=environment, stdout=subprocess.PIPE, text=True, check=True
             )
             rates = (f"{float(value):.2f}" for value in done.stdout.split())
-            print(f"| {threads} | {policy or 'unset'} | {' | '.join(rates)} |", flush=True)
+            print(f"| {threads} | {waiting or 'unset'} | {' | '.join(rates)} |", flush=True)
     finally:
         for loop in loops:
             loop.kill()

@@ -254,7 +254,7 @@ def _leave(code: int, error: Exception) -> int:
 
 
 def _offline_and_quiet() -> None:
-    """No network, telemetry, library messages or spinning, unless the user set the variable."""
+    """No network, telemetry, library messages or long spinning, unless the user set it."""
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -264,8 +264,11 @@ def _offline_and_quiet() -> None:
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "DS_LOG_LEVEL": "error",
         "TORCHDYNAMO_DISABLE": "1",  # ZeRO would import the compiler, for Muon
-        "OMP_WAIT_POLICY": "passive",  # read when torch loads: spinning threads starve each other
     }
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Read when torch loads. Threads that spin long starve each other on a busy machine, those
+        # that sleep at once wake too late for the small steps of a tiny model.
+        defaults["GOMP_SPINCOUNT"] = "3000"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # bitsandbytes offers a kernel for 4-bit CPU inference that nothing here uses.
