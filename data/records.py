@@ -38,8 +38,10 @@ class CodeSample:
 
     @property
     def text(self) -> str:
-        """The code, of a pair both in their order."""
-        return f"{self.code}\n{self.code2}" if self.code2 else self.code
+        """The code; of a pair both, the same whichever comes first."""
+        if not self.code2:
+            return self.code
+        return "\n".join(sorted((self.code, self.code2), key=str.split))
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
         ("template.question.format(instruction=users[0])", ["0 -> -1"], "there is one user turn"),
     ],
     "data/text/tokenization.py": [
-        ("TOKENS_FORMAT = 2", ["2 -> 3", "2 -> 1"], "data prepared under another are made anew"),
+        ("TOKENS_FORMAT = 3", ["3 -> 4", "3 -> 2"], "data prepared under another are made anew"),
         ("lengths = np.zeros(1, np.int32)", ["1 -> 2"], "one 0 and two have the same statistics"),
         ("_BLOCK = ", ["65536 -> 65537", "65536 -> 65535"], "blocks bound memory alone"),
     ],

@@ -31,27 +31,28 @@ class SplitPopulation:
 
     Attributes:
         num_distinct: Functions that differ in more than whitespace.
-        num_fix_pairs: Functions (a commit and a name) with both labels.
+        counts: Functions of each class; of several at once a function counts for each.
+        num_fix_pairs: Functions (a commit and a name) that are safe and not.
         groups: Distinct values of "commit", "project" and "cve"; 0 where the dataset has none.
         lengths: min, median, mean, p90, p99, max.
-        length_auc: ROC AUC of the length alone as a score; None with one class or no lengths.
-        histogram: "safe" and "vulnerable": functions in each bin of AuditFacts.length_edges.
+        length_auc: ROC AUC of the length alone as a score, for each class against the rest, of two
+            classes the second; without those that all functions or none hold.
+        histogram: By class: functions in each bin of AuditFacts.length_edges.
     """
 
     name: str
     num_functions: int
-    num_positive: int
+    counts: dict[str, int]
     num_distinct: int
     num_fix_pairs: int
     groups: dict[str, int]
     lengths: dict[str, float]
-    length_auc: float | None
+    length_auc: dict[str, float]
     histogram: dict[str, list[int]]
 
-    @property
-    def share(self) -> float:
-        """Share of the functions that are vulnerable."""
-        return self.num_positive / max(self.num_functions, 1)
+    def share(self, name: str) -> float:
+        """Share of the functions that hold a class."""
+        return self.counts[name] / max(self.num_functions, 1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class NearPairs:
 
     Attributes:
         num_pairs: Pairs at or above the threshold; a lower bound in dense clusters.
+        num_opposite: Those whose labels differ.
         num_functions: By split: functions in at least one of the pairs.
     """
 
@@ -93,7 +95,7 @@ class NearFacts:
     Attributes:
         examined: By split: functions that were compared, and all functions.
         pairs: For each split and each two, without exact duplicates and pairs of a fix.
-        num_fix_pairs: By split: pairs above the threshold with one commit and opposite labels, as
+        num_fix_pairs: By split: pairs above the threshold with one commit, of which one is safe, as
             every fix makes them.
         clusters: Connected exact and near duplicates: number of clusters, functions in them,
             largest cluster, and clusters that reach over several splits.
@@ -109,19 +111,22 @@ class NearFacts:
 
 @dataclass(frozen=True)
 class TellingWord:
-    """A word whose presence goes with the label.
+    """A word whose presence goes with a class.
 
     Attributes:
+        label: The class that it says most about; of two classes always the second.
         words: Words in exactly the same functions: known ones first, then short ones.
         place: "comment", "string", "name" (the function's own), "code" or "file".
-        num_positive, num_negative: Vulnerable and safe functions that hold it.
-        bits: Mutual information of presence and label.
-        balanced_accuracy: Of the better rule "with the word: one class; without it: the other".
+        num_positive, num_negative: Functions that hold it, of the class and of others.
+        bits: Mutual information of its presence and the class.
+        balanced_accuracy: Of the better rule "with the word: the class; without it: another", or
+            its opposite.
         p_value: Fisher's exact test, two-sided, before correction.
         is_known: Datasets are known to leak their labels by this word.
         carries_label: Alone it says more about the label than any real weakness does.
     """
 
+    label: str
     words: list[str]
     place: str
     num_positive: int
@@ -139,7 +144,8 @@ class WordFacts:
 
     Attributes:
         num_examined: Distinct functions that were read.
-        num_tested: Words in enough functions; p-values are corrected by this number.
+        num_tested: Words in enough functions; p-values are corrected by this number, times the
+            classes where there are more than two.
         label_bits: Entropy of the label, the most that a word can say about it.
         num_telling: Words beyond chance; `words` holds the first of them.
     """
@@ -153,9 +159,17 @@ class WordFacts:
 
 @dataclass(frozen=True)
 class AuditFacts:
-    """All results of an audit, verdicts first."""
+    """All results of an audit, verdicts first.
+
+    Attributes:
+        classes: Names, in their order.
+        told: Those that say all: of two classes the second.
+        cwes: CWE: split: functions, and those of them that are not safe.
+    """
 
     findings: list[Finding]
+    classes: list[str]
+    told: list[str]
     splits: list[SplitPopulation]
     exact: list[Shared]
     near: NearFacts
@@ -163,7 +177,7 @@ class AuditFacts:
     ids: list[Shared]
     groups: dict[str, list[Shared]]
     words: WordFacts
-    cwes: dict[str, dict[str, tuple[int, int]]]  # CWE: split: (functions, positives)
+    cwes: dict[str, dict[str, tuple[int, int]]]
     length_edges: list[float]
     seq_length: int | None
     collapse: CollapseFacts | None

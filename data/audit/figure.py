@@ -1,26 +1,29 @@
 """The lengths of a dataset as a PNG: a panel for each split, with both classes."""
 
+from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.audit.facts import AuditFacts, SplitPopulation
-from data.audit.population import CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito 2008: distinct under every common colour blindness.
-COLOURS = {"safe": "#0072B2", "vulnerable": "#D55E00"}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DPI = 120
 WIDTH_INCHES = 7.0
 PANEL_INCHES = 1.9
 
 
 def lengths_png(facts: AuditFacts) -> bytes:
-    """Draw the share of each class by length; the same facts give the same bytes."""
+    """Draw the share of each class by length; the same facts give the same bytes.
+
+    Of many classes the most frequent ones of the first split are drawn.
+    """
     from matplotlib.figure import Figure
 
     drawn = [split for split in facts.splits if split.histogram]
@@ -28,8 +31,11 @@ def lengths_png(facts: AuditFacts) -> bytes:
         figsize=(WIDTH_INCHES, 1.0 + PANEL_INCHES * len(drawn)), dpi=DPI, layout="constrained"
     )
     panels = np.atleast_1d(figure.subplots(len(drawn), 1, sharex=True, sharey=True))
+    counts = facts.splits[0].counts
+    often = sorted(counts, key=lambda name: -counts[name])[: len(COLOURS)]
+    colours = dict(zip([n for n in facts.classes if n in often], COLOURS, strict=False))
     for axes, split in zip(panels, drawn, strict=True):
-        _panel(axes, split, facts.length_edges, facts.seq_length)
+        _panel(axes, split, colours, facts)
     panels[-1].set_xlabel("tokens of a function")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
@@ -54,16 +60,22 @@ def add_style(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _plain(name: str) -> str:
+    """A name that matplotlib writes as it is: without formulas, and never left out."""
+    return " " * name.startswith("_") + name.replace("$", r"\$")
+
+
 def _panel(
-    axes: "Axes", split: SplitPopulation, edges: list[float], seq_length: int | None
+    axes: "Axes", split: SplitPopulation, colours: Mapping[str, str], facts: AuditFacts
 ) -> None:
     from matplotlib.ticker import LogLocator
 
-    for name in CLASSES:
+    edges, seq_length = facts.length_edges, facts.seq_length
+    for name, colour in colours.items():
         counts = np.array(split.histogram[name], dtype=np.float64)
         share = counts / max(counts.sum(), 1.0)
-        axes.stairs(share, edges, color=COLOURS[name], fill=True, alpha=0.18)
-        axes.stairs(share, edges, color=COLOURS[name], linewidth=1.6, label=name)
+        axes.stairs(share, edges, color=colour, fill=True, alpha=0.18)
+        axes.stairs(share, edges, color=colour, linewidth=1.6, label=_plain(name))
     if seq_length is not None:
         axes.axvline(
             seq_length,
@@ -76,8 +88,10 @@ def _panel(
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=100))
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    title = f"{split.name}: {split.num_functions:,} functions, {split.num_positive:,} vulnerable"
-    axes.set_title(title, fontsize=9, loc="left")
+    told = [f"{split.counts[name]:,} {name}" for name in facts.told if name in colours]
+    more = ", ..." if len(told) < len(facts.told) else ""
+    title = f"{split.name}: {split.num_functions:,} functions, {', '.join(told)}{more}"
+    axes.set_title(_plain(title), fontsize=9, loc="left")
     axes.set_ylabel("share of class", fontsize=8)
     axes.tick_params(labelsize=8)
     add_style(axes)

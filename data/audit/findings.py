@@ -1,6 +1,8 @@
 """The verdicts: what was found, what it means, what to do; the most severe first."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from data.audit.facts import (
     SEVERITIES,
@@ -16,7 +18,8 @@ from data.text.whitespace import CollapseFacts
 
 _LENGTH_AUC = 0.6  # length alone ranks this well: a model may learn nothing else
 _PRIOR_SHIFT = 0.1
-_RARE = 0.05
+_COMMON = 0.95
+_DEVIATIONS = 3  # that an AUC is off 1/2 by in a class of few functions, before it counts
 _NAMED = 6  # words quoted in a verdict
 
 
@@ -32,8 +35,9 @@ def verdicts(facts: AuditFacts, leak_groups: Sequence[str]) -> list[Finding]:
         *_near(facts.near),
         *_contradictory(shared for shared in facts.contradictions if shared.num_things),
         *_repeated_ids(shared for shared in facts.ids if shared.num_things),
-        *_words(facts.words),
+        *_words(facts.words, facts.classes[0] if len(facts.told) == 1 else "others"),
         *_classes(facts.splits),
+        *_shifts(facts.splits, facts.told),
         *_lengths(facts.splits),
         *_collapse(facts.collapse),
         *_samples(facts.near),
@@ -97,7 +101,7 @@ def _near(near: NearFacts) -> Iterator[Finding]:
         if not pairs.num_pairs:
             continue
         first, *second = pairs.where.split("/")
-        opposite = f", {pairs.num_opposite:,} with opposite labels" if pairs.num_opposite else ""
+        opposite = f", {pairs.num_opposite:,} with different labels" if pairs.num_opposite else ""
         if second:
             num, (looked_at, _) = pairs.num_functions[second[0]], near.examined[second[0]]
             yield Finding(
@@ -123,9 +127,9 @@ def _contradictory(contradictions: Iterable[Shared]) -> Iterator[Finding]:
     for shared in contradictions:
         yield Finding(
             "warning",
-            f"{shared.where}: {_count(shared.num_things, 'code')} with both labels, whitespace"
+            f"{shared.where}: {_count(shared.num_things, 'code')} with different labels, whitespace"
             f" aside ({shared.examples[0]})",
-            "no model can be right about both; the flaw lies outside the function, or a label"
+            "no model can be right about all; the flaw lies outside the function, or a label"
             " is wrong",
             "correct or remove them",
         )
@@ -142,7 +146,8 @@ def _repeated_ids(ids: Iterable[Shared]) -> Iterator[Finding]:
         )
 
 
-def _words(facts: WordFacts) -> Iterator[Finding]:
+def _words(facts: WordFacts, rest: str) -> Iterator[Finding]:
+    quoted = partial(_quoted, rest)
     carries = [w for w in facts.words if w.carries_label]
     artefacts = [
         w for w in carries if w.place in ("comment", "name") or (w.is_known and w.place != "file")
@@ -150,7 +155,7 @@ def _words(facts: WordFacts) -> Iterator[Finding]:
     if artefacts:
         yield Finding(
             "leak",
-            f"carries the label: {_quoted(artefacts)}",
+            f"carries the label: {quoted(artefacts)}",
             "the model can read the answer and learn nothing about flaws",
             "rename or remove these words in all splits",
         )
@@ -159,23 +164,23 @@ def _words(facts: WordFacts) -> Iterator[Finding]:
     if plain:
         yield Finding(
             "warning",
-            f"carries the label alone: {_quoted(plain)}",
+            f"carries the label alone: {quoted(plain)}",
             "either the task is this easy or the word is an artefact of how the data was made",
             "look at the functions that hold it; report a baseline without it",
         )
     if hints:
         yield Finding(
             "warning",
-            f"comments or telling names go with the label: {_quoted(hints)}",
+            f"comments or telling names go with the label: {quoted(hints)}",
             "a hint for people or a trace of the fix, not the flaw itself",
             "strip comments or rename, and see whether the score stays",
         )
-    rest = facts.num_telling - len(artefacts) - len(hints) - len(plain)
-    if rest > 0:
+    num_rest = facts.num_telling - len(artefacts) - len(hints) - len(plain)
+    if num_rest > 0:
         others = [w for w in facts.words if w not in (*artefacts, *hints, *plain)]
         yield Finding(
             "note",
-            f"{_count(rest, 'other word')} go with the label beyond chance: {_quoted(others)}",
+            f"{_count(num_rest, 'other word')} go with the label beyond chance: {quoted(others)}",
             "real signals (an unsafe call) or habits of the source; none tells the label alone",
             "read the table of words",
         )
@@ -183,28 +188,46 @@ def _words(facts: WordFacts) -> Iterator[Finding]:
 
 def _classes(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
     for split in splits:
-        if split.share in (0.0, 1.0):
-            only = "vulnerable" if split.share else "safe"
+        absent = [name for name, count in split.counts.items() if not count]
+        common = max(split.counts, key=lambda name: split.counts[name])
+        if len(absent) >= len(split.counts) - 1 and split.share(common) in (0.0, 1.0):
             yield Finding(
                 "warning",
-                f"{split.name}: every function is {only}",
+                f"{split.name}: every function is {common if split.counts[common] else 'of none'}",
                 "there is nothing to distinguish; ROC AUC is undefined",
-                "add functions of the other class, or check data.labels",
+                "add functions of other classes, or check data.labels",
             )
-        elif split.share < _RARE:
+            continue
+        if absent:
             yield Finding(
                 "note",
-                f"{split.name}: {split.share:.1%} are vulnerable",
-                "accuracy says little; calling everything safe is nearly always right",
-                "read PR AUC; weigh the classes (loss.alpha) or set data.sampling=balanced",
+                f"{split.name}: no function is {' or '.join(map(repr, absent[:_NAMED]))}"
+                + _more(len(absent) - _NAMED, " or of {} other classes"),
+                "a class that is not there is neither learned nor measured",
+                "let data.split divide, which keeps shares, or raise data.min_class_size",
             )
+        if split.share(common) > _COMMON:
+            yield Finding(
+                "note",
+                f"{split.name}: {split.share(common):.1%} are {common}",
+                f"accuracy says little; always answering {common} is nearly always right",
+                "read PR AUC or macro F1; weigh the classes (loss.alpha) or set"
+                " data.sampling=balanced",
+            )
+
+
+def _shifts(splits: Sequence[SplitPopulation], told: Sequence[str]) -> Iterator[Finding]:
     first, *others = splits
     for split in others:
-        if abs(split.share - first.share) > _PRIOR_SHIFT:
+        shift = {name: abs(split.share(name) - first.share(name)) for name in told}
+        most = max(shift, key=lambda name: shift[name])
+        more = sum(by > _PRIOR_SHIFT for by in shift.values()) - 1
+        if shift[most] > _PRIOR_SHIFT:
             yield Finding(
                 "note",
-                f"{first.share:.1%} of {first.name} are vulnerable,"
-                f" {split.share:.1%} of {split.name}",
+                f"{first.share(most):.1%} of {first.name} are {most},"
+                f" {split.share(most):.1%} of {split.name}"
+                + _more(more, "; {} other classes differ by a tenth, too"),
                 "scores are calibrated to the first; a threshold of 0.5 misleads on the second",
                 "choose the threshold on a split with the share you expect in use",
             )
@@ -212,13 +235,20 @@ def _classes(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
 
 def _lengths(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
     for split in splits:
-        auc = split.length_auc
-        if auc is not None and max(auc, 1 - auc) >= _LENGTH_AUC:
+        told = {}
+        for name, auc in split.length_auc.items():
+            num, rest = split.counts[name], split.num_functions - split.counts[name]
+            deviation = math.sqrt((num + rest + 1) / (12 * num * rest))  # Mann and Whitney 1947
+            if abs(auc - 0.5) >= max(_LENGTH_AUC - 0.5, _DEVIATIONS * deviation):
+                told[name] = auc
+        if told:
+            name, auc = max(told.items(), key=lambda item: abs(item[1] - 0.5))
             kind = "longer" if auc > 0.5 else "shorter"
             yield Finding(
                 "warning",
-                f"{split.name}: vulnerable functions are {kind}: length alone ranks them with"
-                f" ROC AUC {max(auc, 1 - auc):.2f}",
+                f"{split.name}: {name} functions are {kind}: length alone ranks them with"
+                f" ROC AUC {max(auc, 1 - auc):.2f}"
+                + _more(len(told) - 1, ", and {} other classes beyond chance"),
                 "a model may learn the length and look skilled",
                 "compare the model with a baseline that sees only the length",
             )
@@ -246,14 +276,17 @@ def _samples(near: NearFacts) -> Iterator[Finding]:
             )
 
 
-def _quoted(words: Sequence[TellingWord]) -> str:
+def _quoted(rest: str, words: Sequence[TellingWord]) -> str:
     shown = [
-        f"{word.words[0]!r} in {word.place} ({word.num_positive:,} vulnerable,"
-        f" {word.num_negative:,} safe)"
+        f"{word.words[0]!r} in {word.place} ({word.num_positive:,} {word.label},"
+        f" {word.num_negative:,} {rest})"
         for word in words[:_NAMED]
     ]
-    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
-    return ", ".join(shown) + more
+    return ", ".join(shown) + _more(len(words) - _NAMED, " and {} more")
+
+
+def _more(num: int, text: str) -> str:
+    return text.format(num) if num > 0 else ""
 
 
 def _functions(num: int) -> str:

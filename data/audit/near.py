@@ -21,7 +21,8 @@ import numpy.typing as npt
 from data.audit.columns import Columns, records_at, tracked
 from data.audit.facts import HashArray, IntArray, NearFacts, NearPairs
 from data.batches.sampling import at_most
-from data.text.shingles import SHINGLE, THRESHOLD, ShingleArray, jaccard, shingles
+from data.records import CodeSample
+from data.text.shingles import SHINGLE, THRESHOLD, ShingleArray, jaccard, record_shingles
 
 NUM_PERM = 128
 _BANDS, _ROWS = 18, 7
@@ -49,16 +50,18 @@ class _Examined:
     digest_E: HashArray
     target_E: npt.NDArray[np.int32]
     commit_E: HashArray
+    is_safe_E: BoolArray
 
     def is_fix(self, one_P: IntArray, other_P: IntArray) -> BoolArray:
-        """Which pairs are a function and its fix: one split and commit, opposite labels."""
-        is_fix_P: BoolArray = self.is_opposite(one_P, other_P) & (self.commit_E[one_P] != 0)
+        """Which pairs are a function and its fix: one split and commit, one of them safe."""
+        is_fix_P: BoolArray = self.is_safe_E[one_P] != self.is_safe_E[other_P]
+        is_fix_P &= self.commit_E[one_P] != 0
         for values_E in (self.split_E, self.commit_E):
             is_fix_P &= values_E[one_P] == values_E[other_P]
         return is_fix_P
 
     def is_opposite(self, one_P: IntArray, other_P: IntArray) -> BoolArray:
-        """Which pairs have opposite labels."""
+        """Which pairs have different labels."""
         is_opposite_P: BoolArray = self.target_E[one_P] != self.target_E[other_P]
         return is_opposite_P
 
@@ -78,11 +81,11 @@ def near_duplicates(splits: Sequence[Columns], limit: int) -> NearFacts:
         np.concatenate([split.keys.code_N[p] for split, p in parts]),
         np.concatenate([split.keys.target_N[p] for split, p in parts]),
         np.concatenate([split.keys.group_N("commit")[p] for split, p in parts]),
+        np.concatenate([split.is_safe_N[p] for split, p in parts]),
     )
     num = len(examined.split_E)
-    codes: Iterable[str] = (sample.code for split, p in parts for sample in records_at(split, p))
-    codes = tracked(codes, "near duplicates", num)
-    function_2P, similarity_P = _search(codes, examined)
+    samples = (sample for split, p in parts for sample in records_at(split, p))
+    function_2P, similarity_P = _search(tracked(samples, "near duplicates", num), examined)
     is_fix_P = examined.is_fix(*function_2P)
     fixes = examined.split_E[function_2P[0, is_fix_P]]
     function_2P, similarity_P = function_2P[:, ~is_fix_P], similarity_P[~is_fix_P]
@@ -96,7 +99,9 @@ def near_duplicates(splits: Sequence[Columns], limit: int) -> NearFacts:
     )
 
 
-def _search(codes: Iterable[str], examined: _Examined) -> tuple[IntArray, npt.NDArray[np.float64]]:
+def _search(
+    samples: Iterable[CodeSample], examined: _Examined
+) -> tuple[IntArray, npt.NDArray[np.float64]]:
     """Both functions of every verified pair, the earlier one first, and their similarity."""
     from datasketch import MinHash, MinHashLSH
 
@@ -106,8 +111,8 @@ def _search(codes: Iterable[str], examined: _Examined) -> tuple[IntArray, npt.ND
     found: list[tuple[int, int, float]] = []
 
     def all_shingles() -> Iterator[list[int]]:
-        for code in codes:
-            sets.append(shingles(code))
+        for sample in samples:
+            sets.append(record_shingles(sample))
             yield sets[-1].tolist()
 
     stream = MinHash.generator(all_shingles(), num_perm=NUM_PERM, hashfunc=index)

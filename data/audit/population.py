@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from data.audit.columns import Columns
 from data.audit.facts import IntArray, SplitPopulation
 from data.prepared.splits import GROUPS
 
 _BINS = 36
-CLASSES = ("safe", "vulnerable")
 
 
 def length_edges(lengths: Mapping[str, IntArray]) -> list[float]:
@@ -30,39 +28,40 @@ def length_edges(lengths: Mapping[str, IntArray]) -> list[float]:
 
 def population(split: Columns, lengths_N: IntArray | None, edges: list[float]) -> SplitPopulation:
     """Facts about one split."""
-    target_N = split.keys.target_N
+    target_N, names = split.keys.target_N, split.classes.shown
     return SplitPopulation(
         name=split.name,
         num_functions=len(target_N),
-        num_positive=int(target_N.sum()),
+        counts=dict(zip(names, split.classes.counts(target_N), strict=True)),
         num_distinct=len(np.unique(split.keys.code_N)),
         num_fix_pairs=_fix_pairs(split),
         groups={field: len(split.keys.groups(field)) for field in GROUPS},
         lengths=_summary(lengths_N),
-        length_auc=_length_auc(lengths_N, target_N),
-        histogram=_histogram(lengths_N, target_N, edges),
+        length_auc={} if lengths_N is None else _length_auc(split, lengths_N),
+        histogram={} if lengths_N is None else _histogram(split, lengths_N, edges),
     )
 
 
 def cwe_table(splits: Sequence[Columns]) -> dict[str, dict[str, tuple[int, int]]]:
-    """CWE: split: (functions, positives), the most frequent first."""
+    """CWE: split: functions, and those of them that are not safe; the most frequent first."""
     totals = Counter[str]()
+    counts: dict[str, Counter[tuple[str, bool]]] = {}
     for split in splits:
-        for (cwe, _), num in split.keys.cwes.items():
+        is_safe_K, of_split = split.classes.is_safe_K, counts.setdefault(split.name, Counter())
+        for (cwe, target), num in split.keys.cwes.items():
             totals[cwe] += num
+            of_split[cwe, bool(is_safe_K[target])] += num
     ordered = sorted(totals, key=lambda cwe: (-totals[cwe], cwe))
     return {
-        cwe: {
-            s.name: (s.keys.cwes[cwe, 0] + s.keys.cwes[cwe, 1], s.keys.cwes[cwe, 1]) for s in splits
-        }
+        cwe: {n: (c[cwe, True] + c[cwe, False], c[cwe, False]) for n, c in counts.items()}
         for cwe in ordered
     }
 
 
 def _fix_pairs(split: Columns) -> int:
-    """Functions (a commit and a name) with both labels."""
-    safe, vulnerable = (split.fix_N[split.keys.target_N == target] for target in (0, 1))
-    return int((np.intersect1d(safe, vulnerable) != 0).sum())
+    """Functions (a commit and a name) that are safe and not."""
+    both = np.intersect1d(split.fix_N[split.is_safe_N], split.fix_N[~split.is_safe_N])
+    return int((both != 0).sum())
 
 
 def _summary(lengths_N: IntArray | None) -> dict[str, float]:
@@ -73,22 +72,25 @@ def _summary(lengths_N: IntArray | None) -> dict[str, float]:
     return {"min": low, "median": median, "mean": mean, "p90": p90, "p99": p99, "max": high}
 
 
-def _length_auc(lengths_N: IntArray | None, target_N: npt.NDArray[np.int32]) -> float | None:
-    """Chance that a vulnerable function is longer than a safe one, ties halved."""
-    if lengths_N is None or len(np.unique(target_N)) < 2:
-        return None
-    from sklearn.metrics import roc_auc_score
+def _length_auc(split: Columns, lengths_N: IntArray) -> dict[str, float]:
+    """Chance that a function of a class is longer than one of another, ties halved."""
+    from scipy.stats import rankdata
 
-    return float(roc_auc_score(target_N, lengths_N))
+    rank_N, found = rankdata(lengths_N), {}
+    for number in split.classes.told:
+        is_held_N = split.of_class(number)
+        num = int(is_held_N.sum())
+        if 0 < num < len(rank_N):
+            above = rank_N[is_held_N].sum() - num * (num + 1) / 2
+            found[split.classes.shown[number]] = float(above / (num * (len(rank_N) - num)))
+    return found
 
 
-def _histogram(
-    lengths_N: IntArray | None, target_N: npt.NDArray[np.int32], edges: list[float]
-) -> dict[str, list[int]]:
-    if lengths_N is None or not edges:
+def _histogram(split: Columns, lengths_N: IntArray, edges: list[float]) -> dict[str, list[int]]:
+    if not edges:
         return {}
-    counts = {}
-    for target, name in enumerate(CLASSES):
-        chosen = np.clip(lengths_N[target_N == target], edges[0], edges[-1])
-        counts[name] = [int(count) for count in np.histogram(chosen, bins=edges)[0]]
-    return counts
+    clipped_N = np.clip(lengths_N, edges[0], edges[-1])
+    return {
+        name: np.histogram(clipped_N[split.of_class(number)], bins=edges)[0].tolist()
+        for number, name in enumerate(split.classes.shown)
+    }

@@ -15,6 +15,7 @@ from data.audit.population import cwe_table, length_edges, population
 from data.audit.shared import contradictions, duplicate_ids, exact_duplicates, shared_groups
 from data.audit.words import telling_words
 from data.records import CodeSample
+from data.text.labels import Classes
 from data.text.whitespace import collapse_damage
 
 FIGURE = "lengths.png"
@@ -23,6 +24,7 @@ FIGURE = "lengths.png"
 def audit_splits(
     splits: Mapping[str, Sequence[CodeSample]],
     lengths: Mapping[str, IntArray],
+    classes: Classes | None = None,
     *,
     leak_groups: Sequence[str] = ("commit", "cve"),
     normalize_whitespace: str = "none",
@@ -34,6 +36,7 @@ def audit_splits(
     Args:
         splits: Records by name, the training split first; none is empty.
         lengths: Tokens of every function, by split; {} before tokenisation.
+        classes: What the targets mean; by default the usual two.
         leak_groups: Fields of "commit", "project", "cve" whose values must not be in two splits.
         normalize_whitespace: "collapse" counts the functions it harms.
         seq_length: Marked in the picture of lengths.
@@ -42,13 +45,16 @@ def audit_splits(
     """
     for name, lengths_N in lengths.items():
         assert len(lengths_N) == len(splits[name]), f"{name}: a length for every function"
-    columns = [read_columns(name, samples) for name, samples in splits.items()]
+    classes = classes or Classes()
+    columns = [read_columns(name, samples, classes) for name, samples in splits.items()]
     edges = length_edges(lengths)
     collapse = None
     if normalize_whitespace == "collapse":
         collapse = collapse_damage(columns[0].samples, max_functions)
     facts = AuditFacts(
         findings=[],
+        classes=list(classes.shown),
+        told=[classes.shown[number] for number in classes.told],
         splits=[population(split, lengths.get(split.name), edges) for split in columns],
         exact=exact_duplicates(columns),
         near=near_duplicates(columns, max_functions),

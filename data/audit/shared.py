@@ -31,17 +31,18 @@ def duplicate_ids(splits: Sequence[Columns]) -> list[Shared]:
 
 
 def contradictions(splits: Sequence[Columns]) -> list[Shared]:
-    """Codes with both labels in a split, and codes whose labels differ between two splits."""
+    """Codes with different labels in a split, and codes of two splits that differ there."""
     found = []
     for parts in _within_and_between(splits):
-        (safe, vulnerable), (other_safe, other_vulnerable) = (
-            [split.keys.code_N[split.keys.target_N == target] for target in (0, 1)]
-            for split in (parts[0], parts[-1])
-        )
-        differ = np.union1d(
-            np.intersect1d(safe, other_vulnerable), np.intersect1d(vulnerable, other_safe)
-        )
         codes = [split.keys.code_N for split in parts]
+        code_N = np.concatenate(codes)
+        target_N = np.concatenate([split.keys.target_N for split in parts])
+        order_N = np.lexsort((target_N, code_N))
+        code_N, target_N = code_N[order_N], target_N[order_N]
+        differs_N = (code_N[1:] == code_N[:-1]) & (target_N[1:] != target_N[:-1])
+        differ = np.unique(code_N[1:][differs_N])
+        for own in codes:
+            differ = np.intersect1d(differ, own)
         found.append(_shared(parts, codes, _labelled_origins, differ))
     return found
 
@@ -105,12 +106,14 @@ def _origins(parts: Parts, places: Places) -> str:
 
 
 def _labelled_origins(parts: Parts, places: Places) -> str:
-    """Two places whose labels differ, with their labels."""
-    (first, last), (places_first, places_last) = (parts[0], parts[-1]), (places[0], places[-1])
-    for target in (0, 1):  # across splits either side can have either label
-        one = places_first[first.keys.target_N[places_first] == target]
-        other = places_last[last.keys.target_N[places_last] == 1 - target]
-        if len(one) and len(other):
-            break
-    pair = [(first, int(one[0])), (last, int(other[0]))]
-    return " = ".join(f"{p.samples[i].origin} ({p.keys.target_N[i]})" for p, i in pair)
+    """Two places whose labels differ, with their labels; the lower target first in a split."""
+    own = [part.keys.target_N[at] for part, at in zip(parts, places, strict=True)]
+    one = places[0][own[0].argmin()]
+    if own[-1].max() == own[0].min():  # across splits either side can have either label
+        one = places[0][own[0].argmax()]
+    target = parts[0].keys.target_N[one]
+    other = places[-1][(own[-1] != target).argmax()]
+    pair = [(parts[0], int(one)), (parts[-1], int(other))]
+    return " = ".join(
+        f"{p.samples[i].origin} ({p.classes.text(int(p.keys.target_N[i]))})" for p, i in pair
+    )

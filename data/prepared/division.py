@@ -19,7 +19,7 @@ from data.config import DataConfig
 from data.errors import DataError, MappingError
 from data.prepared.splits import Digests, SplitKeys
 from data.records import CodeSample, Conversation, Document
-from data.text.shingles import THRESHOLD, ShingleArray, jaccard, shingles
+from data.text.shingles import THRESHOLD, ShingleArray, jaccard, record_shingles
 
 WINDOWS = -1
 """The part of a document of which every split gets its own window."""
@@ -71,7 +71,7 @@ class Examined:
         if self.config.split.by == "random" or len(self.keys.code_N) > _MOST_COMPARED:
             self.shingles = None
         if self.shingles is not None:
-            self.shingles += [shingles(sample.code) for sample in records]
+            self.shingles += map(record_shingles, records)
 
 
 def divide(examined: Examined) -> tuple[npt.NDArray[np.int8], dict[str, Any]]:

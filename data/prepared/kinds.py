@@ -141,7 +141,7 @@ def _function_facts(building: Building) -> dict[str, Any]:
     if config.normalize_whitespace == "collapse":
         warning = collapse_damage(samples).warning()
         rows.warnings += [warning] if warning else []
-    return {"tokens": asdict(tokens), "cwe": building.keys.cwe_table(building.classes.num_targets)}
+    return {"tokens": asdict(tokens), "cwe": building.keys.cwe_table(building.classes)}
 
 
 def _first_bad(rows: ReadFacts) -> str:

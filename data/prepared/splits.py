@@ -117,14 +117,16 @@ class SplitKeys:
         keys: Digests = np.unique(self.group_N(field))
         return keys[1:] if len(keys) and not keys[0] else keys  # 0 means that there is no value
 
-    def cwe_table(self, num_classes: int = 2) -> dict[str, list[int]]:
+    def cwe_table(self, classes: Classes) -> dict[str, list[int]]:
         """Functions of each weakness by class, the most frequent first."""
         total = Counter[str]()
         for (cwe, _), count in self.cwes.items():
             total[cwe or "unknown"] += count
+        targets, often = range(classes.num_targets), total.most_common(_MOST_CWES)
+        own = {cwe: "" if cwe == "unknown" else cwe for cwe, _ in often}
         return {
-            cwe: [self.cwes["" if cwe == "unknown" else cwe, n] for n in range(num_classes)]
-            for cwe, _ in total.most_common(_MOST_CWES)
+            cwe: classes.of_classes(np.array([self.cwes[value, n] for n in targets]))
+            for cwe, value in own.items()
         }
 
 

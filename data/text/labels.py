@@ -6,7 +6,7 @@ target is one number either way: its class id, or the place of its set of classe
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -114,6 +114,11 @@ class Classes:
         return self.names == VULNERABLE and self.sets is None
 
     @property
+    def shown(self) -> Names:
+        """Names for tables."""
+        return ("safe", "vulnerable") if self.are_usual else self.names
+
+    @property
     def is_binary(self) -> bool:
         """Whether one threshold decides between two classes."""
         return len(self.names) == 2 and self.sets is None
@@ -133,16 +138,39 @@ class Classes:
         """Classes, or sets of classes."""
         return len(self.names if self.sets is None else self.sets)
 
+    @property
+    def told(self) -> range:
+        """The classes that say all: of two the second."""
+        return range(1, 2) if self.is_binary else range(len(self.names))
+
+    @property
+    def is_safe_K(self) -> npt.NDArray[np.bool_]:
+        """Which targets (K) say that nothing was found: of two classes the first."""
+        parts = [set(name.casefold().split("/")) for name in self.names]  # "safe/fixed": two labels
+        safe = {0} if self.is_binary else {n for n, own in enumerate(parts) if own <= _NOTHING}
+        return np.array([safe.issuperset(ids) for ids in self._ids_K])
+
+    def holds_K(self, number: int) -> npt.NDArray[np.bool_]:
+        """Which targets (K) hold a class."""
+        return np.array([number in ids for ids in self._ids_K])
+
+    @property
+    def _ids_K(self) -> Sequence[tuple[int, ...]]:
+        return [(n,) for n in range(len(self.names))] if self.sets is None else self.sets
+
     def counts(self, target_N: npt.NDArray[np.integer]) -> list[int]:
         """Functions of each class."""
-        count_K, members_KC = np.bincount(target_N, minlength=self.num_targets), self.members_KC
+        return self.of_classes(np.bincount(target_N, minlength=self.num_targets))
+
+    def of_classes(self, count_K: npt.NDArray[np.integer]) -> list[int]:
+        """Functions of each class, from those of each target (K)."""
+        members_KC = self.members_KC
         counts_C: list[int] = (count_K if members_KC is None else count_K @ members_KC).tolist()
         return counts_C
 
     def text(self, target: int) -> str:
         """The names of a target."""
-        ids = (target,) if self.sets is None else self.sets[target]
-        return ", ".join(self.names[number] for number in ids) or "none"
+        return ", ".join(self.names[number] for number in self._ids_K[target]) or "none"
 
 
 def class_counts(tokens: Mapping[str, Any]) -> list[int]:

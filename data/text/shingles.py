@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+from data.records import CodeSample
 from data.text.scanner import without_comments
 
 SHINGLE = 5
@@ -35,6 +36,13 @@ def shingles(code: str) -> ShingleArray:
     mixed ^= mixed >> np.uint64(32)
     mixed *= _ODD[1]
     return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+
+
+def record_shingles(sample: CodeSample) -> ShingleArray:
+    """Those of a function, or of both of a pair, whichever comes first."""
+    if not sample.code2:
+        return shingles(sample.code)
+    return np.union1d(shingles(sample.code), shingles(sample.code2))
 
 
 def jaccard(one: ShingleArray, other: ShingleArray) -> float:

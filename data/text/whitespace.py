@@ -76,9 +76,9 @@ def collapse_damage(samples: Sequence[CodeSample], limit: int = 50_000) -> Colla
     num_harmed = 0
     rows = samples if len(places) == len(samples) else (samples[int(place)] for place in places)
     for sample in rows:
-        harms = collapse_harms(sample.code)
+        harms = {harm for code in (sample.code, sample.code2) for harm in collapse_harms(code)}
         num_harmed += bool(harms)
-        for kind in harms:
+        for kind in sorted(harms):
             counts[kind] += 1
             if len(examples[kind]) < _SHOWN:
                 examples[kind].append(sample.origin)

@@ -92,10 +92,12 @@ def audit_run(config: RunConfig) -> list[str]:
     from data.audit import audit_splits, summary_lines, write_audit
 
     with _shown_progress("functions") as progress:
-        splits = open_splits(config.data, config.tokenizer_folder, progress=progress).splits
+        prepared = open_splits(config.data, config.tokenizer_folder, progress=progress)
+    splits = prepared.splits
     facts = audit_splits(
         {name: split.samples for name, split in splits.items()},
         {name: np.maximum(split.code_lengths, 0) for name, split in splits.items()},
+        prepared.classes,
         leak_groups=config.data.leak_groups,
         normalize_whitespace=config.data.normalize_whitespace,
         seq_length=config.data.seq_length,

@@ -14,6 +14,7 @@ from data.audit.shared import contradictions, duplicate_ids, exact_duplicates, s
 from data.config import DataConfig
 from data.readers import read_records
 from data.records import CodeSample
+from data.text.labels import Classes
 from data.text.shingles import THRESHOLD, jaccard, shingles
 
 ARCHIVE = REPOSITORY.parent.joinpath(
@@ -40,7 +41,7 @@ def random_split(name: str, num: int, seed: int) -> list[CodeSample]:
 
 
 def columns(**splits):
-    return [read_columns(name, samples) for name, samples in splits.items()]
+    return [read_columns(name, samples, Classes()) for name, samples in splits.items()]
 
 
 def search(limit=50_000, **splits):
@@ -94,10 +95,10 @@ def test_contradictory_labels_are_counted_within_and_across():
     test[4] = dataclasses.replace(train[11], target=0, origin="test:4")
     test[6] = dataclasses.replace(train[12], origin="test:6")  # a duplicate with the same label
     found = by_where(contradictions(columns(train=train, test=test)))
-    assert found["train"].examples == ["train:2 (0) = train:7 (1)"]
+    assert found["train"].examples == ["train:2 (not vulnerable) = train:7 (vulnerable)"]
     assert found["test"].num_things == 0
     assert found["train/test"].num_things == 1
-    assert found["train/test"].examples == ["train:11 (1) = test:4 (0)"]
+    assert found["train/test"].examples == ["train:11 (vulnerable) = test:4 (not vulnerable)"]
 
 
 @pytest.mark.parametrize("field", ["commit", "project", "cve"])

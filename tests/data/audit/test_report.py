@@ -9,12 +9,14 @@ import pytest
 from conftest import REPOSITORY, SAMPLES
 
 from data.audit import audit_splits, summary_lines, write_audit
+from data.audit.columns import read_columns
 from data.audit.figure import lengths_png
 from data.audit.population import _length_auc, length_edges
 from data.config import DataConfig
 from data.prepared.table import RecordTable, RecordWriter
 from data.readers import read_records
 from data.records import CodeSample
+from data.text.labels import Classes
 
 ARCHIVE = REPOSITORY.parent.joinpath(
     "shared", "data", "vul_java_x1_without_p3", "java_k_1_strict_2023_07_03.tar.gz"
@@ -130,7 +132,10 @@ PLANTED = {
     plant_near: ("warning", r"1 function of test \(0.7%\) has a near twin in train \(1 pair"),
     plant_near_within: ("note", r"train: 2 functions have near twins in the split \(1 pair"),
     plant_repeat: ("note", r"valid: 1 function repeat"),
-    plant_contradiction: ("warning", r"train: 1 code with both labels.*\(0\) = .*\(1\)"),
+    plant_contradiction: (
+        "warning",
+        r"train: 1 code with different labels.*\(not vulnerable\) = .*\(vulnerable\)",
+    ),
     plant_word: ("leak", r"carries the label: 'zorp' in comment \(1\d\d vulnerable, 0 safe\)"),
     plant_ids: ("warning", r"test: 1 id given to 2 functions \(test.jsonl:3 = test.jsonl:5\)"),
     plant_one_class: ("warning", r"valid: every function is safe"),
@@ -199,16 +204,19 @@ def test_a_sampled_split_is_reported(clean):
 
 def test_rank_of_the_length_counts_ties_half():
     # pairs (vulnerable, safe): 5>1, 5>3, 3>1, 3=3 -> 3.5 of 4
-    assert _length_auc(np.array([5, 1, 3, 3]), np.array([1, 0, 1, 0], dtype=np.int8)) == 3.5 / 4
-    assert _length_auc(np.array([5, 1]), np.array([1, 1], dtype=np.int8)) is None
+    samples = [CodeSample(str(n), "x", target, "t") for n, target in enumerate((1, 0, 1, 0))]
+    read = read_columns("train", samples, Classes())
+    assert _length_auc(read, np.array([5, 1, 3, 3])) == {"vulnerable": 3.5 / 4}
+    one = read_columns("train", [samples[0], samples[2]], Classes())
+    assert _length_auc(one, np.array([5, 1])) == {}
 
 
 def test_every_function_is_in_one_bin_of_its_class(clean):
     lengths = token_lengths(clean)
     facts = audit_splits(clean, lengths)
     for split in facts.splits:
-        assert sum(split.histogram["vulnerable"]) == split.num_positive
-        assert sum(split.histogram["safe"]) == split.num_functions - split.num_positive
+        assert {name: sum(bins) for name, bins in split.histogram.items()} == split.counts
+        assert sum(split.counts.values()) == split.num_functions
         assert split.lengths["max"] == lengths[split.name].max()
     assert length_edges({"train": np.array([7, 7])}) == [7.0, 8.0]
     assert length_edges({}) == []
@@ -296,7 +304,7 @@ def test_the_real_dataset_has_one_leak_and_118_pairs_in_its_test_split():
     assert [finding.severity for finding in facts.findings].count("leak") == 1
     assert facts.findings[0].found.startswith("1 function of test is in train too")
     assert {s.name: s.num_fix_pairs for s in facts.splits}["test"] == 118
-    assert [(s.num_functions, s.num_positive) for s in facts.splits] == [
+    assert [(s.num_functions, s.counts["vulnerable"]) for s in facts.splits] == [
         (810, 403), (272, 139), (252, 123)
     ]  # fmt: skip
     assert facts.words.num_telling == 0

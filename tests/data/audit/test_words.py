@@ -17,6 +17,7 @@ from data.audit.words import (
     telling_words,
 )
 from data.records import CodeSample
+from data.text.labels import Classes
 
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "re", "tu") for b in ("ban", "dor", "fel", "gim")]
 
@@ -37,7 +38,7 @@ def lottery(num: int, seed: int) -> list[CodeSample]:
 
 
 def tell(samples):
-    return telling_words(read_columns("train", samples), 50_000)
+    return telling_words(read_columns("train", samples, Classes()), 50_000)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -218,3 +218,38 @@ def test_pairs_of_functions_are_records_and_a_pair_in_two_splits_leaks(tmp_path,
         ("f1", "g1"),
     ]
     assert found.sharing.shared_functions == {"train/valid": 0, "train/test": 1, "valid/test": 2}
+
+
+def test_a_pair_with_swapped_sides_leaks_contradicts_and_stays_with_its_own(tmp_path, tiny_model):
+    def pair(one, other, target):
+        return {"code": f"{one} ();", "code2": f"{other}\n ();", "target": target}
+
+    rows = {
+        "train": [pair("f", "g", 0), pair("g", "f", 1), pair("h", "k", 1), pair("m", "n", 0)],
+        "valid": [pair("k", "h", 1), pair("a", "b", 0)],
+        "test": [pair("c", "d", 0), pair("f", "k", 1)],
+    }
+    for split, some in rows.items():
+        write_rows(tmp_path / f"{split}.jsonl", some)
+    cache = str(tmp_path / "cache")
+    config = DataConfig(path=str(tmp_path), cache_dir=cache)
+    sharing = open_splits(config, tiny_model).sharing
+    assert sharing.shared_functions == {"train/valid": 1, "train/test": 0, "valid/test": 0}
+    assert sharing.duplicates["train"] == sharing.contradictory["train"] == 1
+    with pytest.raises(
+        DataError, match=r"in both train and valid.*train\.jsonl:3 = valid\.jsonl:1"
+    ):
+        prepare(config, tiny_model)
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    both = [pair(*sides, n % 2) for n in range(30) for sides in ((f"f{n}", "g"), ("g", f"f{n}"))]
+    write_rows(lone / "pairs.jsonl", both)
+    found = open_splits(DataConfig(path=str(lone), cache_dir=cache), tiny_model)
+    assert set(found.sharing.shared_functions.values()) == {0}
+    assert found.facts["division"]["num_groups"] == 30
+
+
+def test_weaknesses_are_counted_by_class_where_several_hold_at_once(tmp_path, tiny_model):
+    labels, cwe = [["b", "a"], [], ["a"], ["b"]] * 2, ["CWE-1", "CWE-1", "CWE-1", ""] * 2
+    found = prepared(tmp_path, tiny_model, labels, {"cwe": cwe})
+    assert found.facts["splits"]["train"]["cwe"] == {"CWE-1": [4, 2], "unknown": [0, 2]}

@@ -19,6 +19,7 @@ from data.prepared.splits import (
 )
 from data.readers import read_records
 from data.records import CodeSample
+from data.text.labels import Classes
 
 ARCHIVE = REPOSITORY.parent.joinpath(
     "shared", "data", "vul_java_x1_without_p3", "java_k_1_strict_2023_07_03.tar.gz"
@@ -133,7 +134,7 @@ def test_the_200_most_frequent_weaknesses_are_named():
     keys = SplitKeys()
     for number in range(201):
         keys.append_groups(split("t", *"a" * (2 if number else 1), cwe=f"CWE-{number}"))
-    assert list(keys.cwe_table()) == [f"CWE-{number}" for number in range(1, 201)]
+    assert list(keys.cwe_table(Classes())) == [f"CWE-{number}" for number in range(1, 201)]
 
 
 def test_a_function_with_both_labels_in_a_split_is_counted_once():
@@ -154,7 +155,7 @@ def test_the_weaknesses_of_a_split_are_counted_by_class_the_most_frequent_first(
     keys.append_groups(split("t", "a", "b") + split("t", "c", target=1))
     keys.append_groups(split("t", "d", target=1, cwe="CWE-89") + split("t", "e", cwe="CWE-78"))
     keys.append_groups(split("t", "f", target=1, cwe="CWE-78"))
-    found = keys.cwe_table()
+    found = keys.cwe_table(Classes())
     assert list(found.items()) == [("unknown", [2, 1]), ("CWE-78", [1, 1]), ("CWE-89", [0, 1])]
 
 

@@ -17,7 +17,6 @@ from trainer.evaluation.functions.baselines import (
 from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
 from trainer.evaluation.functions.report import (
     DROPPED,
-    SHORT_NAMES,
     Prediction,
     write_function_report,
 )
@@ -64,8 +63,7 @@ class FunctionEvaluation(Evaluation):
                 "num_left_out": len(split.samples) - len(scored_P),
             }
             rows = predictions(split, scores_N, threshold, scored_P)
-            folder, classes = self.config.output_dir / REPORT, self.prepared.classes
-            names = SHORT_NAMES if classes.are_usual else classes.names
+            folder, names = self.config.output_dir / REPORT, self.prepared.classes.shown
             return write_function_report(
                 folder, name, rows, threshold, baselines, all_facts, names=names
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.text.labels import Classes
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
 from trainer.evaluation.figures import pr_png, roc_png
 from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline
@@ -26,7 +27,7 @@ from trainer.evaluation.resampling import (
     weighted_roc_auc,
 )
 
-SHORT_NAMES = ("safe", "vulnerable")
+SHORT_NAMES = Classes().shown
 DROPPED = "dropped: scored by the prior"
 _PAGE = Path(__file__).with_name("report.md.jinja")
 
