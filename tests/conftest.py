@@ -20,6 +20,7 @@ SLOW = (
     "trainer/tuning/test_runs.py",
     "trainer/run/test_any_world_size.py",
     "trainer/run/test_class_run.py",
+    "trainer/run/test_early_stop.py",
     "trainer/run/test_language_run.py",
     "trainer/run/test_bounded.py",
     "launcher/test_deepspeed_signals.py",

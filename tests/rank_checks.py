@@ -265,3 +265,32 @@ def train_with_a_dead_layer(arguments: list[str]) -> int:
 
     training.build_model = build_dead  # type: ignore[assignment]
     return main(arguments)
+
+
+def count_scored_batches(arguments: list[str]) -> int:
+    """Train, then print how often each split was scored, and prompts were answered."""
+    from collections import Counter
+
+    from launcher.train import main
+    from trainer.evaluation.language.evaluation import LanguageEvaluation
+    from trainer.evaluation.scoring import Evaluation
+
+    counts: Counter[str] = Counter()
+    outputs, answers = Evaluation.outputs, LanguageEvaluation.answers
+
+    def counted_outputs(evaluation: Evaluation, split: object) -> object:
+        [name] = [
+            n for n, one in evaluation.prepared.splits.items() if one.samples is split.samples
+        ]
+        counts[name] += 1
+        return outputs(evaluation, split)  # type: ignore[arg-type]
+
+    def counted_answers(evaluation: LanguageEvaluation) -> object:
+        counts["answers"] += 1
+        return answers(evaluation)
+
+    Evaluation.outputs = counted_outputs  # type: ignore[method-assign, assignment]
+    LanguageEvaluation.answers = counted_answers  # type: ignore[method-assign, assignment]
+    code = main(arguments)
+    print("scored", *(f"{name} {counts[name]}" for name in sorted(counts, reverse=True)))
+    return code

@@ -130,7 +130,7 @@ def prepare(
         tokenizer_folder: Holds tokenizer.json.
         language: Conversations and documents, not functions.
         group_weights: Loss weight of a function by its status.
-        class_weights: "balanced" weighs training functions by the inverse share of their class.
+        class_weights: "balanced" weighs functions by the inverse share of their class in training.
         progress: Called after every chunk while something is built.
 
     Raises:
@@ -145,9 +145,16 @@ def prepare(
     refuse_absent_class(train.samples.targets, "train", classes)
     kept = "train, without the functions data.long_functions=drop takes away"
     refuse_absent_class(train.examples.label_E, kept, classes)
-    weight_N = _loss_weights(train, group_weights or {}, class_weights)
-    examples = replace(train.examples, weight_E=weight_N[train.examples.record_E])
-    splits = prepared.splits | {"train": replace(train, examples=examples)}
+    weight_K = np.ones(classes.num_targets, np.float32)
+    if class_weights == "balanced" and classes.sets is None:
+        weight_K = _class_weights(train)
+    _refuse_unknown_groups(train, group_weights or {})
+    splits = dict(prepared.splits)
+    for name in ("train", "valid"):  # the loss on valid is that of training
+        examples = splits[name].examples
+        weight_N = _loss_weights(splits[name], group_weights or {}, weight_K)
+        examples = replace(examples, weight_E=weight_N[examples.record_E])
+        splits[name] = replace(splits[name], examples=examples)
     return replace(prepared, splits=splits)
 
 
@@ -221,35 +228,42 @@ def sources_digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _loss_weights(
-    train: Split, group_weights: Mapping[str, float], class_weights: str
-) -> npt.NDArray[np.float32]:
-    """Weight of every training function: the weight of its group times the weight of its class.
+def _class_weights(train: Split) -> npt.NDArray[np.float32]:
+    """Weight N / (C N_c) of class c of C, with N functions that are not dropped.
 
-    "balanced" gives class c of C the weight N / (C N_c), with N functions that are not dropped
-    (King and Zeng 2001); its mean over functions is 1. Of several classes at once each has weights
+    Its mean over functions is 1 (King and Zeng 2001). Of several classes at once each has weights
     of its own, in the loss.
+    """
+    kept_C = np.bincount(train.samples.targets[np.unique(train.examples.record_E)])
+    weight_C: npt.NDArray[np.float32] = (kept_C.sum() / (len(kept_C) * kept_C)).astype(np.float32)
+    return weight_C
+
+
+def _refuse_unknown_groups(train: Split, group_weights: Mapping[str, float]) -> None:
+    """Refuse a weight of a status that no training function has.
 
     Raises:
-        DataError: A weight names a status that no function has.
+        DataError: With those that there are.
     """
-    weight_N = np.ones(len(train.samples), dtype=np.float32)
+    if not group_weights:
+        return
+    present = train.samples.column("status").unique().to_pylist()
+    if unknown := sorted(group_weights.keys() - set(present)):
+        raise DataError(
+            f"loss.group_weights: no training function has status {unknown}; there are"
+            f" {sorted(present)}"
+        )
+
+
+def _loss_weights(
+    split: Split, group_weights: Mapping[str, float], weight_K: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Weight of every function: that of its group times that of its class."""
+    weight_N = weight_K[split.samples.targets]
     if group_weights:
-        statuses = train.samples.column("status").combine_chunks().dictionary_encode()
-        present = statuses.dictionary.to_pylist()
-        unknown = sorted(group_weights.keys() - set(present))
-        if unknown:
-            raise DataError(
-                f"loss.group_weights: no training function has status {unknown}; there are"
-                f" {sorted(present)}"
-            )
-        of_status = [group_weights.get(status, 1.0) for status in present]
-        weight_N = np.array(of_status, dtype=np.float32)[statuses.indices.to_numpy()]
-    if class_weights == "balanced" and train.examples.members_KC is None:
-        targets = train.samples.targets
-        kept_C = np.bincount(targets[np.unique(train.examples.record_E)])
-        weight_C = (kept_C.sum() / (len(kept_C) * kept_C)).astype(np.float32)
-        weight_N = weight_N * weight_C[targets]
+        statuses = split.samples.column("status").combine_chunks().dictionary_encode()
+        of_status = [group_weights.get(s, 1.0) for s in statuses.dictionary.to_pylist()]
+        weight_N = weight_N * np.array(of_status, np.float32)[statuses.indices.to_numpy()]
     return weight_N
 
 

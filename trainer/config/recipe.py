@@ -341,5 +341,10 @@ def _task_faults(config: RunConfig) -> Iterator[str]:
                     f"{section}.{key}={getattr(block, key)!r}: task.name {config.task.name} does"
                     " not read it; remove it"
                 )
+    if config.eval.patience is not None and config.eval.interval == "never":
+        yield (
+            f"eval.patience {config.eval.patience} counts validations, and eval.interval=never has"
+            " none before the end; set eval.interval=epoch or a number of steps"
+        )
     if not config.data.isolate and not config.data.packing:
         yield "data.isolate=false says how a packed row is read; set data.packing=true"

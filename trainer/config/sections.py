@@ -198,6 +198,14 @@ class EvalSection(Section):
     window_score: Literal["max", "mean"] = Field(
         "max", description="of a function cut into windows"
     )
+    metric: str = Field(
+        "auto",
+        description="measure on validation that chooses the best step, e.g. f1 or loss; auto:"
+        " roc_auc, with more than two classes mean_ap, of a language model loss",
+    )
+    patience: Positive | None = Field(
+        None, description="stop after so many validations without a better one; null: never"
+    )
     prompts: list[str] = Field(
         default_factory=list,
         description="what a language model answers at every validation; default: the first"

@@ -33,7 +33,9 @@ class TrainState:
         skipped_steps: Steps without an update because gradients were not finite, as fp16's are
             while its scale is searched.
         best_step: Step of the best validation; None before the first.
-        best_score: Its ROC AUC, or its loss times -1; None where it is undefined.
+        best_score: What eval.metric measured there, lower-is-better ones times -1; None where it is
+            undefined.
+        num_worse: Validations since then, which eval.patience counts.
         threshold: Of classes, chosen on that validation.
         is_unscored: The validation after this step is still to come: a signal came in the middle.
     """
@@ -48,6 +50,7 @@ class TrainState:
     threshold: float = 0.5
     train_seconds: float = 0.0
     is_unscored: bool = False
+    num_worse: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for trainer.json."""
@@ -55,12 +58,12 @@ class TrainState:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "TrainState":
-        """The counters that `to_json` gave.
+        """The counters that `to_json` gave; one that came later is 0 in an older version's.
 
         Raises:
             ModelError: Another version wrote it.
         """
-        odd = values.keys() ^ {field.name for field in fields(cls)}
+        odd = (values.keys() ^ {field.name for field in fields(cls)}) - {"num_worse"}
         if odd:
             raise ModelError(
                 f"the checkpoint is of another version: its counters differ in {sorted(odd)};"

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.text.labels import Classes
 from trainer.evaluation.resampling import (
     FloatArray,
     IntArray,
@@ -181,26 +180,6 @@ def swept_measures(task: str) -> dict[str, Measure]:
     """The measures by which sweeps of a task compare, the main one first."""
     of = TASK_MEASURES[task]
     return {name: measure for name, measure in measures_of(of).items() if measure.swept}
-
-
-def deciding_score(of: Measured, values: dict[str, Any]) -> float | None:
-    """The value that chooses the best step, negated where lower is better."""
-    name, measure = _deciding(of)
-    value: float | None = values[name]
-    return value if value is None or measure.higher_is_better else -value
-
-
-def best_value(task: str, classes: Classes, score: float | None) -> dict[str, float | None]:
-    """The measure behind the deciding score of a run, by its name."""
-    of = "classes" if not classes.is_binary else TASK_MEASURES[task]
-    name, measure = _deciding(of)
-    value = score if score is None or measure.higher_is_better else -score
-    return {f"valid_{name}": value}
-
-
-def _deciding(of: Measured) -> tuple[str, Measure]:
-    [found] = [(name, measure) for name, measure in measures_of(of).items() if measure.decides]
-    return found
 
 
 def _ranking(scorer: str) -> Callable[[Scored], float | None]:

@@ -18,6 +18,7 @@ from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import DivergedError
 from trainer.evaluation.measures import Measured, shown_measures
+from trainer.losses.tasks import Task
 from trainer.processes.distributed import Ranks, all_reduce_sum
 from trainer.run_folder.metrics import RunLog
 
@@ -44,6 +45,7 @@ class Evaluation(ABC):
     Attributes:
         model: Batch -> logits (S, 2), or scores (S, 3) of a language model in evaluation mode.
         log: On rank 0; None elsewhere.
+        task: Its loss is measured on validation; None where nothing is validated.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class Evaluation(ABC):
     ranks: Ranks
     model: nn.Module
     log: RunLog | None
+    task: Task | None = None
 
     @abstractmethod
     def begin(self) -> None:
@@ -74,7 +77,7 @@ class Evaluation(ABC):
         )
 
     def log_validation(
-        self, step: int, of: Measured, values: Mapping[str, Any], **more: float
+        self, step: int, of: Measured, values: Mapping[str, Any], **more: float | None
     ) -> None:
         """Log the measures that tables show."""
         if self.log is not None:

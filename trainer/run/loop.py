@@ -34,8 +34,9 @@ _MOST_SKIPS = 50  # fp16 halves its scale at each: 2^16 would be 2^-34
 def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
     """Train from the step of the session's state to the end, validating and saving on the way.
 
-    Ranks compare their requests to stop after every step. The watchdog ends the process if a step,
-    a validation or a save does not end.
+    Ranks compare their requests to stop after every step; all have the same validations, so they
+    stop early together. The watchdog ends the process if a step, a validation or a save does not
+    end.
 
     Raises:
         StoppedError: A signal came, or the launcher is gone; the last step is saved.
@@ -52,7 +53,7 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
     logged = replace(state)
     check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
     gradients = GradientCheck(run.engine)
-    while state.step < run.total_steps:
+    while state.step < run.total_steps and not session.early_stop:
         with watchdog.watching("step", state.step + 1):
             started = time.perf_counter()
             batches = run.loader.step(state.step)
@@ -83,6 +84,8 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
                 session.save()
         if stopped:
             raise stopped
+    if session.early_stop:
+        run.say(session.early_stop)
 
 
 def _validate(session: Session, stop: StopRequest, watchdog: Watchdog) -> StoppedError | None:

@@ -20,7 +20,7 @@ from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.engine.state import TrainState
 from trainer.errors import ConfigError
-from trainer.evaluation.measures import best_value
+from trainer.evaluation.best_step import best_value, measured_kind
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
 from trainer.models.proof import use
@@ -76,7 +76,8 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     if valid is not None and before_SC is not None:
         merge |= _drift(before_SC, _logits(merged, config, valid, alone))
     state = TrainState.of(best.trainer["state"])
-    value = best_value(config.task.name, prepared.classes, state.best_score)
+    kind = measured_kind(config.task.name, prepared.classes)
+    value = best_value(kind, state.best_score, config.eval.metric)
     facts = adapter_facts(config, prepared, state, value)
     _write(merged, config, output, facts | {"merge": merge})
     return merge

@@ -13,6 +13,7 @@ from data.readers.reading import listed
 from data.text.escaping import print_text
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
+from trainer.evaluation.best_step import check_metric
 from trainer.models.files import hidden_size, refuse_adapter
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ def prepare_run(config: RunConfig) -> Prepared:
 
     Raises:
         DataError: They cannot be used.
-        ConfigError: loss.alpha does not fit their classes.
+        ConfigError: loss.alpha or eval.metric does not fit their classes.
         ModelError: model.path is an adapter.
     """
     refuse_adapter(config.model)
+    check_metric(config.eval.metric, config.task.name)
     with _shown_progress("records" if config.is_language else "functions") as progress:
         prepared = prepare(
             config.data,
@@ -37,6 +39,7 @@ def prepare_run(config: RunConfig) -> Prepared:
             class_weights=config.loss.class_weights,
             progress=progress,
         )
+    check_metric(config.eval.metric, config.task.name, prepared.classes)
     names, alpha = prepared.classes.names, config.loss.alpha
     if alpha is not None and len(alpha) != len(names):
         raise ConfigError(

@@ -18,7 +18,7 @@ from trainer.engine.state import (
     state_shapes,
 )
 from trainer.errors import MachineError
-from trainer.evaluation.measures import best_value
+from trainer.evaluation.best_step import best_value, deciding, measured_kind
 from trainer.evaluation.scoring import Evaluation
 from trainer.losses.tasks import Task
 from trainer.models.heads import PackedModel
@@ -75,12 +75,30 @@ class Session:
         """Folder of the checkpoints."""
         return self.run.config.output_dir / CHECKPOINTS
 
+    @property
+    def early_stop(self) -> str:
+        """Why training ends here, before its last step, by eval.patience; "" while it goes on."""
+        state, wanted = self.state, self.run.config.eval
+        if wanted.patience is None or state.num_worse < wanted.patience:
+            return ""
+        if state.step >= self.run.total_steps:
+            return ""
+        of = measured_kind(self.run.config.task.name, self.prepared.classes)
+        name, measure = deciding(of, wanted.metric)
+        [value] = best_value(of, state.best_score, wanted.metric).values()
+        return (
+            f"stopped early after step {state.step} of {self.run.total_steps}: in"
+            f" {state.num_worse} validations {name} was never better than {measure.text(value)}, at"
+            f" step {state.best_step} (eval.patience)"
+        )
+
     def validate(self) -> None:
-        """Score the whole validation split and keep the best step and its threshold."""
+        """Score the whole validation split; keep the best step and its threshold, or count on."""
         state, found = self.state, self.evaluation.validate(self.state.step)
         is_best = found.score is None or state.best_score is None or found.score > state.best_score
+        state.num_worse += 1
         if is_best or state.best_step is None:
-            state.best_step, state.best_score = state.step, found.score
+            state.best_step, state.best_score, state.num_worse = state.step, found.score, 0
             state.threshold = found.threshold
 
     def save(self) -> None:
@@ -152,7 +170,8 @@ class Session:
             if not run.ranks.is_main:
                 return None
             adapter = config.output_dir / ADAPTER
-            best = best_value(config.task.name, self.prepared.classes, self.state.best_score)
+            kind = measured_kind(config.task.name, self.prepared.classes)
+            best = best_value(kind, self.state.best_score, config.eval.metric)
             facts = adapter_facts(config, self.prepared, self.state, best)
             save_adapter(self.model.model, weights, adapter, facts, config)
             return write_report()
@@ -179,10 +198,12 @@ class Session:
             of_task["division"] = self.prepared.facts["held_out"] | self.prepared.facts.get(
                 "division", {}
             )
+        if self.early_stop:
+            of_task["stopped_early"] = self.early_stop
         return {
             "task": config.task.name,
             "best_step": self.state.best_step,
-            "steps": self.run.total_steps,
+            "steps": self.state.step,
             "precision": self.recipe.config.engine.precision,
             "gamma": loss.gamma,
             **of_task,

@@ -195,7 +195,7 @@ def _build(
     task = TASKS[config.task.name](config.loss, ranks.device, detach_modulator, loader.examples)
     run = Run(config, ranks, engine, task, loader, total_steps, log)
     evaluation = evaluation_of(config.task.name, prepared.classes)(
-        config, prepared, ranks, engine, log
+        config, prepared, ranks, engine, log, task
     )
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
     _choose_strategy(session)
@@ -219,6 +219,8 @@ def _total_steps(optim: OptimSection, loader: TrainLoader) -> int:
 def _left_line(session: Session) -> str:
     """Where in the data a run goes on, and how much is left of it."""
     run, step, optim = session.run, session.state.step, session.run.config.optim
+    if session.early_stop:
+        return "nothing is left to train; raise eval.patience to train longer"
     if step == run.total_steps:
         wanted = f"{optim.max_steps} steps" if optim.max_steps else f"{optim.epochs} epochs"
         return (

@@ -17,7 +17,10 @@ from trainer.run_folder.folder import CHECKPOINTS
 
 # A change in these sections makes it another run; the others say where and how to compute.
 DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
-_DECISIVE_KEYS = (("run", "seed"), ("engine", "precision"), ("replication", "detach_modulator"))
+_DECISIVE_KEYS = (
+    ("run", "seed"), ("engine", "precision"), ("replication", "detach_modulator"),
+    ("eval", "metric"),
+)  # fmt: skip
 _FREE = {
     # Paths may move: the digests of their content are compared instead.
     "data.path", "data.train", "data.valid", "data.test", "data.tokenizer",
@@ -61,15 +64,21 @@ def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
 
 
 def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainState:
-    """The counters a run starts with; no best validation if its checkpoint does not verify here."""
+    """The counters a run starts with.
+
+    The best validation is looked for anew if its checkpoint does not verify here, or if another
+    eval.metric chose it.
+    """
     if checkpoint is None:
         return TrainState()
     state = TrainState.of(checkpoint.trainer["state"])
+    if checkpoint.trainer["recipe"].get("eval", {}).get("metric", "auto") != config.eval.metric:
+        state.best_step, state.best_score, state.num_worse = None, None, 0
     if state.best_step is not None:
         try:
             load_step(config.output_dir / CHECKPOINTS, state.best_step)
         except ModelError:
-            state.best_step = state.best_score = None
+            state.best_step, state.best_score, state.num_worse = None, None, 0
     return state
 
 
@@ -154,7 +163,8 @@ def config_changes(
         for key, value in given[section].items()
     ]
     for section, key in _DECISIVE_KEYS:
-        pairs.append((f"{section}.{key}", saved[section][key], given[section][key]))
+        old = saved[section].get(key, _default(section, key))
+        pairs.append((f"{section}.{key}", old, given[section][key]))
     return [
         f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and name not in _FREE
     ]

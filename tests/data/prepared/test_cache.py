@@ -290,22 +290,23 @@ def test_the_key_is_of_data_settings_and_library_versions(tiny_model, tmp_path, 
     assert len({first, second, entry()}) == 3
 
 
-def test_training_weights_are_the_groups_times_the_classes(tiny_data, tiny_model):
+def test_weights_are_the_groups_times_the_classes(tiny_data, tiny_model):
     config = DataConfig(path=str(tiny_data))
     rows = sample_rows("train", 40)
     positives = sum(int(str(row["target"])) for row in rows)
     status = str(rows[0]["status"])
-    train = prepare(
+    splits = prepare(
         config, tiny_model, group_weights={status: 0.5}, class_weights="balanced"
-    ).splits["train"]
+    ).splits
     of_class = {0: 40 / (2 * (40 - positives)), 1: 40 / (2 * positives)}
-    expected = [
-        of_class[int(str(row["target"]))] * (0.5 if row["status"] == status else 1) for row in rows
-    ]
-    assert train.examples.weight_E.tolist() == pytest.approx(expected)
-    assert len(set(expected)) > 1
-    valid = prepare(config, tiny_model, group_weights={status: 0.5}).splits["valid"]
-    assert set(valid.examples.weight_E.tolist()) == {1.0}
+    for name, num in (("train", 40), ("valid", 20)):  # of valid too: its loss is that of training
+        expected = [
+            of_class[int(str(row["target"]))] * (0.5 if row["status"] == status else 1)
+            for row in sample_rows(name, num)
+        ]
+        assert splits[name].examples.weight_E.tolist() == pytest.approx(expected)
+        assert len(set(expected)) > 1
+    assert set(splits["test"].examples.weight_E.tolist()) == {1.0}
 
 
 def test_the_rarer_class_weighs_more_and_a_weight_follows_its_record(tiny_model, tmp_path):

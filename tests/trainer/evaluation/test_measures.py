@@ -13,13 +13,16 @@ from sweep_cells import cells_of, write_cell
 
 from data.config import DataConfig
 from data.text.labels import Classes
+from trainer.config.sections import LossSection
+from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.functions.evaluation import FunctionEvaluation
 from trainer.evaluation.functions.report import Prediction, write_function_report
 from trainer.evaluation.functions.scores import of_functions, score_examples
 from trainer.evaluation.language.report import LanguageScores, write_language_report
 from trainer.evaluation.language.tokens import TokenSums
-from trainer.evaluation.measures import MEASURES, Measure, deciding_score, swept_measures
+from trainer.evaluation.measures import MEASURES, Measure, swept_measures
 from trainer.evaluation.scoring import outputs, split_batches
+from trainer.losses.tasks import Classification
 from trainer.processes.distributed import Ranks
 from trainer.sweep.findings import Comparison
 from trainer.sweep.report import write_report as write_sweep_report
@@ -30,7 +33,7 @@ YOUDEN = 0.5 + 2 / 3 - 1  # one of two negatives and two of three positives are 
 CONFIG = SimpleNamespace(
     data=DataConfig.model_construct(seq_length=8, packing=False, isolate=True),
     optim=SimpleNamespace(micro_batch_size=2),
-    eval=SimpleNamespace(window_score="max"),
+    eval=SimpleNamespace(window_score="max", metric="auto"),
     replication=SimpleNamespace(compat_population=False),
 )
 
@@ -71,16 +74,20 @@ def test_a_measure_of_functions_reaches_report_and_validation(monkeypatch, tmp_p
     assert f" {YOUDEN:.3f} |\n" in page
 
     logged = []
-    examples = example_set([[n + 1, 2] for n in range(5)])
+    examples = example_set([[n + 1, 2] for n in range(5)], labels=LABELS)
     valid = SimpleNamespace(examples=examples, targets=LABELS)
     prepared = SimpleNamespace(
         splits={"train": valid, "valid": valid}, classes=Classes(), prior_C=np.array([0.4, 0.6])
     )
     log = SimpleNamespace(validation=logged.append)
-    evaluation = FunctionEvaluation(CONFIG, prepared, ranks, Scores(SCORES), log)
+    task = Classification(LossSection(), ranks.device)
+    evaluation = FunctionEvaluation(CONFIG, prepared, ranks, Scores(SCORES), log, task)
     auc_chosen = evaluation.validate(3)
     [row] = logged
-    assert list(row) == ["step", "roc_auc", "pr_auc", "f1", "mcc", "youden", "threshold"]
+    shown = ["step", "roc_auc", "pr_auc", "f1", "mcc", "youden", "loss", "threshold"]
+    assert list(row) == shown
+    right = np.where(np.array(LABELS) == 1, SCORES, 1 - np.array(SCORES))
+    assert row["loss"] == pytest.approx(-np.log(right).mean())
     assert auc_chosen.score == row["roc_auc"] == pytest.approx(4 / 6)
 
     for name, decides in (("roc_auc", False), ("youden", True)):
@@ -90,9 +97,9 @@ def test_a_measure_of_functions_reaches_report_and_validation(monkeypatch, tmp_p
 
 def test_a_measure_where_less_is_better_chooses_the_lowest():
     values = {"loss": 2.5, "perplexity": 12.0, "token_accuracy": 0.4}
-    assert deciding_score("tokens", values) == -2.5
-    assert deciding_score("functions", {"roc_auc": 0.7}) == 0.7
-    assert deciding_score("functions", {"roc_auc": None}) is None
+    assert deciding_score("tokens", values, "auto") == -2.5
+    assert deciding_score("functions", {"roc_auc": 0.7}, "auto") == 0.7
+    assert deciding_score("functions", {"roc_auc": None}, "auto") is None
 
 
 def test_a_measure_of_tokens_reaches_report_and_sweep(monkeypatch, base, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import rank_checks
 import yaml
 from conftest import write_rows
-from rank_pool import run_ranks, start_ranks, wait_ranks
+from rank_pool import Entry, run_ranks, start_ranks, wait_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.evaluate import main as evaluate_main
@@ -79,12 +79,17 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def run(
-    recipe: Path, folder: Path, world_size: int = 1, *overrides: str, draws: bool = False
+    recipe: Path,
+    folder: Path,
+    world_size: int = 1,
+    *overrides: str,
+    draws: bool = False,
+    entry: Entry | None = None,
 ) -> list[dict]:
     """The logged steps of a run that must end well."""
     printed = folder.with_suffix(".txt")
     command = [str(recipe), f"run.output_dir={folder}", *overrides]
-    codes = run_ranks(command, world_size, printed, draws=draws)
+    codes = run_ranks(command, world_size, printed, draws=draws, entry=entry)
     assert codes == [0] * world_size, printed.read_text()[-3000:]
     return read_log(folder / "log.jsonl")
 
@@ -97,7 +102,9 @@ def losses(folder: Path) -> list[float]:
 def whole(recipe, tmp_path_factory) -> Path:
     """A run of one rank."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert len(run(recipe, folder, 1, "log.tensorboard=true", draws=True)) == STEPS
+    counting = rank_checks.count_scored_batches
+    rows = run(recipe, folder, 1, "log.tensorboard=true", draws=True, entry=counting)
+    assert len(rows) == STEPS
     return folder
 
 
@@ -146,6 +153,10 @@ def test_the_best_step_is_that_of_the_lowest_validation_loss(whole):
     best = min((step for step in valid if step), key=lambda step: valid[step])
     assert trainer["state"]["best_step"] == best
     assert trainer["state"]["best_score"] == -valid[best]
+    # The splits before training, at steps 6 and 12, and at the end test alone: where the best step
+    # is the last, its answers are those of the report.
+    assert best == STEPS
+    assert "scored valid 3 test 2 answers 2" in whole.with_suffix(".txt").read_text()
 
 
 def test_a_run_is_evaluated_on_another_file_and_merged(recipe, whole, tmp_path, capsys):

@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from data.prepared.prepare import Split
 from data.text.labels import Classes
+from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.functions.baselines import PRIOR
-from trainer.evaluation.functions.evaluation import class_scores
+from trainer.evaluation.functions.evaluation import class_scores, validation_scores
 from trainer.evaluation.functions.report import DROPPED
 from trainer.evaluation.functions.scores import population
-from trainer.evaluation.measures import ClassScored, deciding_score, measured
+from trainer.evaluation.measures import ClassScored, measured
 from trainer.evaluation.report import MODEL, file_names, write_report
 from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.run_folder.folder import REPORT
@@ -34,16 +35,17 @@ class ClassEvaluation(Evaluation):
 
     def validate(self, step: int) -> Validation:
         """Score the validation split; the deciding score."""
-        _, scored = self._scored(self.prepared.splits["valid"])
-        values = measured("classes", scored)
-        self.log_validation(step, "classes", values)
-        return Validation(deciding_score("classes", values))
+        scores_NC, loss = validation_scores(self)
+        _, scored = self._scored(self.prepared.splits["valid"], scores_NC)
+        values = measured("classes", scored) | {"loss": loss}
+        self.log_validation(step, "classes", values, loss=loss)
+        return Validation(deciding_score("classes", values, self.config.eval.metric))
 
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; the report compares the model with the shares in training."""
-        measured_P, scored = self._scored(split)
+        measured_P, scored = self._scored(split, class_scores(self, split))
 
         def write() -> dict[str, Any]:
             compat = self.config.replication.compat_population
@@ -57,8 +59,9 @@ class ClassEvaluation(Evaluation):
 
         return write
 
-    def _scored(self, split: Split) -> tuple[npt.NDArray[np.int64], ClassScored]:
-        scores_NC = class_scores(self, split)
+    def _scored(
+        self, split: Split, scores_NC: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.int64], ClassScored]:
         measured_P = population(split.examples, self.config.replication.compat_population)
         target_P, members_KC = np.array(split.targets)[measured_P], split.examples.members_KC
         names = self.prepared.classes.names

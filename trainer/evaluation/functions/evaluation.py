@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from data.batches.sampling import at_most
 from data.prepared.prepare import Split
+from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.functions.baselines import (
     TFIDF_LOGISTIC,
     Baseline,
@@ -20,9 +22,13 @@ from trainer.evaluation.functions.report import (
     Prediction,
     write_function_report,
 )
-from trainer.evaluation.functions.scores import of_functions, population, score_examples
-from trainer.evaluation.measures import deciding_score
-from trainer.evaluation.scoring import Evaluation, Validation
+from trainer.evaluation.functions.scores import (
+    of_functions,
+    population,
+    score_examples,
+    tallied,
+)
+from trainer.evaluation.scoring import Evaluation, Outputs, Validation, sum_of_ranks
 from trainer.run_folder.folder import REPORT
 
 # The baseline learns from so many functions at most: its matrix of word pairs has to fit in memory.
@@ -38,13 +44,15 @@ class FunctionEvaluation(Evaluation):
     def validate(self, step: int) -> Validation:
         """Score the validation split; the deciding score and the threshold of the highest F1."""
         valid = self.prepared.splits["valid"]
-        scores_N = class_scores(self, valid)[:, 1]
+        scores_NC, loss = validation_scores(self)
+        scores_N = scores_NC[:, 1]
         scored_P = population(valid.examples, self.config.replication.compat_population)
         scores_P, targets_P = scores_N[scored_P], np.array(valid.targets)[scored_P]
         threshold = best_threshold(scores_P, targets_P)
-        values = classification_metrics(scores_P, targets_P, threshold)
-        self.log_validation(step, "functions", values, threshold=threshold)
-        return Validation(deciding_score("functions", values), threshold)
+        values = classification_metrics(scores_P, targets_P, threshold) | {"loss": loss}
+        self.log_validation(step, "functions", values, loss=loss, threshold=threshold)
+        score = deciding_score("functions", values, self.config.eval.metric)
+        return Validation(score, threshold)
 
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
@@ -89,8 +97,24 @@ class FunctionEvaluation(Evaluation):
 
 def class_scores(evaluation: Evaluation, split: Split) -> npt.NDArray[np.float64]:
     """Scores (N, C) of every function; those of a dropped one are the shares in training."""
+    return _scores(evaluation, split, evaluation.outputs(split))
+
+
+def validation_scores(evaluation: Evaluation) -> tuple[npt.NDArray[np.float64], float | None]:
+    """Scores (N, C) of the validation split, and its loss as training has it, without dropout.
+
+    The loss is a mean over the functions that are not dropped; None without any.
+    """
+    valid, sums_2 = evaluation.prepared.splits["valid"], torch.zeros(2, dtype=torch.float64)
+    assert evaluation.task is not None
+    outputs = tallied(evaluation.outputs(valid), evaluation.task, sums_2)
+    scores_NC = _scores(evaluation, valid, outputs)
+    loss, count = sum_of_ranks(sums_2, evaluation.ranks).tolist()
+    return scores_NC, loss / count if count else None
+
+
+def _scores(evaluation: Evaluation, split: Split, outputs: Outputs) -> npt.NDArray[np.float64]:
     examples, prepared = split.examples, evaluation.prepared
-    outputs = evaluation.outputs(split)
     scores_EC = score_examples(outputs, len(examples), prepared.classes, evaluation.ranks)
     return of_functions(scores_EC, examples, prepared.prior_C, evaluation.config.eval.window_score)
 

@@ -6,10 +6,13 @@ E examples, N functions of the split, dropped ones included, C classes.
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from data.batches.batch import Batch
 from data.text.labels import Classes
 from data.text.tokenization import ExampleSet
 from trainer.evaluation.scoring import Outputs, sum_of_ranks
+from trainer.losses.tasks import Task
 from trainer.processes.distributed import Ranks
 
 
@@ -33,6 +36,21 @@ def score_examples(
         chances_SC = logits_SC.softmax(1) if classes.sets is None else logits_SC.sigmoid()
         scores_EC[batch.example_S] = chances_SC.cpu()
     return sum_of_ranks(scores_EC, ranks)  # one rank scores an example, it is 0 on the others
+
+
+def tallied(outputs: Outputs, task: Task, sums_2: Tensor) -> Outputs:
+    """The same outputs; adds the loss sum of each batch, and its functions, to `sums_2`.
+
+    In float64: how functions share batches and ranks changes the last digit alone.
+    """
+    for batch, logits_SC in outputs:
+
+        def forward(_: Batch, logits_SC: Tensor = logits_SC) -> Tensor:
+            return logits_SC.double()
+
+        loss = task.loss_sum(forward, batch)
+        sums_2 += torch.tensor([float(loss.sum), batch.count], dtype=torch.float64)
+        yield batch, logits_SC
 
 
 def of_functions(

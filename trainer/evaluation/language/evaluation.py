@@ -9,9 +9,10 @@ import numpy as np
 
 from data.batches.sampling import at_most
 from data.prepared.prepare import Split
+from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.language.report import LanguageScores, sample_page, write_language_report
 from trainer.evaluation.language.tokens import TokenSums, score_tokens, unigram_loss
-from trainer.evaluation.measures import deciding_score, measured
+from trainer.evaluation.measures import measured
 from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.generation.decoding import Prompt, greedy
 from trainer.generation.prompts import run_prompts
@@ -24,6 +25,8 @@ _BEFORE = "before_training.npz"
 
 class LanguageEvaluation(Evaluation):
     """Evaluation of a run that learns tokens."""
+
+    _answered: tuple[int, list[dict[str, Any]]] | None = None  # step and answers of the last one
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -57,16 +60,20 @@ class LanguageEvaluation(Evaluation):
     def validate(self, step: int) -> Validation:
         """Loss, perplexity, token accuracy and a few answers."""
         sums, samples = self._score(self.prepared.splits["valid"]), self.answers()
+        self._answered = step, samples
         self._log_validation(step, sums)
         if self.log is not None:
             self.log.samples(samples, [sample_page(sample) for sample in samples], step)
-        return Validation(deciding_score("tokens", measured("tokens", sums)))
+        values = measured("tokens", sums)
+        return Validation(deciding_score("tokens", values, self.config.eval.metric))
 
     def test(
         self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; the report compares the model with itself before training."""
-        model, samples = self._score(split), self.answers()
+        model = self._score(split)
+        last = self._answered  # by these weights, where the best step is the last
+        samples = last[1] if last and last[0] == facts["best_step"] else self.answers()
         train, vocab_size = self.prepared.splits.get("train"), self.prepared.tokenizer.vocab_size
         return lambda: write_language_report(
             self.config.output_dir / REPORT,
