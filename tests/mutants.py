@@ -34,6 +34,7 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
         "data/prepared/test_cache.py",
         "data/prepared/test_language_splits.py",
     ],
+    "data/prepared/sources.py": ["data/prepared/test_cache.py", "data/prepared/test_division.py"],
     "data/prepared/splits.py": ["data/prepared/test_splits.py"],
     "data/text/chat.py": ["data/text/test_templates.py"],
     "data/text/templates.py": ["data/text/test_templates.py"],

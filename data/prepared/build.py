@@ -14,7 +14,8 @@ import numpy.typing as npt
 from data.config import DataConfig
 from data.prepared.cache import RECORDS, SplitWriter
 from data.prepared.division import PARTS, WINDOWS, Examined, divide, sampled, window
-from data.prepared.kinds import FUNCTIONS, LANGUAGE, Building, Kind, Source
+from data.prepared.kinds import FUNCTIONS, LANGUAGE, Building, Kind
+from data.prepared.sources import Source
 from data.prepared.splits import compare_splits, repeated_ids
 from data.prepared.table import RecordTable
 from data.readers import ReadFacts

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from data.config import DataConfig
 from data.errors import DataError
 from data.prepared.cache import RECORDS, code_lengths, open_split
+from data.prepared.sources import Source
 from data.prepared.splits import SplitKeys
 from data.prepared.table import RecordClass, rewrite_targets
 from data.readers import ReadFacts, read_language, read_records
@@ -21,28 +22,6 @@ from data.text.language import LanguageFacts, encode_language, supervised_facts
 from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_facts
 from data.text.tokenizer import CodeTokenizer
 from data.text.whitespace import collapse_damage
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a split is read from.
-
-    Attributes:
-        paths: Its files, in order.
-        held_out: The share of each split that takes a part of these files; the split is one of
-            them, or gets the rest.
-        names: Of those files that `told_apart` gave a longer name.
-        weights: Of training files that have one.
-    """
-
-    paths: tuple[Path, ...]
-    held_out: Mapping[str, float] = field(default_factory=dict)
-    names: Mapping[Path, str] = field(default_factory=dict)
-    weights: Mapping[Path, float] = field(default_factory=dict)
-
-    def name_of(self, path: Path) -> str:
-        """A file's name, with as many folders as tell it from the other files."""
-        return self.names.get(path, path.name)
 
 
 @dataclass

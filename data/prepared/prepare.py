@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.config import DataConfig, Weighted
+from data.config import DataConfig
 from data.errors import DataError
 from data.kinds import KINDS
 from data.prepared.build import Progress, build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
-from data.prepared.division import shares
-from data.prepared.kinds import FUNCTIONS, LANGUAGE, Kind, Source, kind_of
+from data.prepared.kinds import FUNCTIONS, LANGUAGE, Kind, kind_of
+from data.prepared.sources import Source, sources_digest, sources_of
 from data.prepared.splits import SplitFacts, refuse_absent_class, refuse_leaks
 from data.prepared.table import RecordTable
-from data.readers import SPLITS, locate, named_files, source_digest, told_apart, unread
+from data.readers import source_digest, told_apart, unread
 from data.text.chat import own_template
 from data.text.labels import Classes, class_counts
 from data.text.language import LanguageFacts
@@ -170,7 +170,7 @@ def open_splits(
     Raises:
         DataError: A file or a record cannot be read.
     """
-    sources = _sources(config, language)
+    sources = sources_of(config, language)
     prepared = _open(config, sources, tokenizer_folder, kind_of(language), progress)
     groups = [] if language else list(config.leak_groups)
     used = [path for source in sources.values() for path in source.paths]
@@ -215,17 +215,9 @@ def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) 
         DataError: A split is missing.
         OSError: No tokenizer.json.
     """
-    sources = _sources(config, language)
+    sources = sources_of(config, language)
     tokenizer_file = tokenizer_folder / "tokenizer.json"
     return _digests(sources, config, tokenizer_file, kind_of(language))
-
-
-def sources_digest(paths: Sequence[Path]) -> str:
-    """sha256 of a file or folder, or of the names and contents of several."""
-    if len(paths) == 1:
-        return source_digest(paths[0])
-    lines = "".join(f"{path.name}\0{source_digest(path)}\n" for path in paths)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _class_weights(train: Split) -> npt.NDArray[np.float32]:
@@ -265,32 +257,6 @@ def _loss_weights(
         of_status = [group_weights.get(s, 1.0) for s in statuses.dictionary.to_pylist()]
         weight_N = weight_N * np.array(of_status, np.float32)[statuses.indices.to_numpy()]
     return weight_N
-
-
-def _sources(config: DataConfig, language: bool) -> dict[str, Source]:
-    """Files of the splits; a split without files shares train's."""
-    paths = {name: tuple(locate(config, name, language=language)) for name in SPLITS}
-    of_all = shares(config, language=language)
-    held_out = {name: share for name, share in of_all.items() if not paths[name]}
-    longer = told_apart(path for split in paths.values() for path in split)
-    sharing = Source(paths["train"], held_out, longer)
-    sources = {
-        name: sharing if name in ("train", *held_out) else Source(paths[name], {}, longer)
-        for name in SPLITS
-    }
-    weighed = replace(sharing, weights=_weights(config, language))
-    return sources | {"train": weighed}
-
-
-def _weights(config: DataConfig, language: bool) -> dict[Path, float]:
-    """The weight of training files that a list gives one."""
-    given = config.train if isinstance(config.train, list) else []
-    return {
-        file: each.weight
-        for each in given
-        if isinstance(each, Weighted)
-        for file in named_files([each], "data.train", config, split="train", language=language)
-    }
 
 
 def _open(

@@ -4,7 +4,7 @@ Imports text/ and data/'s root.
 """
 
 from data.readers.digests import file_digest, source_digest
-from data.readers.layouts import locate, named_files, unread
+from data.readers.locate import locate, named_files, overlooked, unread
 from data.readers.names import SPLITS, told_apart
 from data.readers.read import read_language, read_records
 from data.readers.reading import ReadFacts
@@ -15,6 +15,7 @@ __all__ = [
     "file_digest",
     "locate",
     "named_files",
+    "overlooked",
     "read_language",
     "read_records",
     "source_digest",

@@ -1,34 +1,18 @@
-"""Which files hold a split: named by its key or found below data.path."""
+"""Ways to store a split, and what of a folder is stored so."""
 
-import glob
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.config import DataConfig, Weighted
+from data.config import DataConfig
 from data.errors import DataError
-from data.readers.archives import opened
-from data.readers.columns import are_labels, folder_labels
-from data.readers.folders import label_folders, record_files, refuse_irregular
-from data.readers.names import (
-    SPLITS,
-    Name,
-    is_about,
-    is_archive,
-    is_data,
-    is_readable,
-    is_text,
-    named_format,
-    natural_order,
-    parsed,
-    seems,
-)
-from data.readers.reading import ReadFacts, Reading, listed
+from data.readers.columns import are_labels
+from data.readers.folders import label_folders, record_files
+from data.readers.names import Name, is_archive, is_text, named_format, parsed
+from data.readers.reading import listed
 from data.readers.tables import is_saved_dataset
-
-Files = str | Path | Sequence[str | Weighted]
 
 
 @dataclass(frozen=True)
@@ -52,7 +36,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """Something in a folder that can be read."""
 
     path: Path
@@ -61,212 +45,23 @@ class _Entry:
 
     @property
     def format(self) -> str:
+        """The data.format it has."""
         return named_format(self.path.name) or self.layout.format
 
 
-def locate(config: DataConfig, split: str, *, language: bool = False) -> list[Path]:
-    """The files that hold a split, in the order in which they are read.
-
-    Args:
-        config: A split's own key, else data.path: a folder in which one of LAYOUTS is called after
-            the split, an archive with members called so, or what names no splits, which is train.
-        split: "train", "valid" or "test".
-        language: Conversations and documents, not functions.
-
-    Returns:
-        Nothing for a split other than train that is left out.
-
-    Raises:
-        DataError: Nothing there, or several things hold the split; says what was looked for.
-    """
-    explicit = getattr(config, split)
-    if explicit is not None:
-        return named_files(explicit, f"data.{split}", config, split=split, language=language)
-    if config.path is None:
-        if split != "train":
-            return []
-        raise DataError("data.train is not set and there is no data.path; set one of the two")
-    roots = _globbed(config.path, "data.path")
-    found = [_of_root(root, split, config, language, len(roots) > 1) for root in roots]
-    if not any(found) and split == "train":
-        raise DataError(f"data.path: {config.path} holds no train; name its files by data.train")
-    return [file for files in found for file in files]
-
-
-def named_files(
-    given: Files, key: str, config: DataConfig, *, split: str, language: bool
-) -> list[Path]:
-    """What a key names: files, globs and folders, several in a list.
-
-    Args:
-        given: Its value.
-        key: What named it, for messages.
-        config: format and labels.
-        split: What is taken from a folder that holds several splits.
-        language: Conversations and documents, not functions.
-
-    Raises:
-        DataError: It does not exist, or no layout fits it.
-    """
-    files: list[Path] = []
-    for path in _globbed(given, key):
-        if not path.is_dir():
-            refuse_irregular(path, f"{key}: {path}")
-            files.append(path)
-            continue
-        layout = _layout(path, config, language)
-        entries = [] if _is_one(path, config) else _entries(path, config, language)
-        if any(entry.name.split == split for entry in entries):
-            files += _of_split(entries, split, config, language)
-        elif any(entry.path.is_file() for entry in entries):
-            names = listed(entry.path.name for entry in entries)
-            raise DataError(f"{key}: {path} holds no {split} but {names}; name the file")
-        else:
-            assert layout is not None  # a folder of files, the last one, fits every folder
-            files += layout.files(path)
-    return files
-
-
-def unread(config: DataConfig, used: Iterable[Path], *, language: bool) -> list[str]:
-    """Names of data beside the files of the splits that no split reads.
-
-    Args:
-        config: Below data.path all data counts, elsewhere what is called after a split.
-        used: What locate found for all splits.
-        language: Whether .txt and .md are data.
-    """
-    every = set(used)
-    folders = {path.parent for path in every}
-    is_folder = isinstance(config.path, str) and Path(config.path).is_dir()
-    own = {*folders, Path(str(config.path))} if is_folder else set()
-    return [
-        entry.name
-        for folder in sorted((folders | own) - every)
-        for entry in sorted(folder.iterdir())
-        if entry not in every and entry.is_file() and is_data(entry.name, language)
-        if folder in own or parsed(entry.name).split
-    ]
-
-
-def archive_splits(
-    path: Path, *, texts: bool, by_folder: bool = False
-) -> tuple[dict[str, str], dict[str, str]]:
-    """A member for each split that one is called after, and for each that a name only mentions.
-
-    Any other file has none.
-
-    Args:
-        path: The whole archive is checked for its names.
-        texts: .txt and .md count.
-        by_folder: The folders around a member are called so, not the member.
-    """
-    state = path.stat()
-    return _splits_within(path, texts, by_folder, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(maxsize=8)  # one split after the other asks
-def _splits_within(
-    path: Path, texts: bool, by_folder: bool, *_state: int
-) -> tuple[dict[str, str], dict[str, str]]:
-    called: dict[str, str] = {}
-    seeming: dict[str, str] = {}
-    with path.open("rb") as raw:
-        _, members = opened(raw, Reading(path.name, DataConfig(), ReadFacts()))
-        for member in members or ():
-            *folders, base = member.name.split("/")
-            names = folders if by_folder else [base] if is_readable(base, texts) else []
-            splits = {parsed(name, is_folder=by_folder).split for name in names} - {""}
-            called |= dict.fromkeys(splits, member.name)
-            if not by_folder and not splits and is_data(base, texts):
-                seeming |= {split: member.name for split in SPLITS if seems(base, split)}
-    return called, seeming
-
-
-def _globbed(given: Files, key: str) -> list[Path]:
-    """The paths that a key names, which exist, with globs expanded."""
-    paths: list[Path] = []
-    every = [given] if isinstance(given, str | Path) else given
-    for path in (Path(each.path if isinstance(each, Weighted) else each) for each in every):
-        if path.exists():
-            paths.append(path)
-        elif glob.has_magic(str(path)):
-            paths += _matching(path, key)
-        else:
-            raise DataError(f"{key}: {path} does not exist (resolved: {path.resolve()})")
-    return paths
-
-
-def _matching(path: Path, key: str) -> list[Path]:
-    """The files that a glob matches.
-
-    Raises:
-        DataError: There are none, or the glob of a split matches other splits, too.
-    """
-    found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    files = natural_order(file for file in found if file.is_file())
-    if not files:
-        folder = next(each for each in path.parents if not glob.has_magic(str(each)))
-        there = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "nothing"
-        raise DataError(f"{key}: {path} matches no file; {folder.resolve()} has {there}")
-    splits = sorted({parsed(file.name).split for file in files} - {""})
-    if key != "data.path" and len(splits) > 1:
-        raise DataError(
-            f"{key}: {path} matches files of {' and '.join(splits)}:"
-            f" {listed(file.name for file in files)}; give it to data.path, or narrow it"
-        )
-    return files
-
-
-def _of_root(
-    root: Path, split: str, config: DataConfig, language: bool, is_one_of: bool
-) -> list[Path]:
-    """What one path of data.path has of a split; what names no splits is train."""
-    if not root.is_dir():
-        refuse_irregular(root, f"data.path: {root}")
-        by_folder = config.format == "folder"
-        called, seeming = archive_splits(root, texts=language, by_folder=by_folder)
-        if called and split in seeming and split not in called:
-            raise DataError(
-                f"{root.name}::{seeming[split]} seems to hold {split}, but is not called"
-                f" {' or '.join(SPLITS[split])}; rename it, or set data.{split}"
-            )
-        splits = set(called) or {parsed(root.name).split if is_one_of else "train"} - {""}
-        return [root] if split in (splits or {"train"}) else []
-    if not _is_one(root, config):
-        if entries := _entries(root, config, language):
-            return _of_split(entries, split, config, language)
-        if config.format != "folder":
-            return _only_file(root, config, language) if split == "train" else []
-    layout = _layout(root, config, language)
-    return layout.files(root) if layout is not None and split == "train" else []
-
-
-def _only_file(root: Path, config: DataConfig, language: bool) -> list[Path]:
-    """The one file of a folder that names no splits, or all its shards."""
-    entries = [
-        _Entry(path, parsed(path.name), layout)
-        for path in sorted(root.iterdir())
-        if path.is_file() and not is_about(path.name)
-        if (layout := _layout(path, config, language))
-    ]
-    if len({entry.name.whole for entry in entries}) == 1:
-        return _all_shards(entries)
-    raise _none_or_several(root, "train", entries, config, language)
-
-
-def _entries(root: Path, config: DataConfig, language: bool) -> list[_Entry]:
+def entries_of(root: Path, config: DataConfig, language: bool) -> list[Entry]:
     """What is called after a split: in a folder, or else in its data/ or in that of a config.
 
     Raises:
         DataError: Several configs have splits.
     """
 
-    def called(folder: Path) -> list[_Entry]:
+    def called(folder: Path) -> list[Entry]:
         return [
-            _Entry(path, name, layout)
+            Entry(path, name, layout)
             for path in sorted(folder.iterdir())
             if (name := parsed(path.name, is_folder=path.is_dir())).split
-            if (layout := _layout(path, config, language))
+            if (layout := layout_of(path, config, language))
         ]
 
     if found := called(root):
@@ -288,66 +83,13 @@ def _entries(root: Path, config: DataConfig, language: bool) -> list[_Entry]:
     return []
 
 
-def _of_split(
-    entries: Sequence[_Entry], split: str, config: DataConfig, language: bool
-) -> list[Path]:
-    """The files of the one entry that holds a split; none where it is left out.
-
-    Raises:
-        DataError: Several hold it, or train is left out, or a file that is not read seems to be it.
-    """
-    own = [entry for entry in entries if entry.name.split == split]
-    own = [entry for entry in own if entry.name.is_plain] or own
-    # a stated format decides among several
-    own = [entry for entry in own if entry.format == config.format] or own
-    if len({entry.name.whole for entry in own}) == 1:
-        files = {entry.path: entry.layout.files for entry in own}
-        return [file for path in _all_shards(own) for file in files[path](path)]
-    folder = entries[0].path.parent
-    seeming = [
-        path
-        for path in folder.iterdir()
-        if path.is_file() and is_data(path.name, language) and seems(path.name, split)
-    ]
-    if own or seeming or split == "train":
-        raise _none_or_several(folder, split, own, config, language)
-    return []
+def layout_of(path: Path, config: DataConfig, language: bool) -> Layout | None:
+    """The first layout that fits a path."""
+    return next((each for each in layouts_of(language) if each.fits(path, config)), None)
 
 
-def _all_shards(entries: Sequence[_Entry]) -> list[Path]:
-    """Files of one name in natural order.
-
-    Raises:
-        DataError: Their names say that some are missing.
-    """
-    num, there = entries[0].name.num_shards, {entry.name.shard for entry in entries}
-    if num and len(there) != num:
-        raise DataError(
-            f"{entries[0].path} is one of {num} files, of which {len(there)} are there; fetch the"
-            " others"
-        )
-    return natural_order(entry.path for entry in entries)
-
-
-def _none_or_several(
-    root: Path, split: str, own: Sequence[_Entry], config: DataConfig, language: bool
-) -> DataError:
-    names = "|".join(folder_labels(config)) or "any"
-    called = [each.called.format(split=split, labels=names) for each in _layouts(language)]
-    every = listed(sorted(path.name for path in root.iterdir()))
-    state = f": {[entry.path.name for entry in own]}" if own else f" among {every}"
-    stated = "" if config.format == "auto" else f" under data.format={config.format}"
-    return DataError(
-        f"{root}: expected exactly one of {'; '.join(called)}; found {len(own)}{stated}{state};"
-        f" name the files with data.{split}={root}/FILE, or all with data.{split}={root}"
-    )
-
-
-def _layout(path: Path, config: DataConfig, language: bool) -> Layout | None:
-    return next((each for each in _layouts(language) if each.fits(path, config)), None)
-
-
-def _layouts(language: bool) -> list[Layout]:
+def layouts_of(language: bool) -> list[Layout]:
+    """The layouts that a task reads."""
     return [each for each in LAYOUTS if (each.language if language else each.functions)]
 
 
@@ -355,7 +97,7 @@ def _is_file(test: Callable[[str], Any]) -> Callable[[Path, DataConfig], bool]:
     return lambda path, _: path.is_file() and bool(test(path.name))
 
 
-def _is_one(path: Path, config: DataConfig) -> bool:
+def is_one(path: Path, config: DataConfig) -> bool:
     """Whether a folder is one source by what it holds, whatever the names in it."""
     if config.format != "folder" and is_saved_dataset(path):
         return True
@@ -365,7 +107,7 @@ def _is_one(path: Path, config: DataConfig) -> bool:
 
 def _is_label_folder(path: Path, config: DataConfig) -> bool:
     """Whether the folders directly below are labels; data.format=folder says that they are."""
-    return path.is_dir() and (config.format == "folder" or _is_one(path, config))
+    return path.is_dir() and (config.format == "folder" or is_one(path, config))
 
 
 # The first that fits a path is its layout.

@@ -25,7 +25,7 @@ from data.readers.formats import (
     jsonl_rows,
 )
 from data.readers.indexed import index_rows
-from data.readers.layouts import archive_splits
+from data.readers.locate import archive_splits
 from data.readers.names import is_called, is_data, is_readable, is_text, named_format, parsed
 from data.readers.patterns import match_rows
 from data.readers.reading import BOM, ReadFacts, Reading, listed, not_rows, shown

@@ -10,7 +10,7 @@ from data.batches.order import Plan, steps_for
 from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.prepared.cache import FACTS, default_root, entries
-from data.prepared.prepare import sources_digest
+from data.prepared.sources import sources_digest
 from data.readers import locate
 from data.text.labels import class_counts
 from trainer.config.sections import OptimSection, RunConfig

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, json_object, parsing
-from data.prepared.prepare import Prepared, Split, read_split, remembered, sources_digest
+from data.prepared.prepare import Prepared, Split, read_split, remembered
+from data.prepared.sources import sources_digest
 from data.readers import locate, named_files
 from data.text.escaping import escaped
 from trainer.config.recipe import MOVABLE, load_run_config

@@ -23,7 +23,8 @@ from data.config import DataConfig
 from data.prepared import cache as cache_module
 from data.prepared import prepare as prepare_module
 from data.prepared.cache import FACTS, cached, entries, read_facts
-from data.prepared.prepare import open_splits, prepare, sources_digest
+from data.prepared.prepare import open_splits, prepare
+from data.prepared.sources import sources_digest
 from data.readers import read_records
 from data.text.tokenization import encode_functions
 from data.text.tokenizer import CodeTokenizer

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -138,6 +139,32 @@ def language(folder: Path, train: object, **config: object) -> Prepared:
     values = {"train": train, "cache_dir": str(folder / "cache"), "template": "plain"}
     settings = DataConfig.model_validate({"seq_length": 64} | values | config)
     return prepare(settings, tokenizer, language=True)
+
+
+def test_a_file_called_after_a_split_beside_train_is_named_read_or_left_out_by_a_share(
+    tmp_path, tiny_model
+):
+    for name, tag in (("train", "t"), ("valid", "v")):
+        rows = [{"code": f"{tag}{n}();", "target": n % 2} for n in range(40)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    train, valid = str(tmp_path / "train.jsonl"), str(tmp_path / "valid.jsonl")
+    keys = {"train": train, "cache_dir": str(tmp_path / "cache")}
+    said = rf"data\.valid is not set, but {re.escape(valid)} seems to hold it; set data\.valid="
+    for given in (keys, {**keys, "train": None, "path": train}, {**keys, "test": valid}):
+        if given.get("test") is None:
+            with pytest.raises(DataError, match=said):
+                prepare(DataConfig.model_validate(given), tiny_model)
+        else:  # it is the test
+            assert prepare(DataConfig.model_validate(given), tiny_model).facts["held_out"] == {
+                "valid": 0.1
+            }
+    named = prepare(DataConfig.model_validate({**keys, "valid": valid}), tiny_model)
+    assert named.facts["held_out"] == {"test": 0.1}
+    assert all(s.code.startswith("v") for s in named.splits["valid"].samples)
+    shared = prepare(DataConfig.model_validate({**keys, "split": {"valid": 0.25}}), tiny_model)
+    assert shared.facts["held_out"] == {"valid": 0.25, "test": 0.1}
+    assert shared.facts["unread"] == ["valid.jsonl"]
+    assert all(s.code.startswith("t") for s in shared.splits["valid"].samples)
 
 
 @pytest.mark.parametrize("count", [3, 5, 12, 39])

@@ -7,7 +7,7 @@ from dataset_files import PAIR, jsonl_bytes, parquet_bytes, tar, zipped
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.readers import locate, read_records, unread
+from data.readers import locate, overlooked, read_records, unread
 
 
 def located(folder: Path, split: str, *, language: bool = False, **keys: object) -> list[str]:
@@ -79,6 +79,51 @@ def test_what_no_split_reads_is_named(tmp_path):
     config = DataConfig(train=str(tmp_path / "train.csv"))
     used = locate(config, "train")
     assert unread(config, used, language=False) == ["test.csv"]  # the others belong to others
+
+
+@pytest.mark.parametrize(
+    ("given", "beside", "split"),
+    [
+        ("train.csv", "val.csv", "valid"),
+        ("train.csv", "test.xlsx", "test"),
+        ("all.jsonl", "big_eval_v2.parquet", "valid"),
+        ("a/train", "a/validation/x.csv", "valid"),  # a folder beside a folder of train
+        ("set/train_sft", "set/test_sft/x.csv", "test"),
+        ("a", "a/dev.csv", "valid"),  # within the folder that train names
+        ("a.zip", "", "test"),  # within the archive
+        (["b.csv", "a/c.csv"], "a/test.csv", "test"),
+        ("x.txt", "test.txt", "test"),
+    ],
+)
+def test_what_seems_to_be_a_split_that_no_key_names_is_found_beside_train_and_in_it(
+    tmp_path, given, beside, split
+):
+    language = "txt" in str(given)
+    names = [given] if isinstance(given, str) else given
+    filled(tmp_path, *(n if "." in n else f"{n}/train.csv" for n in names), *filter(None, [beside]))
+    (tmp_path / "a.zip").write_bytes(zipped(("train.csv", PAIR), ("test.csv", PAIR)))
+    config = DataConfig.model_validate({"train": [f"{tmp_path}/{name}" for name in names]})
+    used = locate(config, "train", language=language)
+    left = overlooked(config, split, used, language=language)
+    expected = beside if "." in str(given) else beside.rpartition("/")[0]
+    assert left == tmp_path / (expected or str(given))
+    other = "valid" if split == "test" else "test"
+    assert overlooked(config, other, used, language=language) is None
+
+
+@pytest.mark.parametrize(
+    "beside",
+    ["notes.csv", "latest.csv", "test.py", "how_to_test.md", "test/x.csv", "test_README.txt",
+     "train-2.csv"],
+)  # fmt: skip
+def test_what_does_not_seem_to_be_a_split_stops_nothing(tmp_path, beside):
+    filled(tmp_path, "all.csv", beside)
+    config = DataConfig(train=str(tmp_path / "all.csv"))
+    used = locate(config, "train")
+    assert overlooked(config, "test", used, language=True) is None
+    assert (
+        overlooked(DataConfig(path=str(tmp_path / "all.csv")), "test", used, language=True) is None
+    )
 
 
 def test_a_list_a_glob_and_a_folder_of_shards_are_files_of_one_split(tmp_path):
