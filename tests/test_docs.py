@@ -100,7 +100,7 @@ def test_the_pages_and_their_commands_are_found():
     assert len(COMMANDS) > 40
     assert (
         len({line.split("launcher/")[1].split()[0] for _, line in COMMANDS if "launcher/" in line})
-        == 8
+        == 9
     )
 
 
@@ -131,7 +131,7 @@ def test_a_command_runs_as_printed(page, line, places, finished, tmp_path, monke
         check_make(words[1:])
         return
     assert words[0].startswith(".venv/bin/"), f"{page.name}: runs only after an activation: {line}"
-    if "launcher/evaluate.py" in words or "launcher/export.py" in words:
+    if {"launcher/evaluate.py", "launcher/export.py", "launcher/compare.py"} & set(words):
         shutil.copytree(finished, tmp_path / "run")
     check_ours(Path(words[0]).name, words[1:], tmp_path, monkeypatch)
     capsys.readouterr()
@@ -264,7 +264,18 @@ def check_run_folder(name: str) -> Check:
     return check
 
 
+def check_compare(arguments: list[str], folder: Path, _: pytest.MonkeyPatch) -> None:
+    """With the run of one step, once for each run that is named."""
+    from launcher.compare import main as compare
+
+    names = [argument for argument in arguments if argument.startswith("runs/")]
+    for name in names:
+        shutil.copytree(folder / "run", folder / name)
+    assert compare([str(folder / word) if word in names else word for word in arguments]) == 0
+
+
 CHECKS: dict[str, Check] = {
+    "compare": check_compare,
     "train": check_train,
     "prepare": check_prepare,
     "plan": check_plan,

@@ -1,4 +1,4 @@
-"""Curves as PNG bytes: ROC, precision-recall and loss; the axes and colours of every picture.
+"""Pictures as PNG bytes: curves, losses and differences; the axes and colours of every picture.
 
 Pictures are built on `matplotlib.figure.Figure` with the Agg canvas, so no global state of pyplot
 is touched. The same input gives the same bytes.
@@ -96,6 +96,29 @@ def loss_png(
         steps, losses = zip(*points, strict=True) if points else ((), ())
         axes.plot(steps, losses, color=colour, linewidth=1.4, marker=".", label=name)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return png(figure)
+
+
+def differences_png(
+    title: str, measures: Mapping[str, Sequence[tuple[str, float, Sequence[float] | None]]]
+) -> bytes:
+    """Draw differences with their intervals against 0, a panel for each measure.
+
+    Args:
+        measures: Heading -> (name, difference, interval), the first one on top.
+    """
+    num_rows = max(1, *map(len, measures.values()))
+    figure, axes = panels(len(measures), 3.2 * len(measures), 1.6 + 0.4 * num_rows)
+    figure.suptitle(title)
+    for axis, (heading, points) in zip(axes, measures.items(), strict=True):
+        axis.axvline(0.0, **_REFERENCE)
+        for place, (_, value, interval) in enumerate(points):
+            low, high = interval or (value, value)
+            colour = COLOURS[place % len(COLOURS)]
+            axis.plot([low, high], [place, place], color=colour, linewidth=1.8)
+            axis.plot(value, place, "o", color=colour, markersize=6)
+        axis.set(title=heading, xlabel="difference", ylim=(num_rows - 0.5, -0.5))
+        axis.set_yticks(range(len(points)), [name for name, *_ in points])
     return png(figure)
 
 

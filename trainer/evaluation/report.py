@@ -28,6 +28,11 @@ def file_names(name: str, *pictures: str, **others: str) -> dict[str, str]:
     return drawn | others | {"markdown": f"{name}.md", "json": f"{name}.json"}
 
 
+def predictions_name(name: str) -> str:
+    """The file of a split's predictions."""
+    return "predictions.jsonl" if name == "test" else f"{name}_predictions.jsonl"
+
+
 def write_report(
     folder: Path,
     report: Mapping[str, Any],
@@ -84,6 +89,18 @@ def intervals_of(predictor: Mapping[str, Any]) -> Mapping[str, Sequence[float] |
 
 def print_report(report: Mapping[str, Any], console: "Console | None" = None) -> None:
     """Print the table of a report's predictors, and how the model compares."""
+    console = print_table(f"Evaluation on {report['split']}", *predictor_rows(report), console)
+    if report["comparison"] is not None:
+        console.print(f"The model is {report['comparison']['verdict']}.")
+
+
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    console: "Console | None" = None,
+) -> "Console":
+    """Print a table, its first column to the left; returns the console."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -91,15 +108,13 @@ def print_report(report: Mapping[str, Any], console: "Console | None" = None) ->
     console = console or Console()
     if not console.is_terminal:  # a file or a pipe has no width: a row then stays on one line
         console.width = max(console.width, _FILE_WIDTH)
-    shown = Table(title=f"Evaluation on {report['split']}")
-    header, rows = predictor_rows(report)
+    shown = Table(title=escape(title))
     for place, column in enumerate(header):
-        shown.add_column(column, justify="right" if place else "left")
+        shown.add_column(escape(column), justify="right" if place else "left")
     for row in rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
-    if report["comparison"] is not None:
-        console.print(f"The model is {report['comparison']['verdict']}.")
+    return console
 
 
 def table(

@@ -14,7 +14,7 @@ from trainer.evaluation.language.report import (
     LanguageScores,
     write_language_report,
 )
-from trainer.evaluation.language.tokens import TokenSums
+from trainer.evaluation.language.sums import TokenSums
 
 
 def scores(num_records: int, gain: float) -> LanguageScores:
@@ -25,7 +25,8 @@ def scores(num_records: int, gain: float) -> LanguageScores:
         TokenSums(nll_N, count_N / 2, count_N) for nll_N in (before_N - gain * count_N, before_N)
     ]
     curves = {"train loss": [(1.0, 4.0), (2.0, 3.0)]}
-    return LanguageScores(sums[0], sums[1], 5.0, {"a.json": 0}, [], curves)
+    ids = [f"text {number}" for number in range(num_records)]
+    return LanguageScores(ids, ids, sums[0], sums[1], 5.0, {"a.json": 0}, [], curves)
 
 
 def test_losses_differ_by_the_gain_and_the_interval_holds_it(tmp_path):

@@ -19,7 +19,7 @@ from trainer.evaluation.functions.evaluation import FunctionEvaluation
 from trainer.evaluation.functions.report import Prediction, write_function_report
 from trainer.evaluation.functions.scores import of_functions, score_examples
 from trainer.evaluation.language.report import LanguageScores, write_language_report
-from trainer.evaluation.language.tokens import TokenSums
+from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.measures import MEASURES, Measure, swept_measures
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.losses.tasks import Classification
@@ -106,7 +106,7 @@ def test_a_measure_of_tokens_reaches_report_and_sweep(monkeypatch, base, tmp_pat
     bits = Measure("tokens", "bits a token", False, lambda sums: sums.loss / np.log(2), swept=True)
     monkeypatch.setitem(MEASURES, "bits", bits)
     sums = TokenSums(np.array([2.0, 4.0]), np.array([1.0, 1.0]), np.array([2.0, 2.0]))
-    scores = LanguageScores(sums, None, 5.0, {"a.json": 0}, [], {})
+    scores = LanguageScores(["a", "b"], ["", ""], sums, None, 5.0, {"a.json": 0}, [], {})
     report = write_language_report(tmp_path, "test", scores, {})
     assert report["predictors"]["model"]["bits"] == pytest.approx(1.5 / np.log(2))
     assert "| Bits a token |\n" in (tmp_path / "test.md").read_text()

@@ -10,7 +10,8 @@ from example_sets import language_set
 
 from data.config import DataConfig
 from trainer.errors import DivergedError
-from trainer.evaluation.language.tokens import TokenSums, perplexity, score_tokens, unigram_loss
+from trainer.evaluation.language.sums import TokenSums, perplexity
+from trainer.evaluation.language.tokens import score_tokens, unigram_loss
 from trainer.evaluation.measures import measured
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.processes.distributed import Ranks

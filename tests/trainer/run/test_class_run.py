@@ -1,5 +1,6 @@
 """Many classes, and several at once, train alike everywhere and score as in stock."""
 
+import hashlib
 import json
 import random
 
@@ -118,3 +119,4 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
             logits = stock(input_ids=ids, attention_mask=mask).logits[0].double()
         scores = logits.softmax(0) if kind == "many" else logits.sigmoid()
         assert np.allclose(scores.numpy(), line["scores"], atol=1e-5)
+        assert line["digest"] == hashlib.sha256(code.encode()).hexdigest()[:16]

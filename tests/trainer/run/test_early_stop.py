@@ -13,6 +13,7 @@ from conftest import sample_rows, write_rows
 from rank_pool import run_ranks, start_ranks, wait_ranks
 
 from data.text.labels import Classes
+from launcher.compare import main as compare_main
 from launcher.prepare import main as prepare_main
 from trainer.config.recipe import load_run_config
 from trainer.engine.state import TrainState
@@ -180,6 +181,17 @@ def test_a_run_stops_where_a_plain_count_over_its_validations_does(tiny_recipe, 
         saved = json.loads((folder / "adapter" / "focaltune.json").read_text())
         assert saved[f"valid_{metric}"] == best[metric]
     assert len(ends) == 2
+    folders = [str(tmp_path / name) for name in ("whole", "loss", "f1")]
+    assert compare_main([*folders, "--out", str(tmp_path / "compared")]) == 0
+    compared = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert compared["settings"] == {
+        "eval.metric": ["auto", "loss", "f1"], "eval.patience": [None, 2, 2],
+    }  # fmt: skip
+    assert (
+        compared["groups"][1]["runs"][0]["stopped_early"]
+        == facts_of(folder.parent / "loss")["stopped_early"]
+    )
+    assert list(compared["not_compared"]) == ["intervals of precision, recall, accuracy, brier"]
 
 
 def test_a_run_that_is_killed_keeps_its_count(tiny_recipe, tmp_path):

@@ -19,6 +19,7 @@ from conftest import write_rows
 from rank_pool import Entry, run_ranks, start_ranks, wait_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launcher.compare import main as compare_main
 from launcher.evaluate import main as evaluate_main
 from launcher.export import main as export_main
 from trainer.run_folder.metrics import read_log
@@ -170,6 +171,16 @@ def test_a_run_is_evaluated_on_another_file_and_merged(recipe, whole, tmp_path, 
     folder = tmp_path / "lora" / "run"
     folder.parent.mkdir()
     run(recipe, folder, 1, "tuning.method=lora", "tuning.lora_r=4", "optim.max_steps=3")
+    assert compare_main([str(whole), str(folder), "--out", str(tmp_path / "compared")]) == 0
+    compared = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert {"tuning.method", "optim.max_steps"} <= compared["settings"].keys()
+    [difference] = compared["differences"]
+    losses_of = [
+        json.loads((path / "report" / "test.json").read_text())["predictors"]["model"]["loss"]
+        for path in (whole, folder)
+    ]
+    gain = difference["measures"]["loss"]["difference"]
+    assert gain == pytest.approx(losses_of[1] - losses_of[0], abs=1e-12)
     assert export_main([str(folder), "--merge"]) == 0, capsys.readouterr().err
     assert (
         AutoModelForCausalLM.from_pretrained(folder / "merged").config.model_type == "gpt_bigcode"

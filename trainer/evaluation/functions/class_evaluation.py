@@ -17,9 +17,9 @@ from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.functions.baselines import PRIOR
 from trainer.evaluation.functions.evaluation import class_scores, validation_scores
 from trainer.evaluation.functions.report import DROPPED
-from trainer.evaluation.functions.scores import population
+from trainer.evaluation.functions.scores import population, text_digest
 from trainer.evaluation.measures import ClassScored, measured
-from trainer.evaluation.report import MODEL, file_names, write_report
+from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report
 from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.run_folder.folder import REPORT
 
@@ -92,7 +92,6 @@ def write_class_report(
     """
     constant_NC = np.tile(prior_C, (len(scored.scores_NC), 1))
     prior = ClassScored(constant_NC, scored.holds_NC, is_one=scored.is_one)
-    listed = "predictions.jsonl" if name == "test" else f"{name}_predictions.jsonl"
     report = {
         "split": name,
         "measured": "classes",
@@ -110,7 +109,7 @@ def write_class_report(
         "confusion": scored.confusion if scored.is_one else None,
         "comparison": None,
         "facts": dict(facts),
-        "files": file_names(name, predictions=listed),
+        "files": file_names(name, predictions=predictions_name(name)),
     }
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
     contents: dict[str, bytes | str] = {"predictions": "".join(f"{line}\n" for line in lines)}
@@ -135,5 +134,6 @@ def _rows(
         row |= {"scores": scored.scores_NC[place].tolist(), "group": sample.commit}
         row |= {"cwe": sample.cwe, "status": sample.status}
         row["num_tokens"] = max(0, int(split.code_lengths[number]))
-        rows.append(row | {"note": "" if number in seen else DROPPED})
+        row |= {"note": "" if number in seen else DROPPED, "digest": text_digest(sample.text)}
+        rows.append(row)
     return rows

@@ -27,6 +27,7 @@ from trainer.evaluation.functions.scores import (
     population,
     score_examples,
     tallied,
+    text_digest,
 )
 from trainer.evaluation.scoring import Evaluation, Outputs, Validation, sum_of_ranks
 from trainer.run_folder.folder import REPORT
@@ -141,6 +142,7 @@ def predictions(
             status=sample.status,
             num_tokens=max(0, num_tokens),
             note="" if is_seen else DROPPED,
+            digest=text_digest(sample.text),
         )
         for sample, score, num_tokens, is_seen, is_member in zip(
             split.samples, *(column.tolist() for column in columns), strict=True

@@ -19,7 +19,7 @@ from trainer.evaluation.figures import pr_png, roc_png
 from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline
 from trainer.evaluation.functions.metrics import classification_metrics
 from trainer.evaluation.measures import MEASURES, Scored
-from trainer.evaluation.report import MODEL, file_names, write_report
+from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report
 from trainer.evaluation.resampling import (
     USUAL_DRAWS,
     Resampling,
@@ -43,6 +43,7 @@ class Prediction:
         group: Its commit; empty: a group of its own.
         cwe: May be empty.
         note: Begins with DROPPED if the model never saw the function.
+        digest: From `text_digest`, of its text.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Prediction:
     status: str
     num_tokens: int
     note: str = ""
+    digest: str = ""
 
 
 def write_function_report(
@@ -97,14 +99,13 @@ def write_function_report(
         key: Scored(p.scores_N, labels_N, p.threshold)
         for key, p in {MODEL: model, **baselines}.items()
     }
-    listed = "predictions.jsonl" if name == "test" else f"{name}_predictions.jsonl"
     report = {
         "split": name,
         "threshold": threshold,
         "threshold_source": "highest F1 on validation",
         **_measure(name, predictions, predictors, draws),
         "facts": dict(facts),
-        "files": file_names(name, "roc", "pr", predictions=listed),
+        "files": file_names(name, "roc", "pr", predictions=predictions_name(name)),
     }
     if names != SHORT_NAMES:
         report["classes"] = list(names)

@@ -3,6 +3,8 @@
 E examples, N functions of the split, dropped ones included, C classes.
 """
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -77,6 +79,11 @@ def of_functions(
         scores_NC[record_E] = 0.0
         np.maximum.at(scores_NC, record_E, scores_EC)
     return scores_NC
+
+
+def text_digest(text: str) -> str:
+    """16 hex digits by which two runs know that they scored the same text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def population(examples: ExampleSet, compat: bool) -> npt.NDArray[np.int64]:

@@ -11,7 +11,8 @@ from data.batches.sampling import at_most
 from data.prepared.prepare import Split
 from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.language.report import LanguageScores, sample_page, write_language_report
-from trainer.evaluation.language.tokens import TokenSums, score_tokens, unigram_loss
+from trainer.evaluation.language.sums import TokenSums
+from trainer.evaluation.language.tokens import score_tokens, token_digests, unigram_loss
 from trainer.evaluation.measures import measured
 from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.generation.decoding import Prompt, greedy
@@ -79,6 +80,8 @@ class LanguageEvaluation(Evaluation):
             self.config.output_dir / REPORT,
             name,
             LanguageScores(
+                ids=split.samples.column("id").to_pylist(),
+                digests=token_digests(split.examples),
                 model=model,
                 before=self._before(split),
                 unigram=unigram_loss(train.examples, split.examples, vocab_size) if train else None,

@@ -3,6 +3,7 @@
 N records of the split.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 from data.text.escaping import markdown_block
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
 from trainer.evaluation.figures import loss_png
-from trainer.evaluation.language.tokens import TokenSums, perplexity
+from trainer.evaluation.language.sums import TokenSums, perplexity
 from trainer.evaluation.measures import MEASURES, measured
-from trainer.evaluation.report import MODEL, file_names, write_report
+from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report
 from trainer.evaluation.resampling import USUAL_DRAWS, Resampling
 
 BEFORE, UNIGRAM = "before training", "unigram of train"
@@ -28,6 +29,7 @@ class LanguageScores:
     """What was measured on a split.
 
     Attributes:
+        ids, digests: Of the records; digests are from `token_digests`.
         before: The model before the first step, without targets of the records that were not
             scored then (eval.before); None where it was not measured.
         unigram: Loss of token frequencies alone; None without a training split.
@@ -35,6 +37,8 @@ class LanguageScores:
         curves: Name -> [(step, loss)].
     """
 
+    ids: Sequence[str]
+    digests: Sequence[str]
     model: TokenSums
     before: TokenSums | None
     unigram: float | None
@@ -50,10 +54,11 @@ def write_language_report(
     facts: Mapping[str, Any],
     draws: Resampling = USUAL_DRAWS,
 ) -> dict[str, Any]:
-    """Write <name>.md, <name>_loss.png and, last, <name>.json; returns its content.
+    """Write <name>.md, <name>_loss.png, predictions and, last, <name>.json; returns its content.
 
-    Intervals are percentiles of a bootstrap over records. The model is compared with itself before
-    training on the same resamples of the records that were scored then. Too few give neither.
+    Predictions have the sums of each record, by which launcher/compare.py pairs runs. Intervals are
+    percentiles of a bootstrap over records. The model is compared with itself before training on
+    the same resamples of the records that were scored then. Too few give neither.
     """
     baseline = {} if scores.unigram is None else {UNIGRAM: scores.unigram}
     unigram = {key: {"loss": one, "perplexity": perplexity(one)} for key, one in baseline.items()}
@@ -78,11 +83,12 @@ def write_language_report(
         "by_file": _by_file(scores),
         "samples": list(scores.samples),
         "facts": dict(facts),
-        "files": file_names(name, "loss"),
+        "files": file_names(name, "loss", predictions=predictions_name(name)),
     }
     picture = loss_png("Loss over steps", scores.curves, baseline)
     pages = [sample_page(sample) for sample in scores.samples]
-    write_report(folder, report, _PAGE, {"loss": picture}, fewest=FEWEST_RECORDS, samples=pages)
+    contents: dict[str, bytes | str] = {"loss": picture, "predictions": _lines(scores)}
+    write_report(folder, report, _PAGE, contents, fewest=FEWEST_RECORDS, samples=pages)
     return report
 
 
@@ -96,6 +102,15 @@ def sample_page(sample: Mapping[str, Any]) -> str:
         parts.append(("the data's answer", sample["reference"]))
     blocks = (f"**{title}**\n\n{markdown_block(text)}" for title, text in parts)
     return Markup("\n\n".join(blocks))
+
+
+def _lines(scores: LanguageScores) -> str:
+    sums = scores.model
+    columns = (sums.nll_N, sums.correct_N, sums.count_N)
+    lists = (column.tolist() for column in columns)
+    rows = zip(scores.ids, scores.digests, *lists, strict=True)
+    keys = ("id", "digest", "nll", "num_correct", "num_targets")
+    return "".join(f"{json.dumps(dict(zip(keys, row, strict=True)))}\n" for row in rows)
 
 
 def _pair(scores: LanguageScores) -> dict[str, TokenSums]:

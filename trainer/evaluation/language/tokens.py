@@ -3,61 +3,18 @@
 N records of the split, dropped ones included.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from data.text.tokenization import ExampleSet
+from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.resampling import FloatArray
 from trainer.evaluation.scoring import Outputs, sum_of_ranks
 from trainer.processes.distributed import Ranks
-
-
-@dataclass(frozen=True)
-class TokenSums:
-    """Sums over the targets of every record.
-
-    Attributes:
-        nll_N: Negative log-likelihood in nats.
-        correct_N: Targets that are the model's first choice.
-    """
-
-    nll_N: FloatArray
-    correct_N: FloatArray
-    count_N: FloatArray
-
-    @property
-    def loss(self) -> float:
-        """Mean over targets, in nats."""
-        return float(self.nll_N.sum() / self.count_N.sum())
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the loss."""
-        return perplexity(self.loss)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of targets that are the first choice."""
-        return float(self.correct_N.sum() / self.count_N.sum())
-
-    def at(self, records: npt.NDArray[np.int64]) -> "TokenSums":
-        """The sums of some records."""
-        return TokenSums(self.nll_N[records], self.correct_N[records], self.count_N[records])
-
-    def by_file(self, files: Mapping[str, int]) -> dict[str, float]:
-        """Loss of each file that has targets.
-
-        Args:
-            files: Name -> first record, ascending.
-        """
-        starts = list(files.values())
-        nll, count = (np.add.reduceat(sums, starts) for sums in (self.nll_N, self.count_N))
-        return {name: float(a / b) for name, a, b in zip(files, nll, count, strict=True) if b}
 
 
 def score_tokens(outputs: Outputs, examples: ExampleSet, ranks: Ranks) -> TokenSums:
@@ -80,9 +37,14 @@ def score_tokens(outputs: Outputs, examples: ExampleSet, ranks: Ranks) -> TokenS
     return TokenSums(nll_N, correct_N, count_N)
 
 
-def perplexity(loss: float) -> float:
-    """exp(loss), at most the largest float."""
-    return math.exp(min(loss, 709.0))
+def token_digests(examples: ExampleSet) -> list[str]:
+    """16 hex digits of each record by which two runs know that they scored the same tokens."""
+    first_N = np.searchsorted(examples.record_E, np.arange(examples.num_records + 1))
+    starts_N = examples.starts[first_N]
+    return [
+        hashlib.sha256(examples.tokens[begin:end].astype(np.int32).tobytes()).hexdigest()[:16]
+        for begin, end in pairwise(starts_N.tolist())
+    ]
 
 
 def unigram_loss(learned: ExampleSet, scored: ExampleSet, vocab_size: int) -> float:
