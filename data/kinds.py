@@ -110,6 +110,7 @@ KINDS: dict[str, RecordKind] = {
             "project": ("project",),
             "cve": ("cve", "cve_id", "CVE ID"),
             "date": ("date", "commit_date"),
+            "language": ("language", "lang", "programming_language"),
             "code2": ("code2",),
         },
         holds="function",

@@ -20,6 +20,7 @@ class CodeSample:
         project: Repository the function came from; "" where unknown.
         cve: Vulnerability the function belongs to, such as "CVE-2021-44228"; "" where unknown.
         date: When it was written, a number or ISO 8601; "" where unknown.
+        language: That it is written in, as the dataset calls it; "" where unknown.
         code2: The second function of a pair, such as two clones; "" where there is one.
     """
 
@@ -34,6 +35,7 @@ class CodeSample:
     project: str = ""
     cve: str = ""
     date: str = ""
+    language: str = ""
     code2: str = ""
 
     @property

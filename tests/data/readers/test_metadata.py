@@ -17,7 +17,7 @@ def rows(path, *changes, **config):
 
 @pytest.mark.parametrize("value", UNKNOWN, ids=repr)
 def test_an_unknown_value_is_empty_and_never_a_group(tmp_path, value):
-    names = ("cwe", "status", "commit", "function_name", "project", "cve", "id")
+    names = ("cwe", "status", "commit", "function_name", "project", "cve", "language", "id")
     [sample] = rows(tmp_path / "train.jsonl", dict.fromkeys(names, value))
     assert {getattr(sample, name) for name in names[:-1]} == {""}
     assert sample.id == sample.origin
