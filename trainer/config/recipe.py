@@ -51,7 +51,7 @@ _OF_FUNCTIONS = {
         "min_class_size",
     ),
     "loss": ("alpha", "class_weights", "group_weights"),
-    "eval": ("window_score",),
+    "eval": ("window_score", "threshold", "base_rate"),
     "replication": ("compat_population",),
 }
 _OF_LANGUAGE = {

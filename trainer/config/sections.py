@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from data.config import MOST, DataConfig, Section
+from trainer.config.threshold import ThresholdRule
 
 _LARGEST = 1e9  # of factors, whose products with weights have to stay finite in fp32
 Positive = Annotated[int, Field(ge=1, le=MOST)]
@@ -184,6 +185,11 @@ class EngineSection(Section):
     join_seconds: Positive = Field(60, description="in which all ranks have to start")
 
 
+def _readable_threshold(value: str | float) -> str | float:
+    ThresholdRule.of(value)
+    return value
+
+
 class EvalSection(Section):
     """Validation during training, test at the end."""
 
@@ -205,6 +211,16 @@ class EvalSection(Section):
     )
     patience: Positive | None = Field(
         None, description="stop after so many validations without a better one; null: never"
+    )
+    threshold: Annotated[str | float, AfterValidator(_readable_threshold)] = Field(
+        "best_f1",
+        description="of two classes, chosen on validation: best_f1, fpr=0.005, recall=0.9,"
+        " precision=0.5, cost=10:1 (of a missed one in false alarms), or a number; of several"
+        " classes at once the same for each",
+    )
+    base_rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="share of vulnerable functions where the model will be used, for the report",
     )
     prompts: list[str] = Field(
         default_factory=list,

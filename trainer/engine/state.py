@@ -7,7 +7,7 @@ step, so they need no state.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -37,6 +37,7 @@ class TrainState:
             undefined.
         num_worse: Validations since then, which eval.patience counts.
         threshold: Of classes, chosen on that validation.
+        decision: What else it chose, as `Decision.to_json` gives it.
         is_unscored: The validation after this step is still to come: a signal came in the middle.
     """
 
@@ -48,6 +49,7 @@ class TrainState:
     best_step: int | None = None
     best_score: float | None = None
     threshold: float = 0.5
+    decision: dict[str, Any] = field(default_factory=dict)
     train_seconds: float = 0.0
     is_unscored: bool = False
     num_worse: int = 0
@@ -63,7 +65,8 @@ class TrainState:
         Raises:
             ModelError: Another version wrote it.
         """
-        odd = (values.keys() ^ {field.name for field in fields(cls)}) - {"num_worse"}
+        odd = values.keys() - {field.name for field in fields(cls)}
+        odd |= {"step", "best_step"} - values.keys()  # an older version may lack others
         if odd:
             raise ModelError(
                 f"the checkpoint is of another version: its counters differ in {sorted(odd)};"

@@ -11,7 +11,9 @@ from trainer.evaluation.measures import MEASURES, TASK_MEASURES, Measure, Measur
 
 def measured_kind(task: str, classes: Classes) -> Measured:
     """What the measures of a run are computed from."""
-    return "classes" if not classes.is_binary else TASK_MEASURES[task]
+    if task != "classification" or classes.is_binary:
+        return TASK_MEASURES[task]
+    return "classes" if classes.sets is None else "labels"
 
 
 def check_metric(metric: str, task: str, classes: Classes | None = None) -> None:
@@ -22,7 +24,11 @@ def check_metric(metric: str, task: str, classes: Classes | None = None) -> None
     """
     kinds: Sequence[Measured] = [TASK_MEASURES[task]]
     if task == "classification":
-        kinds = ["functions", "classes"] if classes is None else [measured_kind(task, classes)]
+        kinds = (
+            ["functions", "classes", "labels"]
+            if classes is None
+            else [measured_kind(task, classes)]
+        )
     names = ["auto", *dict.fromkeys(name for of in kinds for name in _deciders(of))]
     if metric not in names:
         close = difflib.get_close_matches(metric, names, n=1, cutoff=0.5)

@@ -3,8 +3,9 @@
 Shapes: N functions or records, R resamples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from trainer.evaluation.resampling import (
     percentile_interval,
     resamples,
 )
+
+# From what every predictor's `resampled` gives to R values, NaN where one is undefined.
+Statistic = Callable[[Mapping[str, Any]], FloatArray]
+MORE = "more"
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,19 @@ class Bootstrap:
         return {
             measure: list(percentile_interval(values_R, self.level))
             for (name, measure), values_R in self.values.items()
-            if name == predictor
+            if name == predictor and not np.isnan(values_R).any()
         }
+
+    def more(self, key: str) -> list[float] | None:
+        """Both ends of a further value, over the resamples where it is defined.
+
+        None where it is undefined in more than half of them.
+        """
+        values_R = self.values.get((MORE, key), np.empty(0))
+        defined = values_R[~np.isnan(values_R)]
+        if not len(defined) or 2 * len(defined) < len(values_R):
+            return None
+        return list(percentile_interval(defined, self.level))
 
     def difference(self, measure: str, predictor: str, other: str) -> list[float]:
         """Both ends for the difference of a measure between two predictors.
@@ -57,15 +73,17 @@ def bootstrap(
     cluster_N: IntArray,
     draws: Resampling,
     labels_N: IntArray | None = None,
+    more: Mapping[str, Statistic] = MappingProxyType({}),
 ) -> Bootstrap:
     """Compute the measures that have intervals on resamples of whole clusters.
 
     Functions of one commit are alike, so drawing them one by one would make intervals too narrow.
 
     Args:
-        predictors: Name -> `Scored` or `TokenSums`.
+        predictors: Name -> `Scored`, `ClassScored` or `TokenSums`.
         cluster_N: From `cluster_ids`.
         labels_N: 0 or 1; with them, resamples of one class are drawn again.
+        more: Further values on the same resamples, named MORE and their key.
     """
     has_one_class = labels_N is not None and labels_N.min() == labels_N.max()
     if has_one_class or cluster_N.max() == 0:
@@ -75,8 +93,12 @@ def bootstrap(
     num_redrawn = 0
     for weights_RN, num_refused in resamples(cluster_N, draws, labels_N):
         num_redrawn += num_refused
+        sums: dict[str, Any] = {}
         for name, predictor in predictors.items():
+            sums[name] = predictor.resampled(weights_RN)
             for key, function in resampled.items():
-                parts.setdefault((name, key), []).append(function(predictor, weights_RN))
+                parts.setdefault((name, key), []).append(function(sums[name]))
+        for key, statistic in more.items():
+            parts.setdefault((MORE, key), []).append(statistic(sums))
     values = {key: np.concatenate(chunks) for key, chunks in parts.items()}
     return Bootstrap(values, num_redrawn, draws.level)

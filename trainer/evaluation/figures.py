@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Okabe and Ito 2008: distinct under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _REFERENCE: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1}
+_MOST_LETTERS = 24  # of a class beside a picture
 _SHARE = (-0.02, 1.02)  # limits of an axis from 0 to 1
 
 
@@ -80,6 +81,47 @@ def pr_png(
             # Recall falls along the arrays: "steps-post" draws each precision back to its recall.
             axes.plot(x, y, color=colour, linewidth=1.8, drawstyle="steps-post", label=name)
     return _ranking_png(figure, axes, point)
+
+
+def reliability_png(title: str, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """Draw the share of positives against the mean score of each tenth, with the ideal line.
+
+    Args:
+        curves: Legend text -> tenths with `num`, `score` and `share`.
+    """
+    figure, [axes] = panels(1, 6.0, 5.0)
+    axes.set(
+        title=title, xlabel="mean score", ylabel="share of positives", xlim=_SHARE, ylim=_SHARE
+    )
+    axes.plot([0, 1], [0, 1], **_REFERENCE, label="score = share")
+    for colour, (name, tenths) in zip(COLOURS, curves.items(), strict=False):
+        x, y = ([tenth[key] for tenth in tenths] for key in ("score", "share"))
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return png(figure)
+
+
+def confusion_png(title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:
+    """Draw a confusion matrix: shares of each label's row as shades, counts as text."""
+    size = max(5.0, 0.45 * len(names) + 2.5)
+    figure, [axes] = panels(1, size, size)
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    axes.grid(visible=False)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    places = range(len(names))
+    shown = [name if len(name) <= _MOST_LETTERS else f"{name[:_MOST_LETTERS]}…" for name in names]
+    axes.set_xticks(places, shown, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(places, shown, fontsize=8)
+    axes.set(title=title, xlabel="predicted", ylabel="label")
+    for row in places:
+        for column in places:
+            if counts[row][column]:
+                colour = "white" if shares[row][column] > 0.5 else "black"
+                axes.text(
+                    column, row, str(counts[row][column]), ha="center", va="center", fontsize=8,
+                    color=colour,
+                )  # fmt: skip
+    return png(figure)
 
 
 def loss_png(

@@ -2,7 +2,7 @@
 
 Evaluation, validation, the choice of the best step, reports and sweeps all use it.
 
-Shapes: N functions, R resamples, C classes.
+Shapes: N functions, R resamples, C classes, B tenths of [0, 1], K sums.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,18 +16,23 @@ import numpy.typing as npt
 from trainer.evaluation.resampling import (
     FloatArray,
     IntArray,
+    Multiplicities,
+    Ranking,
+    ResampledRanking,
     f1_from_counts,
     mcc_from_counts,
-    weighted_average_precision,
-    weighted_roc_auc,
 )
 
-Measured = Literal["functions", "classes", "tokens"]
+Measured = Literal["functions", "classes", "labels", "tokens"]
 TASK_MEASURES: dict[str, Measured] = {
     "classification": "functions",
     "instruction": "tokens",
     "causal_lm": "tokens",
 }
+
+NUM_BINS = 10  # of a reliability curve
+TOP = 3  # classes of the highest scores
+VDS_ALARMS = 0.005  # false positive rate of PrimeVul's vulnerability detection score (2024)
 
 
 @dataclass(frozen=True)
@@ -48,23 +53,82 @@ class Scored:
         """Whether both classes are present."""
         return bool(0 < self.labels_N.sum() < len(self.labels_N))
 
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The order of the scores."""
+        return Ranking(self.scores_N, self.labels_N)
+
+    @cached_property
+    def bin_N(self) -> IntArray:
+        """The tenth of [0, 1] that holds each score."""
+        return np.minimum((self.scores_N * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+
+    @cached_property
+    def marks_NK(self) -> Multiplicities:
+        """What is summed over functions: answers, the squared error, and the error by tenth."""
+        predicted_N, labels_N = self.predicted_N, self.labels_N
+        error_N = self.scores_N - labels_N
+        marks_4N = [predicted_N * labels_N, predicted_N, labels_N, error_N**2]
+        error_NB = error_N[:, None] * (self.bin_N[:, None] == np.arange(NUM_BINS))
+        return np.concatenate([np.stack(marks_4N, axis=1), error_NB], axis=1).astype(np.float32)
+
+    def resampled(self, weights_RN: Multiplicities) -> "ResampledScores":
+        """The sums of each resample, all with both classes, from multiplicities."""
+        return ResampledScores(self, weights_RN)
+
+
+@dataclass(frozen=True)
+class ResampledScores:
+    """What the measures of `Scored` need of R resamples, computed once for all of them."""
+
+    scored: Scored
+    weights_RN: Multiplicities
+
+    @cached_property
+    def ranking(self) -> ResampledRanking:
+        """Tallies of the ranking."""
+        return self.scored.ranking.resampled(self.weights_RN)
+
+    @cached_property
+    def total_R(self) -> FloatArray:
+        """Functions."""
+        return np.asarray(self.weights_RN.sum(axis=1), dtype=np.float64)
+
+    @cached_property
+    def sums_KR(self) -> FloatArray:
+        """Sums of `Scored.marks_NK`."""
+        return np.asarray((self.weights_RN @ self.scored.marks_NK).T, dtype=np.float64)
+
+    @property
+    def counts(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """True positives, predicted positives and positives."""
+        tp_R, predicted_R, positives_R = self.sums_KR[:3]
+        return tp_R, predicted_R, positives_R
+
 
 @dataclass(frozen=True)
 class ClassScored:
     """Scores of functions for each class, and which classes hold.
 
-    Where one class holds, the highest score is predicted, else every score above 0.5.
+    Where one class holds, the highest score is predicted, else every score that reaches the
+    threshold of its class.
     """
 
     scores_NC: FloatArray
     holds_NC: npt.NDArray[np.bool_]
     is_one: bool
+    threshold_C: Sequence[float] = ()
+
+    @property
+    def measured(self) -> Measured:
+        """The kind of its measures."""
+        return "classes" if self.is_one else "labels"
 
     @cached_property
     def predicted_NC(self) -> npt.NDArray[np.bool_]:
         """Which classes are predicted."""
         if not self.is_one:
-            return self.scores_NC > 0.5
+            return self.scores_NC >= np.array(self.threshold_C)
         chosen = self.scores_NC.argmax(axis=1)
         return np.asarray(np.arange(self.scores_NC.shape[1]) == chosen[:, None])
 
@@ -72,6 +136,27 @@ class ClassScored:
     def varied(self) -> list[int]:
         """Classes that some functions have and some have not: what a ranking needs."""
         return np.flatnonzero(self.holds_NC.any(axis=0) & ~self.holds_NC.all(axis=0)).tolist()
+
+    @cached_property
+    def is_right_N(self) -> npt.NDArray[np.bool_]:
+        """Whether all classes of a function are predicted right."""
+        return np.asarray((self.holds_NC == self.predicted_NC).all(axis=1))
+
+    @cached_property
+    def is_near_N(self) -> npt.NDArray[np.bool_]:
+        """Whether the label is among the TOP highest scores; equal ones go to the lower class."""
+        order_NK = np.argsort(-self.scores_NC, axis=1, kind="stable")[:, :TOP]
+        return np.asarray(np.take_along_axis(self.holds_NC, order_NK, axis=1).any(axis=1))
+
+    @cached_property
+    def rankings(self) -> dict[int, Ranking]:
+        """The order of each class that varies, against the rest."""
+        holds_NC = self.holds_NC.astype(np.int64)
+        return {c: Ranking(self.scores_NC[:, c], holds_NC[:, c]) for c in self.varied}
+
+    def resampled(self, weights_RN: Multiplicities) -> "ResampledClasses":
+        """The sums of each resample, from multiplicities."""
+        return ResampledClasses(self, weights_RN)
 
     @property
     def confusion(self) -> list[list[int]]:
@@ -113,27 +198,76 @@ class ClassScored:
 
 
 @dataclass(frozen=True)
+class ResampledClasses:
+    """What the measures of `ClassScored` need of R resamples, computed once for all of them."""
+
+    scored: ClassScored
+    weights_RN: Multiplicities
+
+    @cached_property
+    def total_R(self) -> FloatArray:
+        """Functions."""
+        return np.asarray(self.weights_RN.sum(axis=1), dtype=np.float64)
+
+    @cached_property
+    def counts(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """True positives, predictions and functions by class, each (R, C)."""
+        holds_NC, predicted_NC = self.scored.holds_NC, self.scored.predicted_NC
+        tp_RC, predicted_RC, num_RC = (
+            (self.weights_RN @ marks_NC.astype(np.float32)).astype(np.float64)
+            for marks_NC in (holds_NC & predicted_NC, predicted_NC, holds_NC)
+        )
+        return tp_RC, predicted_RC, num_RC
+
+    @cached_property
+    def f1_RC(self) -> FloatArray:
+        """F1 by class, NaN where a class is neither present nor predicted."""
+        tp_RC, predicted_RC, num_RC = self.counts
+        with np.errstate(invalid="ignore"):
+            return np.asarray(2 * tp_RC / (predicted_RC + num_RC))
+
+    @cached_property
+    def ranked(self) -> dict[int, tuple[FloatArray, FloatArray]]:
+        """ROC AUC and average precision of each class against the rest, NaN where it is missing."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rankings = {c: r.resampled(self.weights_RN) for c, r in self.scored.rankings.items()}
+            return {c: (r.roc_auc(), r.average_precision()) for c, r in rankings.items()}
+
+    def share(self, is_right_N: npt.NDArray[np.bool_]) -> FloatArray:
+        """The share of functions of a kind."""
+        return np.asarray(self.weights_RN @ is_right_N.astype(np.float32) / self.total_R)
+
+    def mean_ranked(self, place: int) -> FloatArray:
+        """The mean over classes of `ranked`."""
+        values = [of_class[place] for of_class in self.ranked.values()]
+        return _mean(np.stack(values, axis=1)) if values else np.full(len(self.total_R), np.nan)
+
+
+@dataclass(frozen=True)
 class Measure:
     """One number of a predictor.
 
     Attributes:
-        of: "functions": computed from `Scored`; "classes": from `ClassScored`; "tokens": from
-            `TokenSums`.
+        of: What it is computed from: "functions" of `Scored`; "classes" of a `ClassScored` where
+            one holds, "labels" where several do; "tokens" of `TokenSums`.
         title: Heading in tables and logs; with "" the number is in the JSON only.
         function: Computes it; None where it is undefined.
-        resampled: Computes it for R resamples, from multiplicities (R, N), to give an interval.
+        resampled: Computes it for R resamples, from what the predictor's `resampled` gives, for
+            an interval.
         decides: It chooses the best step; one measure of each kind does.
         swept: A sweep compares it; pictures show the first one.
+        is_detail: It is in the second table of a report, and not in logs.
         digits: After the point, in tables.
     """
 
-    of: Measured
+    of: tuple[Measured, ...]
     title: str
     higher_is_better: bool
     function: Callable[[Any], float | None]
-    resampled: Callable[[Any, FloatArray], FloatArray] | None = None
+    resampled: Callable[[Any], FloatArray] | None = None
     decides: bool = False
     swept: bool = False
+    is_detail: bool = False
     digits: int = 3
 
     @property
@@ -163,7 +297,7 @@ def with_interval(value: float | None, interval: Sequence[float] | None, digits:
 
 def measures_of(of: Measured) -> dict[str, Measure]:
     """The measures of functions, or of tokens, by name."""
-    return {name: measure for name, measure in MEASURES.items() if measure.of == of}
+    return {name: measure for name, measure in MEASURES.items() if of in measure.of}
 
 
 def measured(of: Measured, predictor: Any) -> dict[str, float | None]:
@@ -171,9 +305,13 @@ def measured(of: Measured, predictor: Any) -> dict[str, float | None]:
     return {name: measure.function(predictor) for name, measure in measures_of(of).items()}
 
 
-def shown_measures(of: Measured) -> dict[str, Measure]:
-    """The measures that tables and logs show."""
-    return {name: measure for name, measure in measures_of(of).items() if measure.title}
+def shown_measures(of: Measured, *, details: bool = False) -> dict[str, Measure]:
+    """The measures that tables and logs show, or those of the second table."""
+    return {
+        name: measure
+        for name, measure in measures_of(of).items()
+        if measure.title and measure.is_detail == details
+    }
 
 
 def swept_measures(task: str) -> dict[str, Measure]:
@@ -205,12 +343,15 @@ def _answers(scorer: str, **options: float) -> Callable[[Scored], float]:
 
 
 def _f1_of_classes(average: str) -> Callable[[ClassScored], float]:
-    """F1 of all answers together (micro), or the mean of classes present or predicted (macro)."""
+    """F1 of all answers together (micro), or the mean of classes present or predicted.
+
+    The mean is plain (macro) or by the functions of each class (weighted).
+    """
 
     def measure(s: ClassScored) -> float:
         from sklearn.metrics import f1_score
 
-        undefined = 0.0 if average == "micro" else np.nan
+        undefined = np.nan if average == "macro" else 0.0
         options = {"average": average, "zero_division": undefined}
         return float(np.nan_to_num(f1_score(s.holds_NC, s.predicted_NC, **options)))
 
@@ -237,67 +378,202 @@ def _brier(s: Scored) -> float:
     return float(np.mean((s.labels_N - s.scores_N) ** 2))
 
 
-def _resampled_f1(s: Scored, weights_RN: FloatArray) -> FloatArray:
-    return f1_from_counts(*_counts(s, weights_RN))
+def _calibration_error(s: Scored) -> float:
+    """Mean distance of score and share of positives over the tenths of [0, 1], by their functions.
+
+    Naeini et al. 2015, of the score of class 1, as the reliability curve draws it.
+    """
+    sums_B = np.bincount(s.bin_N, s.scores_N - s.labels_N, minlength=NUM_BINS)
+    return float(np.abs(sums_B).sum() / len(s.labels_N))
 
 
-def _resampled_mcc(s: Scored, weights_RN: FloatArray) -> FloatArray:
-    return mcc_from_counts(*_counts(s, weights_RN), weights_RN.sum(axis=1))
+def _recall_at(most_alarms: float) -> Callable[[Scored], float | None]:
+    """The highest recall at a false positive rate."""
+
+    def measure(s: Scored) -> float | None:
+        from sklearn.metrics import roc_curve
+
+        if not s.has_both:
+            return None
+        alarms_K, recall_K, _ = roc_curve(s.labels_N, s.scores_N, drop_intermediate=False)
+        return float(recall_K[alarms_K <= most_alarms + 1e-12].max())
+
+    return measure
 
 
-def _counts(s: Scored, weights_RN: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """True positives, predicted positives and positives of each resample."""
-    marks_N3 = np.stack([s.predicted_N * s.labels_N, s.predicted_N, s.labels_N], axis=1)
-    tp_R, predicted_R, positives_R = (weights_RN @ marks_N3.astype(np.float64)).T
-    return tp_R, predicted_R, positives_R
+def _missed(s: Scored) -> float | None:
+    found = _recall_at(VDS_ALARMS)(s)
+    return None if found is None else 1 - found
+
+
+def _resampled_f1(s: ResampledScores) -> FloatArray:
+    return f1_from_counts(*s.counts)
+
+
+def _resampled_mcc(s: ResampledScores) -> FloatArray:
+    return mcc_from_counts(*s.counts, s.total_R)
+
+
+def _balanced_accuracy(s: ClassScored) -> float:
+    from sklearn.metrics import recall_score
+
+    present = np.flatnonzero(s.holds_NC.any(axis=0)).tolist()
+    return float(recall_score(s.holds_NC, s.predicted_NC, labels=present, average="macro"))
+
+
+def _mean(values_RC: FloatArray) -> FloatArray:
+    """The mean over classes where a value is defined; 0 without one."""
+    num_R = (~np.isnan(values_RC)).sum(axis=1)
+    return np.asarray(np.nansum(values_RC, axis=1) / np.maximum(num_R, 1))
+
+
+def _resampled_recalls(s: ResampledClasses) -> FloatArray:
+    tp_RC, _, num_RC = s.counts
+    with np.errstate(invalid="ignore"):
+        return _mean(tp_RC / num_RC)
+
+
+def _resampled_micro_f1(s: ResampledClasses) -> FloatArray:
+    tp_R, predicted_R, num_R = (counts_RC.sum(axis=1) for counts_RC in s.counts)
+    return f1_from_counts(tp_R, predicted_R, num_R)
+
+
+def _resampled_weighted_f1(s: ResampledClasses) -> FloatArray:
+    num_RC = s.counts[2]
+    return np.asarray((np.nan_to_num(s.f1_RC) * num_RC).sum(axis=1) / num_RC.sum(axis=1))
 
 
 MEASURES: dict[str, Measure] = {
     "roc_auc": Measure(
-        "functions",
+        ("functions",),
         "ROC AUC",
         True,
         _ranking("roc_auc_score"),
-        lambda s, weights_RN: weighted_roc_auc(s.scores_N, s.labels_N, weights_RN),
+        lambda s: s.ranking.roc_auc(),
         decides=True,
         swept=True,
     ),
     "pr_auc": Measure(
-        "functions",
+        ("functions",),
         "PR AUC",
         True,
         _ranking("average_precision_score"),
-        lambda s, weights_RN: weighted_average_precision(s.scores_N, s.labels_N, weights_RN),
+        lambda s: s.ranking.average_precision(),
     ),
-    "f1": Measure("functions", "F1", True, _answers("f1_score", zero_division=0.0), _resampled_f1),
-    "mcc": Measure("functions", "MCC", True, _mcc, _resampled_mcc),
-    "precision": Measure("functions", "", True, _answers("precision_score", zero_division=0.0)),
-    "recall": Measure("functions", "", True, _answers("recall_score", zero_division=0.0)),
-    "accuracy": Measure("functions", "", True, _answers("accuracy_score")),
-    "brier": Measure("functions", "", False, _brier),
+    "f1": Measure(
+        ("functions",),
+        "F1",
+        True,
+        _answers("f1_score", zero_division=0.0),
+        _resampled_f1,
+    ),
+    "mcc": Measure(("functions",), "MCC", True, _mcc, _resampled_mcc),
+    "precision": Measure(("functions",), "", True, _answers("precision_score", zero_division=0.0)),
+    "recall": Measure(("functions",), "", True, _answers("recall_score", zero_division=0.0)),
+    "accuracy": Measure(("functions",), "", True, _answers("accuracy_score")),
+    "recall_at_1": Measure(
+        ("functions",),
+        "recall at FPR 1%",
+        True,
+        _recall_at(0.01),
+        lambda s: s.ranking.recall_at(0.01),
+        is_detail=True,
+    ),
+    "recall_at_5": Measure(
+        ("functions",),
+        "recall at FPR 5%",
+        True,
+        _recall_at(0.05),
+        lambda s: s.ranking.recall_at(0.05),
+        is_detail=True,
+    ),
+    "vd_s": Measure(
+        ("functions",),
+        "VD-S",
+        False,
+        _missed,
+        lambda s: 1 - s.ranking.recall_at(VDS_ALARMS),
+        is_detail=True,
+    ),
+    "brier": Measure(
+        ("functions",), "Brier", False, _brier, lambda s: s.sums_KR[3] / s.total_R, is_detail=True
+    ),
+    "ece": Measure(
+        ("functions",),
+        "ECE",
+        False,
+        _calibration_error,
+        lambda s: np.abs(s.sums_KR[4:]).sum(axis=0) / s.total_R,
+        is_detail=True,
+    ),
     "class_accuracy": Measure(
-        "classes",
+        (
+            "classes",
+            "labels",
+        ),
         "accuracy",
         True,
-        lambda s: float((s.holds_NC == s.predicted_NC).all(axis=1).mean()),
+        lambda s: float(s.is_right_N.mean()),
+        lambda s: s.share(s.scored.is_right_N),
     ),
-    "macro_f1": Measure("classes", "macro F1", True, _f1_of_classes("macro")),
-    "micro_f1": Measure("classes", "micro F1", True, _f1_of_classes("micro")),
+    "balanced_accuracy": Measure(
+        ("classes",), "balanced accuracy", True, _balanced_accuracy, _resampled_recalls
+    ),
+    "macro_f1": Measure(
+        (
+            "classes",
+            "labels",
+        ),
+        "macro F1",
+        True,
+        _f1_of_classes("macro"),
+        lambda s: _mean(s.f1_RC),
+    ),
+    "weighted_f1": Measure(
+        ("classes",), "weighted F1", True, _f1_of_classes("weighted"), _resampled_weighted_f1
+    ),
+    "micro_f1": Measure(
+        ("labels",), "micro F1", True, _f1_of_classes("micro"), _resampled_micro_f1
+    ),
     "mean_ap": Measure(
-        "classes", "mean AP", True, _mean_of_classes("average_precision_score"), decides=True
+        (
+            "classes",
+            "labels",
+        ),
+        "mean AP",
+        True,
+        _mean_of_classes("average_precision_score"),
+        lambda s: s.mean_ranked(1),
+        decides=True,
     ),
-    "macro_auc": Measure("classes", "one-vs-rest AUC", True, _mean_of_classes("roc_auc_score")),
+    "macro_auc": Measure(
+        (
+            "classes",
+            "labels",
+        ),
+        "one-vs-rest AUC",
+        True,
+        _mean_of_classes("roc_auc_score"),
+        lambda s: s.mean_ranked(0),
+    ),
+    "top_3": Measure(
+        ("classes",),
+        f"label in top {TOP}",
+        True,
+        lambda s: float(s.is_near_N.mean()),
+        lambda s: s.share(s.scored.is_near_N),
+    ),
     "loss": Measure(
-        "tokens",
+        ("tokens",),
         "loss (nats a token)",
         False,
         lambda sums: sums.loss,
-        lambda sums, weights_RN: weights_RN @ sums.nll_N / np.maximum(weights_RN @ sums.count_N, 1),
+        lambda sums: sums.nll_N / np.maximum(sums.count_N, 1),
         decides=True,
         digits=4,
     ),
-    "perplexity": Measure("tokens", "perplexity", False, lambda sums: sums.perplexity, digits=2),
+    "perplexity": Measure(("tokens",), "perplexity", False, lambda sums: sums.perplexity, digits=2),
     "token_accuracy": Measure(
-        "tokens", "token accuracy", True, lambda sums: sums.accuracy, swept=True, digits=4
+        ("tokens",), "token accuracy", True, lambda sums: sums.accuracy, swept=True, digits=4
     ),
 }

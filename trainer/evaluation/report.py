@@ -63,11 +63,16 @@ def write_report(
     write_files(folder, {report["files"][key]: content for key, content in all_contents.items()})
 
 
-def predictor_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of predictors: a name, then "value [low, high]" by measure."""
+def predictor_rows(
+    report: Mapping[str, Any], *, details: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of predictors: a name, then "value [low, high]" by measure.
+
+    `details`: the second table, of the measures that are not in logs.
+    """
     is_classified = "metrics" in report["predictors"][MODEL]
     usual = "functions" if is_classified else "tokens"
-    measures = shown_measures(report.get("measured", usual))
+    measures = shown_measures(report.get("measured", usual), details=details)
     rows = []
     for name, predictor in report["predictors"].items():
         values, intervals = predictor.get("metrics", predictor), intervals_of(predictor)
@@ -89,9 +94,21 @@ def intervals_of(predictor: Mapping[str, Any]) -> Mapping[str, Sequence[float] |
 
 def print_report(report: Mapping[str, Any], console: "Console | None" = None) -> None:
     """Print the table of a report's predictors, and how the model compares."""
-    console = print_table(f"Evaluation on {report['split']}", *predictor_rows(report), console)
-    if report["comparison"] is not None:
-        console.print(f"The model is {report['comparison']['verdict']}.")
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = console or Console()
+    if report.get("warning"):
+        console.print(f"[bold]Warning:[/bold] {escape(report['warning'])}.")
+    print_table(f"Evaluation on {report['split']}", *predictor_rows(report), console)
+    for compared in filter(None, (report["comparison"], report.get("shortcut"))):
+        console.print(f"The model is {escape(compared['verdict'])}.")
+    if use := report.get("in_use"):
+        rarest = use[-1]
+        console.print(
+            f"In 1,000 functions of which {1000 * rarest['share']:.0f} are vulnerable:"
+            f" {rarest['alarms']:.0f} alarms, {rarest['true']:.0f} of them true."
+        )
 
 
 def print_table(

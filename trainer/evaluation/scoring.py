@@ -1,8 +1,8 @@
 """What every evaluation shares: the run it measures, and the model's outputs for a whole split."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,16 +26,41 @@ Outputs = Iterable[tuple[Batch, Tensor]]
 
 
 @dataclass(frozen=True)
+class Decision:
+    """How scores become answers, as chosen on validation.
+
+    Attributes:
+        threshold: Of two classes.
+        thresholds: Of each class, where several hold at once.
+        rule: That chose them, eval.threshold.
+        is_kept: Whether validation keeps the rate of the rule.
+        temperature: That makes scores probabilities.
+        valid: Counts tn, fp, fn and tp of validation.
+    """
+
+    threshold: float = 0.5
+    thresholds: Sequence[float] = ()
+    rule: str | float = "best_f1"
+    is_kept: bool = True
+    temperature: float = 1.0
+    valid: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the threshold apart, for a checkpoint."""
+        return {key: value for key, value in asdict(self).items() if key != "threshold"}
+
+
+@dataclass(frozen=True)
 class Validation:
     """The outcome of a validation.
 
     Attributes:
         score: Chooses the best step, higher is better; None where it is undefined.
-        threshold: The threshold of the classes at this step.
+        decision: At this step.
     """
 
     score: float | None
-    threshold: float = 0.5
+    decision: Decision = Decision()
 
 
 @dataclass
@@ -65,7 +90,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def test(
-        self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
+        self, split: Split, name: str, decision: Decision, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; returns a function that writes the report, to be called on one rank."""
 

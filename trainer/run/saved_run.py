@@ -14,6 +14,7 @@ from trainer.config.sections import RunConfig
 from trainer.errors import MachineError, ModelError
 from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
+from trainer.evaluation.scoring import Decision
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.proof import choose_strategy
@@ -63,7 +64,8 @@ def evaluate_files(
     evaluation = evaluation_of(config.task.name, prepared.classes)(
         config, prepared, alone, model, None
     )
-    report = evaluation.test(split, name, state["threshold"], facts)()
+    decision = Decision(state["threshold"], **state.get("decision", {}))
+    report = evaluation.test(split, name, decision, facts)()
     print_report(report)
     return report
 

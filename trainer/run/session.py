@@ -19,7 +19,7 @@ from trainer.engine.state import (
 )
 from trainer.errors import MachineError
 from trainer.evaluation.best_step import best_value, deciding, measured_kind
-from trainer.evaluation.scoring import Evaluation
+from trainer.evaluation.scoring import Decision, Evaluation
 from trainer.losses.tasks import Task
 from trainer.models.heads import PackedModel
 from trainer.planning.resolved import Resolved
@@ -99,7 +99,8 @@ class Session:
         state.num_worse += 1
         if is_best or state.best_step is None:
             state.best_step, state.best_score, state.num_worse = state.step, found.score, 0
-            state.threshold = found.threshold
+            state.threshold = found.decision.threshold
+            state.decision = found.decision.to_json()
 
     def save(self) -> None:
         """Gather on all ranks, write on one, fail on all when it fails.
@@ -163,7 +164,10 @@ class Session:
         weights = load_step(self.checkpoints, self.state.best_step).tensors()
         restore_weights(run.engine, weights)
         write_report = self.evaluation.test(
-            self.prepared.splits["test"], "test", self.state.threshold, self.report_facts()
+            self.prepared.splits["test"],
+            "test",
+            Decision(self.state.threshold, **self.state.decision),
+            self.report_facts(),
         )
 
         def export_and_report() -> dict[str, Any] | None:

@@ -1,17 +1,22 @@
-"""Baselines that a fine-tuned model has to beat: constant answers and word counts.
+"""Baselines that a fine-tuned model has to beat: constants, length, word counts, style alone.
 
 Shapes: N functions of the set that is scored.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data.text.scanner import divided
 from trainer.evaluation.resampling import FloatArray
 
 TFIDF_LOGISTIC = "TF-IDF + logistic regression"
+LENGTH = "length"
+SHORTCUTS = "comments, names, whitespace"
 PRIOR = "prior"
 ALWAYS_POSITIVE = "always positive"
 ALWAYS_NEGATIVE = "always negative"
@@ -25,6 +30,21 @@ CODE_TOKEN = (
     r"|->|\+\+|--|<<|>>|<=|>=|==|!=|&&|\|\||::|[-+*/%&|^]="
     r"|[^\w\s]"
 )
+
+# What is no name in C, C++, Java, JavaScript, Python, Go, Rust and PHP.
+_KEYWORDS = """
+abstract and as assert async auto await bool boolean break byte case catch char class const continue
+def default defer del delete do double elif else end enum except explicit export extends extern
+false False final finally float fn for foreach from func function global go goto if impl implements
+import in inline instanceof int interface is lambda let long loop match mod mut namespace native new
+nil None nonlocal not null NULL nullptr operator or package pass private protected pub public raise
+range register return self short signed sizeof static struct super switch template this throw throws
+trait true True try type typedef typename typeof union unsafe unsigned use using var virtual void
+volatile where while with yield
+"""
+_IS_KEYWORD = frozenset(_KEYWORDS.split())
+_NAME = re.compile(r"[^\W\d]\w*")
+_SPACE = re.compile(r"[ \t]*\n[\s]*|[ \t]{2,}|[ \t]+(?=[,;)\]])|(?<=[(\[])[ \t]+")
 
 Scorer = Callable[[Sequence[str]], FloatArray]
 
@@ -63,6 +83,46 @@ def tfidf_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> S
     Raises:
         ValueError: Unequal lengths, or one class only.
     """
+    return _word_counts(
+        train_codes, train_labels, {"token_pattern": CODE_TOKEN, "ngram_range": (1, 2)}
+    )
+
+
+def shortcut_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> Scorer:
+    """As `tfidf_logistic`, of single tokens of `style_tokens`: nothing that the code does.
+
+    A model that is no better may have learned how the functions were collected.
+    """
+    return _word_counts(
+        train_codes, train_labels, {"tokenizer": style_tokens, "token_pattern": None}
+    )
+
+
+def style_tokens(code: str) -> list[str]:
+    """Words of comments, names and whitespace of a function, each kind marked apart."""
+    bare, comments, _ = divided(code)
+    names = [name for name in _NAME.findall(bare) if name not in _IS_KEYWORD]
+    return [
+        *(f"#{word}" for word in _NAME.findall(comments)),
+        *names,
+        *map(repr, _SPACE.findall(code)),
+    ]
+
+
+def length_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> Scorer:
+    """Fit logistic regression on the logarithm of the number of characters."""
+    from sklearn.linear_model import LogisticRegression
+
+    def lengths(codes: Sequence[str]) -> FloatArray:
+        return np.log([[1 + len(code)] for code in codes])
+
+    regression = LogisticRegression().fit(lengths(train_codes), np.asarray(train_labels))
+    return lambda codes: np.asarray(regression.predict_proba(lengths(codes))[:, 1])
+
+
+def _word_counts(
+    train_codes: Sequence[str], train_labels: npt.ArrayLike, tokens: Mapping[str, Any]
+) -> Scorer:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -74,12 +134,7 @@ def tfidf_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> S
             f"training labels are {sorted(set(labels.tolist()))}; the baseline needs both 0 and 1"
         )
     vectorizer = TfidfVectorizer(
-        token_pattern=CODE_TOKEN,
-        lowercase=False,
-        ngram_range=(1, 2),
-        sublinear_tf=True,
-        min_df=2,
-        max_features=50_000,
+        lowercase=False, sublinear_tf=True, min_df=2, max_features=50_000, **tokens
     )
     regression = LogisticRegression(C=1.0, max_iter=1000)
     regression.fit(vectorizer.fit_transform(train_codes), labels)
@@ -89,3 +144,10 @@ def tfidf_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> S
         return np.asarray(probabilities_NC[:, 1], dtype=np.float64)
 
     return score
+
+
+LEARNED: dict[str, Callable[[Sequence[str], npt.ArrayLike], Scorer]] = {
+    TFIDF_LOGISTIC: tfidf_logistic,
+    SHORTCUTS: shortcut_logistic,
+    LENGTH: length_logistic,
+}

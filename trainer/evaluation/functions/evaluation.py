@@ -1,5 +1,6 @@
 """Classification: validation chooses the best step and the threshold; the report uses both."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 
 from data.batches.sampling import at_most
 from data.prepared.prepare import Split
+from data.records import CodeSample
+from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.best_step import deciding_score
-from trainer.evaluation.functions.baselines import (
-    TFIDF_LOGISTIC,
-    Baseline,
-    constant_baselines,
-    tfidf_logistic,
+from trainer.evaluation.functions.baselines import LEARNED, Baseline, constant_baselines
+from trainer.evaluation.functions.metrics import (
+    best_threshold,
+    classification_metrics,
+    temperature_of,
 )
-from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
 from trainer.evaluation.functions.report import (
     DROPPED,
     Prediction,
@@ -29,7 +31,7 @@ from trainer.evaluation.functions.scores import (
     tallied,
     text_digest,
 )
-from trainer.evaluation.scoring import Evaluation, Outputs, Validation, sum_of_ranks
+from trainer.evaluation.scoring import Decision, Evaluation, Outputs, Validation, sum_of_ranks
 from trainer.run_folder.folder import REPORT
 
 # The baseline learns from so many functions at most: its matrix of word pairs has to fit in memory.
@@ -43,20 +45,23 @@ class FunctionEvaluation(Evaluation):
         """Nothing: the baselines are learned at the end."""
 
     def validate(self, step: int) -> Validation:
-        """Score the validation split; the deciding score and the threshold of the highest F1."""
+        """Score the validation split; the deciding score, the threshold and the temperature."""
         valid = self.prepared.splits["valid"]
         scores_NC, loss = validation_scores(self)
         scores_N = scores_NC[:, 1]
         scored_P = population(valid.examples, self.config.replication.compat_population)
         scores_P, targets_P = scores_N[scored_P], np.array(valid.targets)[scored_P]
-        threshold = best_threshold(scores_P, targets_P)
+        rule = self.config.eval.threshold
+        threshold, is_kept = best_threshold(scores_P, targets_P, ThresholdRule.of(rule))
         values = classification_metrics(scores_P, targets_P, threshold) | {"loss": loss}
         self.log_validation(step, "functions", values, loss=loss, threshold=threshold)
-        score = deciding_score("functions", values, self.config.eval.metric)
-        return Validation(score, threshold)
+        counts = {name: values[name] for name in ("tn", "fp", "fn", "tp")}
+        temperature = temperature_of(scores_P, targets_P)
+        decision = Decision(threshold, (), rule, is_kept, temperature, counts)
+        return Validation(deciding_score("functions", values, self.config.eval.metric), decision)
 
     def test(
-        self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
+        self, split: Split, name: str, decision: Decision, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; the report compares the model with the baselines."""
         scores_N = class_scores(self, split)[:, 1]
@@ -70,11 +75,12 @@ class FunctionEvaluation(Evaluation):
                 "baseline_functions": num_learned,
                 "compat_population": compat,
                 "num_left_out": len(split.samples) - len(scored_P),
+                "base_rate": self.config.eval.base_rate,
             }
-            rows = predictions(split, scores_N, threshold, scored_P)
+            rows = predictions(split, scores_N, decision.threshold, scored_P)
             folder, names = self.config.output_dir / REPORT, self.prepared.classes.shown
             return write_function_report(
-                folder, name, rows, threshold, baselines, all_facts, names=names
+                folder, name, rows, decision, baselines, all_facts, names=names
             )
 
         return write
@@ -88,12 +94,16 @@ class FunctionEvaluation(Evaluation):
             return constant, 0
         train, valid = self.prepared.splits["train"], self.prepared.splits["valid"]
         learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples))
-        scorer = tfidf_logistic(*_codes_and_labels(train, learned_F))
+        train_set = _codes_and_labels(train, learned_F)
         valid_P = population(valid.examples, self.config.replication.compat_population)
         valid_codes, valid_labels = _codes_and_labels(valid, valid_P)
-        threshold = best_threshold(scorer(valid_codes), valid_labels)  # chosen as the model's is
-        words = Baseline(scorer(_codes_and_labels(split, scored_P)[0]), threshold)
-        return {TFIDF_LOGISTIC: words, **constant}, len(learned_F)
+        codes, _ = _codes_and_labels(split, scored_P)
+        rule, learned = ThresholdRule.of(self.config.eval.threshold), {}
+        for name, learn in LEARNED.items():
+            scorer = learn(*train_set)
+            threshold, _ = best_threshold(scorer(valid_codes), valid_labels, rule)  # as the model's
+            learned[name] = Baseline(scorer(codes), threshold)
+        return learned | constant, len(learned_F)
 
 
 def class_scores(evaluation: Evaluation, split: Split) -> npt.NDArray[np.float64]:
@@ -130,6 +140,7 @@ def predictions(
     record_E, num = split.examples.record_E, split.examples.num_records
     seen_N, member_N = (np.isin(np.arange(num), places) for places in (record_E, population_P))
     columns = (scores_N, split.code_lengths, seen_N, member_N)
+    rows = Counter(sample.origin for sample in split.samples)
     return [
         Prediction(
             id=sample.id,
@@ -143,12 +154,24 @@ def predictions(
             num_tokens=max(0, num_tokens),
             note="" if is_seen else DROPPED,
             digest=text_digest(sample.text),
+            project=sample.project,
+            language=sample.language,
+            pair=_pair(sample, is_from_one_row=rows[sample.origin] == 2),
         )
         for sample, score, num_tokens, is_seen, is_member in zip(
             split.samples, *(column.tolist() for column in columns), strict=True
         )
         if is_member
     ]
+
+
+def _pair(sample: CodeSample, *, is_from_one_row: bool) -> str:
+    """What a vulnerable function and its fix share: their row, or commit and function name."""
+    if is_from_one_row:
+        return sample.origin
+    return (
+        f"{sample.commit} {sample.function_name}" if sample.commit and sample.function_name else ""
+    )
 
 
 def _codes_and_labels(split: Split, places: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:

@@ -7,28 +7,34 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.text.labels import Classes
+from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
-from trainer.evaluation.figures import pr_png, roc_png
-from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline
-from trainer.evaluation.functions.metrics import classification_metrics
-from trainer.evaluation.measures import MEASURES, Scored
-from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report
-from trainer.evaluation.resampling import (
-    USUAL_DRAWS,
-    Resampling,
-    cluster_ids,
-    weighted_roc_auc,
+from trainer.evaluation.figures import pr_png, reliability_png, roc_png
+from trainer.evaluation.functions.baselines import SHORTCUTS, TFIDF_LOGISTIC, Baseline
+from trainer.evaluation.functions.metrics import at_temperature, classification_metrics
+from trainer.evaluation.functions.slices import Pairs, slices_of
+from trainer.evaluation.measures import MEASURES, NUM_BINS, Scored
+from trainer.evaluation.report import (
+    MODEL,
+    file_names,
+    predictions_name,
+    predictor_rows,
+    table,
+    write_report,
 )
+from trainer.evaluation.resampling import USUAL_DRAWS, Resampling, cluster_ids
+from trainer.evaluation.scoring import Decision
 
 SHORT_NAMES = Classes().shown
 DROPPED = "dropped: scored by the prior"
+_CONSTANT = 0.9  # share of functions with one answer
 _PAGE = Path(__file__).with_name("report.md.jinja")
 
 
@@ -44,6 +50,8 @@ class Prediction:
         cwe: May be empty.
         note: Begins with DROPPED if the model never saw the function.
         digest: From `text_digest`, of its text.
+        project, language: May be empty.
+        pair: Shared by a vulnerable function and its fix alone; "" where unknown.
     """
 
     id: str
@@ -57,29 +65,33 @@ class Prediction:
     num_tokens: int
     note: str = ""
     digest: str = ""
+    project: str = ""
+    language: str = ""
+    pair: str = ""
 
 
 def write_function_report(
     folder: Path,
     name: str,
     predictions: Sequence[Prediction],
-    threshold: float,
+    decision: Decision,
     baselines: Mapping[str, Baseline],
     facts: Mapping[str, Any],
     draws: Resampling = USUAL_DRAWS,
     names: Sequence[str] = SHORT_NAMES,
 ) -> dict[str, Any]:
-    """Measure the predictions; write <name>.json, .md, _roc.png, _pr.png and predictions.
+    """Measure the predictions; write <name>.json, .md, three pictures and predictions.
 
     Args:
         folder: Receives the files; created when absent.
         name: The split's, in letters, digits, "-" and "_". Predictions are in predictions.jsonl for
             "test", in <name>_predictions.jsonl for other splits.
         predictions: One for each function of the split.
-        threshold: The model predicts 1 at a score >= threshold; chosen on validation.
-        baselines: Name -> scores in the order of `predictions`. The one named TFIDF_LOGISTIC is
-            compared with the model, function by function.
-        facts: What the reader needs to repeat the run: recipe, step, digests.
+        decision: What validation chose; the model predicts 1 at a score >= its threshold.
+        baselines: Name -> scores in the order of `predictions`. Those that learn are compared with
+            the model, function by function.
+        facts: What the reader needs to repeat the run: recipe, step, digests. With base_rate, the
+            answers are shown at that share of vulnerable functions too.
         draws: How the bootstrap of the intervals draws.
         names: Of the classes 0 and 1.
 
@@ -92,26 +104,37 @@ def write_function_report(
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"split name {name!r} names files; use letters, digits, '-' and '_'")
-    _check_predicted(predictions, threshold)
+    _check_predicted(predictions, decision.threshold)
     labels_N = np.array([p.label for p in predictions], dtype=np.int64)
-    model = Baseline(np.array([p.score for p in predictions], dtype=np.float64), threshold)
+    model = Baseline(np.array([p.score for p in predictions], dtype=np.float64), decision.threshold)
     predictors = {
         key: Scored(p.scores_N, labels_N, p.threshold)
         for key, p in {MODEL: model, **baselines}.items()
     }
     report = {
         "split": name,
-        "threshold": threshold,
-        "threshold_source": "highest F1 on validation",
+        "threshold": decision.threshold,
+        "threshold_source": ThresholdRule.of(decision.rule).title,
+        "threshold_kept": decision.is_kept,
+        "valid": valid_rates(decision.valid),
         **_measure(name, predictions, predictors, draws),
+        "calibration": _calibration(predictors[MODEL], decision.temperature),
         "facts": dict(facts),
-        "files": file_names(name, "roc", "pr", predictions=predictions_name(name)),
+        "files": file_names(
+            name, "roc", "pr", "calibration", predictions=predictions_name(name)
+        ),
     }
+    counts = report["predictors"][MODEL]["metrics"]
+    report["warning"] = constant_answer(counts, names)
+    report["in_use"] = in_use(counts, facts.get("base_rate"))
     if names != SHORT_NAMES:
         report["classes"] = list(names)
-    lines = [json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) for p in predictions]
+    lines = [json.dumps(vars(p), ensure_ascii=False, allow_nan=False) for p in predictions]
     contents: dict[str, bytes | str] = {"predictions": "".join(f"{line}\n" for line in lines)}
-    write_report(folder, report, _PAGE, {**contents, **_figures(report, predictors)})
+    details = table(*predictor_rows(report, details=True))
+    write_report(
+        folder, report, _PAGE, {**contents, **_figures(report, predictors)}, details=details
+    )
     return report
 
 
@@ -128,7 +151,10 @@ def _measure(
     # A function without a commit is its own group: its index never equals a commit, which is text.
     cluster_N = cluster_ids([p.group or i for i, p in enumerate(predictions)])
     labels_N, num_clusters = predictors[MODEL].labels_N, int(cluster_N.max()) + 1
-    drawn = bootstrap("functions", predictors, cluster_N, draws, labels_N)
+    model, slices, pairs = predictors[MODEL], slices_of(predictions), Pairs.of(predictions)
+    more = {s.key: s.roc_auc(model) for of_kind in slices.values() for s in of_kind}
+    more |= pairs.statistics(model)
+    drawn = bootstrap("functions", predictors, cluster_N, draws, labels_N, more)
     return {
         "population": {
             "num": len(predictions),
@@ -142,58 +168,111 @@ def _measure(
         "predictors": {
             key: {"metrics": metrics[key], "intervals": drawn.intervals(key)} for key in predictors
         },
-        "comparison": _compare(name, predictors, drawn),
-        "by_cwe": _by_cwe(predictions),
+        "comparison": _compare(name, TFIDF_LOGISTIC, metrics, drawn),
+        "shortcut": _compare(name, SHORTCUTS, metrics, drawn),
+        "pairs": pairs.facts(model, drawn),
+        "slices": {
+            kind: [s.row(model, drawn) for s in of_kind] for kind, of_kind in slices.items()
+        },
     }
 
 
 def _compare(
-    name: str, predictors: Mapping[str, Scored], drawn: Bootstrap
+    name: str, baseline: str, metrics: Mapping[str, Mapping[str, Any]], drawn: Bootstrap
 ) -> dict[str, Any] | None:
-    """The model's ROC AUC minus the word counts' ROC AUC, on the same resamples."""
-    if TFIDF_LOGISTIC not in predictors or not drawn.values:
+    """The model's ROC AUC minus a baseline's, on the same resamples."""
+    if baseline not in metrics or not drawn.values:
         return None
-    whole_1N = np.ones((1, len(predictors[MODEL].labels_N)))
-    auc, their_auc = (
-        weighted_roc_auc(predictors[key].scores_N, predictors[key].labels_N, whole_1N)[0]
-        for key in (MODEL, TFIDF_LOGISTIC)
-    )
-    interval = drawn.difference("roc_auc", MODEL, TFIDF_LOGISTIC)
+    interval = drawn.difference("roc_auc", MODEL, baseline)
     (low, high), (their_low, their_high) = (
-        drawn.intervals(key)["roc_auc"] for key in (MODEL, TFIDF_LOGISTIC)
+        drawn.intervals(key)["roc_auc"] for key in (MODEL, baseline)
     )
     verdict = MEASURES["roc_auc"].verdict(interval)
+    called = {TFIDF_LOGISTIC: "the word-count baseline"}.get(baseline, f"a baseline of {baseline}")
     return {
-        "baseline": TFIDF_LOGISTIC,
-        "auc_difference": float(auc - their_auc),
+        "baseline": baseline,
+        "auc_difference": metrics[MODEL]["roc_auc"] - metrics[baseline]["roc_auc"],
         "interval": interval,
         "separate_intervals_overlap": low <= their_high and their_low <= high,
-        "verdict": f"{verdict} the word-count baseline on this {name} set",
+        "verdict": f"{verdict} {called} on this {name} set",
     }
 
 
-def _by_cwe(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    by_cwe: dict[str, list[Prediction]] = {}
-    for p in predictions:
-        by_cwe.setdefault(p.cwe, []).append(p)
-    rows = [{"cwe": cwe, **_counts(members)} for cwe, members in by_cwe.items()]
-    return sorted(rows, key=lambda row: (-row["num_positive"], -row["num"], row["cwe"]))
+def constant_answer(counts: Mapping[str, int], names: Sequence[str]) -> str | None:
+    """A sentence where a predictor gives one answer to more than 90% of each class."""
+    safe, vulnerable = counts["tn"] + counts["fp"], counts["fn"] + counts["tp"]
+    for number, (of_safe, of_vulnerable) in enumerate(
+        ((counts["tn"], counts["fn"]), (counts["fp"], counts["tp"]))
+    ):
+        if of_safe + of_vulnerable > _CONSTANT * (safe + vulnerable) and all(
+            not num or answered > _CONSTANT * num
+            for num, answered in ((safe, of_safe), (vulnerable, of_vulnerable))
+        ):
+            return (
+                f"the model answers {names[number]!r} for {of_safe + of_vulnerable} of"
+                f" {safe + vulnerable} functions whatever their label: the threshold does not"
+                " tell them apart"
+            )
+    return None
 
 
-def _counts(members: Sequence[Prediction]) -> dict[str, Any]:
-    num_positive, num_predicted = sum(p.label for p in members), sum(p.predicted for p in members)
-    tp = sum(p.label & p.predicted for p in members)
-    # Without negatives there are no false alarms: precision would always be 1.
-    has_both = 0 < num_positive < len(members)
+def in_use(counts: Mapping[str, int], base_rate: float | None) -> list[dict[str, Any]]:
+    """What the answers come to where vulnerable functions are rarer than in the split.
+
+    Recall and false positive rate belong to the model and the threshold; precision, F1 and alarms
+    follow from them and the share of vulnerable functions.
+    """
+    negatives, positives = counts["tn"] + counts["fp"], counts["fn"] + counts["tp"]
+    if not negatives or not positives:
+        return []
+    recall, alarm_rate = counts["tp"] / positives, counts["fp"] / negatives
+    shares = {f"1:{num}": 1 / (1 + num) for num in (1, 10, 34)}
+    if base_rate is not None:
+        shares["eval.base_rate"] = base_rate
+    rows = []
+    for name, share in shares.items():
+        true, false = recall * share, alarm_rate * (1 - share)
+        precision = true / (true + false) if true + false else 0.0
+        f1 = 2 * true / (true + false + share)
+        row = {"rate": name, "share": share, "alarms": 1000 * (true + false), "true": 1000 * true}
+        rows.append(row | {"missed": 1000 * (share - true), "precision": precision, "f1": f1})
+    return rows
+
+
+def valid_rates(counts: Mapping[str, int]) -> dict[str, float] | None:
+    """What the threshold means on validation; None for a run that did not keep its counts."""
+    if not counts:
+        return None
+    negatives, positives = counts["tn"] + counts["fp"], counts["fn"] + counts["tp"]
     return {
-        "num": len(members),
-        "num_positive": num_positive,
-        "num_predicted": num_predicted,
-        "tp": tp,
-        "recall": tp / num_positive if num_positive else None,
-        "precision": (tp / num_predicted if num_predicted else 0.0) if has_both else None,
-        "f1": 2 * tp / (num_positive + num_predicted) if has_both else None,
+        "num": negatives + positives,
+        "recall": counts["tp"] / max(1, positives),
+        "fpr": counts["fp"] / max(1, negatives),
+        "precision": counts["tp"] / max(1, counts["tp"] + counts["fp"]),
     }
+
+
+def _calibration(model: Scored, temperature: float) -> dict[str, Any]:
+    """How far scores are from probabilities, as they are and at the temperature of validation."""
+    scaled = replace(model, scores_N=at_temperature(model.scores_N, temperature))
+    return {
+        "temperature": temperature,
+        "scaled": {key: MEASURES[key].function(scaled) for key in ("brier", "ece")},
+        "curve": reliability(model),
+        "scaled_curve": reliability(scaled),
+    }
+
+
+def reliability(scored: Scored) -> list[dict[str, float]]:
+    """Mean score and share of positives of each tenth of [0, 1] that holds functions."""
+    num_B, score_B, positive_B = (
+        np.bincount(scored.bin_N, values_N, NUM_BINS)
+        for values_N in (np.ones(len(scored.bin_N)), scored.scores_N, scored.labels_N)
+    )
+    return [
+        {"num": int(num_B[b]), "score": score_B[b] / num_B[b], "share": positive_B[b] / num_B[b]}
+        for b in np.flatnonzero(num_B)
+    ]
 
 
 def _check_predicted(predictions: Sequence[Prediction], threshold: float) -> None:
@@ -213,10 +292,16 @@ def _figures(report: Mapping[str, Any], predictors: Mapping[str, Scored]) -> dic
             metrics = report["predictors"][key]["metrics"]
             for title, measure in (("AUC", "roc_auc"), ("AP", "pr_auc")):
                 curves[title][f"{key} ({title} {metrics[measure] or 0:.3f})"] = p.scores_N
-    m = report["predictors"][MODEL]["metrics"]
+    m, calibration = report["predictors"][MODEL]["metrics"], report["calibration"]
+    scaled = f"{calibration['temperature']:.2f} (ECE {calibration['scaled']['ece']:.3f})"
+    tenths = {
+        f"scores (ECE {m['ece']:.3f})": calibration["curve"],
+        f"at temperature {scaled}": calibration["scaled_curve"],
+    }
     roc_point = m["fp"] / max(1, m["fp"] + m["tn"]), m["recall"]
     pr_point = m["recall"], m["precision"]
     return {
         "roc": roc_png(f"ROC on {name}", labels_N, curves["AUC"], roc_point),
         "pr": pr_png(f"Precision-recall on {name}", labels_N, curves["AP"], pr_point),
+        "calibration": reliability_png(f"Reliability on {name}", tenths),
     }

@@ -14,7 +14,7 @@ from trainer.evaluation.language.report import LanguageScores, sample_page, writ
 from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.language.tokens import score_tokens, token_digests, unigram_loss
 from trainer.evaluation.measures import measured
-from trainer.evaluation.scoring import Evaluation, Validation
+from trainer.evaluation.scoring import Decision, Evaluation, Validation
 from trainer.generation.decoding import Prompt, greedy
 from trainer.generation.prompts import run_prompts
 from trainer.processes.distributed import agreed
@@ -69,7 +69,7 @@ class LanguageEvaluation(Evaluation):
         return Validation(deciding_score("tokens", values, self.config.eval.metric))
 
     def test(
-        self, split: Split, name: str, threshold: float, facts: Mapping[str, Any]
+        self, split: Split, name: str, decision: Decision, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; the report compares the model with itself before training."""
         model = self._score(split)

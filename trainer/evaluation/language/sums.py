@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation.resampling import FloatArray
+from trainer.evaluation.resampling import FloatArray, Multiplicities
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class TokenSums:
     def at(self, records: npt.NDArray[np.int64]) -> "TokenSums":
         """The sums of some records."""
         return TokenSums(self.nll_N[records], self.correct_N[records], self.count_N[records])
+
+    def resampled(self, weights_RN: Multiplicities) -> "TokenSums":
+        """The sums of R resamples, from multiplicities."""
+        sums = (self.nll_N, self.correct_N, self.count_N)
+        return TokenSums(*(weights_RN @ sums_N for sums_N in sums))
 
     def by_file(self, files: Mapping[str, int]) -> dict[str, float]:
         """Loss of each file that has targets.
