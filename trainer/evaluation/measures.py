@@ -117,7 +117,7 @@ class ClassScored:
     scores_NC: FloatArray
     holds_NC: npt.NDArray[np.bool_]
     is_one: bool
-    threshold_C: Sequence[float] = ()
+    threshold_C: Sequence[float] | float = 0.5
 
     @property
     def measured(self) -> Measured:
@@ -414,6 +414,10 @@ def _resampled_mcc(s: ResampledScores) -> FloatArray:
     return mcc_from_counts(*s.counts, s.total_R)
 
 
+def _near_accuracy(s: ClassScored) -> float | None:
+    return float(s.is_near_N.mean()) if s.scores_NC.shape[1] > TOP else None
+
+
 def _balanced_accuracy(s: ClassScored) -> float:
     from sklearn.metrics import recall_score
 
@@ -560,7 +564,7 @@ MEASURES: dict[str, Measure] = {
         ("classes",),
         f"label in top {TOP}",
         True,
-        lambda s: float(s.is_near_N.mean()),
+        _near_accuracy,
         lambda s: s.share(s.scored.is_near_N),
     ),
     "loss": Measure(

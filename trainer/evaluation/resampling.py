@@ -20,7 +20,7 @@ Counts = FloatArray | np.float64
 # How often each function was drawn, and sums of it: whole numbers, exact in float32 to 2^24.
 Multiplicities = npt.NDArray[np.float32]
 
-MAX_CHUNK_ELEMENTS = 2**22  # of multiplicities in memory at a time: 8 MiB of float32
+MAX_CHUNK_ELEMENTS = 2**22  # of multiplicities in memory at a time: 16 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ResampledRanking:
             low_R = np.where(is_allowed_R, middle_R, low_R)
             high_R = np.where(is_allowed_R, high_R, middle_R - 1)
         found_R = self.found_RP1[rows_R, self.ranking.above_M1[low_R]]
-        return np.asarray(found_R / self.found_RP1[:, -1], dtype=np.float64)
+        return np.asarray(found_R.astype(np.float64) / self.found_RP1[:, -1])
 
 
 def taken(counts_RN: Multiplicities, places: IntArray) -> Multiplicities:

@@ -1,8 +1,8 @@
 """What every evaluation shares: the run it measures, and the model's outputs for a whole split."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,37 +17,13 @@ from data.prepared.prepare import Prepared, Split
 from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import DivergedError
+from trainer.evaluation.decision import USUAL_DECISION, Decision
 from trainer.evaluation.measures import Measured, shown_measures
 from trainer.losses.tasks import Task
 from trainer.processes.distributed import Ranks, all_reduce_sum
 from trainer.run_folder.metrics import RunLog
 
 Outputs = Iterable[tuple[Batch, Tensor]]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How scores become answers, as chosen on validation.
-
-    Attributes:
-        threshold: Of two classes.
-        thresholds: Of each class, where several hold at once.
-        rule: That chose them, eval.threshold.
-        is_kept: Whether validation keeps the rate of the rule.
-        temperature: That makes scores probabilities.
-        valid: Counts tn, fp, fn and tp of validation.
-    """
-
-    threshold: float = 0.5
-    thresholds: Sequence[float] = ()
-    rule: str | float = "best_f1"
-    is_kept: bool = True
-    temperature: float = 1.0
-    valid: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, the threshold apart, for a checkpoint."""
-        return {key: value for key, value in asdict(self).items() if key != "threshold"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +36,7 @@ class Validation:
     """
 
     score: float | None
-    decision: Decision = Decision()
+    decision: Decision = USUAL_DECISION
 
 
 @dataclass

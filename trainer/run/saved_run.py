@@ -12,9 +12,9 @@ from data.text.labels import Classes
 from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import MachineError, ModelError
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
-from trainer.evaluation.scoring import Decision
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.proof import choose_strategy

@@ -19,7 +19,8 @@ from trainer.engine.state import (
 )
 from trainer.errors import MachineError
 from trainer.evaluation.best_step import best_value, deciding, measured_kind
-from trainer.evaluation.scoring import Decision, Evaluation
+from trainer.evaluation.decision import Decision
+from trainer.evaluation.scoring import Evaluation
 from trainer.losses.tasks import Task
 from trainer.models.heads import PackedModel
 from trainer.planning.resolved import Resolved

@@ -10,11 +10,16 @@ from trainer.evaluation.functions.baselines import (
     ALWAYS_NEGATIVE,
     ALWAYS_POSITIVE,
     CODE_TOKEN,
+    LEARNED,
+    LENGTH,
     PRIOR,
+    SHORTCUTS,
+    TFIDF_LOGISTIC,
     constant_baselines,
+    style_tokens,
     tfidf_logistic,
 )
-from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
+from trainer.evaluation.functions.metrics import choose_threshold, classification_metrics
 
 
 def functions(seed, num=60):
@@ -63,7 +68,7 @@ def test_word_counts_find_a_missing_check_and_give_the_same_scores_again():
     assert scores.dtype == np.float64
     assert roc_auc_score(test[1], scores) == 1.0  # the check is there or it is not
     assert (tfidf_logistic(*train)(test[0]) == scores).all()
-    threshold = best_threshold(scorer(valid[0]), valid[1])
+    threshold, _ = choose_threshold(scorer(valid[0]), valid[1])
     assert classification_metrics(scores, test[1], threshold)["f1"] == 1.0
 
 
@@ -88,3 +93,37 @@ def test_a_training_set_that_cannot_teach_is_named():
         tfidf_logistic(["int f();", "int g();"], [1, 1])
     with pytest.raises(ValueError, match="2 training functions but 1 labels"):
         tfidf_logistic(["int f();", "int g();"], [1])
+
+
+def test_style_is_comments_names_and_whitespace_and_nothing_that_the_code_does():
+    code = 'int f(char *p) {\n    // Copy it\n    if (p[0] >= 10) strcpy(buf, "text");\n}'
+    assert style_tokens(code) == [
+        "#Copy",
+        "#it",
+        "f",
+        "p",
+        "p",
+        "strcpy",
+        "buf",
+        *map(repr, ["\n    ", "\n    ", "\n"]),
+    ]
+    checked = code.replace(">= 10", "< 99").replace("if", "while").replace("text", "more")
+    assert style_tokens(checked) == style_tokens(code)
+
+
+def test_each_baseline_learns_only_what_it_reads():
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(np.arange(200) % 2)
+    by_length = [f"f{n}({'+ 1 ' * (30 if label else 10)})" for n, label in enumerate(labels)]
+    by_comment = [f"f(); // {'unsafe' if label else 'checked'}" for label in labels]
+    by_operator = [f"f(a {'<' if label else '<='} b);" for label in labels]
+    found = {
+        name: [
+            roc_auc_score(labels, learn(codes, labels)(codes))
+            for codes in (by_length, by_comment, by_operator)
+        ]
+        for name, learn in LEARNED.items()
+    }
+    assert found[LENGTH] == [1.0, 0.0 + found[LENGTH][1], 1.0]
+    assert found[SHORTCUTS][1:] == [1.0, 0.5]
+    assert found[TFIDF_LOGISTIC][1:] == [1.0, 1.0]

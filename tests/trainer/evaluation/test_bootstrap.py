@@ -10,17 +10,16 @@ from sklearn import metrics as sk
 from trainer.evaluation import resampling
 from trainer.evaluation.bootstrap import Bootstrap
 from trainer.evaluation.bootstrap import bootstrap as bootstrap_measures
-from trainer.evaluation.measures import Scored
+from trainer.evaluation.measures import MEASURES, Scored
 from trainer.evaluation.resampling import (
     USUAL_DRAWS,
+    Ranking,
     Resampling,
     cluster_ids,
     f1_from_counts,
     mcc_from_counts,
     percentile_interval,
     resamples,
-    weighted_average_precision,
-    weighted_roc_auc,
 )
 
 
@@ -42,6 +41,14 @@ def sample(seed, num=80, decimals=1):
     return np.round(scores, decimals), labels
 
 
+def recall_at(most_alarms, labels, scores):
+    """The highest recall of any cut, one after the other, at a false positive rate."""
+    cuts = [scores >= cut for cut in [*scores, 2.0]]
+    rates = [((cut & (labels == 0)).sum(), (cut & (labels == 1)).sum()) for cut in cuts]
+    allowed = [tp for fp, tp in rates if fp <= most_alarms * (labels == 0).sum()]
+    return max(allowed) / labels.sum()
+
+
 @pytest.mark.parametrize("decimals", [1, 2, 12])
 def test_resampled_metrics_equal_scikit_learn_on_the_repeated_functions(decimals):
     scores, labels = sample(decimals, decimals=decimals)
@@ -50,10 +57,12 @@ def test_resampled_metrics_equal_scikit_learn_on_the_repeated_functions(decimals
     answers = (scores >= 0.5).astype(float)
     tp, predicted = weights @ (answers * labels), weights @ answers
     positives, total = weights @ labels.astype(float), weights.sum(axis=1)
+    ranked = Ranking(scores, labels).resampled(weights)
     ours = np.stack(
         [
-            weighted_roc_auc(scores, labels, weights),
-            weighted_average_precision(scores, labels, weights),
+            ranked.roc_auc(),
+            ranked.average_precision(),
+            ranked.recall_at(0.05),
             f1_from_counts(tp, predicted, positives),
             mcc_from_counts(tp, predicted, positives, total),
         ],
@@ -66,6 +75,7 @@ def test_resampled_metrics_equal_scikit_learn_on_the_repeated_functions(decimals
         reference = (
             sk.roc_auc_score(truth, score),
             sk.average_precision_score(truth, score),
+            recall_at(0.05, truth, score),
             sk.f1_score(truth, answer),
             sk.matthews_corrcoef(truth, answer),
         )
@@ -187,11 +197,67 @@ def test_a_bootstrap_of_600_functions_takes_less_than_two_cpu_seconds():
 
 def test_average_precision_of_a_resample_without_the_best_function_by_hand():
     scores, labels = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 0, 1, 1])
-    weights_RN = np.array([[0, 1, 1, 2], [1, 1, 1, 1]])
+    weights_RN = np.array([[0, 1, 1, 2], [1, 1, 1, 1]], np.float32)
     # First: 0.9 is not drawn; at 0.5 one of two; at 0.1 three of four, of which two are new.
     # Second: 1 of 1, then 2 of 3, then 3 of 4.
     expected = [(1 * 1 / 2 + 2 * 3 / 4) / 3, (1 + 2 / 3 + 3 / 4) / 3]
-    assert weighted_average_precision(scores, labels, weights_RN) == pytest.approx(expected)
+    ranked = Ranking(scores, labels).resampled(weights_RN)
+    assert ranked.average_precision() == pytest.approx(expected)
+
+
+def test_a_constant_score_is_ranked_at_chance_in_every_resample():
+    labels = np.array([0, 1, 1, 0, 0])
+    weights_RN = np.array([[1, 1, 1, 1, 1], [3, 1, 0, 0, 1]], np.float32)
+    ranked = Ranking(np.full(5, 0.3), labels).resampled(weights_RN)
+    assert ranked.roc_auc().tolist() == [0.5, 0.5]
+    assert ranked.average_precision() == pytest.approx([2 / 5, 1 / 5])
+    assert ranked.recall_at(0.5).tolist() == [0, 0]  # everything, or nothing
+    assert ranked.recall_at(1.0).tolist() == [1, 1]
+
+
+def test_the_positives_of_a_part_are_ranked_against_all_negatives():
+    scores, labels = sample(9, num=60)
+    ranking = Ranking(scores, labels)
+    part = np.flatnonzero(labels == 1)[::3]
+    of_P = np.flatnonzero(np.isin(ranking.positive_P, part))
+    chosen = np.r_[np.flatnonzero(labels == 0), part]
+    found = ranking.resampled(np.ones((1, 60), np.float32)).roc_auc(of_P)
+    assert found == pytest.approx([sk.roc_auc_score(labels[chosen], scores[chosen])])
+
+
+def test_calibration_is_resampled_as_it_is_measured():
+    scores, labels = sample(6, decimals=6)
+    scored = Scored(scores, labels, 0.5)
+    weights, _ = next(resamples(np.arange(len(labels)), Resampling(20, 1), labels))
+    sums = scored.resampled(weights)
+    for name in ("brier", "ece"):
+        measure = MEASURES[name]
+        drawn = [np.repeat(np.arange(len(labels)), row.astype(int)) for row in weights]
+        expected = [measure.function(Scored(scores[d], labels[d], 0.5)) for d in drawn]
+        assert measure.resampled(sums) == pytest.approx(expected, rel=1e-5)
+
+
+def test_further_values_share_the_resamples_and_leave_out_where_they_are_undefined():
+    scores, labels = sample(3, num=30)
+    clusters = np.arange(30)
+    seen = []
+
+    def first_function(sums):
+        seen.append(sums["0"].weights_RN)
+        drawn_R = sums["0"].weights_RN[:, 0].astype(float)
+        return np.where(drawn_R > 0, drawn_R, np.nan)
+
+    more = {
+        "first": first_function,
+        "never": lambda sums: np.full(len(sums["0"].weights_RN), np.nan),
+    }
+    predictors = {"0": Scored(scores, labels, 0.5)}
+    found = bootstrap_measures("functions", predictors, clusters, USUAL_DRAWS, labels, more)
+    [weights_RN] = seen
+    assert (next(resamples(clusters, USUAL_DRAWS, labels))[0] == weights_RN).all()
+    drawn = weights_RN[:, 0][weights_RN[:, 0] > 0]
+    assert found.more("first") == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
+    assert found.more("never") is None
 
 
 def drawn_by_hand(labels, groups, num, seed):
@@ -242,7 +308,7 @@ def test_resamples_of_every_record_alone_are_those_of_a_plain_loop(monkeypatch):
 def test_a_chunk_of_resamples_takes_16_mib_and_at_least_a_row(monkeypatch):
     labels, clusters = np.arange(100_000) % 2, np.arange(100_000)
     weights, num_redrawn = next(resamples(clusters, Resampling(50), labels))
-    assert weights.shape == (16 * 2**20 // 8 // 100_000, 100_000)
+    assert weights.shape == (16 * 2**20 // 4 // 100_000, 100_000)
     assert num_redrawn == 0
     monkeypatch.setattr(resampling, "MAX_CHUNK_ELEMENTS", 1)
     chunks = [weights for weights, _ in resamples(clusters[:9], Resampling(3), labels[:9])]

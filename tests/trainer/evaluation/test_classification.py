@@ -10,11 +10,21 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
+from trainer.config.threshold import ThresholdRule
+from trainer.evaluation.functions.metrics import (
+    at_temperature,
+    choose_threshold,
+    classification_metrics,
+    temperature_of,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 LABELS = [0, 0, 1, 1, 1]
 SCORES = [0.1, 0.6, 0.4, 0.6, 0.9]
+
+
+def best_threshold(scores, labels):
+    return choose_threshold(scores, labels)[0]
 
 
 def test_small_example_has_the_values_worked_out_by_hand():
@@ -175,3 +185,103 @@ def test_importing_the_evaluation_loads_no_heavy_library():
         "assert 'numpy' in sys.modules and not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def all_cuts(scores):
+    distinct = np.unique(scores)
+    return [0.0, *((distinct[1:] + distinct[:-1]) / 2), (distinct[-1] + 1) / 2]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "text",
+    ["fpr=0.1", "fpr=0", "recall=0.8", "recall=1", "precision=0.75", "cost=10:1", "cost=1:4"],
+)
+def test_each_rule_equals_a_search_over_every_cut(seed, text):
+    generator = np.random.default_rng(seed)
+    labels = np.r_[0, 1, generator.integers(0, 2, 30)]
+    scores = np.round(
+        np.clip(generator.random(32) * 0.7 + 0.25 * labels, 0, 1), 1 if seed % 2 else 6
+    )
+    kind, value = text.split("=")
+    found, is_kept = choose_threshold(scores, labels, ThresholdRule.of(text))
+
+    def rates(cut):
+        said = scores >= cut
+        tp, fp = (said & (labels == 1)).sum(), (said & (labels == 0)).sum()
+        return tp, fp, tp / labels.sum(), fp / (1 - labels).sum(), tp / max(1, tp + fp)
+
+    tp, fp, recall, fpr, precision = rates(found)
+    others = [rates(cut) for cut in all_cuts(scores)]
+    if kind == "fpr":
+        assert fpr <= float(value)
+        assert tp == max(o[0] for o in others if o[3] <= float(value))
+    elif kind == "recall":
+        assert recall >= float(value)
+        assert fp == min(o[1] for o in others if o[2] >= float(value))
+    elif kind == "precision":
+        best = max(o[4] for o in others)
+        assert is_kept == (best >= float(value))
+        assert precision >= min(best, float(value))
+        if is_kept:
+            assert tp == max(o[0] for o in others if o[4] >= float(value))
+    else:
+        missed, alarm = map(float, value.split(":"))
+        cost = [missed * (labels.sum() - o[0]) + alarm * o[1] for o in others]
+        assert missed * (labels.sum() - tp) + alarm * fp == min(cost)
+    assert is_kept or kind == "precision"
+
+
+def test_a_precision_out_of_reach_takes_the_highest_and_says_so():
+    found, is_kept = choose_threshold([0.9, 0.8, 0.2], [0, 1, 0], ThresholdRule.of("precision=0.9"))
+    assert (found, is_kept) == (0.5, False)  # one of two
+
+
+def test_no_alarm_at_all_is_a_threshold_above_every_score():
+    threshold, is_kept = choose_threshold([0.2, 1.0], [1, 0], ThresholdRule.of("fpr=0"))
+    assert is_kept
+    assert threshold > 1.0
+
+
+def test_a_fixed_threshold_is_taken_as_it_is():
+    assert choose_threshold([0.2, 0.9], [0, 1], ThresholdRule.of(0.3)) == (0.3, True)
+    assert choose_threshold([0.2], [1], ThresholdRule.of("0.3")) == (0.3, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["best", "fpr", "fpr=2", "fpr=x", "cost=1", "cost=0:1", "cost=1:0", "1.5", "nan", True]
+)
+def test_another_rule_is_refused_with_the_forms(text):
+    with pytest.raises(ValueError, match=r"best_f1, fpr=0\.005, recall=0\.9"):
+        ThresholdRule.of(text)
+
+
+def test_recall_at_few_false_alarms_is_the_best_cut_by_hand():
+    # 200 negatives: 1% is two of them, 0.5% one. Falling: P P N P N P N ...
+    labels = np.r_[[1, 1, 0, 1, 0, 1, 0], np.zeros(197, int), [1]]
+    scores = np.linspace(0.99, 0.01, len(labels))
+    m = classification_metrics(scores, labels, 0.5)
+    assert m["recall_at_1"] == pytest.approx(4 / 5)  # up to the third negative
+    assert m["vd_s"] == pytest.approx(1 - 3 / 5)  # PrimeVul: missed, up to the second
+    assert m["recall_at_5"] == pytest.approx(4 / 5)
+
+
+def test_calibration_error_by_hand():
+    # Tenths 0 and 9: means 0.05 and 0.95, shares 1/2 and 1: 2/4 * 0.45 + 2/4 * 0.05.
+    m = classification_metrics([0.02, 0.08, 0.9, 1.0], [0, 1, 1, 1], 0.5)
+    assert m["ece"] == pytest.approx(0.5 * 0.45 + 0.5 * 0.05)
+
+
+def test_the_temperature_is_the_one_that_made_the_scores():
+    generator = np.random.default_rng(0)
+    logits = 2 * generator.standard_normal(20_000)
+    labels = (generator.random(20_000) < 1 / (1 + np.exp(-logits))).astype(int)
+    sharp = 1 / (1 + np.exp(-3 * logits))  # three times too sure
+    temperature = temperature_of(sharp, labels)
+    # The standard error of a slope from 20,000 functions is near 2%; three of them.
+    assert temperature == pytest.approx(3, rel=0.06)
+    assert at_temperature(sharp, 3.0) == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+    grid = np.exp(np.linspace(-1, 2, 2001))
+    losses = [sk.log_loss(labels, at_temperature(sharp, t)) for t in grid[::50]]
+    assert sk.log_loss(labels, at_temperature(sharp, temperature)) <= min(losses) + 1e-9
+    assert temperature_of([0.2, 0.9], [1, 1]) == 1.0

@@ -15,6 +15,7 @@ from data.config import DataConfig
 from data.text.labels import Classes
 from trainer.config.sections import LossSection
 from trainer.evaluation.best_step import deciding_score
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.functions.evaluation import FunctionEvaluation
 from trainer.evaluation.functions.report import Prediction, write_function_report
 from trainer.evaluation.functions.scores import of_functions, score_examples
@@ -33,7 +34,7 @@ YOUDEN = 0.5 + 2 / 3 - 1  # one of two negatives and two of three positives are 
 CONFIG = SimpleNamespace(
     data=DataConfig.model_construct(seq_length=8, packing=False, isolate=True),
     optim=SimpleNamespace(micro_batch_size=2),
-    eval=SimpleNamespace(window_score="max", metric="auto"),
+    eval=SimpleNamespace(window_score="max", threshold="best_f1", metric="auto"),
     replication=SimpleNamespace(compat_population=False),
 )
 
@@ -61,12 +62,12 @@ def youden(scored):
 
 
 def test_a_measure_of_functions_reaches_report_and_validation(monkeypatch, tmp_path, ranks):
-    monkeypatch.setitem(MEASURES, "youden", Measure("functions", "Youden's J", True, youden))
+    monkeypatch.setitem(MEASURES, "youden", Measure(("functions",), "Youden's J", True, youden))
     rows = [
         Prediction(str(n), f"a.c:{n}", label, score, int(score >= 0.5), "", "", "read", 1)
         for n, (label, score) in enumerate(zip(LABELS, SCORES, strict=True))
     ]
-    write_function_report(tmp_path, "test", rows, 0.5, {}, {})
+    write_function_report(tmp_path, "test", rows, Decision(), {}, {})
     report = json.loads((tmp_path / "test.json").read_text())
     assert report["predictors"]["model"]["metrics"]["youden"] == pytest.approx(YOUDEN)
     page = (tmp_path / "test.md").read_text()
@@ -103,7 +104,9 @@ def test_a_measure_where_less_is_better_chooses_the_lowest():
 
 
 def test_a_measure_of_tokens_reaches_report_and_sweep(monkeypatch, base, tmp_path):
-    bits = Measure("tokens", "bits a token", False, lambda sums: sums.loss / np.log(2), swept=True)
+    bits = Measure(
+        ("tokens",), "bits a token", False, lambda sums: sums.loss / np.log(2), swept=True
+    )
     monkeypatch.setitem(MEASURES, "bits", bits)
     sums = TokenSums(np.array([2.0, 4.0]), np.array([1.0, 1.0]), np.array([2.0, 2.0]))
     scores = LanguageScores(["a", "b"], ["", ""], sums, None, 5.0, {"a.json": 0}, [], {})

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,27 @@ from PIL import Image
 from rich.console import Console
 from sklearn import metrics as sk
 
-from trainer.evaluation.functions.baselines import TFIDF_LOGISTIC, Baseline, constant_baselines
-from trainer.evaluation.functions.report import DROPPED, Prediction, write_function_report
+from trainer.evaluation.decision import Decision
+from trainer.evaluation.functions.baselines import (
+    SHORTCUTS,
+    TFIDF_LOGISTIC,
+    Baseline,
+    constant_baselines,
+)
+from trainer.evaluation.functions.report import (
+    DROPPED,
+    Prediction,
+    constant_answer,
+    in_use,
+    write_function_report,
+)
 from trainer.evaluation.report import print_report
 from trainer.evaluation.resampling import Resampling
 
 THRESHOLD = 0.5
 FACTS = {"recipe": "recipes/a|b.yaml", "step": 400, "digests": {"train": "ab12"}}
-FILES = {"test.json", "test.md", "test_roc.png", "test_pr.png", "predictions.jsonl"}
+FILES = {"test.json", "test.md", "test_roc.png", "test_pr.png", "test_calibration.png"}
+FILES |= {"predictions.jsonl"}
 
 
 def predictions(num=120, strength=0.3, seed=0, labels=None):
@@ -51,7 +65,7 @@ def baselines_for(rows, seed=1):
 
 def write(folder, rows, split="test", baselines=None, facts=FACTS):
     baselines = baselines_for(rows) if baselines is None else baselines
-    return write_function_report(folder, split, rows, THRESHOLD, baselines, facts)
+    return write_function_report(folder, split, rows, Decision(THRESHOLD), baselines, facts)
 
 
 def test_the_json_holds_what_scikit_learn_computes_from_the_written_predictions(tmp_path):
@@ -94,7 +108,7 @@ def test_the_page_states_population_table_confusion_facts_and_figures(tmp_path):
 def test_each_cwe_is_counted_by_hand(tmp_path):
     rows = [p for p in predictions(num=24) if p.cwe != "CWE-416" or p.label == 1]
     report = write(tmp_path, rows)
-    by_cwe = {row["cwe"]: row for row in report["by_cwe"]}
+    by_cwe = {row["cwe"]: row for row in report["slices"]["cwe"]}
     assert list(by_cwe) == ["", "CWE-787", "CWE-416"]  # most vulnerable, most functions, name
     members = [p for p in rows if p.cwe == "CWE-787"]
     truth, answers = [p.label for p in members], [p.predicted for p in members]
@@ -162,7 +176,9 @@ def test_one_class_is_called_undefined_everywhere_and_nothing_fails(tmp_path, la
 
 def test_the_number_of_resamples_is_the_callers_and_is_stated(tmp_path):
     rows = predictions(num=20)
-    report = write_function_report(tmp_path, "test", rows, THRESHOLD, {}, {}, Resampling(50))
+    report = write_function_report(
+        tmp_path, "test", rows, Decision(THRESHOLD), {}, {}, Resampling(50)
+    )
     assert report["bootstrap"]["num_resamples"] == 50
     assert "50 resamples" in (tmp_path / "test.md").read_text()
 
@@ -213,3 +229,121 @@ def test_the_printed_table_has_a_row_and_an_interval_for_each_predictor(tmp_path
         row = next(line for line in printed.splitlines() if f" {name} " in line)
         assert f"[{low:.3f}, {high:.3f}]" in row
     assert report["comparison"]["verdict"] in printed
+
+
+def test_pairs_of_a_function_and_its_fix_are_counted_by_outcome(tmp_path):
+    # (vulnerable, fixed): right, both called vulnerable, both safe, reversed, and a tie above.
+    scores = [(0.9, 0.1), (0.8, 0.7), (0.3, 0.2), (0.2, 0.6), (0.7, 0.7)]
+    rows = [
+        replace(p, score=s, predicted=int(s >= THRESHOLD), pair=f"pair{n // 2}", label=1 - n % 2)
+        for n, (p, s) in enumerate(zip(predictions(num=10), sum(scores, ()), strict=True))
+    ]
+    alone = [replace(rows[0], id="x", pair="alone"), replace(rows[0], id="y", pair="")]
+    three = [replace(p, pair="three") for p in rows[:3]]  # which is whose fix is unknown
+    pairs = write(tmp_path, [*rows, *alone, *three])["pairs"]
+    assert pairs["num"] == 5
+    assert pairs["both_right"] == pairs["both_safe"] == pairs["reversed"] == pytest.approx(1 / 5)
+    assert pairs["both_vulnerable"] == pytest.approx(2 / 5)
+    assert pairs["roc_auc"] == pytest.approx((1 + 1 + 1 + 0 + 0.5) / 5)
+    assert pairs["intervals"]["roc_auc"][0] < 0.7 < pairs["intervals"]["roc_auc"][1]
+    page = (tmp_path / "test.md").read_text()
+    assert "| 5 pairs | share |" in page
+    assert write(tmp_path / "none", predictions())["pairs"] is None
+
+
+def test_slices_have_their_own_auc_and_a_kind_with_one_slice_is_left_out(tmp_path):
+    rows = [
+        replace(p, language="C" if n % 3 else "Java", project="one", num_tokens=100 * (1 + n % 4))
+        for n, p in enumerate(predictions())
+    ]
+    slices = write(tmp_path, rows)["slices"]
+    assert list(slices) == ["cwe", "language", "length"]  # not by the one project
+    for row in slices["language"]:
+        members = [p for p in rows if p.language == row["language"]]
+        auc = sk.roc_auc_score([p.label for p in members], [p.score for p in members])
+        assert row["roc_auc"] == pytest.approx(auc)
+        assert row["interval"][0] < auc < row["interval"][1]
+    assert [row["length"] for row in slices["length"]] == [
+        "up to 512 tokens", "up to 128 tokens", "up to 256 tokens",
+    ]  # fmt: skip
+    for row in slices["cwe"]:  # against all safe functions
+        chosen = [p for p in rows if not p.label or p.cwe == row["cwe"]]
+        auc = sk.roc_auc_score([p.label for p in chosen], [p.score for p in chosen])
+        assert row["roc_auc"] == pytest.approx(auc)
+
+
+def test_a_function_with_two_weaknesses_counts_for_both(tmp_path):
+    rows = predictions(num=20)
+    rows[1] = replace(rows[1], cwe="CWE-1, CWE-2")
+    by_cwe = {row["cwe"]: row["num"] for row in write(tmp_path, rows)["slices"]["cwe"]}
+    assert by_cwe["CWE-1"] == by_cwe["CWE-2"] == 1
+
+
+def test_precision_and_alarms_at_other_base_rates_by_hand():
+    counts = {"tn": 90, "fp": 10, "fn": 20, "tp": 80}  # recall 0.8, false positive rate 0.1
+    rows = in_use(counts, 0.02)
+    assert [row["rate"] for row in rows] == ["1:1", "1:10", "1:34", "eval.base_rate"]
+    row = rows[2]  # of 35,000 functions 1,000 are vulnerable: 800 found, 3,400 false alarms
+    assert row["alarms"] == pytest.approx(4200 / 35)
+    assert row["true"] == pytest.approx(800 / 35)
+    assert row["missed"] == pytest.approx(200 / 35)
+    assert row["precision"] == pytest.approx(800 / 4200)
+    assert row["f1"] == pytest.approx(2 * 800 / (4200 + 1000))
+    assert rows[3]["precision"] == pytest.approx(0.016 / (0.016 + 0.098))
+    assert in_use({"tn": 5, "fp": 5, "fn": 0, "tp": 0}, None) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_constant"),
+    [
+        ((2, 140, 1, 145), True),  # 285 of 288 are called vulnerable
+        ((140, 2, 145, 1), True),
+        ((500, 10, 5, 20), False),  # 95% are called safe, and rightly
+        ((500, 1, 20, 1), True),  # also, but of the vulnerable ones as well
+        ((60, 40, 10, 90), False),
+    ],
+)
+def test_an_answer_that_hardly_varies_is_the_first_sentence(tmp_path, counts, is_constant):
+    named = dict(zip(("tn", "fp", "fn", "tp"), counts, strict=True))
+    assert bool(constant_answer(named, ("safe", "vulnerable"))) == is_constant
+
+
+def test_the_page_begins_with_a_constant_answer_and_the_table_prints_it(tmp_path):
+    rows = [replace(p, score=0.6 + p.score / 3, predicted=1) for p in predictions()]
+    report = write(tmp_path, rows)
+    first = (tmp_path / "test.md").read_text().splitlines()[2]
+    assert first.startswith("**Warning: the model answers 'vulnerable' for 120 of 120 functions")
+    console = Console(file=io.StringIO(), width=140)
+    print_report(report, console)
+    assert console.file.getvalue().startswith("Warning: the model answers 'vulnerable'")
+
+
+def test_the_rule_and_what_it_meant_on_validation_are_stated(tmp_path):
+    valid = {"tn": 199, "fp": 1, "fn": 60, "tp": 40}
+    decision = Decision(THRESHOLD, rule="fpr=0.005", temperature=2.0, valid=valid)
+    baselines = baselines_for(predictions())
+    report = write_function_report(tmp_path, "test", predictions(), decision, baselines, FACTS)
+    page = (tmp_path / "test.md").read_text()
+    assert "the highest recall at a false positive rate of at most 0.005 on validation" in page
+    assert (
+        "(there: recall 0.400, false positive rate 0.0050, precision 0.976, on 300 functions)."
+        in page
+    )
+    assert "| 1:34 (2.86%) |" in page
+    scores = np.array([p.score for p in predictions()])
+    labels = np.array([p.label for p in predictions()])
+    scaled = 1 / (1 + np.sqrt(1 / np.maximum(scores, 1e-12) - 1))  # sigmoid(logit / 2)
+    brier = ((labels - scaled) ** 2).mean()
+    assert report["calibration"]["scaled"]["brier"] == pytest.approx(brier, abs=1e-6)
+
+
+def test_a_shortcut_that_does_as_well_is_said(tmp_path):
+    rows = predictions()
+    same = Baseline(np.round([p.score for p in rows], 1), 0.5)
+    report = write(tmp_path, rows, baselines={**baselines_for(rows), SHORTCUTS: same})
+    assert report["shortcut"]["verdict"].startswith(
+        "not distinguishable from a baseline of comments"
+    )
+    assert (
+        "how the functions were collected may tell the label" in (tmp_path / "test.md").read_text()
+    )

@@ -18,10 +18,11 @@ from data.text.labels import VULNERABLE, Classes
 from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.bootstrap import Statistic, bootstrap
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.figures import confusion_png
 from trainer.evaluation.functions.baselines import PRIOR
 from trainer.evaluation.functions.evaluation import class_scores, validation_scores
-from trainer.evaluation.functions.metrics import best_threshold, classification_metrics
+from trainer.evaluation.functions.metrics import choose_threshold, classification_metrics
 from trainer.evaluation.functions.report import DROPPED
 from trainer.evaluation.functions.scores import population, text_digest
 from trainer.evaluation.measures import ClassScored, Scored, measured
@@ -33,7 +34,7 @@ from trainer.evaluation.resampling import (
     Resampling,
     cluster_ids,
 )
-from trainer.evaluation.scoring import Decision, Evaluation, Validation
+from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.run_folder.folder import REPORT
 
 _PAGE = Path(__file__).with_name("class_report.md.jinja")
@@ -55,11 +56,13 @@ class ClassEvaluation(Evaluation):
         decision = Decision(rule=rule)
         if scored.is_one and _has_safe(self.prepared.classes):
             collapsed = _collapsed(scored, 0.5)
-            chosen = best_threshold(collapsed.scores_N, collapsed.labels_N, ThresholdRule.of(rule))
+            chosen = choose_threshold(
+                collapsed.scores_N, collapsed.labels_N, ThresholdRule.of(rule)
+            )
             decision = Decision(chosen[0], rule=rule, is_kept=chosen[1])
         elif not scored.is_one:
             answers = [
-                best_threshold(scores_N, holds_N, ThresholdRule.of(rule))
+                choose_threshold(scores_N, holds_N, ThresholdRule.of(rule))
                 for scores_N, holds_N in zip(scored.scores_NC.T, scored.holds_NC.T, strict=True)
             ]
             thresholds = [threshold for threshold, _ in answers]
@@ -97,8 +100,9 @@ class ClassEvaluation(Evaluation):
         names = self.prepared.classes.names
         known_KC = np.eye(len(names), dtype=np.bool_) if members_KC is None else members_KC
         is_one = members_KC is None
-        cuts = thresholds or [0.5] * len(names)
-        return measured_P, ClassScored(scores_NC[measured_P], known_KC[target_P], is_one, cuts)
+        return measured_P, ClassScored(
+            scores_NC[measured_P], known_KC[target_P], is_one, thresholds or 0.5
+        )
 
 
 def write_class_report(
@@ -135,7 +139,7 @@ def write_class_report(
     for number, row in enumerate(by_class):
         row["interval"] = drawn.more(f"roc_auc: {number}")
         if not scored.is_one:
-            row["threshold"] = scored.threshold_C[number]
+            row["threshold"] = float(np.broadcast_to(scored.threshold_C, len(by_class))[number])
     pictures = ["confusion"] if scored.is_one and len(classes.names) <= _MOST_CELLS else []
     report = {
         "split": name,

@@ -13,9 +13,10 @@ from data.prepared.prepare import Split
 from data.records import CodeSample
 from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.best_step import deciding_score
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.functions.baselines import LEARNED, Baseline, constant_baselines
 from trainer.evaluation.functions.metrics import (
-    best_threshold,
+    choose_threshold,
     classification_metrics,
     temperature_of,
 )
@@ -31,7 +32,7 @@ from trainer.evaluation.functions.scores import (
     tallied,
     text_digest,
 )
-from trainer.evaluation.scoring import Decision, Evaluation, Outputs, Validation, sum_of_ranks
+from trainer.evaluation.scoring import Evaluation, Outputs, Validation, sum_of_ranks
 from trainer.run_folder.folder import REPORT
 
 # The baseline learns from so many functions at most: its matrix of word pairs has to fit in memory.
@@ -52,7 +53,7 @@ class FunctionEvaluation(Evaluation):
         scored_P = population(valid.examples, self.config.replication.compat_population)
         scores_P, targets_P = scores_N[scored_P], np.array(valid.targets)[scored_P]
         rule = self.config.eval.threshold
-        threshold, is_kept = best_threshold(scores_P, targets_P, ThresholdRule.of(rule))
+        threshold, is_kept = choose_threshold(scores_P, targets_P, ThresholdRule.of(rule))
         values = classification_metrics(scores_P, targets_P, threshold) | {"loss": loss}
         self.log_validation(step, "functions", values, loss=loss, threshold=threshold)
         counts = {name: values[name] for name in ("tn", "fp", "fn", "tp")}
@@ -101,7 +102,9 @@ class FunctionEvaluation(Evaluation):
         rule, learned = ThresholdRule.of(self.config.eval.threshold), {}
         for name, learn in LEARNED.items():
             scorer = learn(*train_set)
-            threshold, _ = best_threshold(scorer(valid_codes), valid_labels, rule)  # as the model's
+            threshold, _ = choose_threshold(
+                scorer(valid_codes), valid_labels, rule
+            )  # as the model's
             learned[name] = Baseline(scorer(codes), threshold)
         return learned | constant, len(learned_F)
 

@@ -45,7 +45,7 @@ def classification_metrics(
     }
 
 
-def best_threshold(
+def choose_threshold(
     scores_N: npt.ArrayLike, labels_N: npt.ArrayLike, rule: ThresholdRule = HIGHEST_F1
 ) -> tuple[float, bool]:
     """Choose a threshold by its rule on validation data, never on test data.

@@ -16,6 +16,7 @@ import numpy as np
 from data.text.labels import Classes
 from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.figures import pr_png, reliability_png, roc_png
 from trainer.evaluation.functions.baselines import SHORTCUTS, TFIDF_LOGISTIC, Baseline
 from trainer.evaluation.functions.metrics import at_temperature, classification_metrics
@@ -30,7 +31,6 @@ from trainer.evaluation.report import (
     write_report,
 )
 from trainer.evaluation.resampling import USUAL_DRAWS, Resampling, cluster_ids
-from trainer.evaluation.scoring import Decision
 
 SHORT_NAMES = Classes().shown
 DROPPED = "dropped: scored by the prior"

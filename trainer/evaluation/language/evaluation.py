@@ -10,11 +10,12 @@ import numpy as np
 from data.batches.sampling import at_most
 from data.prepared.prepare import Split
 from trainer.evaluation.best_step import deciding_score
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.language.report import LanguageScores, sample_page, write_language_report
 from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.language.tokens import score_tokens, token_digests, unigram_loss
 from trainer.evaluation.measures import measured
-from trainer.evaluation.scoring import Decision, Evaluation, Validation
+from trainer.evaluation.scoring import Evaluation, Validation
 from trainer.generation.decoding import Prompt, greedy
 from trainer.generation.prompts import run_prompts
 from trainer.processes.distributed import agreed
