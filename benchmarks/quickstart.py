@@ -47,7 +47,7 @@ def cell(report: dict[str, Any]) -> str:
     model, against = report["predictors"]["model"], report["comparison"]
     low, high = model["intervals"]["roc_auc"]
     least, most = against["interval"]
-    called = sum(row["num_predicted"] for row in report["by_cwe"]) / report["population"]["num"]
+    called = (model["metrics"]["tp"] + model["metrics"]["fp"]) / model["metrics"]["num"]
     return (
         f"{model['metrics']['roc_auc']:.3f} [{low:.3f}, {high:.3f}] |"
         f" {against['auc_difference']:+.3f} [{least:+.3f}, {most:+.3f}] | {called:.0%}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_SLICES = 20  # of a kind, the largest
 _LENGTHS = (128, 256, 512, 1024, 2048)  # tokens
+_BINS = [*(f"up to {most:,} tokens" for most in _LENGTHS), "more tokens"]
 OUTCOMES = ("both_right", "both_vulnerable", "both_safe", "reversed")
 
 
@@ -103,7 +104,11 @@ def slices_of(predictions: Sequence["Prediction"]) -> dict[str, list[Slice]]:
                 Slice(kind, name, np.array(members), against_all=kind == "cwe")
                 for name, members in places.items()
             ]
-            found[kind] = sorted(slices, key=lambda s: (-len(s.places_N), s.name))[:_MOST_SLICES]
+            largest = sorted(slices, key=lambda s: (-len(s.places_N), s.name))[:_MOST_SLICES]
+            is_length = kind == "length"
+            found[kind] = (
+                sorted(largest, key=lambda s: _BINS.index(s.name)) if is_length else largest
+            )
     return found
 
 
@@ -111,7 +116,7 @@ def _length_bin(num_tokens: int) -> str:
     for most in _LENGTHS:
         if num_tokens <= most:
             return f"up to {most:,} tokens"
-    return "more tokens"
+    return _BINS[-1]
 
 
 @dataclass(frozen=True)
