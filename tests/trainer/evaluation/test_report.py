@@ -264,7 +264,7 @@ def test_slices_have_their_own_auc_and_a_kind_with_one_slice_is_left_out(tmp_pat
         assert row["roc_auc"] == pytest.approx(auc)
         assert row["interval"][0] < auc < row["interval"][1]
     assert [row["length"] for row in slices["length"]] == [
-        "up to 512 tokens", "up to 128 tokens", "up to 256 tokens",
+        "up to 128 tokens", "up to 256 tokens", "up to 512 tokens",
     ]  # fmt: skip
     for row in slices["cwe"]:  # against all safe functions
         chosen = [p for p in rows if not p.label or p.cwe == row["cwe"]]

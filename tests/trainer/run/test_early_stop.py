@@ -19,6 +19,7 @@ from trainer.config.recipe import load_run_config
 from trainer.engine.state import TrainState
 from trainer.errors import ConfigError
 from trainer.evaluation.best_step import best_value, check_metric, deciding_score
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.scoring import Validation
 from trainer.run.session import Session
 from trainer.run_folder.metrics import read_log
@@ -61,7 +62,7 @@ def session_of(scores, patience, total_steps=100):
         SimpleNamespace(config=config, total_steps=total_steps),
         SimpleNamespace(classes=Classes()),
         None, None, {}, TrainState(),
-        SimpleNamespace(validate=lambda step: Validation(next(left), threshold=step / 100)),
+        SimpleNamespace(validate=lambda step: Validation(next(left), Decision(step / 100))),
     )  # fmt: skip
 
 
