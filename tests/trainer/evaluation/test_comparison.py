@@ -19,6 +19,7 @@ from launcher.compare import main
 from trainer.config.recipe import load_run_config
 from trainer.evaluation.comparison.compare import comparison, mcnemar
 from trainer.evaluation.comparison.runs import paired, read_run
+from trainer.evaluation.decision import Decision
 from trainer.evaluation.figures import differences_png
 from trainer.evaluation.functions.class_evaluation import write_class_report
 from trainer.evaluation.functions.report import Prediction, write_function_report
@@ -65,7 +66,7 @@ def run(base, folder, scores, *overrides, threshold=0.5, labels=LABELS):
     recipe(base, folder, *overrides)
     facts = {"steps": 8, "best_step": 4, "sha256_train": "ab", "precision": "fp32"}
     rows = rows_of(scores, threshold, labels)
-    write_function_report(folder / "report", "test", rows, threshold, {}, facts)
+    write_function_report(folder / "report", "test", rows, Decision(threshold), {}, facts)
     return folder
 
 
@@ -157,8 +158,8 @@ def test_differences_over_groups_of_seeds_are_those_of_a_plain_loop(base, tmp_pa
         assert fewer["measures"][key]["interval"] == pytest.approx(ends, abs=1e-12)
         assert ends[0] < ends[1]
     assert difference["measures"]["roc_auc"]["verdict"] == "better than"
-    assert difference["measures"]["brier"]["interval"] is None
-    assert any("brier" in what for what in found["not_compared"])
+    assert difference["measures"]["precision"]["interval"] is None
+    assert any("precision" in what for what in found["not_compared"])
     right = {name: answers[name] == LABELS for name in answers}
     assert difference["mcnemar"]["only_other_right"] == (right["b"] & ~right["a"]).sum()
     page = (tmp_path / "out" / "compare.md").read_text()
@@ -327,7 +328,8 @@ def test_classes_are_compared_by_whole_answers(is_one, base, tmp_path):
             rows.append(row | {"digest": str(n)})
         folder = recipe(base, tmp_path / name, f"loss.gamma={strength}")
         classes = Classes(names, sets=None if is_one else ((),))
-        write_class_report(folder / "report", "test", rows, one, classes, np.full(3, 1 / 3), {})
+        prior_C = np.full(3, 1 / 3)
+        write_class_report(folder / "report", "test", rows, one, Decision(), classes, prior_C, {})
         folders.append(folder)
         scored.append(one)
     found = compared(tmp_path, *folders)

@@ -192,7 +192,7 @@ def test_a_run_stops_where_a_plain_count_over_its_validations_does(tiny_recipe, 
         compared["groups"][1]["runs"][0]["stopped_early"]
         == facts_of(folder.parent / "loss")["stopped_early"]
     )
-    assert list(compared["not_compared"]) == ["intervals of precision, recall, accuracy, brier"]
+    assert list(compared["not_compared"]) == ["intervals of precision, recall, accuracy"]
 
 
 def test_a_run_that_is_killed_keeps_its_count(tiny_recipe, tmp_path):

@@ -54,13 +54,14 @@ class MeasuredRun:
         """What its measures are computed from."""
         usual = "functions" if "metrics" in self.report["predictors"][MODEL] else "tokens"
         of: Measured = self.report.get("measured", usual)
-        return of
+        several = self.report.get("problem_type") == "multi_label_classification"
+        return "labels" if several else of  # older reports have one kind for both
 
     @property
     def classes(self) -> list[str]:
         """Names of the classes; none where they are vulnerable and not, or tokens."""
         found = self.report.get("classes", [])
-        return [row["class"] for row in found] if self.of == "classes" else list(found)
+        return [one if isinstance(one, str) else one["class"] for one in found]
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -70,10 +71,11 @@ class MeasuredRun:
         if self.of == "functions":
             labels_N = self._column("label").astype(np.int64)
             return Scored(self._column("score"), labels_N, float(self.report["threshold"]))
-        is_one = self.report["problem_type"] == "single_label_classification"
+        is_one = self.of == "classes"
         labels = [[row["label"]] if is_one else row["label"] for row in self.rows]
         holds_NC = np.array([[name in label for name in self.classes] for label in labels])
-        return ClassScored(self._column("scores"), holds_NC, is_one=is_one)
+        cuts = [0.5 if is_one else row.get("threshold", 0.5) for row in self.report["classes"]]
+        return ClassScored(self._column("scores"), holds_NC, is_one, cuts)
 
     def _column(self, key: str) -> Any:
         column = np.array([row[key] for row in self.rows], np.float64)

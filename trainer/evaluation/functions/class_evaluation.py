@@ -128,7 +128,7 @@ def write_class_report(
         facts: What the reader needs to repeat the run.
     """
     constant_NC = np.tile(prior_C, (len(scored.scores_NC), 1))
-    predictors = {MODEL: scored, PRIOR: replace(scored, scores_NC=constant_NC)}
+    predictors = {MODEL: scored, PRIOR: replace(scored, scores_NC=constant_NC, threshold_C=0.5)}
     cluster_N = cluster_ids([row["group"] or i for i, row in enumerate(rows)])
     draws = _draws(scored)
     more: dict[str, Statistic] = {

@@ -120,9 +120,7 @@ def write_function_report(
         **_measure(name, predictions, predictors, draws),
         "calibration": _calibration(predictors[MODEL], decision.temperature),
         "facts": dict(facts),
-        "files": file_names(
-            name, "roc", "pr", "calibration", predictions=predictions_name(name)
-        ),
+        "files": file_names(name, "roc", "pr", "calibration", predictions=predictions_name(name)),
     }
     counts = report["predictors"][MODEL]["metrics"]
     report["warning"] = constant_answer(counts, names)
