@@ -1,9 +1,12 @@
-"""Evaluate a finished run on another file: launcher/evaluate.py RUN FILE [KEY=PATH ...].
+"""Evaluate a finished run on other files: launcher/evaluate.py RUN FILE ... [KEY=VALUE ...].
 
 Base or data that have moved since the run are given again, e.g. model.path=FOLDER. Without the
-training data, the baselines that learn from them are left out.
+training data, the baselines that learn from them are left out. Files with other columns than the
+run's take data.fields={code: NAME, target: NAME}. Started by deepspeed, every rank scores a share.
 """
 
+import argparse
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -18,18 +21,28 @@ def main(arguments: list[str]) -> int:
     """Write report/NAME.* into the run folder; return the exit code."""
     parser = command.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
-    parser.add_argument("file", type=Path, help="what to score: any value of data.test")
-    command.add_moved_paths(parser)
     parser.add_argument(
-        "--name", help="name of the report; default: the file's name up to its first dot"
+        "files", nargs="+", metavar="FILE | KEY=VALUE",
+        help="what to score, as one split: files, folders, globs or archives; and paths that have"
+        " moved since the run (model.path=FOLDER) or how the files are read (data.fields={...})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--name", help="name of the report; default: the first file's name up to its first dot"
     )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return command.main(parser, _evaluate, arguments)
 
 
 def _evaluate(given: Namespace) -> None:
+    from trainer.errors import ConfigError
     from trainer.run.commands import evaluate_run
 
-    evaluate_run(given.run, given.file, given.name, given.overrides)
+    is_key = [re.match(r"[a-z_]+\.[a-z_]+=", text) is not None for text in given.files]
+    files = [Path(text) for text, is_one in zip(given.files, is_key, strict=True) if not is_one]
+    keys = [text for text, is_one in zip(given.files, is_key, strict=True) if is_one]
+    if not files:
+        raise ConfigError("give a file to score after the run folder")
+    evaluate_run(given.run, files, given.name, keys)
 
 
 if __name__ == "__main__":

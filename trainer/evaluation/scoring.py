@@ -47,6 +47,7 @@ class Evaluation(ABC):
         model: Batch -> logits (S, 2), or scores (S, 3) of a language model in evaluation mode.
         log: On rank 0; None elsewhere.
         task: Its loss is measured on validation; None where nothing is validated.
+        is_shown: A bar shows on a terminal how far scoring is.
     """
 
     config: RunConfig
@@ -55,6 +56,7 @@ class Evaluation(ABC):
     model: nn.Module
     log: RunLog | None
     task: Task | None = None
+    is_shown: bool = False
 
     @abstractmethod
     def begin(self) -> None:
@@ -73,9 +75,10 @@ class Evaluation(ABC):
     def outputs(self, split: Split) -> Outputs:
         """The model's outputs for this rank's batches of a split."""
         data, micro_batch_size = self.config.data, self.config.optim.micro_batch_size
-        return outputs(
-            self.model, split_batches(split.examples, data, micro_batch_size, self.ranks)
-        )
+        batches = split_batches(split.examples, data, micro_batch_size, self.ranks)
+        if self.is_shown and self.ranks.is_main:
+            batches = _shown(batches, len(split.examples) / self.ranks.world_size)
+        return outputs(self.model, batches)
 
     def log_validation(
         self, step: int, of: Measured, values: Mapping[str, Any], **more: float | None
@@ -103,6 +106,19 @@ def split_batches(
         isolate=data.isolate,
     ):
         yield batch.to(ranks.device)
+
+
+def _shown(batches: Iterator[Batch], num: float) -> Iterator[Batch]:
+    """The batches, with a bar of their examples on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("scoring", total=num)
+        for batch in batches:
+            yield batch
+            progress.advance(bar, len(batch.example_S))
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError, json_object, parsing
 from data.prepared.prepare import Prepared, Split, read_split, remembered
 from data.prepared.sources import sources_digest
 from data.readers import locate, named_files
+from data.readers.reading import listed
 from data.text.escaping import escaped
 from trainer.config.recipe import MOVABLE, load_run_config
 from trainer.config.sections import RunConfig
@@ -24,21 +25,17 @@ from trainer.processes.ranks import adopt_launcher
 from trainer.run.preparation import prepare_run
 from trainer.run_folder.folder import DATA, RECIPE
 
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+FILE_KEYS = ("data.fields", "data.format", "data.labels", "data.query")  # of files to score
 _COPY = "copy the run folder again"
 
 
 def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]) -> None:
     """Train a recipe as one rank of those that the launchers above started."""
     config = load_run_config(path, overrides)
-    remarks = adopt_launcher(os.environ)
-    if os.environ["RANK"] == "0":
-        sys.stderr.write(escaped("".join(f"{line}\n" for line in remarks)))
-    check_launch(int(os.environ["WORLD_SIZE"]))
-    store = None
-    if os.environ["WORLD_SIZE"] != "1":  # before the data: a node may have to prepare it for long
-        from trainer.processes.rendezvous import meet
-
-        store = meet(config.engine.join_seconds)
+    store = _joined(config)
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
     _without_bitsandbytes(config)
@@ -48,25 +45,33 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
     run_training(config, prepared, above, store)
 
 
-def evaluate_run(run: Path, file: Path, name: str | None, overrides: Sequence[str] = ()) -> None:
-    """Score a file with a finished run; write report/NAME.* and print its table.
+def evaluate_run(
+    run: Path, files: Sequence[Path], name: str | None, overrides: Sequence[str] = ()
+) -> None:
+    """Score files as one split with a finished run; write report/NAME.* and print its table.
 
-    Without a name the report has the file's name up to its first dot. Where the run's data are not
-    here, the baselines that learn from them are left out.
+    Without a name the report has the first file's name up to its first dot. Where the run's data
+    are not here, the baselines that learn from them are left out. As one rank of those that the
+    launchers above started, it scores its share.
 
     Args:
-        overrides: Paths that have moved, as section.key=value.
+        files: Files, folders, globs or archives.
+        overrides: Paths that have moved, and how the files are read (FILE_KEYS), as
+            section.key=value.
 
     Raises:
         ConfigError: The name is not one, or it belongs to the run's own test file.
-        DataError: The file cannot be read.
+        DataError: A file cannot be read.
         ModelError: The run has no validated checkpoint.
     """
-    name = name or file.name.partition(".")[0]
+    name = name or files[0].name.partition(".")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
-    config = _recipe_of(run, overrides)
-    paths = named_files(file, "FILE", config.data, split="test", language=config.is_language)
+    config = _recipe_of(run, [text for text in overrides if not _is_of_files(text)])
+    read_as = _recipe_of(run, overrides, (*MOVABLE, *FILE_KEYS)).data
+    given = [str(file) for file in files]
+    paths = named_files(given, "FILE", read_as, split="test", language=config.is_language)
+    store = _joined(config)
     left_out = ""
     try:
         prepared = prepare_run(config)
@@ -77,12 +82,15 @@ def evaluate_run(run: Path, file: Path, name: str | None, overrides: Sequence[st
         left_out = f"baselines that learn from the run's data are left out: {error}"
     check_model_files(config, prepared.tokenizer.vocab_size)
     if name == "test" and not _is_test_split(paths, prepared):
-        raise ConfigError(f"{file} is not the run's own test file; give its report another --name")
+        raise ConfigError(
+            f"{listed(given)} is not the run's own test file; give its report another --name"
+        )
     _without_bitsandbytes(config)
 
-    from trainer.run.saved_run import evaluate_files
+    from trainer.run.saved_run import FilesToScore, evaluate_files
 
-    evaluate_files(config, prepared, paths, name, file.name, left_out)
+    title = listed(file.name for file in files)
+    evaluate_files(config, prepared, FilesToScore(paths, name, title, read_as), store, left_out)
 
 
 def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ()) -> None:
@@ -119,6 +127,20 @@ def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ())
             f"{'' if changed == 'none' else f', whitespace changed by {changed!r}'}: other tools"
             " have to do the same for these scores"
         )
+
+
+def _joined(config: RunConfig) -> "Store | None":
+    """The store where the ranks of the launchers above have met; None for one process alone."""
+    remarks = adopt_launcher(os.environ)
+    if os.environ["RANK"] == "0":
+        sys.stderr.write(escaped("".join(f"{line}\n" for line in remarks)))
+    check_launch(int(os.environ["WORLD_SIZE"]))
+    if os.environ["WORLD_SIZE"] == "1":
+        return None
+    # Before the data: a node may have to prepare it for long.
+    from trainer.processes.rendezvous import meet
+
+    return meet(config.engine.join_seconds)
 
 
 def _without_bitsandbytes(config: RunConfig) -> None:
@@ -163,16 +185,21 @@ def _remembered(config: RunConfig) -> Prepared:
     return found
 
 
+def _is_of_files(override: str) -> bool:
+    """Whether it says how files are read that the run never saw."""
+    return override.partition("=")[0] in FILE_KEYS
+
+
 def _names_data(overrides: Sequence[str]) -> bool:
-    return any(text.startswith("data.") for text in overrides)
+    return any(text.startswith("data.") and not _is_of_files(text) for text in overrides)
 
 
-def _recipe_of(run: Path, overrides: Sequence[str]) -> RunConfig:
+def _recipe_of(run: Path, overrides: Sequence[str], allowed: Sequence[str] = MOVABLE) -> RunConfig:
     """The recipe of a finished run, which may have moved, as its base and data may."""
     for text in overrides:
-        if (name := text.partition("=")[0]) not in MOVABLE:
+        if (name := text.partition("=")[0]) not in allowed:
             raise ConfigError(
-                f"{name[:80]!r}: of a finished run only paths can be given: {', '.join(MOVABLE)}"
+                f"{name[:80]!r}: of a finished run only these can be given: {', '.join(allowed)}"
             )
     here = f"run.output_dir={json.dumps(str(run.resolve()))}"
     try:

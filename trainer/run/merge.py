@@ -26,7 +26,7 @@ from trainer.models.heads import PackedModel
 from trainer.models.proof import use
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
-from trainer.run.saved_run import best_model, trained_model
+from trainer.run.saved_run import alone, best_model, trained_model
 from trainer.run_folder.adapter import adapter_facts, complete_model, write_facts
 from trainer.run_folder.folder import BASE, built, verify
 from trainer.tuning.plain import save_base
@@ -58,8 +58,9 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     if output.exists():
         raise ConfigError(f"{output} exists; give --output another folder")
     valid = prepared.splits["valid"].examples if "valid" in prepared.splits else None
-    best, settled, trained, alone = best_model(config, prepared, valid)
-    before_SC = None if valid is None else _logits(trained, config, valid, alone)
+    ranks = alone()
+    best, settled, trained = best_model(config, prepared, valid, ranks)
+    before_SC = None if valid is None else _logits(trained, config, valid, ranks)
     strategy = trained.strategy
     decoded = {
         name.replace(".base_layer", ""): decoded_weight(layer).cpu()
@@ -70,11 +71,11 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     if onto == "dequantized":
         _take_weights(merged, decoded)
     merged.model.merge_adapter()
-    merged = merged.to(alone.device)
+    merged = merged.to(ranks.device)
     use(merged, strategy)
     merge: dict[str, Any] = {"onto": onto if decoded else "full"}
     if valid is not None and before_SC is not None:
-        merge |= _drift(before_SC, _logits(merged, config, valid, alone))
+        merge |= _drift(before_SC, _logits(merged, config, valid, ranks))
     state = TrainState.of(best.trainer["state"])
     kind = measured_kind(config.task.name, prepared.classes)
     value = best_value(kind, state.best_score, config.eval.metric)

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.distributed_c10d import Store
 
+from data.config import DataConfig
 from data.prepared.prepare import Prepared, read_split
 from data.text.labels import Classes
 from data.text.tokenization import ExampleSet
@@ -18,7 +21,7 @@ from trainer.evaluation.report import print_report
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.proof import choose_strategy
-from trainer.processes.distributed import Ranks, refuse_unseen_gpus
+from trainer.processes.distributed import Ranks, agreed, refuse_unseen_gpus, start, stop
 from trainer.run.build import build_model, proof_settings, resolve_here
 from trainer.run.preparation import print_lines
 from trainer.run_folder.checkpoint import Checkpoint, load_step, newest_checkpoint
@@ -26,57 +29,86 @@ from trainer.run_folder.folder import CHECKPOINTS
 from trainer.run_folder.resume import refuse_other_run, run_identity
 
 
+@dataclass(frozen=True)
+class FilesToScore:
+    """Files of one split that a finished run scores.
+
+    Attributes:
+        paths: As `named_files` gives them.
+        name: Of the report, and of the member of an archive.
+        title: The files, for people.
+        read_as: The run's settings of data, with the files' own fields.
+    """
+
+    paths: Sequence[Path]
+    name: str
+    title: str
+    read_as: DataConfig
+
+
 def evaluate_files(
     config: RunConfig,
     prepared: Prepared,
-    paths: Sequence[Path],
-    name: str,
-    title: str,
+    files: FilesToScore,
+    store: Store | None = None,
     left_out: str = "",
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Score files with a run's best checkpoint; writes report/<name>.* and prints its table.
+
+    Rows are scored one by one, so that scores depend neither on the ranks nor on
+    optim.micro_batch_size.
 
     Args:
         prepared: The run's data, from which the baselines learn; or what is left of them.
-        paths: Files of a split with the run's field mapping; one for functions.
-        name: Name of the report, and of the member of an archive.
+        store: Where the ranks have met; None: one process alone.
         left_out: What the report lacks, and why.
+
+    Returns:
+        The report; None on other ranks than the first.
 
     Raises:
         ModelError: No checkpoint with a validated best step.
-        DataError: The file cannot be read.
+        DataError: A file cannot be read.
     """
+    ranks = alone() if store is None else start(config.engine.timeout_seconds, store)
+    name = files.name
     if name in prepared.splits:  # the run has prepared its own
         split, digest = prepared.splits[name], prepared.digests[name]
     else:
         split, one = read_split(
-            paths, name, config.data, prepared.tokenizer,
+            files.paths, name, files.read_as, prepared.tokenizer,
             language=config.is_language, classes=prepared.classes,
         )  # fmt: skip
         digest = one["sha256"]
-    best, settled, model, alone = best_model(config, prepared, split.examples)
+    best, settled, model = best_model(config, prepared, split.examples, ranks)
     state = best.trainer["state"]
-    facts = {"best_step": state["best_step"], "precision": settled.engine.precision, "file": title}
-    facts |= {"task": config.task.name, f"sha256_{name}": digest}
+    facts = {"best_step": state["best_step"], "precision": settled.engine.precision}
+    facts |= {"file": files.title, "task": config.task.name, f"sha256_{name}": digest}
     if left_out:
-        print_lines([left_out])
         facts["left_out"] = left_out
+        if ranks.is_main:
+            print_lines([left_out])
     evaluation = evaluation_of(config.task.name, prepared.classes)(
-        config, prepared, alone, model, None
+        config.changed("optim", micro_batch_size=1), prepared, ranks, model, None, is_shown=True
     )
     decision = Decision(state["threshold"], **state.get("decision", {}))
-    report = evaluation.test(split, name, decision, facts)()
-    print_report(report)
+    write = evaluation.test(split, name, decision, facts)
+    report = agreed(ranks, lambda: write() if ranks.is_main else None)
+    if report is not None:
+        print_report(report)
+    if store is not None:
+        stop()
     return report
 
 
 def best_model(
-    config: RunConfig, prepared: Prepared, examples: ExampleSet | None
-) -> tuple[Checkpoint, RunConfig, PackedModel, Ranks]:
-    """The checkpoint of a run's best validation, the settled recipe and the model, on one rank.
+    config: RunConfig, prepared: Prepared, examples: ExampleSet | None, ranks: Ranks
+) -> tuple[Checkpoint, RunConfig, PackedModel]:
+    """The checkpoint of a run's best validation, the settled recipe and the model, on every rank.
 
     Args:
         examples: What it will score, with which packing is proved; None: nothing.
+        ranks: Those that hold the model.
 
     Raises:
         ModelError: There is none, or it belongs to another base or other data.
@@ -87,14 +119,20 @@ def best_model(
         raise ModelError(f"{config.output_dir} holds no validated checkpoint; let the run finish")
     refuse_other_run(newest, config, run_identity(config, prepared))
     best = load_step(checkpoints, newest.trainer["state"]["best_step"])
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    print_lines([f"  device     {device.type} x 1", *_unseen(device)])
+    device = ranks.device
+    if ranks.is_main:
+        print_lines([f"  device     {device.type} x {ranks.world_size}", *_unseen(device)])
     recipe = resolve_here(config, device)
-    alone = Ranks(rank=0, local_rank=0, world_size=1, device=device)
     model = trained_model(recipe.config, best, prepared.classes).to(device).eval()
     if examples is not None:
         choose_strategy(model, model, examples, proof_settings(recipe), device)
-    return best, recipe.config, model, alone
+    return best, recipe.config, model
+
+
+def alone() -> Ranks:
+    """This process as the only rank, on the first GPU or the CPU."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return Ranks(rank=0, local_rank=0, world_size=1, device=device)
 
 
 def _unseen(device: torch.device) -> list[str]:

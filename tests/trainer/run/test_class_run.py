@@ -91,7 +91,7 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     from transformers import AutoModelForSequenceClassification
 
     kind, command = task
-    train([*command, *LONG], tmp_path / "run")
+    train([*command, *LONG, "eval.threshold=0.5"], tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report" / "test.json").read_text())
     values = {name: one["metrics"] for name, one in report["predictors"].items()}
     assert values["model"]["mean_ap"] > values["prior"]["mean_ap"] + 0.2
@@ -102,7 +102,7 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     facts = json.loads((tmp_path / "run" / "adapter" / "focaltune.json").read_text())
     assert (facts["classes"], facts["problem_type"]) == (names, problem)
 
-    evaluate_run(tmp_path / "run", tmp_path / "test.jsonl", "again")
+    evaluate_run(tmp_path / "run", [tmp_path / "test.jsonl"], "again")
     again = json.loads((tmp_path / "run" / "report" / "again.json").read_text())
     assert again["predictors"] == report["predictors"]
     merge_run(tmp_path / "run", tmp_path / "merged", "full")
