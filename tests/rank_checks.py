@@ -294,3 +294,10 @@ def count_scored_batches(arguments: list[str]) -> int:
     code = main(arguments)
     print("scored", *(f"{name} {counts[name]}" for name in sorted(counts, reverse=True)))
     return code
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Score files with a finished run."""
+    from launcher.evaluate import main
+
+    return main(arguments)

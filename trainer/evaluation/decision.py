@@ -14,7 +14,7 @@ class Decision:
         thresholds: Of each class, where several hold at once.
         rule: That chose them, eval.threshold.
         is_kept: Whether validation keeps the rate of the rule.
-        temperature: That makes scores probabilities.
+        temperature: That makes scores probabilities; None where it was not fitted.
         valid: Counts tn, fp, fn and tp of validation.
     """
 
@@ -22,7 +22,7 @@ class Decision:
     thresholds: Sequence[float] = ()
     rule: str | float = "best_f1"
     is_kept: bool = True
-    temperature: float = 1.0
+    temperature: float | None = None
     valid: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

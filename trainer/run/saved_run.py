@@ -93,11 +93,13 @@ def evaluate_files(
     )
     decision = Decision(state["threshold"], **state.get("decision", {}))
     write = evaluation.test(split, name, decision, facts)
-    report = agreed(ranks, lambda: write() if ranks.is_main else None)
+    if store is None:
+        report: dict[str, Any] | None = write()
+    else:
+        report = agreed(ranks, lambda: write() if ranks.is_main else None)
+        stop()
     if report is not None:
         print_report(report)
-    if store is not None:
-        stop()
     return report
 
 
@@ -132,6 +134,8 @@ def best_model(
 def alone() -> Ranks:
     """This process as the only rank, on the first GPU or the CPU."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says what it looked for
     return Ranks(rank=0, local_rank=0, world_size=1, device=device)
 
 

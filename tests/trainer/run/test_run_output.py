@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import rank_checks
 import yaml
 from rank_pool import run_ranks, start_ranks, wait_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -99,6 +100,40 @@ def test_evaluate_gives_the_scores_of_the_run_again(finished, tiny_data):
     )
     assert again == pytest.approx(first, abs=1e-6)
     assert evaluate([str(folder), str(tiny_data / "missing.jsonl")]) == 3
+
+
+def scores_of(path):
+    return [json.loads(line)["score"] for line in path.read_text().splitlines()]
+
+
+def test_evaluate_takes_several_files_with_columns_of_their_own(finished, tiny_data, tmp_path):
+    folder, _ = finished
+    rows = [json.loads(line) for line in (tiny_data / "test.jsonl").read_text().splitlines()]
+    halves = [tmp_path / f"half{n}.jsonl" for n in range(2)]
+    for half, part in zip(halves, (rows[:7], rows[7:]), strict=True):
+        lines = [json.dumps({"func": row["code"], "is_bad": row["target"]}) for row in part]
+        half.write_text("\n".join(lines))
+    fields = "data.fields={code: func, target: is_bad}"
+    assert evaluate([str(folder), *map(str, halves), fields, "--name", "halves"]) == 0
+    found = scores_of(folder / "report" / "halves_predictions.jsonl")
+    assert found == pytest.approx(scores_of(folder / "report" / "predictions.jsonl"), abs=1e-6)
+    glob = [str(folder), str(tmp_path / "half*.jsonl"), fields, "--name", "glob"]
+    assert evaluate(glob) == 0
+    assert scores_of(folder / "report" / "glob_predictions.jsonl") == found
+    assert evaluate([str(folder), str(halves[0])]) == 3  # without its columns
+    assert evaluate([str(folder), str(halves[0]), "optim.lr=1"]) == 2
+    assert evaluate([str(folder), fields]) == 2
+
+
+def test_evaluate_writes_the_same_bytes_on_one_and_three_ranks(finished, tiny_data, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    command = [str(folder), str(tiny_data / "valid.jsonl"), "--name"]
+    assert evaluate([*command, "one"]) == 0
+    printed = tmp_path / "printed"
+    assert run_ranks([*command, "three"], 3, printed, entry=rank_checks.evaluate) == [0, 0, 0]
+    assert "cpu x 3" in printed.read_text()
+    one, three = (folder / "report" / f"{name}_predictions.jsonl" for name in ("one", "three"))
+    assert one.read_bytes() == three.read_bytes()
 
 
 def test_112_a_second_live_run_in_the_folder_is_refused(tiny_recipe, tmp_path):

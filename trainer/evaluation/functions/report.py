@@ -250,8 +250,10 @@ def valid_rates(counts: Mapping[str, int]) -> dict[str, float] | None:
     }
 
 
-def _calibration(model: Scored, temperature: float) -> dict[str, Any]:
+def _calibration(model: Scored, temperature: float | None) -> dict[str, Any]:
     """How far scores are from probabilities, as they are and at the temperature of validation."""
+    if temperature is None:
+        return {"temperature": None, "curve": reliability(model)}
     scaled = replace(model, scores_N=at_temperature(model.scores_N, temperature))
     return {
         "temperature": temperature,
@@ -291,11 +293,10 @@ def _figures(report: Mapping[str, Any], predictors: Mapping[str, Scored]) -> dic
             for title, measure in (("AUC", "roc_auc"), ("AP", "pr_auc")):
                 curves[title][f"{key} ({title} {metrics[measure] or 0:.3f})"] = p.scores_N
     m, calibration = report["predictors"][MODEL]["metrics"], report["calibration"]
-    scaled = f"{calibration['temperature']:.2f} (ECE {calibration['scaled']['ece']:.3f})"
-    tenths = {
-        f"scores (ECE {m['ece']:.3f})": calibration["curve"],
-        f"at temperature {scaled}": calibration["scaled_curve"],
-    }
+    tenths = {f"scores (ECE {m['ece']:.3f})": calibration["curve"]}
+    if (temperature := calibration["temperature"]) is not None:
+        ece = calibration["scaled"]["ece"]
+        tenths[f"at temperature {temperature:.2f} (ECE {ece:.3f})"] = calibration["scaled_curve"]
     roc_point = m["fp"] / max(1, m["fp"] + m["tn"]), m["recall"]
     pr_point = m["recall"], m["precision"]
     return {
