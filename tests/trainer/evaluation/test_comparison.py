@@ -22,7 +22,8 @@ from trainer.evaluation.comparison.runs import paired, read_run
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.figures import differences_png
 from trainer.evaluation.functions.class_evaluation import write_class_report
-from trainer.evaluation.functions.report import Prediction, write_function_report
+from trainer.evaluation.functions.predictions import Prediction
+from trainer.evaluation.functions.report import write_function_report
 from trainer.evaluation.language.report import LanguageScores, write_language_report
 from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.measures import ClassScored

@@ -17,7 +17,8 @@ from trainer.config.sections import LossSection
 from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.functions.evaluation import FunctionEvaluation
-from trainer.evaluation.functions.report import Prediction, write_function_report
+from trainer.evaluation.functions.predictions import Prediction
+from trainer.evaluation.functions.report import write_function_report
 from trainer.evaluation.functions.scores import of_functions, score_examples
 from trainer.evaluation.language.report import LanguageScores, write_language_report
 from trainer.evaluation.language.sums import TokenSums

@@ -17,13 +17,8 @@ from trainer.evaluation.functions.baselines import (
     Baseline,
     constant_baselines,
 )
-from trainer.evaluation.functions.report import (
-    DROPPED,
-    Prediction,
-    constant_answer,
-    in_use,
-    write_function_report,
-)
+from trainer.evaluation.functions.predictions import DROPPED, Prediction
+from trainer.evaluation.functions.report import constant_answer, in_use, write_function_report
 from trainer.evaluation.report import print_report
 from trainer.evaluation.resampling import Resampling
 

@@ -23,7 +23,7 @@ from trainer.evaluation.figures import confusion_png
 from trainer.evaluation.functions.baselines import PRIOR
 from trainer.evaluation.functions.evaluation import class_scores, validation_scores
 from trainer.evaluation.functions.metrics import choose_threshold, classification_metrics
-from trainer.evaluation.functions.report import DROPPED
+from trainer.evaluation.functions.predictions import DROPPED
 from trainer.evaluation.functions.scores import population, text_digest
 from trainer.evaluation.measures import ClassScored, Scored, measured
 from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report

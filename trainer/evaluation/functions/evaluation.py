@@ -20,11 +20,8 @@ from trainer.evaluation.functions.metrics import (
     classification_metrics,
     temperature_of,
 )
-from trainer.evaluation.functions.report import (
-    DROPPED,
-    Prediction,
-    write_function_report,
-)
+from trainer.evaluation.functions.predictions import DROPPED, Prediction
+from trainer.evaluation.functions.report import write_function_report
 from trainer.evaluation.functions.scores import (
     of_functions,
     population,

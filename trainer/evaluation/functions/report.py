@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trainer.evaluation.decision import Decision
 from trainer.evaluation.figures import pr_png, reliability_png, roc_png
 from trainer.evaluation.functions.baselines import SHORTCUTS, TFIDF_LOGISTIC, Baseline
 from trainer.evaluation.functions.metrics import at_temperature, classification_metrics
+from trainer.evaluation.functions.predictions import DROPPED, Prediction
 from trainer.evaluation.functions.slices import Pairs, slices_of
 from trainer.evaluation.measures import MEASURES, NUM_BINS, Scored
 from trainer.evaluation.report import (
@@ -33,41 +34,8 @@ from trainer.evaluation.report import (
 from trainer.evaluation.resampling import USUAL_DRAWS, Resampling, cluster_ids
 
 SHORT_NAMES = Classes().shown
-DROPPED = "dropped: scored by the prior"
 _CONSTANT = 0.9  # share of functions with one answer
 _PAGE = Path(__file__).with_name("report.md.jinja")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The model's prediction for one function.
-
-    Attributes:
-        origin: file:line.
-        label, predicted: 0 or 1.
-        score: P(class 1).
-        group: Its commit; empty: a group of its own.
-        cwe: May be empty.
-        note: Begins with DROPPED if the model never saw the function.
-        digest: From `text_digest`, of its text.
-        project, language: May be empty.
-        pair: Shared by a vulnerable function and its fix alone; "" where unknown.
-    """
-
-    id: str
-    origin: str
-    label: int
-    score: float
-    predicted: int
-    group: str
-    cwe: str
-    status: str
-    num_tokens: int
-    note: str = ""
-    digest: str = ""
-    project: str = ""
-    language: str = ""
-    pair: str = ""
 
 
 def write_function_report(

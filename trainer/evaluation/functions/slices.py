@@ -5,17 +5,15 @@ Shapes: N functions, P of them positive, R resamples, Q pairs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trainer.evaluation.bootstrap import Bootstrap, Statistic
+from trainer.evaluation.functions.predictions import Prediction
 from trainer.evaluation.measures import ResampledScores, Scored
 from trainer.evaluation.report import MODEL
 from trainer.evaluation.resampling import FloatArray, IntArray, Ranking, taken
-
-if TYPE_CHECKING:
-    from trainer.evaluation.functions.report import Prediction
 
 _MOST_SLICES = 20  # of a kind, the largest
 _LENGTHS = (128, 256, 512, 1024, 2048)  # tokens
@@ -81,7 +79,7 @@ class Slice:
         }
 
 
-def slices_of(predictions: Sequence["Prediction"]) -> dict[str, list[Slice]]:
+def slices_of(predictions: Sequence[Prediction]) -> dict[str, list[Slice]]:
     """The slices of a split by kind, the largest first; a kind with one slice is left out.
 
     A function with several CWEs counts for each. The vulnerable functions of a CWE are ranked
@@ -127,7 +125,7 @@ class Pairs:
     fixed_Q: IntArray
 
     @classmethod
-    def of(cls, predictions: Sequence["Prediction"]) -> "Pairs":
+    def of(cls, predictions: Sequence[Prediction]) -> "Pairs":
         """The pairs of a split: one function of each class with one `pair`."""
         members: dict[str, list[int]] = {}
         for place, prediction in enumerate(predictions):
