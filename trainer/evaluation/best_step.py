@@ -6,7 +6,8 @@ from typing import Any
 
 from data.text.labels import Classes
 from trainer.errors import ConfigError
-from trainer.evaluation.measures import MEASURES, TASK_MEASURES, Measure, Measured, measures_of
+from trainer.evaluation.measures import MEASURES, TASK_MEASURES, Measure, measures_of
+from trainer.evaluation.predictors import Measured
 
 
 def measured_kind(task: str, classes: Classes) -> Measured:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.measures import Measured, measures_of
+from trainer.evaluation.measures import measures_of
+from trainer.evaluation.predictors import Measured
 from trainer.evaluation.resampling import (
     FloatArray,
     IntArray,

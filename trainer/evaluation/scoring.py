@@ -18,7 +18,8 @@ from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import DivergedError
 from trainer.evaluation.decision import USUAL_DECISION, Decision
-from trainer.evaluation.measures import Measured, shown_measures
+from trainer.evaluation.measures import shown_measures
+from trainer.evaluation.predictors import Measured
 from trainer.losses.tasks import Task
 from trainer.processes.distributed import Ranks, all_reduce_sum
 from trainer.run_folder.metrics import RunLog

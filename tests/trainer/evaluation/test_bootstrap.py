@@ -10,7 +10,8 @@ from sklearn import metrics as sk
 from trainer.evaluation import resampling
 from trainer.evaluation.bootstrap import Bootstrap
 from trainer.evaluation.bootstrap import bootstrap as bootstrap_measures
-from trainer.evaluation.measures import MEASURES, Scored
+from trainer.evaluation.measures import MEASURES
+from trainer.evaluation.predictors import Scored
 from trainer.evaluation.resampling import (
     USUAL_DRAWS,
     Ranking,

@@ -11,7 +11,8 @@ from data.text.labels import Classes
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.functions.class_evaluation import write_class_report
 from trainer.evaluation.functions.scores import of_functions
-from trainer.evaluation.measures import ClassScored, measured, measures_of
+from trainer.evaluation.measures import measured, measures_of
+from trainer.evaluation.predictors import ClassScored
 from trainer.evaluation.resampling import Resampling, resamples
 
 NAMES = ("safe", "a|b", "c")

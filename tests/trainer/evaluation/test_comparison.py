@@ -26,7 +26,7 @@ from trainer.evaluation.functions.predictions import Prediction
 from trainer.evaluation.functions.report import write_function_report
 from trainer.evaluation.language.report import LanguageScores, write_language_report
 from trainer.evaluation.language.sums import TokenSums
-from trainer.evaluation.measures import ClassScored
+from trainer.evaluation.predictors import ClassScored
 from trainer.evaluation.resampling import Resampling
 
 NUM = 60

@@ -20,7 +20,8 @@ from trainer.evaluation.comparison.report import write_comparison
 from trainer.evaluation.comparison.runs import MeasuredRun, Predictor, paired, read_run
 from trainer.evaluation.language.report import FEWEST_RECORDS
 from trainer.evaluation.language.sums import TokenSums
-from trainer.evaluation.measures import Scored, measured, measures_of
+from trainer.evaluation.measures import measured, measures_of
+from trainer.evaluation.predictors import Scored
 from trainer.evaluation.resampling import USUAL_DRAWS, FloatArray, Resampling, cluster_ids
 
 Mask = npt.NDArray[np.bool_]

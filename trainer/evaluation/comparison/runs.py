@@ -21,7 +21,8 @@ from trainer.config.strict_yaml import read_yaml_file
 from trainer.errors import ConfigError, ModelError
 from trainer.evaluation.best_step import deciding
 from trainer.evaluation.language.sums import TokenSums
-from trainer.evaluation.measures import ClassScored, Measured, Scored, measured
+from trainer.evaluation.measures import measured
+from trainer.evaluation.predictors import ClassScored, Measured, Scored
 from trainer.evaluation.report import MODEL
 from trainer.run_folder.folder import LOG, RECIPE, REPORT
 from trainer.run_folder.metrics import read_log

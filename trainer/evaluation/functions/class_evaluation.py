@@ -25,7 +25,8 @@ from trainer.evaluation.functions.evaluation import class_scores, validation_sco
 from trainer.evaluation.functions.metrics import choose_threshold, classification_metrics
 from trainer.evaluation.functions.predictions import DROPPED
 from trainer.evaluation.functions.scores import population, text_digest
-from trainer.evaluation.measures import ClassScored, Scored, measured
+from trainer.evaluation.measures import measured
+from trainer.evaluation.predictors import ClassScored, Scored
 from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report
 from trainer.evaluation.resampling import (
     USUAL_DRAWS,
@@ -127,19 +128,6 @@ def write_class_report(
         prior_C: Shares in training, which a baseline gives to every function.
         facts: What the reader needs to repeat the run.
     """
-    constant_NC = np.tile(prior_C, (len(scored.scores_NC), 1))
-    predictors = {MODEL: scored, PRIOR: replace(scored, scores_NC=constant_NC, threshold_C=0.5)}
-    cluster_N = cluster_ids([row["group"] or i for i, row in enumerate(rows)])
-    draws = _draws(scored)
-    more: dict[str, Statistic] = {
-        f"roc_auc: {number}": partial(_ranked, number=number) for number in scored.varied
-    }
-    drawn = bootstrap(scored.measured, predictors, cluster_N, draws, more=more)
-    by_class = scored.by_class(classes.names)
-    for number, row in enumerate(by_class):
-        row["interval"] = drawn.more(f"roc_auc: {number}")
-        if not scored.is_one:
-            row["threshold"] = float(np.broadcast_to(scored.threshold_C, len(by_class))[number])
     pictures = ["confusion"] if scored.is_one and len(classes.names) <= _MOST_CELLS else []
     report = {
         "split": name,
@@ -148,19 +136,8 @@ def write_class_report(
         "decision": "the class of the highest score"
         if scored.is_one
         else f"every class at its threshold, the one with {ThresholdRule.of(decision.rule).title}",
-        "population": {
-            "num": len(rows),
-            "num_groups": int(cluster_N.max()) + 1,
-            "num_scored_by_prior": sum(row["note"].startswith(DROPPED) for row in rows),
-        },
-        "bootstrap": asdict(draws),
-        "predictors": {
-            key: {"metrics": measured(scored.measured, one), "intervals": drawn.intervals(key)}
-            for key, one in predictors.items()
-        },
-        "classes": by_class,
+        **_measure(rows, scored, decision, classes, prior_C),
         "confusion": scored.confusion if scored.is_one else None,
-        "vulnerable": _vulnerable_or_not(scored, decision, classes, cluster_N),
         "comparison": None,
         "facts": dict(facts),
         "files": file_names(name, *pictures, predictions=predictions_name(name)),
@@ -172,6 +149,43 @@ def write_class_report(
         contents["confusion"] = confusion_png(title, classes.names, scored.confusion)
     write_report(folder, report, _PAGE, contents, most_cells=_MOST_CELLS)
     return report
+
+
+def _measure(
+    rows: Sequence[Mapping[str, Any]],
+    scored: ClassScored,
+    decision: Decision,
+    classes: Classes,
+    prior_C: npt.NDArray[np.float64],
+) -> dict[str, Any]:
+    constant_NC = np.tile(prior_C, (len(scored.scores_NC), 1))
+    prior = replace(scored, scores_NC=constant_NC, threshold_C=0.5)
+    predictors = {MODEL: scored, PRIOR: prior}
+    cluster_N = cluster_ids([row["group"] or i for i, row in enumerate(rows)])
+    draws = _draws(scored)
+    more: dict[str, Statistic] = {
+        f"roc_auc: {number}": partial(_ranked, number=number) for number in scored.varied
+    }
+    drawn = bootstrap(scored.measured, predictors, cluster_N, draws, more=more)
+    by_class = scored.by_class(classes.names)
+    for number, row in enumerate(by_class):
+        row["interval"] = drawn.more(f"roc_auc: {number}")
+        if not scored.is_one:
+            row["threshold"] = float(np.broadcast_to(scored.threshold_C, len(by_class))[number])
+    return {
+        "population": {
+            "num": len(rows),
+            "num_groups": int(cluster_N.max()) + 1,
+            "num_scored_by_prior": sum(row["note"].startswith(DROPPED) for row in rows),
+        },
+        "bootstrap": asdict(draws),
+        "predictors": {
+            key: {"metrics": measured(scored.measured, one), "intervals": drawn.intervals(key)}
+            for key, one in predictors.items()
+        },
+        "classes": by_class,
+        "vulnerable": _vulnerable_or_not(scored, decision, classes, cluster_N),
+    }
 
 
 def _has_safe(classes: Classes) -> bool:

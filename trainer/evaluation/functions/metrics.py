@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config.threshold import ThresholdRule
-from trainer.evaluation.measures import Scored, measured
+from trainer.evaluation.measures import measured
+from trainer.evaluation.predictors import Scored
 from trainer.evaluation.resampling import FloatArray, IntArray, f1_from_counts, mcc_from_counts
 
 HIGHEST_F1 = ThresholdRule()

@@ -22,7 +22,8 @@ from trainer.evaluation.functions.baselines import SHORTCUTS, TFIDF_LOGISTIC, Ba
 from trainer.evaluation.functions.metrics import at_temperature, classification_metrics
 from trainer.evaluation.functions.predictions import DROPPED, Prediction
 from trainer.evaluation.functions.slices import Pairs, slices_of
-from trainer.evaluation.measures import MEASURES, NUM_BINS, Scored
+from trainer.evaluation.measures import MEASURES
+from trainer.evaluation.predictors import NUM_BINS, Scored
 from trainer.evaluation.report import (
     MODEL,
     file_names,

@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.evaluation.bootstrap import Bootstrap, Statistic
 from trainer.evaluation.functions.predictions import Prediction
-from trainer.evaluation.measures import ResampledScores, Scored
+from trainer.evaluation.predictors import ResampledScores, Scored
 from trainer.evaluation.report import MODEL
 from trainer.evaluation.resampling import FloatArray, IntArray, Ranking, taken
 
