@@ -229,11 +229,9 @@ class ResampledClasses:
     def mean_ranked(self, place: int) -> FloatArray:
         """The mean over classes of `ranked`."""
         values = [of_class[place] for of_class in self.ranked.values()]
-        return (
-            mean_of_defined(np.stack(values, axis=1))
-            if values
-            else np.full(len(self.total_R), np.nan)
-        )
+        if not values:
+            return np.full(len(self.total_R), np.nan)
+        return mean_of_defined(np.stack(values, axis=1))
 
 
 def mean_of_defined(values_RC: FloatArray) -> FloatArray:

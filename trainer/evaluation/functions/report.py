@@ -80,20 +80,16 @@ def write_function_report(
         key: Scored(p.scores_N, labels_N, p.threshold)
         for key, p in {MODEL: model, **baselines}.items()
     }
+    measured = _measure(name, predictions, predictors, draws)
     report = {
         "split": name,
-        "threshold": decision.threshold,
-        "threshold_source": ThresholdRule.of(decision.rule).title,
-        "threshold_kept": decision.is_kept,
-        "valid": valid_rates(decision.valid),
-        **_measure(name, predictions, predictors, draws),
+        **_decided(decision, measured["predictors"][MODEL]["metrics"], names),
+        "in_use": in_use(measured["predictors"][MODEL]["metrics"], facts.get("base_rate")),
+        **measured,
         "calibration": _calibration(predictors[MODEL], decision.temperature),
         "facts": dict(facts),
         "files": file_names(name, "roc", "pr", "calibration", predictions=predictions_name(name)),
     }
-    counts = report["predictors"][MODEL]["metrics"]
-    report["warning"] = constant_answer(counts, names)
-    report["in_use"] = in_use(counts, facts.get("base_rate"))
     if names != SHORT_NAMES:
         report["classes"] = list(names)
     lines = [json.dumps(vars(p), ensure_ascii=False, allow_nan=False) for p in predictions]
@@ -103,6 +99,17 @@ def write_function_report(
         folder, report, _PAGE, {**contents, **_figures(report, predictors)}, details=details
     )
     return report
+
+
+def _decided(decision: Decision, counts: Mapping[str, int], names: Sequence[str]) -> dict[str, Any]:
+    """The threshold, what it means on validation, and a warning if it hardly decides."""
+    return {
+        "threshold": decision.threshold,
+        "threshold_source": ThresholdRule.of(decision.rule).title,
+        "threshold_kept": decision.is_kept,
+        "valid": valid_rates(decision.valid),
+        "warning": constant_answer(counts, names),
+    }
 
 
 def _measure(
