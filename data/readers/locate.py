@@ -14,6 +14,7 @@ from data.readers.layouts import Entry, entries_of, is_one, layout_of, layouts_o
 from data.readers.names import (
     SPLITS,
     is_about,
+    is_archive,
     is_data,
     is_readable,
     is_text,
@@ -239,7 +240,10 @@ def _of_root(
         if entries := entries_of(root, config, language):
             return _of_split(entries, split, config, language)
         if config.format != "folder":
-            return _only_file(root, config, language) if split == "train" else []
+            files = _only_file(root, config, language)
+            if len(files) == 1 and is_archive(files[0].name):
+                return _of_root(files[0], split, config, language, is_one_of)
+            return files if split == "train" else []
     layout = layout_of(root, config, language)
     return layout.files(root) if layout is not None and split == "train" else []
 

@@ -169,3 +169,12 @@ def test_an_archive_without_splits_is_train(tmp_path):
     assert locate(config, "valid") == []
     (path,) = locate(config, "train")
     assert len(list(read_records(path, "train", config))) == 2
+
+
+def test_a_folder_whose_only_data_is_an_archive_is_that_archive(tmp_path):
+    """As sets are published: a tarball of three splits beside a page about it."""
+    members = (("train.csv", PAIR), ("val.csv", PAIR), ("test.csv", PAIR))
+    (tmp_path / "set.zip").write_bytes(zipped(*members))
+    (tmp_path / "PROVENANCE.txt").write_text("where it comes from")
+    for split in ("train", "valid", "test"):
+        assert located(tmp_path, split, path=str(tmp_path)) == ["set.zip"]
