@@ -94,10 +94,9 @@ def intervals_of(predictor: Mapping[str, Any]) -> Mapping[str, Sequence[float] |
 
 def print_report(report: Mapping[str, Any], console: "Console | None" = None) -> None:
     """Print the table of a report's predictors, and how the model compares."""
-    from rich.console import Console
     from rich.markup import escape
 
-    console = console or Console()
+    console = _wide(console)
     if report.get("warning"):
         console.print(f"[bold]Warning:[/bold] {escape(report['warning'])}.")
     print_table(f"Evaluation on {report['split']}", *predictor_rows(report), console)
@@ -118,19 +117,26 @@ def print_table(
     console: "Console | None" = None,
 ) -> "Console":
     """Print a table, its first column to the left; returns the console."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = console or Console()
-    if not console.is_terminal:  # a file or a pipe has no width: a row then stays on one line
-        console.width = max(console.width, _FILE_WIDTH)
+    console = _wide(console)
     shown = Table(title=escape(title))
     for place, column in enumerate(header):
         shown.add_column(escape(column), justify="right" if place else "left")
     for row in rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
+    return console
+
+
+def _wide(console: "Console | None") -> "Console":
+    """A console; in a file or a pipe, which have no width, a row stays on one line."""
+    from rich.console import Console
+
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
     return console
 
 
