@@ -49,6 +49,8 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
         "trainer/evaluation/test_classification.py",
         "trainer/evaluation/test_bootstrap.py",
     ],
+    "trainer/evaluation/comparison/compare.py": ["trainer/evaluation/test_comparison.py"],
+    "trainer/evaluation/comparison/runs.py": ["trainer/evaluation/test_comparison.py"],
     "trainer/evaluation/bootstrap.py": ["trainer/evaluation/test_bootstrap.py"],
     "trainer/evaluation/resampling.py": ["trainer/evaluation/test_bootstrap.py"],
     "trainer/kernels/focal.py": ["trainer/losses/test_losses.py"],
@@ -70,10 +72,15 @@ SLOW = [  # tests of those files that are left out: they take seconds and are ab
     "data/prepared/test_cache.py::test_processes_that_ask_at_once_build_one_entry",
     "trainer/cluster/test_supervision.py::test_a_launcher_that_says_0_is_not_believed",
     "trainer/evaluation/test_bootstrap.py::test_the_interval_covers_the_true_auc",
+    "trainer/evaluation/test_comparison.py::test_a_comparison_loads_no_torch",
     "trainer/evaluation/test_classification.py::test_importing_the_evaluation_loads_no_heavy",
     "trainer/kernels/test_linear_focal.py::test_the_peak_memory_of_a_process",
     "trainer/run_folder/test_checkpoint.py::test_a_kill_at_every_writing_call",
 ]
+_ROUNDED = (
+    "abs((again or 0.0) - (said or 0.0)) > _ROUNDING -> "
+    "abs((again or 0.0) - (said or 0.0)) >= _ROUNDING"
+)
 # module -> (part of a line, its changes, why none of them changes a result)
 NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     "data/batches/batch.py": [
@@ -113,6 +120,19 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     ],
     "trainer/kernels/focal.py": [
         ("if gamma == 0:", ["0 -> -1"], "by the formula q^0 = 1 gives the same"),
+    ],
+    "trainer/evaluation/comparison/compare.py": [
+        ("first, groups = runs[0]", ["0 -> 1", "0 -> -1"], "paired runs have the same groups"),
+        ("replace(predictors[0], ", ["0 -> 1", "0 -> -1"], "labels are those of all"),
+        ("one = groups[0].averaged", ["0 -> 1", "0 -> -1"], "labels and targets are those of all"),
+        (
+            "if a is None or b is None",
+            ["a is None or b is None -> a is None and b is None"],
+            "with the same labels both are undefined",
+        ),
+    ],
+    "trainer/evaluation/comparison/runs.py": [
+        ("> _ROUNDING", [_ROUNDED], "no value differs by exactly this"),
     ],
     "trainer/evaluation/functions/metrics.py": [
         ("mcc_K = np.round(", ["12 -> 13", "12 -> 11"], "unlike values differ by more"),

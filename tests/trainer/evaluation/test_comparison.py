@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import string
 import subprocess
 import sys
 
@@ -17,8 +18,9 @@ from sklearn import metrics as sk
 from data.text.labels import Classes
 from launcher.compare import main
 from trainer.config.recipe import load_run_config
-from trainer.evaluation.comparison.compare import comparison, mcnemar
-from trainer.evaluation.comparison.runs import paired, read_run
+from trainer.errors import ConfigError
+from trainer.evaluation.comparison.compare import comparison, grouped, mcnemar
+from trainer.evaluation.comparison.runs import MeasuredRun, paired, read_run
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.figures import differences_png
 from trainer.evaluation.functions.class_evaluation import write_class_report
@@ -197,8 +199,10 @@ def test_predictions_in_another_order_are_paired_by_id(two, tmp_path, capsys):
     low, high = expected["differences"][0]["measures"]["roc_auc"]["interval"]
     assert f"[{low:+.3f}, {high:+.3f}]" in printed
     assert "(McNemar, exact: p = " in printed
-    assert main([*map(str, two)]) == 0
+    deeper = shutil.copytree(two[1], tmp_path / "deeper" / "strong")
+    assert main([str(two[0]), str(deeper)]) == 0
     assert (tmp_path / "comparison" / "compare.md").is_file()
+    assert not (tmp_path / "deeper" / "comparison").exists()
 
 
 def test_the_picture_has_a_panel_for_each_measure_and_colours_each_difference(monkeypatch):
@@ -253,6 +257,13 @@ def test_seeds_of_one_setting_alone_have_a_mean_and_a_spread(base, tmp_path):
     assert found["groups"][0]["sd"]["roc_auc"] == pytest.approx(abs(aucs[0] - aucs[1]) / 2**0.5)
     assert "There is nothing to compare them with" in (tmp_path / "out" / "compare.md").read_text()
     assert not (tmp_path / "out" / "compare.png").exists()
+
+
+def test_there_are_as_many_groups_as_letters():
+    runs = [MeasuredRun(None, "", {"optim.lr": n}, {"facts": {}}, ()) for n in range(27)]
+    assert "".join(group.letter for group in grouped(runs[:26])) == string.ascii_uppercase
+    with pytest.raises(ConfigError, match="27 settings; compare at most 26"):
+        grouped(runs)
 
 
 def cut(folder):
@@ -348,12 +359,13 @@ def test_classes_are_compared_by_whole_answers(is_one, base, tmp_path):
     assert found["settings"] == {"loss.gamma": [0.1, 0.8]}
 
 
-def language(base, folder, gain, num=NUM):
+def language(base, folder, gain, num=NUM, num_dropped=0):
     """A finished language run whose texts have a chosen loss."""
     task = ("task.name=instruction", "data.packing=false", f"run.seed={int(100 * gain)}")
     recipe(base, folder, *task, f"loss.gamma={gain}")
     generator = np.random.default_rng(3)
     count = generator.integers(1, 50, num).astype(float)
+    count[:num_dropped], count[-1] = 0, 1
     nll = count * generator.uniform(2, 4, num) - gain * count * generator.random(num)
     sums = TokenSums(nll, np.floor(count / 2), count)
     ids = [f"t{n}" for n in range(num)]
@@ -381,10 +393,16 @@ def test_losses_of_texts_are_compared_over_the_same_texts(base, tmp_path):
     rewrite(folders[1] / "report" / "predictions.jsonl",
             lambda n, row: row | {"digest": "other"} if n == 5 else row)  # fmt: skip
     compared(tmp_path, *folders, code=3)
-    few = [language(base, tmp_path / name, gain, 19) for name, gain in (("c", 0.0), ("d", 0.2))]
-    alone = compared(tmp_path, *few)
-    assert alone["differences"][0]["measures"]["loss"]["interval"] is None
-    assert any("they need 20 records" in why for why in alone["not_compared"].values())
+    for num, has_interval in ((24, False), (25, True)):  # 20 records with targets are enough
+        few = [
+            language(base, tmp_path / f"{name} {num}", gain, num, num_dropped=5)
+            for name, gain in (("c", 0.0), ("d", 0.2))
+        ]
+        alone = compared(tmp_path, *few)
+        interval = alone["differences"][0]["measures"]["loss"]["interval"]
+        assert (interval is not None) == has_interval
+        said = any("they need 20 records" in why for why in alone["not_compared"].values())
+        assert said != has_interval
 
 
 def test_a_comparison_loads_no_torch_and_any_split_is_compared(two, tmp_path):

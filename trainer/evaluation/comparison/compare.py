@@ -21,7 +21,7 @@ from trainer.evaluation.comparison.runs import MeasuredRun, Predictor, paired, r
 from trainer.evaluation.language.report import FEWEST_RECORDS
 from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.measures import measured, measures_of
-from trainer.evaluation.predictors import Scored
+from trainer.evaluation.predictors import Measured, Scored
 from trainer.evaluation.resampling import USUAL_DRAWS, FloatArray, Resampling, cluster_ids
 
 Mask = npt.NDArray[np.bool_]
@@ -102,7 +102,7 @@ def comparison(runs: Sequence[MeasuredRun], draws: Resampling = USUAL_DRAWS) -> 
     """
     first, groups = runs[0], grouped(runs)
     cluster_N = cluster_ids([row.get("group") or n for n, row in enumerate(first.rows)])
-    drawn = _drawn(groups, cluster_N, draws)
+    drawn = _drawn(first.of, groups, cluster_N, draws)
     settings = [decisive(group.runs[0]) for group in groups]
     values = {key: [one.get(key) for one in settings] for one in settings for key in one}
     return {
@@ -156,14 +156,14 @@ def mcnemar(first_N: Mask, other_N: Mask) -> dict[str, Any]:
 
 
 def _drawn(
-    groups: Sequence[Group], cluster_N: npt.NDArray[np.int64], draws: Resampling
+    of: Measured, groups: Sequence[Group], cluster_N: npt.NDArray[np.int64], draws: Resampling
 ) -> Bootstrap:
     one = groups[0].averaged
     if isinstance(one, TokenSums) and (one.count_N > 0).sum() < FEWEST_RECORDS:
         return Bootstrap({}, 0, draws.level)
     labels_N = one.labels_N if isinstance(one, Scored) else None
     predictors = {group.letter: group.averaged for group in groups}
-    return bootstrap(groups[0].runs[0].of, predictors, cluster_N, draws, labels_N)
+    return bootstrap(of, predictors, cluster_N, draws, labels_N)
 
 
 def _described(group: Group, drawn: Bootstrap) -> dict[str, Any]:
