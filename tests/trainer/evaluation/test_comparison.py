@@ -326,12 +326,14 @@ def test_a_run_given_twice_or_alone_is_a_wrong_command(two, tmp_path, capsys):
 def test_classes_are_compared_by_whole_answers(is_one, base, tmp_path):
     names = ("safe", "CWE-120", "CWE-416")
     generator, folders, scored = np.random.default_rng(0), [], []
+    cuts = np.array([[0.5, 0.5, 0.5], [0.3, 0.5, 0.7]])  # of weak and strong, where several hold
     holds = np.eye(3, dtype=bool)[generator.integers(0, 3, NUM)] if is_one else (
         generator.random((NUM, 3)) < 0.4
     )  # fmt: skip
-    for name, strength in (("weak", 0.1), ("strong", 0.8)):
+    for (name, strength), cut_C in zip((("weak", 0.1), ("strong", 0.8)), cuts, strict=True):
         noise = generator.random((NUM, 3))
-        one = ClassScored((noise + strength * holds) / (1 + strength), holds, is_one=is_one)
+        scores = (noise + strength * holds) / (1 + strength)
+        one = ClassScored(scores, holds, is_one, 0.5 if is_one else cut_C)
         rows = []
         for n in range(NUM):
             label = [names[c] for c in np.flatnonzero(holds[n])]
@@ -351,7 +353,15 @@ def test_classes_are_compared_by_whole_answers(is_one, base, tmp_path):
     if is_one:
         right = [one.scores_NC.argmax(1) == holds.argmax(1) for one in scored]
     else:
-        right = [((one.scores_NC > 0.5) == holds).all(1) for one in scored]
+        right = [
+            ((one.scores_NC >= cut_C) == holds).all(1)
+            for one, cut_C in zip(scored, cuts, strict=True)
+        ]
+        above = [one.scores_NC - cut_C for one, cut_C in zip(scored, cuts, strict=True)]
+        for row in difference["changed"]:
+            pairs = zip(above[0][int(row["id"][1:])], above[1][int(row["id"][1:])], strict=True)
+            crossed = [abs(a - b) for a, b in pairs if (a >= 0) != (b >= 0)]
+            assert row["moved"] == pytest.approx(sum(crossed))
     assert difference["mcnemar"]["only_other_right"] == (right[1] & ~right[0]).sum() > 0
     moved = [row["moved"] for row in difference["changed"]]
     assert moved == sorted(moved, reverse=True)

@@ -62,7 +62,7 @@ class Group:
         if isinstance(one, Scored):
             above_N1 = (one.scores_N - one.threshold)[:, None]
             return one.predicted_N[:, None] == 1, above_N1, one.labels_N[:, None] == 1
-        return one.predicted_NC, one.scores_NC, one.holds_NC
+        return one.predicted_NC, one.scores_NC - np.array(one.threshold_C), one.holds_NC
 
     @property
     def right_N(self) -> Mask:

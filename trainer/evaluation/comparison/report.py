@@ -30,6 +30,8 @@ def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
             _PAGE,
             c=content,
             main=table(header, rows),
+            details=table(*_table(content, details=True)),
+            has_details=bool(shown_measures(content["measured"], details=True)),
             settings=table(*_settings(content)),
             sentences=sentences,
             most=_MOST_LISTED,
@@ -44,9 +46,11 @@ def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
     print_text(console, [covers, *sentences, *missing, f"comparison: {folder / 'compare.md'}"])
 
 
-def _table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _table(
+    content: Mapping[str, Any], *, details: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """Every group, then each minus the first; several seeds have a row for mean and spread."""
-    measures = shown_measures(content["measured"])
+    measures = shown_measures(content["measured"], details=details)
     rows = []
     for group in content["groups"]:
         title, num = group["title"], len(group["runs"])
