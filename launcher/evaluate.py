@@ -29,6 +29,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--name", help="name of the report; default: the first file's name up to its first dot"
     )
+    parser.add_argument(
+        "--robustness", action="store_true",
+        help="score functions again after changes that keep what they do: NAME_robustness.*",
+    )  # fmt: skip
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return command.main(parser, _evaluate, arguments)
 
@@ -42,7 +46,7 @@ def _evaluate(given: Namespace) -> None:
     keys = [text for text, is_one in zip(given.files, is_key, strict=True) if is_one]
     if not files:
         raise ConfigError("give a file to score after the run folder")
-    evaluate_run(given.run, files, given.name, keys)
+    evaluate_run(given.run, files, given.name, keys, robustness=given.robustness)
 
 
 if __name__ == "__main__":

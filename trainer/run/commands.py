@@ -46,7 +46,12 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
 
 
 def evaluate_run(
-    run: Path, files: Sequence[Path], name: str | None, overrides: Sequence[str] = ()
+    run: Path,
+    files: Sequence[Path],
+    name: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    robustness: bool = False,
 ) -> None:
     """Score files as one split with a finished run; write report/NAME.* and print its table.
 
@@ -58,9 +63,11 @@ def evaluate_run(
         files: Files, folders, globs or archives.
         overrides: Paths that have moved, and how the files are read (FILE_KEYS), as
             section.key=value.
+        robustness: Score functions again after changes that keep what they do.
 
     Raises:
-        ConfigError: The name is not one, or it belongs to the run's own test file.
+        ConfigError: The name is not one, or it belongs to the run's own test file; robustness of
+            a run that did not learn functions.
         DataError: A file cannot be read.
         ModelError: The run has no validated checkpoint.
     """
@@ -68,6 +75,10 @@ def evaluate_run(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
     config = _recipe_of(run, [text for text in overrides if not _is_of_files(text)])
+    if robustness and config.is_language:
+        raise ConfigError(
+            f"--robustness changes functions, but {run} learned {config.task.name}; leave it out"
+        )
     read_as = _recipe_of(run, overrides, (*MOVABLE, *FILE_KEYS)).data
     given = [str(file) for file in files]
     paths = named_files(given, "FILE", read_as, split="test", language=config.is_language)
@@ -90,7 +101,8 @@ def evaluate_run(
     from trainer.run.saved_run import FilesToScore, evaluate_files
 
     title = listed(file.name for file in files)
-    evaluate_files(config, prepared, FilesToScore(paths, name, title, read_as), store, left_out)
+    to_score = FilesToScore(paths, name, title, read_as, robustness)
+    evaluate_files(config, prepared, to_score, store, left_out)
 
 
 def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ()) -> None:

@@ -18,6 +18,8 @@ from trainer.errors import MachineError, ModelError
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
+from trainer.evaluation.robustness.report import print_robustness
+from trainer.evaluation.robustness.rescoring import evaluate_robustness
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.proof import choose_strategy
@@ -38,12 +40,14 @@ class FilesToScore:
         name: Of the report, and of the member of an archive.
         title: The files, for people.
         read_as: The run's settings of data, with the files' own fields.
+        robustness: Functions are scored again after changes that keep what they do.
     """
 
     paths: Sequence[Path]
     name: str
     title: str
     read_as: DataConfig
+    robustness: bool = False
 
 
 def evaluate_files(
@@ -92,15 +96,17 @@ def evaluate_files(
         config.changed("optim", micro_batch_size=1), prepared, ranks, model, None, is_shown=True
     )
     decision = Decision(state["threshold"], **state.get("decision", {}))
-    write = evaluation.test(split, name, decision, facts)
+    writers = [evaluation.test(split, name, decision, facts)]
+    if files.robustness:
+        writers.append(evaluate_robustness(evaluation, split, name, decision, facts))
     if store is None:
-        report: dict[str, Any] | None = write()
+        reports = [write() for write in writers]
     else:
-        report = agreed(ranks, lambda: write() if ranks.is_main else None)
+        reports = agreed(ranks, lambda: [write() for write in writers if ranks.is_main])
         stop()
-    if report is not None:
-        print_report(report)
-    return report
+    for report, show in zip(reports, (print_report, print_robustness), strict=False):
+        show(report)
+    return reports[0] if reports else None
 
 
 def best_model(

@@ -165,9 +165,10 @@ def test_a_function_of_several_languages_is_in_that_of_most_others():
     assert languages_of([both, pointer, pointer]) == ["c", "c", "c"]
 
 
-def test_a_text_of_many_levels_is_left_out_and_does_no_harm():
-    for num in (10_000, 90_000):
-        assert parsed(f"int f(int a) {{ return {'!' * num}a; }}", "c") is None
-    deep = parsed(f"int f(int a) {{ return {'!' * 6_000}a; }}", "c")
+def test_a_text_that_is_long_deep_or_of_many_meanings_is_left_out_and_does_no_harm():
+    for text in (f"return {'!' * 9_000}a;", f"return {' + '.join(2_000 * 'a')};", "a;" * 30_000):
+        assert parsed(f"int f(int a) {{ {text} }}", "c") is None
+    assert parsed(f"int f(int a) {{ {'a<' * 20_000} }}", "java") is None  # takes gigabytes
+    deep = parsed(f"int f(int a) {{ return {' + '.join(400 * 'a')}; }}", "c")
     assert deep is not None
     assert transformed(deep, "names") is not None

@@ -104,7 +104,13 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     facts = json.loads((tmp_path / "run" / "adapter" / "focaltune.json").read_text())
     assert (facts["classes"], facts["problem_type"]) == (names, problem)
 
-    evaluate_run(tmp_path / "run", [tmp_path / "test.jsonl"], "again")
+    evaluate_run(tmp_path / "run", [tmp_path / "test.jsonl"], "again", robustness=True)
+    robust = json.loads((tmp_path / "run" / "report" / "again_robustness.json").read_text())
+    assert robust["score"] == {"many": "P(not safe)", "several": "highest score of a class"}[kind]
+    changed = robust["transformations"]["names"]
+    assert changed["num"] == 24  # each has a variable
+    assert changed["auc_before"] is not None
+    assert 0 < changed["largest_shift"] < 1
     again = json.loads((tmp_path / "run" / "report" / "again.json").read_text())
     assert again["predictors"] == report["predictors"]
     merge_run(tmp_path / "run", tmp_path / "merged", "full")

@@ -1,26 +1,4 @@
-"""Which language a function is written in, and what its grammar says about it.
-
-The captures of grammars/*.scm:
-
-    name        an identifier, in any role
-    body        the block of a function
-    scope       what is declared inside holds inside only
-    declared    a name where a local variable or a parameter is declared
-    parameter   the same, where a caller may give it by name; keyword: a name that a call gives
-    wall        what is declared directly inside are fields; names from outside stay as they are
-    outside     part of a scope in which its names do not hold yet
-    other       an identifier in a name space of its own
-    fixed       every word inside keeps its name wherever it stands
-    frozen      something that may read every variable by its name
-    comment, opaque    comments; texts whose line ends and blanks are content
-    brace       the brace that opens the body of a statement
-    apart       what no statement is put in front of; jump: a statement that may skip others
-    block       statements in their order; movable: one that may change places
-    target      the variable that an assignment changes
-    harmless    what a movable statement may consist of; numeric: if all its names are plain
-    plain       a variable that holds a number
-    watcher     what could see half of two statements
-"""
+"""Which language a function is written in, and what its grammar captures: see grammars/c.scm."""
 
 import re
 from collections import Counter
@@ -28,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data.records import CodeSample
 
@@ -57,8 +37,12 @@ _CALLED = {
     **dict.fromkeys(("python", "python2", "python3", "py"), ("python",)),
 }
 _ENDING = re.compile(r"\.(\w+)(?=:|$)")
-# Writing a tree as text takes a frame of the stack for each level.
-_MOST_BYTES, _MOST_NODES = 100_000, 20_000
+# A tree is written as text with a frame of the stack for each level, and searched in a time that
+# grows with the square of the levels.
+_MOST_BYTES, _MOST_NODES, _MOST_LEVELS = 50_000, 20_000, 500
+# Of a text for a step of its parser: code has 47 or more, and a text that could have a thousand
+# meanings takes gigabytes.
+_LEAST_BYTES = 30
 
 
 @dataclass(frozen=True)
@@ -67,8 +51,7 @@ class Parsed:
 
     Attributes:
         source: Its UTF-8, in a class where the grammar wants one around a method.
-        inside: First and last byte of the function itself.
-        captures: Nodes by the names of the captures.
+        inside: Where the function itself begins and ends.
         shape: The tree as text, without positions and words.
     """
 
@@ -130,14 +113,27 @@ def _parsed(code: str, language: str, before: str, after: str) -> Parsed | None:
     if len(source) > _MOST_BYTES:
         return None
     parser, query = _grammar(language)
-    root = parser.parse(source).root_node
+    steps = count()
+
+    def is_hopeless(offset: int, has_error: bool) -> bool:
+        return has_error or next(steps) > (offset + 400) / _LEAST_BYTES
+
+    try:
+        parser.parse(lambda place, _: source[place:], progress_callback=is_hopeless)
+    except ValueError:  # given up
+        parser.reset()
+        return None
+    tree = parser.parse(source)  # again, because nodes have a text of their own this way only
+    root = tree.root_node
     if root.has_error or root.descendant_count > _MOST_NODES:
         return None
-    captures = QueryCursor(query).captures(root)
-    if "body" not in captures:
+    shape = str(root)
+    letters = np.frombuffer(shape.encode(), np.uint8)
+    if ((letters == ord("(")).cumsum() - (letters == ord(")")).cumsum()).max() > _MOST_LEVELS:
         return None
+    captures = QueryCursor(query).captures(root)
     inside = len(before.encode()), len(source) - len(after.encode())
-    return Parsed(language, source, inside, captures, str(root))
+    return Parsed(language, source, inside, captures, shape) if "body" in captures else None
 
 
 def holds(outer: "Node", inner: "Node") -> bool:

@@ -20,10 +20,12 @@ def without_comments(code: Parsed, _: random.Random) -> list[Edit]:
 
     A docstring is a value and stays; so does what a preprocessor or a template string holds.
     """
-    opaque = code.nodes("opaque")
-    runs: list[tuple[int, int]] = []
-    for node in code.nodes("comment"):
-        if any(other.id != node.id and holds(other, node) for other in opaque):
+    comments, runs = code.nodes("comment"), list[tuple[int, int]]()
+    opaque = {node.id: node for node in code.nodes("opaque")}
+    for node in comments:
+        opaque.pop(node.id)
+    for node in comments:
+        if any(holds(other, node) for other in opaque.values()):
             continue
         start, end = node.start_byte, node.end_byte
         if runs and not code.source[runs[-1][1] : start].strip(_BLANKS):

@@ -1,7 +1,7 @@
 """Statements that do nothing, and neighbours in the other order."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,8 +61,8 @@ def in_other_order(code: Parsed, _: random.Random) -> list[Edit]:
     changed = [*code.nodes("declared"), *code.nodes("target")]
 
     def step(node: "Node") -> _Step | None:
-        inner = list(_below(node))
-        if node.id not in ids["movable"] or any(n.id not in ids["harmless"] for n in inner):
+        inner = _below(node) if node.id in ids["movable"] else []
+        if not inner or any(n.id not in ids["harmless"] for n in inner):
             return None
         names = _texts(n for n in inner if n.type == "identifier")
         written = _texts(n for n in changed if holds(node, n))
@@ -96,10 +96,11 @@ def _exchanged(source: bytes, one: "Node", two: "Node") -> list[Edit]:
     ]
 
 
-def _below(node: "Node") -> Iterator["Node"]:
-    for child in node.named_children:
-        yield child
-        yield from _below(child)
+def _below(node: "Node") -> list["Node"]:
+    found = list(node.named_children)
+    for one in found:  # it grows
+        found += one.named_children
+    return found
 
 
 def _texts(nodes: "Iterable[Node]") -> frozenset[str]:

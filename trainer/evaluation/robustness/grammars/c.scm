@@ -1,4 +1,24 @@
-; C, and the part of C++ that it shares. What the captures mean is in ../languages.py.
+; C, and the part of C++ that it shares. The captures, of all languages:
+;
+; name       an identifier, in any role
+; body       the block of a function
+; scope      what is declared inside holds inside only
+; declared   a name where a local variable or a parameter is declared
+; parameter  the same, where a caller may give it by name; keyword: a name that a call gives
+; wall       what is declared directly inside are fields; names from outside stay as they are
+; outside    part of a scope in which its names do not hold yet
+; other      an identifier in a name space of its own
+; fixed      every word inside keeps its name wherever it stands
+; frozen     something that may read every variable by its name
+; comment    a comment; opaque: a text whose line ends and blanks are content
+; brace      the brace that opens the body of a statement
+; apart      what no statement is put in front of; jump: a statement that may skip others
+; block      statements in their order; movable: one that may change places
+; target     the variable that an assignment changes
+; harmless   what a movable statement may consist of; numeric: if all its names are plain
+; plain      a variable that holds a number
+; watcher    what could see half of two statements
+
 (identifier) @name
 (function_definition body: (compound_statement) @body)
 

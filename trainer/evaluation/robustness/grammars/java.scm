@@ -1,4 +1,4 @@
-; Java. What the captures mean is in ../languages.py.
+; Java. What the captures mean is in c.scm.
 (identifier) @name
 (method_declaration body: (block) @body)
 (constructor_declaration body: (constructor_body) @body)

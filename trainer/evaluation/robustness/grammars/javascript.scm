@@ -1,4 +1,4 @@
-; JavaScript. What the captures mean is in ../languages.py.
+; JavaScript. What the captures mean is in c.scm.
 (identifier) @name
 (_ parameters: (_) body: (statement_block) @body)
 (arrow_function body: (statement_block) @body)

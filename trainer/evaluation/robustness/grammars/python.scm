@@ -1,4 +1,4 @@
-; Python. What the captures mean is in ../languages.py.
+; Python. What the captures mean is in c.scm.
 (identifier) @name
 (function_definition body: (block) @body)
 
