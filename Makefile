@@ -1,6 +1,6 @@
 # make quickstart   install, train the embedded default, evaluate
 # make base         pretrain the embedded base model again: 35 minutes
-# make quick        the tests that start no ranks, launchers or hosts: three minutes
+# make quick        the tests that start no ranks, launchers or hosts
 # make test         everything that needs no GPU
 # make mutants      whether a test notices one change at a time, where a wrong result is silent
 # make fuzz         damaged inputs of every kind: SECONDS=600 SEED=0
