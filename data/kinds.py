@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+REASONING = ("reasoning_content", "reasoning", "thinking", "tool_plan")
+"""What a thought is called beside an answer, by the tools that write it."""
 _ASIDE = {
     "system": ("system", "system_prompt"),
     "tools": ("tools", "functions"),
-    "reasoning": ("reasoning_content", "reasoning", "thinking"),
+    "reasoning": REASONING,
     "history": ("history",),
 }
 _PAIRS = (

@@ -1,6 +1,8 @@
 """Small templates of every kind that is met, and what is learned of one, found the slow way."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
 
 from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
@@ -56,6 +58,29 @@ PARTS = (  # models that read pictures
     "{{ p.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+# every text ends with the prompt, and a thought before a call has tags of its own (Cohere)
+ALWAYS_ASKS = (
+    "{{ bos_token }}<|START|><|SYSTEM|>Be safe.{% for t in tools or [] %}\n{{ t | tojson }}"
+    "{% endfor %}<|END|>{% for m in messages %}<|START|>{% if m.role == 'assistant' %}<|BOT|>"
+    "{% if m.tool_calls %}<|START_THINKING|>{{ m.tool_plan }}<|END_THINKING|>"
+    "{% for c in m.tool_calls %}<|ACTION|>{{ c.function.name }}{{ c.function.arguments | tojson }}"
+    "{% endfor %}{% else %}<|RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}{% else %}"
+    "<|{{ m.role | upper }}|>{{ m.content }}{% endif %}<|END|>{% endfor %}<|START|><|BOT|>"
+)
+# thoughts are written with calls alone, and a prompt that is not told to think closes one (Gemma 4)
+OWN_TAGS = (
+    "{{ bos_token }}{% if enable_thinking %}<|turn>system\n<|think|><turn|>\n{% endif %}"
+    "{% for t in tools or [] %}<|tool>{{ t | tojson }}<tool|>{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}response:{{ m.content }}<tool_response|>"
+    "{% else %}{% if loop.first or loop.previtem.role != 'tool' %}<|turn>"
+    "{{ 'model' if m.role == 'assistant' else m.role }}\n{% endif %}{% if m.tool_calls %}"
+    "{% if m.reasoning %}<|channel>thought\n{{ m.reasoning }}\n<channel|>{% endif %}"
+    "{% for c in m.tool_calls %}<|tool_call>{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}<tool_call|>{% endfor %}{% endif %}{{ m.content }}"
+    "{{ '<|tool_response>' if m.tool_calls else '<turn|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role != 'tool' %}<|turn>model\n"
+    "{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
+)
 DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
 MARKED = CHATML.replace(
     "{{ m.content }}<|im_end|>",
@@ -75,32 +100,44 @@ KINDS = {
     "marked": MARKED,
 }
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+TODAY = {"date_string": "26 Jul 2024", "strftime_now": datetime(2024, 7, 26).strftime}
+
+
+_compiled = lru_cache(maxsize=None)(_cached_compile_jinja_template)
 
 
 def stock(template: str, messages: Sequence[Mapping[str, object]], **variables: object) -> str:
     """What transformers writes."""
-    text: str = _cached_compile_jinja_template(template).render(
-        messages=messages, **{"tools": None, "documents": None} | SPECIAL | variables
+    text: str = _compiled(template).render(
+        messages=messages, **{"tools": None, "documents": None} | SPECIAL | TODAY | variables
     )
     return text
 
 
 def learned(
-    template: str, messages: Sequence[Mapping[str, object]], markers: Sequence[str]
+    template: str,
+    messages: Sequence[Mapping[str, object]],
+    markers: Sequence[str],
+    tools: Sequence[object] | None = None,
 ) -> tuple[str, str] | None:
     """What the model is asked and what it has to write then; the last message is the answer.
 
     None where the text of the question is not how the whole begins: no span follows from texts
     alone. The end of turn is where answers that differ in every character stop to differ, and then
-    the first marker and those that end the text with it; without one, all but blanks.
+    the first marker and those that end the text with it; without one, all but blanks. An answer
+    that calls ends with the text.
     """
-    asked = stock(template, messages[:-1], add_generation_prompt=True)
-    whole = stock(template, messages, add_generation_prompt=False)
+    asked = stock(template, messages[:-1], tools=tools, add_generation_prompt=True)
+    whole = stock(template, messages, tools=tools, add_generation_prompt=False)
     if not whole.startswith(asked):
         return None
+    if messages[-1].get("tool_calls"):
+        return asked, whole[len(asked) :].rstrip()
     others = [
-        stock(template, [*messages[:-1], messages[-1] | {"content": text}])
+        stock(template, [*messages[:-1], messages[-1] | {"content": said}], tools=tools)
         for text in ("x", "yy", "zzz ä")
+        for said in ([{"type": "text", "text": text}], text)
+        if type(said) is type(messages[-1]["content"])
     ]
     same = 0
     while len({text[-1 - same :][:1] for text in [whole, *others]}) == 1:

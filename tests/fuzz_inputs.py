@@ -262,7 +262,8 @@ def _tokenizer(folder: Path) -> list[Path]:
 
 def _read_tokenizer(folder: Path) -> None:
     from data.records import Conversation, Turn
-    from data.text.chat import chat_examples, chat_template, own_template
+    from data.text.chat import chat_examples, chat_template
+    from data.text.own_template import own_template
     from data.text.tokenizer import CodeTokenizer
 
     tokenizer = CodeTokenizer(folder)

@@ -19,8 +19,8 @@ from data.prepared.sources import Source
 from data.prepared.splits import compare_splits, repeated_ids
 from data.prepared.table import RecordTable
 from data.readers import ReadFacts
-from data.text.chat import own_template
 from data.text.labels import Classes
+from data.text.own_template import own_template
 from data.text.tokenization import Pieces
 from data.text.tokenizer import CodeTokenizer
 

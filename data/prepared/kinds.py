@@ -19,6 +19,7 @@ from data.readers import ReadFacts, read_language, read_records
 from data.records import CodeSample, Conversation, Document, RecordSource
 from data.text.labels import Classes, settled
 from data.text.language import LanguageFacts, encode_language, supervised_facts
+from data.text.thoughts import ends_with_thought
 from data.text.tokenization import Pieces, TokenFacts, encode_functions, token_facts
 from data.text.tokenizer import CodeTokenizer
 from data.text.whitespace import collapse_damage
@@ -60,6 +61,7 @@ class Building:
     num_documents: int = 0
     num_unsupervised: int = 0
     num_split: int = 0
+    num_thinking: int = 0
     learns_end: bool = False
     control_tokens: Counter[str] = field(default_factory=Counter)
     classes: Classes = field(default_factory=Classes)
@@ -148,6 +150,7 @@ def _add_language(
     building.kinds |= {record.kind for record in records}
     building.num_unsupervised += pieces.num_unsupervised
     building.num_split += pieces.num_split
+    building.num_thinking += sum(map(ends_with_thought, records))
     building.control_tokens.update(pieces.control_tokens)
     end_id = building.tokenizer.end_id
     building.learns_end |= bool(np.any(pieces.tokens[pieces.supervised] == end_id))
@@ -183,6 +186,7 @@ def _language_facts(building: Building) -> dict[str, Any]:
     return {
         "tokens": asdict(facts),
         "kinds": sorted(building.kinds),
+        "num_thinking": building.num_thinking,
         "files": [asdict(file) for file in building.files],
     }
 

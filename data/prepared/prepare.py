@@ -22,9 +22,9 @@ from data.prepared.sources import Source, sources_digest, sources_of
 from data.prepared.splits import SplitFacts, refuse_absent_class, refuse_leaks
 from data.prepared.table import RecordTable
 from data.readers import source_digest, told_apart, unread
-from data.text.chat import own_template
 from data.text.labels import Classes, class_counts
 from data.text.language import LanguageFacts
+from data.text.own_template import own_template
 from data.text.tokenization import TOKENS_FORMAT, ExampleSet, TokenFacts
 from data.text.tokenizer import CodeTokenizer
 
@@ -326,7 +326,8 @@ def _digests(
         digests["weights"] = _digest(list(weighed.values()))
     digests["tokenizer"] = source_digest(tokenizer_file)
     if kind is LANGUAGE:
-        digests["chat_template"] = _digest(own_template(tokenizer_file.parent))
+        own, calling = (own_template(tokenizer_file.parent, has_tools=has) for has in (False, True))
+        digests["chat_template"] = _digest(own if own == calling else [own, calling])
     return digests
 
 

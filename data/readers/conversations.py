@@ -43,7 +43,7 @@ def turns(
     for name in (*(n for n in columns if n != kind.answer), kind.answer):
         value, is_answer = row[columns[name]], name == kind.answer
         if isinstance(value, list) or (isinstance(value, str) and _MESSAGES.match(value)):
-            messages, _ = turns_of(value, columns[name], reading, origin)
+            messages, _ = turns_of(value, columns[name], reading, origin, _tools(row, found))
             said += [_learned_if(turn, is_answer) for turn in messages]
             holds_messages = True
             continue
@@ -69,7 +69,7 @@ def messages(
 ) -> list[Conversation]:
     """The messages of a row."""
     (column,) = found.needed.values()
-    said, tools = turns_of(row[column], column, reading, origin)
+    said, tools = turns_of(row[column], column, reading, origin, _tools(row, found))
     if flags := found.aside.get("loss_mask"):
         said = _flagged(said, row[flags], flags)
     made = Conversation(record_id, (), origin, reading.name, found.kind, tools)
@@ -101,13 +101,11 @@ def _kept(
         if said[0].role == "system":
             system, said = f"{system}\n\n{said[0].content}", said[1:]
         said = [Turn("system", system), *said]
-    tools = made.tools
-    if column := found.aside.get("tools"):
-        stated = tools_text(row[column], column)
-        if tools and stated and tools != stated:
-            raise RowFault(f"{column!r} holds other tools than the messages do; keep one of them")
-        tools = stated or tools
-    record = replace(made, turns=tuple(said), tools=tools)
+    stated = _tools(row, found)
+    if made.tools and stated and made.tools != stated:
+        column = found.aside["tools"]
+        raise RowFault(f"{column!r} holds other tools than the messages do; keep one of them")
+    record = replace(made, turns=tuple(said), tools=stated or made.tools)
     if "\0" in record.text:
         reading.facts.num_nul += 1
     return [record]
@@ -124,6 +122,11 @@ def _learned_if(turn: Turn, is_learned: bool) -> Turn:
 def _aside_text(row: _Row, found: Found, name: str) -> str:
     column = found.aside.get(name)
     return "" if column is None or row[column] is None else checked_text(row[column], column)
+
+
+def _tools(row: _Row, found: Found) -> str:
+    column = found.aside.get("tools")
+    return "" if column is None else tools_text(row[column], column)
 
 
 def _history(row: _Row, column: str | None) -> list[Turn]:

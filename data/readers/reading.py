@@ -120,6 +120,7 @@ class Reading:
         facts: Filled while reading.
         split: Which one.
         unit: Stands between the name and the number of a row: nothing where rows are lines.
+        fills_nulls: A key that a nested value does not have is null, as in a table.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Reading:
     facts: ReadFacts
     split: str = ""
     unit: str = ""
+    fills_nulls: bool = False
 
     @cached_property
     def is_binary(self) -> bool:

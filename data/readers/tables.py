@@ -9,6 +9,7 @@ from data.errors import DataError, json_object, parsing
 from data.kinds import KINDS
 from data.readers.columns import Columns, Found
 from data.readers.formats import Rows
+from data.readers.messages import ARGUMENTS, CALLS
 from data.readers.reading import Reading, RowFault, listed
 from data.readers.streams import MAX_RATIO, RATIO_FLOOR_BYTES
 
@@ -27,7 +28,7 @@ def parquet_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) 
     """
     from pyarrow import parquet
 
-    reading.unit = "row "
+    reading.unit, reading.fills_nulls = "row ", True
     source = stream if stream.seekable() else spooled(stream, reading)
     num_bytes = source.seek(0, io.SEEK_END)
     source.seek(0)
@@ -53,7 +54,7 @@ def dataset_rows(folder: Path, reading: Reading, columns: Columns) -> Rows:
     """
     import datasets
 
-    reading.unit = "row "
+    reading.unit, reading.fills_nulls = "row ", True
     _refuse_outside(folder)
     with reading.intact():
         dataset = datasets.load_from_disk(str(folder.resolve()), keep_in_memory=False)
@@ -162,11 +163,22 @@ def _values(column: Any, reading: Reading) -> list[Any]:
     return values
 
 
-def _without_nulls(value: Any) -> Any:
-    """A nested value without the keys that only other rows have: a table fills them with null."""
+def _without_nulls(value: Any, *, is_call: bool = False) -> Any:
+    """A nested value without the keys that only other rows have: a table fills them with null.
+
+    The arguments of a call keep them: its tool may say what a null means.
+    """
     if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+        return {
+            key: each
+            if is_call and key in ARGUMENTS
+            else _without_nulls(each, is_call=is_call or key in CALLS)
+            for key, each in value.items()
+            if each is not None
+        }
+    if isinstance(value, list):
+        return [_without_nulls(each, is_call=is_call) for each in value]
+    return value
 
 
 def as_text(raw: bytes | None, reading: Reading) -> str | bytes | None:

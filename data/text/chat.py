@@ -7,30 +7,29 @@ of one answer is not how the text of the next begins, and each is an example of 
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
-from data.errors import DataError, TokenizerError, file_text, parsing
+from data.errors import DataError, parsing
 from data.records import Conversation, Turn
-from data.text.chat_sandbox import TemplateRunsAwayError, bounded
-from data.text.dialects import Dialect, Message, dialect_of, messages_of, rendered
+from data.text.chat_sandbox import bounded
+from data.text.dialects import Dialect, Message, dialect_of, marked, messages_of, num_same, rendered
 from data.text.thoughts import (
     after_empty,
+    after_opened,
     closed,
-    is_known,
+    ends_empty,
     opened_at,
+    own_tag,
     plain,
     thought_of,
     written,
 )
-from data.text.tokenizer import companion, special_tokens
 
+_MARKS = re.compile(r"\{%[-+]?\s*generation\b")
 _STAND_IN = Turn("assistant", "\ue000\ue001\ue000")  # private characters, which no text holds
-_SAVE = "save the tokenizer again"
-_MOST_BYTES = 1 << 20  # of a template; the longest have 20 KB
 _PASS = "remove the row, or pass over it with data.max_bad_rows"
 
 
@@ -93,49 +92,6 @@ class _Answer:
     start: int
     rest: str
     ends: bool
-
-
-def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """The chat template beside a tokenizer, if it has one, and the special tokens it may name.
-
-    Raises:
-        TokenizerError: The files are not JSON, hold something else under these names, or hold
-            several templates and none called default.
-    """
-    path, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    special = special_tokens(folder)
-    if alone.is_file():
-        return file_text(alone, TokenizerError, _SAVE, _MOST_BYTES), special
-    template = companion(path).get("chat_template")
-    if isinstance(template, list) and all(isinstance(each, dict) for each in template):
-        named = {str(each.get("name")): each.get("template") for each in template}
-        if "default" not in named:
-            raise TokenizerError(
-                f"{path}: chat templates {sorted(named)}, none called default; keep one, or set"
-                " data.template"
-            )
-        template = named["default"]
-    if template is not None and not isinstance(template, str):
-        raise TokenizerError(
-            f"{path}: chat_template must be text, or a list of objects with name and template,"
-            f" found {str(template)[:40]!r}; {_SAVE}"
-        )
-    return template, special
-
-
-@contextmanager
-def naming_template(folder: Path) -> Iterator[None]:
-    """Around rendering: a template that runs away is named by its file.
-
-    Raises:
-        TokenizerError: It does.
-    """
-    try:
-        yield
-    except TemplateRunsAwayError as error:
-        alone = folder / "chat_template.jinja"
-        file = alone if alone.is_file() else folder / "tokenizer_config.json"
-        raise TokenizerError(f"{file}: {error}; correct the template there") from error
 
 
 def chat_template(
@@ -204,13 +160,16 @@ def _answer(record: Conversation, template: ChatTemplate, place: int) -> _Answer
     rest, ends = _rest(record, template, messages, turns)
     end = len(whole) - len(rest) if whole.endswith(rest) else len(whole)
     before = template.text(messages[:-1], record.tools, add_generation_prompt=True)
+    if thought and ends_empty(before):
+        before = _asked(record, template, messages, thinks=True)
     found = _start(record, template, messages, whole, before, turns)
     if found is None:
         raise _uncertain(record, whole, before, place + 1)
     prompt, start = found
     answer = whole[start:end]
-    if not is_written(plain(thought), answer) and is_known(template.source):
-        prompt, answer = before, written(thought, template.source, before) + answer
+    if not is_written(plain(thought), answer) and own_tag(template.source):
+        prompt, answer = before, whole[after_empty(whole, start) : end]
+        answer = written(thought, template.source, before) + answer
     _refuse_lost(record, turns, prompt, answer)
     return _Answer(prompt + answer, len(prompt), whole[end:], ends)
 
@@ -230,21 +189,46 @@ def _start(
     thinks = bool(thought_of(turns[-1])[0])
     if not template.dialect.asks:
         header, _ = _around(record, template, messages)
-        if header[len(before) :].strip() and whole.startswith(header.rstrip(" ")):
+        if mark := _marked_start(record, template, messages, turns):
+            before = whole[:mark]
+        elif header[len(before) :].strip() and whole.startswith(header.rstrip(" ")):
             before = header.rstrip(" ")  # a blank belongs to the word after it
     prompts = [before]
     if not whole.startswith(before) or (not thinks and "think" in template.source):
-        mode = {"enable_thinking": thinks, "thinking": thinks}
-        prompts.append(
-            template.text(messages[:-1], record.tools, add_generation_prompt=True, **mode)
-        )
+        prompts.append(_asked(record, template, messages, thinks=thinks))
     fitting = [len(prompt) for prompt in prompts if whole.startswith(prompt)]
     if fitting:
         start = max(fitting)
         start = start if thinks else after_empty(whole, start)
         return whole[:start], start
     header, _ = _around(record, template, messages)
-    return _beside(before, whole, header, turns)
+    found = _beside(before, whole, header, turns)
+    if found is None and (mark := _marked_start(record, template, messages, turns)):
+        found = whole[:mark], mark
+    return found
+
+
+def _marked_start(
+    record: Conversation, template: ChatTemplate, messages: Sequence[Message], turns: Sequence[Turn]
+) -> int:
+    """Where the template's own marks begin an answer; 0 where they do not hold what it says."""
+    if not _MARKS.search(template.source):
+        return 0
+    text, places = marked(template.source, messages, template.special_tokens, record.tools)
+    earlier = num_same(template.text(messages[:-1], record.tools), text)
+    own = [place for place in places if place[0] >= earlier]
+    thought, said = thought_of(turns[-1])
+    pieces = [plain(thought), said, *(call.name for call in turns[-1].calls)]
+    held = text[own[0][0] : own[-1][1]] if own else ""
+    return own[0][0] if own and all(is_written(piece, held) for piece in pieces) else 0
+
+
+def _asked(
+    record: Conversation, template: ChatTemplate, messages: Sequence[Message], *, thinks: bool
+) -> str:
+    """The prompt of a template that is told whether to think."""
+    mode = {"enable_thinking": thinks, "thinking": thinks}
+    return template.text(messages[:-1], record.tools, add_generation_prompt=True, **mode)
 
 
 def _around(
@@ -268,7 +252,7 @@ def _beside(before: str, whole: str, header: str, turns: Sequence[Turn]) -> tupl
     last = turns[-2].content.strip() if len(turns) > 1 else ""
     first, begin = max(0, before.rfind(last)), max(0, whole.rfind(last, 0, len(header)))
     asked, text = before[first:], whole[begin:]
-    same = _num_same(asked, text)
+    same = num_same(asked, text)
     if same == len(asked):
         start = begin + same if thought else after_empty(whole, begin + same)
         return before + whole[begin + same : start], start
@@ -278,18 +262,14 @@ def _beside(before: str, whole: str, header: str, turns: Sequence[Turn]) -> tupl
     elif tag >= 0 and ">" not in asked[tag:same]:
         same = tag  # both go on with a tag, and not with the same
     start = same if thought else after_empty(text, same)
+    if thought and opened >= 0:
+        return before, begin + after_opened(text, same, asked[opened:].strip())
     if start > same:
         return before[:first] + text[:start], begin + start
     is_thought = opened >= 0 or after_empty(asked, same) == len(asked)
     if is_thought or text.startswith((plain(thought) or said).lstrip(), same):
         return (before if thought else closed(before)), begin + same
     return None
-
-
-def _num_same(first: str, second: str) -> int:
-    """Characters with which both texts begin."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _rest(
@@ -303,24 +283,34 @@ def _rest(
     tail = template.tails.get(key)
     if tail is None:
         tail = template.tails[key] = _around(record, template, messages)[1]
-    close, ends = _close(tail, template.markers, template.dialect.asks)
+    close, ends = _close(tail, template)
     return tail[len(close) :], ends
 
 
-def _close(tail: str, markers: Collection[str], asks: bool) -> tuple[str, bool]:
+def _close(tail: str, template: ChatTemplate) -> tuple[str, bool]:
     """What of the text after an answer is learned, and whether the end token has to follow.
 
-    Markers that follow one another close it together, unless the next prompt may be among them.
+    Markers that follow one another close it together, but for those that open a turn: they begin
+    a conversation, too.
     """
+    markers = template.markers
     found = [(tail.find(marker), -len(marker)) for marker in markers if marker in tail]
     if not found:
-        return (tail.rstrip(), False) if tail.strip() else (tail, True)
+        return tail.rstrip(), not tail.strip()
     place, length = min(found)
     end = place - length
-    run = end
-    while asks and (more := [len(m) for m in markers if m and tail.startswith(m, run)]):
-        run += max(more)
-    return tail[: run if not tail[run:].strip() else end], False
+    run, begun, opening, opens = end, 0, template.dialect.opening, set[str]()
+    while own := _marker_at(opening, begun, [*markers, *template.special_tokens.values()]):
+        begun += len(own)
+        opens.add(own)
+    while (own := _marker_at(tail, run, markers)) and own not in opens:
+        run += len(own)
+    return tail[: run if own or not tail[run:].strip() else end], False
+
+
+def _marker_at(text: str, place: int, markers: Collection[str]) -> str:
+    """The longest marker at a place; "" where there is none."""
+    return max((m for m in markers if m and text.startswith(m, place)), key=len, default="")
 
 
 def _refuse_lost(record: Conversation, turns: Sequence[Turn], prompt: str, answer: str) -> None:
@@ -364,7 +354,7 @@ def _lost(record: Conversation, what: str, piece: str) -> RecordRefused:
 
 
 def _uncertain(record: Conversation, whole: str, before: str, number: int) -> RecordRefused:
-    same = _num_same(whole, before)
+    same = num_same(whole, before)
     return RecordRefused(
         f"{record.origin}: the chat template asks for turn {number} with"
         f" {before[same:][:40]!r} where its text has {whole[same:][:40]!r}, so that no span is"

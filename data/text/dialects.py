@@ -8,14 +8,15 @@ from datetime import datetime
 from itertools import product
 from typing import Any
 
+from data.kinds import REASONING
 from data.records import Call, Turn
 from data.text.chat_sandbox import TemplateRunsAwayError, bounded, compiled
-from data.text.thoughts import plain, thought_of
+from data.text.thoughts import own_tag, plain, thought_of
 
 Message = dict[str, Any]
 
 _DAY = datetime(2024, 7, 26)  # what Llama's template writes without a clock
-_WORDS = [f"\ue000{letter}\ue001" for letter in "abcde"]  # private characters: no text holds them
+_WORDS = [f"\ue000{letter}\ue001" for letter in "abcdef"]  # private characters: no text holds them
 _NAMES = {"developer": ("developer",), "tool": ("tool", "observation", "function", "ipython")}
 
 
@@ -28,8 +29,10 @@ class Dialect:
         arguments_as_text: A call's arguments are JSON text, not an object.
         null_content: The content of an answer that only calls is null, not empty.
         reasons: A thought is given apart from the content, as reasoning_content.
+        reasons_calling: The same of an answer that calls.
         folds_system: What the system says begins the first user's turn: Gemma has no system role.
-        asks: It writes a generation prompt, and only where it has to.
+        asks: It writes a generation prompt.
+        opening: What a conversation begins with, before what the user says.
         roles: Our role -> its name, where it differs.
     """
 
@@ -37,8 +40,10 @@ class Dialect:
     arguments_as_text: bool = False
     null_content: bool = False
     reasons: bool = False
+    reasons_calling: bool = False
     folds_system: bool = False
     asks: bool = True
+    opening: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -58,16 +63,32 @@ def rendered(
         tools: JSON text.
         variables: add_generation_prompt, enable_thinking.
     """
-    text: str = compiled(template).render(
-        messages=messages,
-        tools=json.loads(tools) if tools else None,
-        documents=None,
-        date_string=f"{_DAY:%d %b %Y}",
-        strftime_now=_DAY.strftime,
-        **special_tokens,
-        **{"add_generation_prompt": False} | variables,
-    )
-    return text
+    return marked(template, messages, special_tokens, tools, **variables)[0]
+
+
+def marked(
+    template: str,
+    messages: Sequence[Message],
+    special_tokens: Mapping[str, str],
+    tools: str = "",
+    **variables: bool,
+) -> tuple[str, list[tuple[int, int]]]:
+    """The same, and the places between `generation` marks in it; of a mark in a macro they err."""
+    blocks, places = list[str](), list[tuple[int, int]]()
+    known = compiled(template)
+    environment: Any = known.environment
+    with environment.activate_tracker(blocks, places):
+        for block in known.generate(
+            messages=messages,
+            tools=json.loads(tools) if tools else None,
+            documents=None,
+            date_string=f"{_DAY:%d %b %Y}",
+            strftime_now=_DAY.strftime,
+            **special_tokens,
+            **{"add_generation_prompt": False} | variables,
+        ):
+            blocks.append(block)
+    return "".join(blocks), places
 
 
 def dialect_of(template: str, special_tokens: Mapping[str, str]) -> Dialect:
@@ -77,13 +98,13 @@ def dialect_of(template: str, special_tokens: Mapping[str, str]) -> Dialect:
         template: In jinja.
         special_tokens: What it may name.
     """
-    question, answer, thought, argument, result = _WORDS
+    question, answer, thought, name, argument, result = _WORDS
     roles = {
-        role: next((name for name in names if re.search(f"['\"]{name}['\"]", template)), default)
+        role: next((each for each in names if re.search(f"['\"]{each}['\"]", template)), default)
         for (role, names), default in zip(_NAMES.items(), ("system", "tool"), strict=True)
     }
     chat = [Turn("user", question), Turn("assistant", answer)]
-    call = Call("f", f'{{"x": "{argument}"}}', "call00000")
+    call = Call(name, f'{{"x": "{argument}"}}', "call00000")
     calls = [Turn("user", question), Turn("assistant", "", calls=(call,))]
     calls += [Turn("tool", result, call_id=call.id), Turn("assistant", answer)]
     thinks = [chat[0], replace(chat[1], reasoning=thought)]
@@ -108,23 +129,39 @@ def dialect_of(template: str, special_tokens: Mapping[str, str]) -> Dialect:
     found = first(
         [replace(found, arguments_as_text=text, null_content=null) for text, null in ways],
         calls,
-        *(question, "f", argument, result, answer),
+        *(question, name, argument, result, answer),
     )
-    found = first([replace(found, reasons=reasons) for reasons in (True, False)], thinks, thought)
+    ways_to_reason = (True, False) if own_tag(template) in ("", "<think>") else (True,)
+    found = first([replace(found, reasons=way) for way in ways_to_reason], thinks, thought)
+    found = first(
+        [replace(found, reasons_calling=way) for way in ways_to_reason],
+        [calls[0], replace(calls[1], reasoning=thought)],
+        *(thought, name, argument),
+    )
     found = first(
         [replace(found, folds_system=folds) for folds in (False, True)],
         [Turn("system", result), *chat[:1]],
         *(result, question),
         add_generation_prompt=True,
     )
-    unasked = text_of(found, chat[:1])
-    asks = unasked != text_of(found, chat[:1], add_generation_prompt=True)
-    return replace(found, asks=asks or not unasked)
+    unasked, answered, more = (text_of(found, [*chat, *chat][:num]) for num in (1, 2, 3))
+    asked = text_of(found, chat[:1], add_generation_prompt=True)
+    always = answered[num_same(answered, more) :]  # also after an answer
+    asks = asked != unasked or not unasked or (always.strip() and asked.endswith(always))
+    return replace(found, asks=bool(asks), opening=asked.partition(question)[0])
 
 
 def _is_whole(text: str, words: Sequence[str]) -> bool:
-    """Whether every word is written, and no argument as Python or as quoted JSON."""
-    return all(word in text for word in words) and "{'x'" not in text and '{\\"x' not in text
+    """Whether words are written in their order, and no argument as Python or as quoted JSON."""
+    places = [text.find(word) for word in words]
+    is_all = -1 not in places and places == sorted(places)
+    return is_all and "{'x'" not in text and '{\\"x' not in text
+
+
+def num_same(first: str, second: str) -> int:
+    """Characters with which both texts begin."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def messages_of(turns: Sequence[Turn], dialect: Dialect) -> list[Message]:
@@ -168,11 +205,12 @@ def _message(turn: Turn, dialect: Dialect) -> Message:
     content, thought = turn.content, ""
     if turn.role == "assistant":
         thought, said = thought_of(turn)
-        content = said if dialect.reasons else thought + said
+        reasons = dialect.reasons_calling if turn.calls else dialect.reasons
+        content, thought = (said, thought) if reasons else (thought + said, "")
     message: Message = {"role": dialect.roles.get(turn.role, turn.role)}
     message["content"] = _content(content, dialect)
-    if dialect.reasons and thought:
-        message |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), plain(thought))
+    if thought:
+        message |= dict.fromkeys(REASONING, plain(thought))
     if turn.calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": _function(call, dialect)}

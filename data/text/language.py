@@ -10,8 +10,9 @@ import numpy as np
 from data.config import DataConfig
 from data.errors import DataError
 from data.records import Conversation, Document
-from data.text.chat import RecordRefused, naming_template, own_template
+from data.text.chat import RecordRefused
 from data.text.escaping import escaped
+from data.text.own_template import naming_template, own_template, uses_tools
 from data.text.templates import Span, render
 from data.text.tokenization import Mask, Pieces, Tokens, cut_records, targets_of
 from data.text.tokenizer import CodeTokenizer
@@ -88,15 +89,17 @@ def encode_language(
             f"data.normalize_whitespace={config.normalize_whitespace} is for functions; text and"
             " answers are learned unchanged: set it to none"
         )
-    own = own_template(tokenizer.path.parent)
+    folder = tokenizer.path.parent
+    own, calling = (own_template(folder, has_tools=has) for has in (False, True))
     read: list[Conversation | Document] = []
     examples_N: list[Sequence[list[Span] | None]] = []
     control_tokens: list[str] = []
     refused: dict[int, str] = {}
     for index, record in enumerate(records):
         try:
-            with naming_template(tokenizer.path.parent):
-                examples = _record_examples(record, config, own, tokenizer.markers)
+            with naming_template(folder):
+                chosen = calling if uses_tools(record) else own
+                examples = _record_examples(record, config, chosen, tokenizer.markers)
         except RecordRefused as refusal:
             refused[index] = str(refusal)
             if len(refused) > config.max_bad_rows:

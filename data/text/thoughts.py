@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from data.records import Turn
+from data.records import Conversation, Document, Turn
 
 _TAGS = {  # what opens a thought, in the formats of many models -> what closes it
     "<think>": "</think>",
@@ -18,6 +18,7 @@ _TAGS = {  # what opens a thought, in the formats of many models -> what closes 
 _OPENS, _CLOSES = ("|".join(map(re.escape, tags)) for tags in (_TAGS, _TAGS.values()))
 _OPENED = re.compile(rf"({_OPENS})\s*$")
 _EMPTY = re.compile(rf"\s*(?:{_OPENS})?\s*(?:{_CLOSES})\s*")
+_EMPTY_END = re.compile(rf"(?:{_OPENS})\s*(?:{_CLOSES})\s*$")
 _INSIDE = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)  # as data writes it
 
 
@@ -27,6 +28,14 @@ def thought_of(turn: Turn) -> tuple[str, str]:
     if inside:
         return inside[0] if inside[1].strip() else "", turn.content[inside.end() :]
     return replace(turn, content="", calls=()).text, turn.content
+
+
+def ends_with_thought(record: Conversation | Document) -> bool:
+    """Whether the last answer of a conversation thinks."""
+    if isinstance(record, Document):
+        return False
+    last = record.turns[-1]
+    return bool(last.reasoning) or ("</think>" in last.content and bool(thought_of(last)[0]))
 
 
 def plain(thought: str) -> str:
@@ -41,10 +50,23 @@ def opened_at(prompt: str) -> int:
     return opened.start() if opened else -1
 
 
+def ends_empty(prompt: str) -> bool:
+    """Whether a prompt ends with an empty thought."""
+    return _EMPTY_END.search(prompt) is not None
+
+
 def closed(prompt: str) -> str:
     """A prompt whose open thought is closed, empty."""
     opened = _OPENED.search(prompt)
     return f"{prompt.rstrip()}\n\n{_TAGS[opened[1]]}\n\n" if opened else prompt
+
+
+def after_opened(text: str, place: int, tag: str) -> int:
+    """Where a thought goes on that a tag opens at a place; the place where it does not."""
+    if not text.startswith(tag, place):
+        return place
+    place += len(tag)
+    return place + len(text[place:]) - len(text[place:].lstrip())
 
 
 def after_empty(text: str, place: int) -> int:
@@ -53,14 +75,15 @@ def after_empty(text: str, place: int) -> int:
     return empty.end() if empty else place
 
 
-def is_known(template: str) -> bool:
-    """Whether a template knows how a thought is written."""
-    return any(tag in template for tags in _TAGS.items() for tag in tags)
+def own_tag(template: str) -> str:
+    """What opens a thought in the format that a template knows; "" where it knows none."""
+    found = (tag for tag, end in _TAGS.items() if tag in template or end in template)
+    return next(found, "")
 
 
 def written(thought: str, template: str, prompt: str) -> str:
     """A thought in the tags that a template knows, less the one that its prompt opens already."""
-    tag = next(tag for tag, end in _TAGS.items() if tag in template or end in template)
+    tag = own_tag(template)
     if tag != "<think>":
         thought = f"{tag}\n{plain(thought)}\n{_TAGS[tag]}"
     if opened_at(prompt) >= 0:

@@ -7,8 +7,8 @@ from data.kinds import KINDS
 from data.prepared.prepare import Prepared
 from data.readers.conversations import QUESTION
 from data.records import Conversation, Turn
-from data.text.chat import naming_template, own_template
 from data.text.language import encode_spans
+from data.text.own_template import naming_template, own_template
 from data.text.templates import Span, render
 from data.text.tokenization import ExampleSet
 from data.text.tokenizer import CodeTokenizer
@@ -29,8 +29,13 @@ def run_prompts(config: RunConfig, prepared: Prepared) -> list[Prompt]:
     """
     tokenizer, limit = prepared.tokenizer, config.data.seq_length
     if config.eval.prompts:
-        kind = prepared.facts["splits"]["train"]["kinds"][0]
-        asked = [asked_ids(text, kind, tokenizer, config.data) for text in config.eval.prompts]
+        train = prepared.facts["splits"]["train"]
+        kind, num = train["kinds"][0], train["tokens"]["num_records"]
+        thinks = 2 * train.get("num_thinking", 0) > num  # absent in a run of an older version
+        asked = [
+            asked_ids(text, kind, tokenizer, config.data, thinks=thinks)
+            for text in config.eval.prompts
+        ]
         for text, ids in zip(config.eval.prompts, asked, strict=True):
             if not 0 < len(ids) < limit:
                 raise ConfigError(
@@ -41,17 +46,21 @@ def run_prompts(config: RunConfig, prepared: Prepared) -> list[Prompt]:
     return first_prompts(prepared.splits["valid"].examples, tokenizer)
 
 
-def asked_ids(text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig) -> list[int]:
+def asked_ids(
+    text: str, kind: str, tokenizer: CodeTokenizer, config: DataConfig, *, thinks: bool = False
+) -> list[int]:
     """Tokens of a question up to where its answer begins; of the beginning of a text.
 
     Args:
         kind: Of the records that are learned; decides what template "auto" is.
         tokenizer: Encodes; the files beside it hold its chat template.
+        thinks: Most answers that are learned do; otherwise a thought of the template is closed.
     """
     parts = [Span(text, supervised=False)]
     if KINDS[kind].holds != "text":
         asked = [QUESTION, text] if KINDS[kind].holds == "function" else [text]
-        turns = (*(Turn("user", said) for said in asked), Turn("assistant", "answer"))
+        answer = Turn("assistant", "answer", reasoning="thought" if thinks else "")
+        turns = (*(Turn("user", said) for said in asked), answer)
         record = Conversation("eval.prompts", turns, "eval.prompts", "eval.prompts", kind)
         own = own_template(tokenizer.path.parent)
         with naming_template(tokenizer.path.parent):

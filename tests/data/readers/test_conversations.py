@@ -177,3 +177,72 @@ def test_preferences_are_refused_by_name_and_learned_where_they_are_mapped(tmp_p
         read(tmp_path, row, fields=fields)
     [record], _ = read(tmp_path, row, fields=fields, ignore_columns=["rejected"])
     assert record.turns == (Turn("user", "p"), Turn("assistant", "good"))
+
+
+UNITS = {
+    "type": "object",
+    "properties": {
+        "at": {"type": "string"},
+        "unit": {"type": ["string", "null"]},
+        "until": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        "more": {"type": "object", "properties": {"a": {"nullable": True}, "b": {}}},
+    },
+    "required": ["at"],
+}
+
+
+def calling(arguments, name="look"):
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, ANSWER]
+
+
+def test_nulls_that_fill_a_table_are_no_arguments_and_those_a_tool_allows_are(tmp_path):
+    given = [
+        {"at": None, "unit": None, "until": None, "more": {"a": None, "b": None}},
+        {"at": "x", "unit": "C", "until": 7, "more": {"a": "y", "b": "z"}, "other": "w"},
+    ]
+    tools = [{"type": "function", "function": {"name": "look", "parameters": UNITS}}]
+    rows = [{"messages": calling(each), "tools": json.dumps(tools)} for each in given]
+    expected = [{**given[0], "more": {"a": None}}, given[1]]
+    records, _ = read(tmp_path, *rows, write=parquet_bytes)
+    assert [json.loads(r.turns[1].calls[0].arguments) for r in records] == expected
+    bare = [{"messages": row["messages"]} for row in rows]
+    records, _ = read(tmp_path, *bare, write=parquet_bytes)  # no tool says what a null means
+    assert [json.loads(r.turns[1].calls[0].arguments) for r in records] == [{"more": {}}, given[1]]
+
+
+def test_nulls_that_a_row_writes_itself_stay(tmp_path):
+    row = {"messages": calling({"at": None, "z": [None]})}
+    [record], _ = read(tmp_path, row)
+    assert json.loads(record.turns[1].calls[0].arguments) == {"at": None, "z": [None]}
+    text = '{"at": null, "z": [null]}'
+    for row in (
+        {"messages": calling(text)},
+        {"messages": json.dumps(calling({"at": None, "z": [None]}))},
+    ):
+        [record], _ = read(tmp_path, row, write=parquet_bytes)
+        assert json.loads(record.turns[1].calls[0].arguments) == {"at": None, "z": [None]}
+
+
+@pytest.mark.parametrize("write", [jsonl_bytes, parquet_bytes])
+def test_every_key_of_a_message_can_be_ignored_by_name(tmp_path, write):
+    answer = ANSWER | {"reasoning_content": "r", "tools": json.dumps([TOOL]), "weight": 0}
+    row = {"messages": [USER, answer, USER, ANSWER]}
+    named = ["message.reasoning_content", "message.tools", "message.weight"]
+    [record], facts = read(tmp_path, row, write=write, ignore_columns=named)
+    assert record.turns == (Turn("user", "q"), Turn("assistant", "a")) * 2
+    assert (record.tools, facts.ignored_fields) == ("", set(named))
+    [record], facts = read(tmp_path, row, write=write)
+    assert (record.turns[1].reasoning, record.turns[1].is_learned) == ("r", False)
+    assert (bool(record.tools), facts.ignored_fields) == (True, set())
+    with pytest.raises(DataError, match=r"needs role and content"):
+        read(tmp_path, row, write=write, ignore_columns=["message.content"])
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "tool_plan"])
+def test_a_thought_beside_an_answer_can_be_ignored(tmp_path, key):
+    row = {"instruction": "i", "output": "o", key: "r"}
+    [record], _ = read(tmp_path, row)
+    assert record.turns[-1].reasoning == "r"
+    [record], facts = read(tmp_path, row, ignore_columns=[key])
+    assert (record.turns[-1].reasoning, facts.ignored_fields) == ("", {key})

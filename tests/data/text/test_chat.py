@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
 
 import pytest
 from chat_templates import (
+    ALWAYS_ASKS,
     CHANNELS,
     CHATML,
     DATED,
@@ -14,6 +16,7 @@ from chat_templates import (
     MARKED,
     NO_SYSTEM,
     OPENS,
+    OWN_TAGS,
     PARTS,
     SPECIAL,
     SYSTEM_LAST,
@@ -25,8 +28,8 @@ from chat_templates import (
 
 from data.errors import DataError
 from data.records import Call, Conversation, Turn
-from data.text.chat import chat_examples, chat_template
-from data.text.dialects import dialect_of, messages_of
+from data.text.chat import RecordRefused, chat_examples, chat_template
+from data.text.dialects import dialect_of, marked, messages_of
 
 MARKERS = [
     "</s>", "<eos>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|start|>",
@@ -70,8 +73,14 @@ def asked_and_learned(turns, template):
             yield whole.removesuffix(answer), answer
 
 
+EMPTY = re.compile(
+    r"\s*(<think>|\[THINK\]|<\|channel>thought|<\|START_THINKING\|>)?"
+    r"\s*(</think>|\[/THINK\]|<channel\|>|<\|END_THINKING\|>)\s*"
+)
+
+
 def without_empty_thought(asked, answer):
-    empty = re.match(r"(<think>)?\s*</think>\s*", answer)
+    empty = EMPTY.match(answer)
     return (asked + empty[0], answer[empty.end() :]) if empty else (asked, answer)
 
 
@@ -81,9 +90,8 @@ def test_what_is_learned_is_what_the_model_writes_after_the_prompt(kind, turns):
     template, num_checked = KINDS[kind], 0
     places = [n for n, turn in enumerate(turns) if turn.role == "assistant"]
     dialect = dialect_of(template, SPECIAL)
-    undated = template.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024")
     for place, found in zip(places, asked_and_learned(turns, template), strict=True):
-        slow = learned(undated, messages_of(turns[: place + 1], dialect), MARKERS)
+        slow = learned(template, messages_of(turns[: place + 1], dialect), MARKERS)
         if slow is not None:
             assert found == without_empty_thought(*slow)
             num_checked += 1
@@ -183,6 +191,77 @@ def test_what_a_template_leaves_out_refuses_the_record(turns, tools, template, l
     assert "data.template" not in message
 
 
+def answers_of(turns, template, tools=""):
+    """Of every answer: the end of what is asked, and what is learned."""
+    found = [pair for spans in examples(turns, template, tools=tools) for pair in spans]
+    return [(asked[-60:], answer) for asked, answer in found]
+
+
+def test_a_prompt_at_the_end_of_every_text_is_a_prompt_and_closes_no_answer():
+    [[(asked, first), (between, second)]] = examples(TWO, ALWAYS_ASKS)
+    assert (
+        asked == "<s><|START|><|SYSTEM|>Be safe.<|END|><|START|><|USER|>q1<|END|><|START|><|BOT|>"
+    )
+    assert first == "<|RESPONSE|>a1<|END_RESPONSE|><|END|>"
+    assert between == "<|START|><|USER|>q2<|END|><|START|><|BOT|>"
+    assert second == "<|RESPONSE|>a2<|END_RESPONSE|><|END|>"
+    [[(asked, call), (_, answer)]] = examples(CALLED, ALWAYS_ASKS, tools=TOOLS)
+    assert asked.endswith("<|BOT|><|START_THINKING|><|END_THINKING|>")  # an empty one is context
+    assert call == '<|ACTION|>look{"at": "é"}<|END|>'
+    assert answer == "<|RESPONSE|>a1<|END_RESPONSE|><|END|>"
+
+
+def test_a_thought_goes_where_its_answer_has_a_place_for_it_with_and_without_a_call():
+    thinks = [CALLED[0], replace(CALLED[1], reasoning="r1"), CALLED[2], THOUGHT[1]]
+    (asked, call), (_, answer) = answers_of(thinks, ALWAYS_ASKS, TOOLS)
+    assert asked.endswith("<|START|><|BOT|>")
+    assert call == '<|START_THINKING|>r1<|END_THINKING|><|ACTION|>look{"at": "é"}<|END|>'
+    written = "<|START_THINKING|>\nr1\n<|END_THINKING|><|RESPONSE|>a1<|END_RESPONSE|><|END|>"
+    assert answer == written
+    (asked, call), (result, answer) = answers_of(thinks, OWN_TAGS, TOOLS)
+    assert asked.endswith("<|turn>user\nq1<turn|>\n<|turn>model\n")  # no empty thought before one
+    thought = "<|channel>thought\nr1\n<channel|>"
+    assert call == f'{thought}<|tool_call>look{{"at": "é"}}<tool_call|><|tool_response>'
+    assert result.endswith("<tool_call|><|tool_response>response:7<tool_response|>")
+    assert answer == f"{thought}a1<turn|>"
+    ((asked, answer),) = answers_of(THOUGHT[:2], OWN_TAGS)
+    assert (
+        asked == "<s><|turn>system\n<|think|><turn|>\n<|turn>user\nq1<turn|>\n<|turn>model\n"[-60:]
+    )
+    assert answer == f"{thought}a1<turn|>"
+    ((asked, answer),) = answers_of(TWO[:2], OWN_TAGS)
+    assert asked.endswith("<|turn>model\n<|channel>thought\n<channel|>")
+    assert answer == "a1<turn|>"
+
+
+@pytest.mark.parametrize("blanks", ["\n", "\n\n", " "])
+def test_a_thought_that_the_prompt_opens_is_not_opened_again(blanks):
+    is_off = "{% if enable_thinking is defined and not enable_thinking %}"
+    template = THINKS_LAST.replace(f"{is_off}<think>\n\n", f"<think>{blanks}{is_off}")
+    assert template != THINKS_LAST
+    ((asked, answer),) = answers_of(THOUGHT[:2], template)
+    assert asked.endswith(f"<|im_start|>assistant\n<think>{blanks}")
+    assert answer == "r1\n</think>\n\na1<|im_end|>"
+
+
+QUESTIONS = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\n{% else %}"
+
+
+@pytest.mark.parametrize(
+    ("marked", "asked", "answer"),
+    [
+        ("A: {% generation %}{{ m.content }}</s>{% endgeneration %}", "Q: q1\nA: ", "a1</s>"),
+        ("{%- generation -%}A: {{ m.content }}</s>{% endgeneration %}", "Q: q1\n", "A: a1</s>"),
+        # no mark that holds what is said: the rule for templates without a prompt
+        ("A: {% generation %}x{% endgeneration %}{{ m.content }}</s>", "Q: q1\nA: x", "a1</s>"),
+        ("A: {{ m.content }}</s>", "Q: q1\nA:", " a1</s>"),
+    ],
+)
+def test_marks_say_where_an_answer_begins_if_no_prompt_does(marked, asked, answer):
+    [[found, *_]] = examples(TWO, f"{QUESTIONS}{marked}{{% endif %}}{{% endfor %}}")
+    assert found == (asked, answer)
+
+
 def test_all_learns_the_last_text_once():
     record = Conversation("0", tuple(THOUGHT), "x:1", "x")
     (spans,) = chat_examples(record, chat_template(THINKS_LAST, SPECIAL, MARKERS), "all")
@@ -202,6 +281,83 @@ def shipped() -> dict[str, str]:
         folder = files("trl") / "chat_templates"
         found |= {p.name: p.read_text() for p in folder.iterdir() if p.name.endswith(".jinja")}
     return found
+
+
+DESCRIBED = json.dumps([{"type": "function", "function": {
+    "name": "look", "description": "Look.",
+    "parameters": {
+        "type": "object", "required": ["at"],
+        "properties": {"at": {"type": "string", "description": "where"}},
+    },
+}}])  # fmt: skip
+CONVERSATIONS = {
+    "called": CALLED,
+    "thought": [CALLED[0], replace(CALLED[1], reasoning="t1"), CALLED[2], CALLED[3]],
+    "two calls": [
+        CALLED[0], replace(CALLED[1], calls=CALLED[1].calls * 2), *CALLED[2:3] * 2, CALLED[3]
+    ],
+    "said and called": [CALLED[0], replace(CALLED[1], content="c1"), *CALLED[2:]],
+    "rounds": [SYSTEM[0], *CALLED[:3], *CALLED[1:], *TWO[2:]],
+    "tools alone": TWO,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*KINDS, "calls", "always asks", "own tags", *shipped()])
+def test_tools_and_calls_give_the_spans_of_the_slow_definition(name):
+    more = {
+        "calls": CALLS.replace("ARGUMENTS", "| tojson"),
+        "always asks": ALWAYS_ASKS,
+        "own tags": OWN_TAGS,
+    }
+    template = (KINDS | more | shipped())[name]
+    markers = sorted(set(re.findall(r"<[^<>\s{}'\"]{1,40}>", template)) | {"</s>", *MARKERS})
+    dialect, num_checked = dialect_of(template, SPECIAL), 0
+    for turns in CONVERSATIONS.values():
+        record = Conversation("0", tuple(turns), "train.jsonl:7", "x", "chat", DESCRIBED)
+        known = chat_template(template, SPECIAL, markers)
+        try:
+            made = chat_examples(record, known)
+        except RecordRefused:  # the template has no place for tools, calls or thoughts beside them
+            continue
+        found = []
+        for spans in made:
+            texts = [span.text for span in spans]
+            places = [n for n, span in enumerate(spans) if span.supervised]
+            found += [("".join(texts[:n]), texts[n]) for n in places]
+        places = [n for n, turn in enumerate(turns) if turn.role == "assistant"]
+        for place, (asked, answer) in zip(places, found, strict=True):
+            messages = messages_of(turns[: place + 1], dialect)
+            slow = learned(template, messages, markers, json.loads(DESCRIBED))
+            if name == "always asks" and slow is not None:  # its prompt ends every text
+                slow = slow[0], slow[1].removesuffix("<|START|><|BOT|>")
+            turn, num_checked = turns[place], num_checked + 1
+            if slow is None or (turn.reasoning and turn.reasoning not in slow[1]):
+                pieces = [turn.reasoning, turn.content, *(call.name for call in turn.calls)]
+                at = [answer.find(piece) for piece in pieces if piece]
+                assert (
+                    min(at) == at[0] >= 0 or not turn.reasoning
+                )  # it is thought before it is said
+                assert -1 not in at
+            else:
+                assert (asked, answer) == (slow if turn.reasoning else without_empty_thought(*slow))
+    is_written = all(word in template for word in ("tools", "tool_calls"))
+    assert num_checked >= 8 or not is_written
+
+
+@pytest.mark.parametrize("name", [*KINDS, *shipped()])
+def test_what_a_template_marks_is_learned_but_for_what_the_prompt_holds(name):
+    template = (KINDS | shipped())[name]
+    if "generation %}" not in template and "generation -%}" not in template:
+        return
+    markers = sorted(set(re.findall(r"<[^<>\s{}'\"]{1,40}>", template)) | {"</s>"})
+    for turns in (TWO[:2], TWO):
+        text, places = marked(template, messages_of(turns, dialect_of(template, SPECIAL)), SPECIAL)
+        own = "".join(text[begin:end] for begin, end in places if text.rfind("q") < begin)
+        *_, (_, answer) = [p for spans in examples(turns, template, markers=markers) for p in spans]
+        header, _, rest = own.partition(answer.strip())
+        assert turns[-1].content in answer
+        assert rest.strip() in ("", "</s>")  # Phi 3 marks its end token behind its end of turn
+        assert not EMPTY.sub("", header).strip(" \n") or header[:2] in ("<|", "<\uff5c")
 
 
 @pytest.mark.parametrize("name", shipped())

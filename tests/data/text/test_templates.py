@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import DataError
 from data.records import Conversation, Document, Turn
-from data.text.chat import own_template
+from data.text.own_template import own_template
 from data.text.templates import TEMPLATES, Span
 from data.text.templates import render as examples_of
 
@@ -225,7 +225,8 @@ def test_the_header_of_an_answer_is_context_where_no_generation_prompt_holds_it(
     assert chat(TWO, CHATML_UNASKED) == chat(TWO, CHATML)
     assert chat([("user", "B"), ("assistant", "B")], BOT_UNASKED) == [
         Span("User: B\nBot:", False),
-        Span(" B\n", True, ends=True),
+        Span(" B", True, ends=True),  # a blank after the end is not learned
+        Span("\n", False),
     ]
 
 
@@ -327,12 +328,17 @@ def test_the_tokenizers_own_template_is_found_in_either_file(tmp_path):
     ]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert own_template(tmp_path)[0] == "d"
+    assert own_template(tmp_path, has_tools=True)[0] == "t"
     config["chat_template"].pop()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="none called default"):
         own_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("alone")
+    assert own_template(tmp_path)[0] == own_template(tmp_path, has_tools=True)[0] == "alone"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("beside")
     assert own_template(tmp_path)[0] == "alone"
+    assert own_template(tmp_path, has_tools=True)[0] == "beside"
 
 
 def test_a_special_token_that_the_first_file_leaves_open_is_taken_from_the_second(tmp_path):
