@@ -25,8 +25,9 @@ from data.readers import file_digest
 from data.text.tokenizer import MOST_BYTES, CodeTokenizer, companion, tokenizer_of
 
 TOKENIZER_FILES = (  # as tokenizers of transformers name their files
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
-    "merges.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "additional_chat_templates/*.jinja", "vocab*", "merges.txt", "*.model",
+    "*.tiktoken", "*.spm", "*.bpe",
 )  # fmt: skip
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "*.spm", "*.bpe")
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes without rules of their own

@@ -101,11 +101,13 @@ def complete_model(folder: Path, config: RunConfig) -> None:
     pad_id = text_values(read_config(config.model)).get("pad_token_id")
     settings["pad_token_id"] = _pad_id(tokenizer) if pad_id is None else pad_id
     write_json(folder / "config.json", settings)
-    copied = [path for p in TOKENIZER_FILES for path in tokenizer.glob(p)]
-    copied.append(config.model_folder / "generation_config.json")
-    for path in copied:
+    copied = [(tokenizer, path) for p in TOKENIZER_FILES for path in tokenizer.glob(p)]
+    copied.append((config.model_folder, config.model_folder / "generation_config.json"))
+    for source, path in copied:
         if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _pad_id(folder: Path) -> int | None:

@@ -1,11 +1,15 @@
 """The adapter of a run loads in plain peft and transformers, in a process of its own."""
 
 import json
+import shutil
 
 from rank_pool import run_ranks
 from stock_peft import assert_stock_scores_are_the_reports
 
+from data.text.own_template import own_template
 from data.text.tokenization import normalize_whitespace
+from trainer.config.recipe import load_run_config
+from trainer.run_folder.adapter import complete_model
 
 LOAD = """
 base = AutoModelForSequenceClassification.from_pretrained(base_name, num_labels=2)
@@ -27,3 +31,20 @@ def test_stock_peft_gives_the_scores_of_the_report(tiny_recipe, tiny_data, tiny_
     assert_stock_scores_are_the_reports(
         LOAD, folders, tiny_model / "tokenizer.json", codes, tmp_path
     )
+
+
+def test_every_chat_template_of_the_tokenizer_goes_with_a_saved_model(
+    tiny_recipe, tiny_model, tmp_path
+):
+    tokenizer, saved = tmp_path / "tokenizer", tmp_path / "saved"
+    shutil.copytree(tiny_model, tokenizer)
+    named = {"chat_template.jinja": "a", "additional_chat_templates/tool_use.jinja": "b"}
+    (tokenizer / "additional_chat_templates").mkdir()
+    saved.mkdir()
+    shutil.copyfile(tiny_model / "config.json", saved / "config.json")
+    for name, template in named.items():
+        (tokenizer / name).write_text(template)
+    complete_model(saved, load_run_config(tiny_recipe, [f"data.tokenizer={tokenizer}"]))
+    assert {name: (saved / name).read_text() for name in named} == named
+    assert own_template(saved, has_tools=True)[0] == "b"
+    assert (saved / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
