@@ -8,7 +8,7 @@ rows     see trainer/models/record_rows.py
 B rows, T tokens per row, H heads, D head size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -118,26 +118,36 @@ def _segment_sdpa(
         raise NotImplementedError(f"{type(module).__name__} does not get the boundaries")
     assert attention_mask is None  # the name has no mask function: transformers makes none
     _refuse_unknown(module, kwargs)
-    width = query_BHTD.shape[2]
-    rows, pieces, row, start = [], [], 0, 0
-    for length in segment_lengths:
-        here = (slice(row, row + 1), slice(None), slice(start, start + length))
-        output, _ = sdpa_attention_forward(
+    outputs = [
+        sdpa_attention_forward(
             module,
-            query_BHTD[here],
-            key_BHTD[here],
-            value_BHTD[here],
+            *tensors,
             _window_mask(length, sliding_window, query_BHTD.device),
             dropout=dropout,
             scaling=scaling,
             is_causal=True,
+        )[0]
+        for length, *tensors in zip(
+            segment_lengths,
+            *(_segments(whole, segment_lengths) for whole in (query_BHTD, key_BHTD, value_BHTD)),
+            strict=True,
         )
-        pieces.append(output)
-        start += length
-        if start == width:
-            rows.append(torch.cat(pieces, dim=1))
-            pieces, row, start = [], row + 1, 0
-    return torch.cat(rows, dim=0), None
+    ]
+    num_rows, _, width, _ = query_BHTD.shape
+    return torch.cat(outputs, dim=1).view(num_rows, width, *outputs[0].shape[2:]), None
+
+
+def _segments(whole_BHTD: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """The segments (1, H, L, D) of all rows, in order.
+
+    They are split off together: the gradient of each slice would be as wide as all rows.
+    """
+    ends, width = accumulate(lengths), whole_BHTD.shape[2]
+    of_row: dict[int, list[int]] = {}
+    for length, end in zip(lengths, ends, strict=True):
+        of_row.setdefault((end - 1) // width, []).append(length)
+    rows = torch.split(whole_BHTD, 1)
+    return [part for row, own in of_row.items() for part in torch.split(rows[row], own, dim=2)]
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
