@@ -66,7 +66,11 @@ class TrainState:
             ModelError: Another version wrote it.
         """
         odd = values.keys() - {field.name for field in fields(cls)}
-        odd |= {"step", "best_step"} - values.keys()  # an older version may lack others
+        odd |= {
+            "step",
+            "best_step",
+            "best_score",
+        } - values.keys()  # an older version may lack others
         if odd:
             raise ModelError(
                 f"the checkpoint is of another version: its counters differ in {sorted(odd)};"
