@@ -70,7 +70,7 @@ class TrainState:
             "step",
             "best_step",
             "best_score",
-        } - values.keys()  # an older version may lack others
+        } - values.keys()  # others may be new
         if odd:
             raise ModelError(
                 f"the checkpoint is of another version: its counters differ in {sorted(odd)};"
