@@ -40,6 +40,7 @@ SLOW = (
     "launcher/test_start_up.py",
     "trainer/engine/test_fp16.py",
     "trainer/evaluation/test_population.py",
+    "trainer/evaluation/test_robustness_run.py",
     "trainer/losses/test_token_loss.py",
     "cluster",
     "gpu",

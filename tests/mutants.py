@@ -53,6 +53,11 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     "trainer/evaluation/comparison/runs.py": ["trainer/evaluation/test_comparison.py"],
     "trainer/evaluation/bootstrap.py": ["trainer/evaluation/test_bootstrap.py"],
     "trainer/evaluation/resampling.py": ["trainer/evaluation/test_bootstrap.py"],
+    "trainer/evaluation/robustness/languages.py": ["trainer/evaluation/test_transformations.py"],
+    "trainer/evaluation/robustness/layout.py": ["trainer/evaluation/test_transformations.py"],
+    "trainer/evaluation/robustness/measures.py": ["trainer/evaluation/test_robustness.py"],
+    "trainer/evaluation/robustness/names.py": ["trainer/evaluation/test_transformations.py"],
+    "trainer/evaluation/robustness/statements.py": ["trainer/evaluation/test_transformations.py"],
     "trainer/kernels/focal.py": ["trainer/losses/test_losses.py"],
     "trainer/losses/loss.py": [
         "trainer/losses/test_losses.py",
@@ -64,7 +69,7 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     ],
     "trainer/processes/ranks.py": ["trainer/processes/test_launch_environment.py"],
     "trainer/run_folder/checkpoint.py": ["trainer/run_folder/test_checkpoint.py"],
-    "trainer/sweep/statistics.py": ["trainer/sweep/test_statistics.py"],
+    "trainer/evaluation/statistics.py": ["trainer/evaluation/test_statistics.py"],
 }
 SLOW = [  # tests of those files that are left out: they take seconds and are about whole processes
     "data/prepared/test_cache.py::test_a_build_that_is_killed_leaves_no_entry",
@@ -81,6 +86,7 @@ _ROUNDED = (
     "abs((again or 0.0) - (said or 0.0)) > _ROUNDING -> "
     "abs((again or 0.0) - (said or 0.0)) >= _ROUNDING"
 )
+_EFFORT = "a bound of effort: any number near it will do"
 # module -> (part of a line, its changes, why none of them changes a result)
 NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     "data/batches/batch.py": [
@@ -111,7 +117,7 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     "trainer/run_folder/checkpoint.py": [
         ("_CHUNK = 1 << 20", ["1 -> 2", "20 -> 21", "20 -> 19"], "all is written in any pieces"),
     ],
-    "trainer/sweep/statistics.py": [
+    "trainer/evaluation/statistics.py": [
         (
             "return correlation(x_M, y_M)",
             ["correlation(x_M, y_M) -> correlation(y_M, x_M)"],
@@ -133,6 +139,45 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     ],
     "trainer/evaluation/comparison/runs.py": [
         ("> _ROUNDING", [_ROUNDED], "no value differs by exactly this"),
+    ],
+    "trainer/evaluation/robustness/languages.py": [
+        (
+            "if len(source) > _MOST_BYTES",
+            ["len(source) > _MOST_BYTES -> len(source) >= _MOST_BYTES"],
+            _EFFORT,
+        ),
+        (
+            "_MOST_BYTES, _MOST_NODES, _MOST_LEVELS = ",
+            [f"{n} -> {n + by}" for n in (50_000, 20_000, 500) for by in (1, -1)],
+            _EFFORT,
+        ),
+        (
+            "root.descendant_count > _MOST_NODES",
+            ["root.descendant_count > _MOST_NODES -> root.descendant_count >= _MOST_NODES"],
+            _EFFORT,
+        ),
+        ("_LEAST_BYTES = 30", ["30 -> 31", "30 -> 29"], _EFFORT),
+        ("(offset + 400)", ["400 -> 401", "400 -> 399"], _EFFORT),
+    ],
+    "trainer/evaluation/robustness/layout.py": [
+        (
+            "any(start < place < end ",
+            ["start < place < end -> start <= place < end"],
+            "a text at the start of a line has no indent before it",
+        ),
+        ('rfind(b"\\n", 0, ', ["0 -> 1"], "before a line end at the start there is no indent"),
+    ],
+    "trainer/evaluation/robustness/statements.py": [
+        (
+            "rng.randrange(2, 100)",
+            ["2 -> 1", "2 -> 3", "100 -> 101", "100 -> 99"],
+            "any number that is not below 0 will do",
+        ),
+        (
+            "names <= own and",
+            ["names <= own -> names < own"],
+            "two that change places have names apart, so neither has all",
+        ),
     ],
     "trainer/evaluation/functions/metrics.py": [
         ("mcc_K = np.round(", ["12 -> 13", "12 -> 11"], "unlike values differ by more"),

@@ -19,7 +19,6 @@ from trainer.evaluation.decision import Decision
 from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
 from trainer.evaluation.robustness.report import print_robustness
-from trainer.evaluation.robustness.rescoring import evaluate_robustness
 from trainer.models.heads import PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.proof import choose_strategy
@@ -98,6 +97,8 @@ def evaluate_files(
     decision = Decision(state["threshold"], **state.get("decision", {}))
     writers = [evaluation.test(split, name, decision, facts)]
     if files.robustness:
+        from trainer.evaluation.robustness.rescoring import evaluate_robustness
+
         writers.append(evaluate_robustness(evaluation, split, name, decision, facts))
     if store is None:
         reports = [write() for write in writers]

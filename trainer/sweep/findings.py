@@ -12,8 +12,7 @@ from math import comb, isclose
 import numpy as np
 
 from trainer.evaluation.measures import Measure
-from trainer.sweep.results import Result
-from trainer.sweep.statistics import (
+from trainer.evaluation.statistics import (
     FloatArray,
     grouped_interval,
     kendall,
@@ -23,6 +22,7 @@ from trainer.sweep.statistics import (
     separated_pairs,
     spearman,
 )
+from trainer.sweep.results import Result
 
 FEWEST = 3  # methods, or cells, that an order needs
 _SURE = 0.05  # p value

@@ -1,27 +1,19 @@
-"""Robustness: what is measured before and after transformations, on any number of ranks."""
+"""What is measured before and after transformations, and of pairs."""
 
-import json
 import random
-import shutil
 
 import numpy as np
 import pytest
-from conftest import sample_rows, write_rows
-from rank_pool import run_ranks
 
 from data.text.labels import Classes
-from launcher.evaluate import main as evaluate
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.predictors import Scored
-from trainer.evaluation.robustness.languages import parsed
 from trainer.evaluation.robustness.measures import (
     answers,
     edit_distance,
     pair_facts,
     shift_facts,
-    spearman,
 )
-from trainer.evaluation.robustness.transformations import TRANSFORMATIONS, transformed
 
 
 @pytest.mark.parametrize(
@@ -50,15 +42,6 @@ def test_the_distance_is_that_of_the_plain_algorithm():
                 row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
         expected = row[-1] / max(len(one), len(other), 1)
         assert edit_distance(" ".join(one), " ".join(other)) == pytest.approx(expected)
-
-
-def test_the_correlation_of_ranks_is_that_of_scipy():
-    from scipy.stats import spearmanr
-
-    draw = np.random.default_rng(0)
-    one, other = draw.integers(9, size=(2, 50)).astype(float)
-    assert spearman(one, other) == pytest.approx(spearmanr(one, other).statistic)
-    assert np.isnan(spearman(one, np.ones(50)))
 
 
 def test_answers_are_alarms_the_highest_class_or_every_class_at_its_threshold():
@@ -96,6 +79,7 @@ def test_shifts_are_those_by_hand_and_their_intervals_those_of_a_plain_loop():
 
     assert facts["auc_before"] == pytest.approx(auc(before.scores_N, range(40)))
     assert facts["auc_after"] == pytest.approx(auc(after.scores_N, range(40)))
+    assert facts["auc_difference"] == facts["auc_after"] - facts["auc_before"]
     members = [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
     rates, differences = [], []
     while len(rates) < 250:
@@ -139,76 +123,3 @@ def test_scores_of_pairs_follow_the_text_or_the_fix():
     assert facts["spearman_interval"][0] < 0 < facts["spearman_interval"][1]
     assert (facts["auc"], facts["auc_interval"]) == (1.0, [1.0, 1.0])
     assert pair_facts(np.full((3, 2), 0.5), distance[:3], [1, 2, 3])["spearman"] is None
-
-
-# -- a run -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def run(tiny_recipe, tmp_path_factory):
-    """A trained run whose test split has functions that do not parse, and pairs."""
-    folder = tmp_path_factory.mktemp("robust")
-    rows = sample_rows("test", 24)
-    rows += [rows[0] | {"id": "odd", "code": "int f( {", "commit": ""}]
-    rows += [rows[0] | {"id": "go", "language": "Go", "commit": "", "function_name": "g"}]
-    test = write_rows(folder / "test.jsonl", rows)
-    command = [str(tiny_recipe), f"run.output_dir={folder / 'run'}", f"data.test={test}"]
-    assert run_ranks([*command, "data.seq_length=256"], 1, folder / "printed.txt") == [0]
-    return folder / "run", test, rows
-
-
-def report_of(run, name):
-    return json.loads((run / "report" / f"{name}_robustness.json").read_text())
-
-
-def test_the_report_is_the_same_to_the_byte_on_one_and_three_ranks(run, tmp_path):
-    folders = [shutil.copytree(run[0], tmp_path / str(num)) for num in (1, 3)]
-    for folder, num in zip(folders, (1, 3), strict=True):
-        printed, words = tmp_path / f"{num}.txt", [str(folder), str(run[1]), "--name", "own"]
-        codes = run_ranks([*words, "--robustness"], num, printed, entry=evaluate, draws=True)
-        assert codes == [0] * num, printed.read_text()[-3000:]
-    for kind in ("json", "md", "png"):
-        one, three = (f / "report" / f"own_robustness.{kind}" for f in folders)
-        assert one.read_bytes() == three.read_bytes()
-    assert report_of(folders[0], "own")["transformations"]["names"]["largest_shift"] > 0
-
-
-def test_changed_functions_score_as_in_a_file_of_their_own_and_the_others_are_counted(
-    run, tmp_path, capsys
-):
-    folder, test, rows = run
-    assert evaluate([str(folder), str(test), "--name", "own", "--robustness"]) == 0
-    printed = capsys.readouterr().out
-    report = report_of(folder, "own")
-    assert report["languages"][""] == 2
-    assert report["pairs"]["num"] == 12
-    assert "of 12 pairs the vulnerable function has a higher score than its fix" in printed
-    before, changed = scores(folder, "own"), []
-    for name in TRANSFORMATIONS:
-        for row in rows[:-2]:
-            code = transformed(parsed(row["code"], row["language"]), name)
-            if code is not None:
-                changed.append(row | {"id": f"{row['id']} {name}", "code": code})
-    again = write_rows(tmp_path / "again.jsonl", changed)
-    assert evaluate([str(folder), str(again)]) == 0
-    after = scores(folder, "again")
-    for name, one in report["transformations"].items():
-        assert one["num"] + sum(one["left_out"].values()) == len(rows)
-        assert f"{one['num']} of 26" in printed
-        ids = [row["id"] for row in rows[:-2] if f"{row['id']} {name}" in after]
-        assert one["num"] == len(ids) - one["left_out"]["same tokens"]
-        both = [(before[key], after[f"{key} {name}"]) for key in ids]
-        if one["num"]:
-            shift = [abs(new[0] - old[0]) for old, new in both]
-            num_flips = sum(new[1] != old[1] for old, new in both)
-            assert one["largest_shift"] == pytest.approx(max(shift), abs=2e-6)
-            assert one["flip_rate"] == pytest.approx(num_flips / one["num"], abs=1e-6)
-    page = (folder / "report" / "own_robustness.md").read_text()
-    assert "26 functions: 2 not parsed" in page
-    assert report["transformations"]["names"]["num"] == 24
-
-
-def scores(folder, name):
-    lines = (folder / "report" / f"{name}_predictions.jsonl").read_text().splitlines()
-    rows = map(json.loads, lines)
-    return {row["id"]: (row["score"], row["predicted"]) for row in rows}

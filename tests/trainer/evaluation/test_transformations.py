@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import pytest
 
@@ -42,12 +43,14 @@ def matches(text: str, expected: str) -> bool:
             own[part] = f"n{len(own)}"
             pattern += rf"(?P<{own[part]}>{NAME})"
     found = re.fullmatch(pattern, text)
-    new = set(found.groups()) if found else set()
+    if found is None:
+        return False
+    new = set(found.groups())
     return len(new) == len(own) and not new & set(re.findall(NAME, expected.replace("@", "")))
 
 
 def test_the_cases_by_hand_are_of_every_language_and_transformation():
-    assert len(BY_HAND) == 21
+    assert len(BY_HAND) == 23
     cases = {tuple(case.split()[:2]) for case in BY_HAND}
     for language in LANGUAGES:
         assert {(language, "names"), (language, "order")} <= cases
@@ -99,6 +102,8 @@ def test_dead_code_is_a_variable_and_a_branch_that_nothing_depends_on(language):
 
 def test_a_body_on_one_line_gets_dead_code_beside_it_but_not_in_python():
     assert changed("python", "def f(a): return a", "dead code") is None
+    tabs = changed("java", "\tint f() {\n\t\treturn 1;\n\t}", "dead code")
+    assert re.search(r"\n\t\tif .* \{\n\t\t\t\w+ \+= 1;\n\t\t\}\n", tabs)
     text = changed("c", "int f(int a) { return a; }", "dead code")
     assert re.fullmatch(
         r"int f\(int a\) \{ int (\w+) = \d+; if \(\1 < 0\) \{ \1 \+= 1; \} return a; \}", text
@@ -137,6 +142,8 @@ def sample(code="int f(int a) { return a; }", language="", origin="data.jsonl:3"
     [
         ({"language": "C++"}, "cpp"),
         ({"language": "c"}, "c"),
+        ({"language": "JS", "code": "f(a) { return a === 1 }"}, "javascript"),
+        ({"language": "python3", "code": "def f(a):\n  return a"}, "python"),
         ({"language": "c", "code": "int f() { return new A(); }"}, "cpp"),
         ({"language": "Java", "origin": "a.c:1"}, "java"),
         ({"language": "Go"}, ""),
@@ -168,7 +175,11 @@ def test_a_function_of_several_languages_is_in_that_of_most_others():
 def test_a_text_that_is_long_deep_or_of_many_meanings_is_left_out_and_does_no_harm():
     for text in (f"return {'!' * 9_000}a;", f"return {' + '.join(2_000 * 'a')};", "a;" * 30_000):
         assert parsed(f"int f(int a) {{ {text} }}", "c") is None
-    assert parsed(f"int f(int a) {{ {'a<' * 20_000} }}", "java") is None  # takes gigabytes
     deep = parsed(f"int f(int a) {{ return {' + '.join(400 * 'a')}; }}", "c")
     assert deep is not None
     assert transformed(deep, "names") is not None
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    assert parsed(f"int f(int a) {{ {'a<' * 8_000} }}", "java") is None  # it would take 600 MiB
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    assert parsed("a b c d e f ) " * 100, "cpp") is None
+    assert parsed("int f(int a) { return a; }", "cpp") is not None  # the next one begins anew

@@ -166,6 +166,8 @@ def test_a_run_is_evaluated_on_another_file_and_merged(recipe, whole, tmp_path, 
     other = write_rows(tmp_path / "other.jsonl", conversations(9))
     assert evaluate_main([str(whole), str(other)]) == 0, capsys.readouterr().err
     assert "before training" not in capsys.readouterr().out  # of another file it is not known
+    assert evaluate_main([str(whole), str(other), "--robustness"]) == 2
+    assert "--robustness changes functions, but" in capsys.readouterr().err
     report = json.loads((whole / "report" / "other.json").read_text())
     assert report["population"]["num_records"] == 9
     folder = tmp_path / "lora" / "run"

@@ -62,13 +62,12 @@ def laid_out_anew(code: Parsed, _: random.Random) -> list[Edit]:
     found = [m for m in _INDENT.finditer(code.source) if not is_content(m.start())]
     style = _other_style({indent[0] for indent in found})
     braces = [_moved(code, node, style, is_content) for node in code.nodes("brace")]
-    gaps = [(start, end) for start, end, _ in braces if start != end]
-    lines = [
+    gaps = [(start, end) for start, end, _ in braces]
+    return braces + [
         (m.start(), m.end(), style(m[0]))
         for m in found
         if not any(start < m.start() < end for start, end in gaps)
     ]
-    return [edit for edit in (*braces, *lines) if code.source[edit[0] : edit[1]] != edit[2]]
 
 
 def _other_style(indents: set[bytes]) -> Callable[[bytes], bytes]:
@@ -89,9 +88,9 @@ def _moved(
     source, end = code.source, brace.start_byte
     start = len(source[:end].rstrip())
     if b"\n" in source[start:end]:
-        return start, end, source[start:end] if is_content(start - 1) else b" "
-    assert brace.parent is not None
-    statement = brace.parent.parent or brace.parent
+        return (end, end, b"") if is_content(start - 1) else (start, end, b" ")
+    statement = brace.parent and brace.parent.parent
+    assert statement is not None
     line = source.rfind(b"\n", 0, statement.start_byte) + 1
     indent = _INDENT.match(source, line)
     return start, end, b"\n" + (style(indent[0]) if indent else b"")

@@ -24,6 +24,7 @@ from trainer.evaluation.resampling import (
     cluster_ids,
     resamples,
 )
+from trainer.evaluation.statistics import grouped_interval, spearman
 
 Mask = npt.NDArray[np.bool_]
 Statistic = Callable[[Multiplicities], FloatArray]
@@ -39,7 +40,7 @@ def answers(scores_NC: FloatArray, classes: Classes, decision: Decision) -> tupl
         return scores_NC[:, 1], scores_NC[:, 1:] >= decision.threshold
     if classes.sets is None:
         is_chosen_CC = np.eye(scores_NC.shape[1], dtype=np.bool_)
-        return np.clip(1 - scores_NC[:, 0], 0, 1), is_chosen_CC[scores_NC.argmax(axis=1)]
+        return np.maximum(1 - scores_NC[:, 0], 0), is_chosen_CC[scores_NC.argmax(axis=1)]
     return scores_NC.max(axis=1), scores_NC >= np.array(decision.thresholds or 0.5)
 
 
@@ -97,32 +98,16 @@ def pair_facts(
         groups_Q: Pairs of one group are drawn together.
     """
     above_Q = scores_Q2[:, 0] - scores_Q2[:, 1]
-    both_2Q, win_Q = np.stack([np.abs(above_Q), distance_Q]), (np.sign(above_Q) + 1) / 2
-    statistics: dict[str, Statistic] = {
-        "spearman": lambda weights_RQ: np.array(
-            [spearman(*np.repeat(both_2Q, row.astype(int), axis=1)) for row in weights_RQ]
-        ),
-        "auc": _share(win_Q),
-    }
-    ends, whole = _intervals(statistics, groups_Q), spearman(*both_2Q)
+    apart_Q, win_Q = np.abs(above_Q), (np.sign(above_Q) + 1) / 2
     return {
         "num": len(win_Q),
-        "mean_difference": np.abs(above_Q).mean(),
+        "mean_difference": apart_Q.mean(),
         "mean_distance": distance_Q.mean(),
-        "spearman": None if np.isnan(whole) else whole,
-        "spearman_interval": ends["spearman"],
+        "spearman": spearman(apart_Q, distance_Q),
+        "spearman_interval": grouped_interval(apart_Q, distance_Q, groups_Q, spearman),
         "auc": win_Q.mean(),
-        "auc_interval": ends["auc"],
+        "auc_interval": _intervals({"auc": _share(win_Q)}, groups_Q)["auc"],
     }
-
-
-def spearman(one: FloatArray, other: FloatArray) -> float:
-    """Correlation of ranks, equal values sharing theirs (Spearman 1904); NaN if one is constant."""
-    from scipy.stats import rankdata
-
-    if not np.ptp(one) or not np.ptp(other):
-        return float("nan")
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 def edit_distance(one: str, other: str) -> float:

@@ -76,16 +76,12 @@ def in_other_order(code: Parsed, _: random.Random) -> list[Edit]:
         before: _Step | None = None
         for node in block.named_children:
             after = step(node)
-            if before and after and _commute(code.source, before, after):
+            shared = before.names & after.names if before and after else frozenset()
+            if before and after and not shared & (before.written | after.written):
                 edits += _exchanged(code.source, before.node, after.node)
                 after = None
             before = after
     return edits
-
-
-def _commute(source: bytes, one: _Step, two: _Step) -> bool:
-    is_next = not source[one.node.end_byte : two.node.start_byte].strip()
-    return is_next and not (one.names & two.names & (one.written | two.written))
 
 
 def _exchanged(source: bytes, one: "Node", two: "Node") -> list[Edit]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trainer.sweep.statistics import (
+from trainer.evaluation.statistics import (
     grouped_interval,
     kendall,
     kendall_p,
