@@ -111,7 +111,10 @@ KINDS: dict[str, RecordKind] = {
             "function_name": ("function_name", "func_name"),
             "project": ("project",),
             "cve": ("cve", "cve_id", "CVE ID"),
-            "date": ("date", "commit_date"),
+            "date": (
+                *("date", "commit_date", "committer_date", "author_date", "commit_time"),
+                *("published_date", "publish_date", "Publish Date"),
+            ),
             "language": ("language", "lang", "programming_language"),
             "code2": ("code2",),
         },

@@ -19,7 +19,7 @@ class CodeSample:
         function_name: For people; never shown to the model.
         project: Repository the function came from; "" where unknown.
         cve: Vulnerability the function belongs to, such as "CVE-2021-44228"; "" where unknown.
-        date: When it was written, a number or ISO 8601; "" where unknown.
+        date: When it was written, a number, ISO 8601, or as git writes it; "" where unknown.
         language: That it is written in, as the dataset calls it; "" where unknown.
         code2: The second function of a pair, such as two clones; "" where there is one.
     """

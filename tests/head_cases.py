@@ -8,6 +8,7 @@ from example_sets import example_set
 from strategies import proof_settings
 
 from data.batches.batch import collate
+from trainer.models.load import VULNERABILITY
 from trainer.models.proof import choose_strategy
 from trainer.run.build import build_model
 from trainer.run_folder.adapter import save_adapter
@@ -90,9 +91,9 @@ def records(seed=5):
     return pieces, example_set(pieces)
 
 
-def trained(config, seed=7):
+def trained(config, seed=7, classes=VULNERABILITY):
     """The built model with other trained weights, and its logits in the way it chooses itself."""
-    model = build_model(config).eval()
+    model = build_model(config, classes).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -109,9 +110,9 @@ def trained(config, seed=7):
     return model, logits
 
 
-def exported(model, config, folder):
+def exported(model, config, folder, names=("no", "yes")):
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    save_adapter(model.model, weights, folder, {"classes": ["no", "yes"]}, config)
+    save_adapter(model.model, weights, folder, {"classes": list(names)}, config)
     return folder
 
 

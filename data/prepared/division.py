@@ -6,10 +6,13 @@ their records, and are dealt in an order that follows from sizes and digests.
 Shapes: N records, G groups, C classes, S splits.
 """
 
+import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ import numpy.typing as npt
 
 from data.config import DataConfig
 from data.errors import DataError, MappingError
+from data.kinds import FUNCTION, KINDS
 from data.prepared.splits import Digests, SplitKeys
 from data.records import CodeSample, Conversation, Document
 from data.text.shingles import THRESHOLD, ShingleArray, jaccard, record_shingles
@@ -25,6 +29,13 @@ WINDOWS = -1
 """The part of a document of which every split gets its own window."""
 PARTS = ("train", "valid", "test")
 _HELD_OUT = {True: 0.05, False: 0.1}  # language records, functions
+_MOST_UNDATED = 0.1  # of the functions of a split by time
+_DATES: tuple[Callable[[str], float | datetime], ...] = (
+    float,
+    datetime.fromisoformat,
+    parsedate_to_datetime,  # Thu, 07 Apr 2005 22:13:13 +0200
+    lambda text: datetime.strptime(text, "%a %b %d %H:%M:%S %Y %z"),  # git log's own
+)
 _NUM_PERM, _BANDS = 126, 18  # a pair of similarity 0.8 meets in a band with probability 0.986
 _MOST_COMPARED = 100_000  # functions whose shingles are kept: about 1 KB each
 _NEIGHBOURS = 4  # of a band, that a function is compared with
@@ -48,7 +59,7 @@ class Examined:
         shares: Of the splits without files.
         keys: Digests of questions or functions, and of groups.
         shingles: Of the functions, for near duplicates; None where there are too many.
-        times: Of the functions, if the split is by time.
+        times: Of the functions, if the split is by time; NaN where unknown.
         num_documents: Records that are documents.
     """
 
@@ -98,7 +109,9 @@ def divide(examined: Examined) -> tuple[npt.NDArray[np.int8], dict[str, Any]]:
     np.minimum.at(key_G, group_N, code_N)
     share_S = np.array([1 - sum(examined.shares.values()), *examined.shares.values()])
     if config.split.by == "time":
-        part_G = _by_time(np.frombuffer(examined.times), group_N, key_G, share_S)
+        time_N = np.frombuffer(examined.times)
+        facts["num_undated"] = _undated(time_N)
+        part_G = _by_time(time_N, group_N, key_G, share_S)
     else:
         part_G = _deal(group_N, _classes(keys), key_G, share_S)
     part_S = np.array([PARTS.index(name) for name in ("train", *names)], np.int8)
@@ -259,9 +272,9 @@ def _deal(
 def _by_time(
     time_N: npt.NDArray[np.float64], group_N: Ints, key_G: Digests, share_S: npt.NDArray[np.float64]
 ) -> Ints:
-    """The split of each group by its newest record: train's are the oldest."""
+    """The split of each group by its newest record: train's are the oldest, and the undated."""
     newest_G = np.full(len(key_G), -np.inf)
-    np.maximum.at(newest_G, group_N, time_N)
+    np.fmax.at(newest_G, group_N, time_N)
     order_G = np.lexsort((key_G, newest_G))
     before_G = np.cumsum(np.bincount(group_N)[order_G])
     part_G = np.empty(len(key_G), np.int64)
@@ -279,21 +292,39 @@ def _question(record: CodeSample | Conversation | Document) -> str:
     return "\n".join(turn.content for turn in record.turns[:first])
 
 
-def _seconds(sample: CodeSample) -> float:
-    """When a function was written: a number as it is, or a date in ISO 8601.
+def _undated(time_N: npt.NDArray[np.float64]) -> int:
+    """Functions without a date: a few are taken for old.
 
     Raises:
-        DataError: It has no date.
+        DataError: There are more than a few.
     """
-    try:
-        return float(sample.date)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(sample.date)
-    except ValueError as error:
+    num = int(np.isnan(time_N).sum())
+    if num > _MOST_UNDATED * len(time_N):
+        columns = ", ".join(KINDS[FUNCTION].optional["date"])
         raise DataError(
-            f"{sample.origin}: data.split is by time, but the date is {sample.date[:40]!r}; it must"
-            " be a number or a date such as 2021-03-31; name its column: data.fields={date: NAME}"
-        ) from error
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+            f"data.split by time: {num:,} of {len(time_N):,} functions have no date; it is looked"
+            f" for in the columns {columns}; name another with data.fields={{date: NAME}}, or take"
+            " data.split={by: group}"
+        )
+    return num
+
+
+def _seconds(sample: CodeSample) -> float:
+    """When a function was written: a number as it is, or a date; NaN where it is unknown.
+
+    Raises:
+        DataError: The date is not written in one of _DATES.
+    """
+    if not sample.date:
+        return math.nan
+    for read in _DATES:
+        with suppress(ValueError):
+            moment = read(sample.date)
+            if isinstance(moment, float):
+                return moment
+            return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    raise DataError(
+        f"{sample.origin}: data.split is by time, but the date is {sample.date[:40]!r}; it must be"
+        " a number, a date such as 2021-03-31 or 2021-03-31T12:00:00Z, or as git log writes it;"
+        " another column: data.fields={date: NAME}"
+    )

@@ -4,6 +4,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
@@ -101,7 +102,10 @@ def _functions(
     row: Mapping[str, Any], found: Found, record_id: str, origin: str, reading: Reading
 ) -> list[CodeSample]:
     """The function of a row, the two before and after a fix, or the two that are compared."""
-    facts = {name: plain_text(row[column], column) for name, column in found.optional.items()}
+    facts = {
+        name: (_date if name == "date" else plain_text)(row[column], column)
+        for name, column in found.optional.items()
+    }
     if "cwe" in facts:
         facts["cwe"] = _weakness(facts["cwe"])
     if second := found.optional.get("code2"):
@@ -121,6 +125,14 @@ def _functions(
         for sample in made
         if reading.keeps(sample.code) and (not second or reading.keeps(sample.code2))
     ]
+
+
+def _date(value: Any, column: str) -> str:
+    """A date as text; tables hold some as a type of their own."""
+    if isinstance(value, date):  # and datetime, which is one
+        return value.isoformat()
+    is_fraction = isinstance(value, float) and value % 1 > 0  # NaN is none
+    return repr(value) if is_fraction else plain_text(value, column)
 
 
 def _label_target(value: Any, column: str, origin: str, reading: Reading) -> int:

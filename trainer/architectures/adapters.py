@@ -6,7 +6,7 @@ Arithmetic on the sizes of a block, shared by the planner and the methods.
 from collections.abc import Iterable
 from typing import Literal
 
-from trainer.architectures.shapes import AUTO, LAST, NUM_CLASSES, Linear, ModelShape
+from trainer.architectures.shapes import AUTO, LAST, Linear, ModelShape
 from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
 from trainer.config.sections import TuningSection
 
@@ -86,7 +86,7 @@ def num_head_parameters(shape: ModelShape, tuning: TuningSection) -> int:
     A language model's head counts as part of the base.
     """
     if HEAD in tuning.target_modules:
-        return tuning.lora_r * (shape.hidden + NUM_CLASSES)
+        return tuning.lora_r * (shape.hidden + shape.num_classes)
     return shape.num_new_parameters
 
 

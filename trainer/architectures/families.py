@@ -74,7 +74,6 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
         ),
         num_dropped=PerToken(2 * num_layers * hidden if config.get("resid_pdrop", 0.1) else 0),
         mask_bytes=positions**2 if is_big_code else 0,
-        num_head_parameters=NUM_CLASSES * hidden,
     )
 
 
@@ -119,7 +118,6 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
             2 * num_layers * (width - kv_size),
             has_dropout=config.get("attention_dropout", 0.0) > 0,
         ),
-        num_head_parameters=NUM_CLASSES * hidden,
     )
 
 
@@ -151,6 +149,7 @@ def model_shape(
     is_language: bool = False,
     pooling: str = "auto",
     method: str = "lora",
+    num_classes: int = NUM_CLASSES,
 ) -> ModelShape:
     """The shape of a model from the content of its config.json; arguments as of `derived_shape`.
 
@@ -160,10 +159,11 @@ def model_shape(
     with not_built(config):
         entry = FAMILIES.get(config.get("model_type", ""))
         if entry is None:
-            return derived_shape(config, None if is_language else pooling, method)
+            return derived_shape(config, None if is_language else pooling, method, num_classes)
         shape = entry(config)
     if not is_language:
-        return shape
+        num_head = num_classes * shape.hidden
+        return replace(shape, num_classes=num_classes, num_head_parameters=num_head)
     if config.get("tie_word_embeddings", shape.positions > 0):
         return replace(shape, head="tied", num_head_parameters=0)
     return replace(shape, head="vocabulary", num_head_parameters=shape.vocabulary * shape.hidden)

@@ -35,7 +35,10 @@ _HUB = ("attn_implementation", "_attn_implementation")  # may name a kernel, whi
 
 
 def derived_shape(
-    config: Mapping[str, Any], pooling: str | None, method: str = "lora"
+    config: Mapping[str, Any],
+    pooling: str | None,
+    method: str = "lora",
+    num_classes: int = NUM_CLASSES,
 ) -> ModelShape:
     """The shape of any model that transformers builds; parameters are exact.
 
@@ -45,12 +48,13 @@ def derived_shape(
         pooling: model.pooling of a classifier; None: it becomes a language model.
         method: tuning.method; full trains norms, biases and stacked experts, too, and the roles of
             layers are looked for where the method needs them.
+        num_classes: Of a classifier.
 
     Raises:
         ModelError: transformers does not know the type, or has no such model of it.
     """
     settings = transformers_config(config)
-    settings.num_labels = NUM_CLASSES
+    settings.num_labels = num_classes
     try:
         model = model_class(settings, pooling).skeleton(None)
     except (NotImplementedError, RuntimeError) as error:
@@ -74,6 +78,7 @@ def derived_shape(
         linears=_linears(backbone),
         num_backbone_parameters=num_all - num_head,
         num_head_parameters=num_head,
+        num_classes=num_classes,
         head="classes" if pooling else "vocabulary" if num_head else "tied",
         widest=PerToken(),
         kept={},
@@ -85,7 +90,7 @@ def derived_shape(
         why = f"{type(backbone).__name__} needs values ({first_line(error)})"
         shape = replace(_guessed(shape), doubt=f"activations by a rule of thumb: {why}")
     if model is backbone:  # the head is ours
-        shape = replace(shape, num_head_parameters=NUM_CLASSES * shape.hidden)
+        shape = replace(shape, num_head_parameters=num_classes * shape.hidden)
     return shape
 
 

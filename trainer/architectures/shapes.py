@@ -115,6 +115,7 @@ class ModelShape:
         positions: Longest record that learned positions allow; 0 where none are learned.
         num_backbone_parameters: Everything but the head.
         num_head_parameters: Of the output layer, where it is not the embedding.
+        num_classes: Of a classifier's head.
         head: "classes", which is new and trained; or of a language model "tied", its embedding, or
             "vocabulary", a frozen layer of its own.
         num_expert_weights: Weights of stacked experts that a token meets; no linear layer has them.
@@ -138,6 +139,7 @@ class ModelShape:
     mask_bytes: int = 0
     num_expert_weights: float = 0.0
     num_head_parameters: int = 0
+    num_classes: int = NUM_CLASSES
     head: str = "classes"
     doubt: str = ""
 

@@ -103,10 +103,10 @@ def shown_measures(of: Measured, *, details: bool = False) -> dict[str, Measure]
     }
 
 
-def swept_measures(task: str) -> dict[str, Measure]:
-    """The measures by which sweeps of a task compare, the main one first."""
-    of = TASK_MEASURES[task]
-    return {name: measure for name, measure in measures_of(of).items() if measure.swept}
+def swept_measures(of: Measured) -> dict[str, Measure]:
+    """The measures by which sweeps compare, first the one that chooses the best step."""
+    swept = {name: measure for name, measure in measures_of(of).items() if measure.swept}
+    return dict(sorted(swept.items(), key=lambda item: not item[1].decides))
 
 
 def _ranking(scorer: str) -> Callable[[Scored], float | None]:
@@ -315,6 +315,7 @@ MEASURES: dict[str, Measure] = {
         True,
         _f1_of_classes("macro"),
         lambda s: mean_of_defined(s.f1_RC),
+        swept=True,
     ),
     "weighted_f1": Measure(
         ("classes",), "weighted F1", True, _f1_of_classes("weighted"), _resampled_weighted_f1
@@ -332,6 +333,7 @@ MEASURES: dict[str, Measure] = {
         _mean_of_classes("average_precision_score"),
         lambda s: s.mean_ranked(1),
         decides=True,
+        swept=True,
     ),
     "macro_auc": Measure(
         (

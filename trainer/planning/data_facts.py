@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.prepared.cache import FACTS, default_root, entries
 from data.prepared.sources import sources_digest
 from data.readers import locate
-from data.text.labels import class_counts
+from data.text.labels import VULNERABLE, Classes, class_counts, fixed_names
 from trainer.config.sections import OptimSection, RunConfig
 
 _ASSUMED_RECORDS, _ASSUMED_TOKENS = 1000, 400.0
@@ -28,6 +28,7 @@ class DataFacts:
         num_functions: Functions, or records of a language task, trained on in an epoch.
         tokens_mean: Of a whole one, without end token.
         source: Where the numbers are from, for people.
+        num_classes: Of functions.
     """
 
     num_functions: int
@@ -35,6 +36,7 @@ class DataFacts:
     source: str
     is_assumed: bool
     unit: str = "functions"
+    num_classes: int = len(VULNERABLE)
 
     def steps(self, data: DataConfig, optim: OptimSection, num_ranks: int) -> "Steps":
         """The steps of a run over this split."""
@@ -95,6 +97,7 @@ def data_facts(config: RunConfig) -> DataFacts:
         " prepared; launcher/prepare.py RECIPE counts them",
         is_assumed=True,
         unit=unit,
+        num_classes=len(fixed_names(data)) or len(VULNERABLE),
     )
 
 
@@ -119,7 +122,14 @@ def facts_of(
         if data.sampling == "balanced":  # all classes as often as the most frequent one
             counts = class_counts(tokens)
             num_functions = len(counts) * max(counts)
-        return DataFacts(num_functions - dropped, tokens["tokens_mean"], source, is_assumed=False)
+        num_classes = len(Classes.of(facts).names)
+        return DataFacts(
+            num_functions - dropped,
+            tokens["tokens_mean"],
+            source,
+            is_assumed=False,
+            num_classes=num_classes,
+        )
     except KeyError:
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.architectures.adapters import num_adapter_parameters
 from trainer.architectures.families import model_shape
-from trainer.architectures.shapes import ModelShape
+from trainer.architectures.shapes import NUM_CLASSES, ModelShape
 from trainer.config.machines import Machine
 from trainer.config.methods import FLASH, SEGMENT_SDPA
 from trainer.config.sections import RunConfig
@@ -76,8 +76,8 @@ class RunPlan:
         return values | {"fits": self.fits}
 
 
-def read_shape(config: RunConfig) -> ModelShape:
-    """The model's sizes from its config.json.
+def read_shape(config: RunConfig, num_classes: int = NUM_CLASSES) -> ModelShape:
+    """The model's sizes from its config.json, of a classifier with so many classes.
 
     Raises:
         ModelError: Not there, not JSON, or a model that transformers does not build.
@@ -87,6 +87,7 @@ def read_shape(config: RunConfig) -> ModelShape:
         is_language=config.is_language,
         pooling=config.model.pooling,
         method=config.tuning.method,
+        num_classes=num_classes,
     )
 
 

@@ -54,7 +54,8 @@ def plan_recipe(
         gpu = device_named(device)
     elif memory_gib:
         gpu = other_device(memory_gib)
-    shape, data = read_shape(config), data_facts(config)
+    data = data_facts(config)
+    shape = read_shape(config, data.num_classes)
 
     def on(one: Device) -> Resolved:
         return resolve(config, shape, Machine(one, num_ranks))

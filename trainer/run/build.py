@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def resolve_here(config: RunConfig, device: torch.device, world_size: int = 1) -> Resolved:
+def resolve_here(
+    config: RunConfig, device: torch.device, world_size: int = 1, classes: Classes = VULNERABILITY
+) -> Resolved:
     """Settle every `auto` of a recipe on this machine; to read a finished run one rank is enough.
 
     Raises:
@@ -39,7 +41,7 @@ def resolve_here(config: RunConfig, device: torch.device, world_size: int = 1) -
         check = architecture_check(machine.device.compute_capability, built)
         if check.verdict == FAULT:
             raise MachineError(f"{machine.device.name}: {check.found}; {check.remedy}")
-    recipe = resolve(config, read_shape(config), machine)
+    recipe = resolve(config, read_shape(config, len(classes.names)), machine)
     for fault in recipe.faults:
         raise fault
     return recipe

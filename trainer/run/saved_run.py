@@ -131,7 +131,7 @@ def best_model(
     device = ranks.device
     if ranks.is_main:
         print_lines([f"  device     {device.type} x {ranks.world_size}", *_unseen(device)])
-    recipe = resolve_here(config, device)
+    recipe = resolve_here(config, device, classes=prepared.classes)
     model = trained_model(recipe.config, best, prepared.classes).to(device).eval()
     if examples is not None:
         choose_strategy(model, model, examples, proof_settings(recipe), device)

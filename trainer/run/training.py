@@ -110,7 +110,9 @@ def _train(
         remarks += moved_lines(checkpoint, ranks.world_size)
     initial = None
     if checkpoint is None:
-        initial, unsealed = agreed(ranks, lambda: _initial_adapter(config, identity["base"]))
+        initial, unsealed = agreed(
+            ranks, lambda: _initial_adapter(config, prepared, identity["base"])
+        )
         remarks += unsealed
     with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
         session = _build(config, prepared, ranks, identity, checkpoint, initial)
@@ -161,7 +163,8 @@ def _build(
 ) -> Session:
     """Everything up to the first step, with the banner and the proof of its strategy."""
     state = initial_state(config, checkpoint)
-    recipe = agreed(ranks, lambda: resolve_here(config, ranks.device, ranks.world_size))
+    classes = prepared.classes
+    recipe = agreed(ranks, lambda: resolve_here(config, ranks.device, ranks.world_size, classes))
     if not is_equal_everywhere(str([recipe.choice(key) for key in recipe.reasons]), ranks):
         engine = recipe.config.engine
         raise MachineError(
@@ -170,7 +173,6 @@ def _build(
         )
     loader = build_loader(config, prepared, ranks, checkpoint)
     total_steps = max(state.step, _total_steps(config.optim, loader))
-    classes = prepared.classes
     agreed(ranks, lambda: write_random_base(recipe.config, classes) if ranks.is_main else None)
     model = agreed(ranks, lambda: build_model(recipe.config, classes))
     if initial is not None:
@@ -235,7 +237,9 @@ def _left_line(session: Session) -> str:
     )
 
 
-def _initial_adapter(config: RunConfig, base_sha256: str) -> tuple[Path | None, list[str]]:
+def _initial_adapter(
+    config: RunConfig, prepared: Prepared, base_sha256: str
+) -> tuple[Path | None, list[str]]:
     """The folder of tuning.init_from, and a line if nothing says what its bytes were.
 
     Without focaltune.json it is a PEFT folder that somebody has made of ours, or another's.
@@ -243,7 +247,8 @@ def _initial_adapter(config: RunConfig, base_sha256: str) -> tuple[Path | None, 
     start_from, method = config.tuning.init_from, config.tuning.method
     if start_from is None:
         return None, []
-    folder = adapter_folder(Path(start_from), base_sha256, method)
+    classes = None if config.is_language else prepared.classes
+    folder = adapter_folder(Path(start_from), base_sha256, method, classes)
     if (folder / FACTS).is_file() and verify(folder, "copy it again, or train it again"):
         return folder, []
     has = MANIFEST if (folder / FACTS).is_file() else FACTS

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.measures import swept_measures
+from trainer.evaluation.measures import TASK_MEASURES, swept_measures
+from trainer.evaluation.predictors import Measured
 from trainer.planning.plan import read_shape
 from trainer.run_folder.folder import LOG, REPORT
 from trainer.run_folder.metrics import read_log
@@ -32,6 +33,7 @@ class Result:
         test_loss: Of the best step, on the whole test split; None if the task has none.
         test_interval: Interval of test_loss over records.
         loss_before: On test, before the first step.
+        measured: What the measures are computed from.
         measures: On test, by name: every measure that sweeps compare.
         train_seconds: All steps of all starts, without validation and test.
         memory_gib: Highest logged, of a GPU's tensors or of the whole process on a CPU.
@@ -51,6 +53,7 @@ class Result:
     test_loss: float | None
     test_interval: tuple[float, float] | None
     loss_before: float | None
+    measured: Measured
     measures: Mapping[str, float | None]
     train_seconds: float
     memory_gib: float
@@ -127,13 +130,14 @@ def final_loss(losses: Sequence[float]) -> float:
 
 def _of_report(report: Mapping[str, Any], task: str) -> dict[str, Any]:
     model, facts = report["predictors"]["model"], report["facts"]
-    interval = model.get("interval")
+    interval, of = model.get("interval"), report.get("measured", TASK_MEASURES[task])
     return {
         "num_steps": facts["steps"],
         "test_loss": model.get("loss"),
         "test_interval": None if interval is None else (interval[0], interval[1]),
         "loss_before": report["predictors"].get("before training", {}).get("loss"),
-        "measures": {name: model.get("metrics", model)[name] for name in swept_measures(task)},
+        "measured": of,
+        "measures": {name: model.get("metrics", model)[name] for name in swept_measures(of)},
         "data": " ".join(facts[f"sha256_{split}"] for split in ("train", "valid", "test")),
     }
 

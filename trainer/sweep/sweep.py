@@ -61,7 +61,7 @@ def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> N
         raise ConfigError(
             f"no cell is finished with these settings under {root}: {first} {missing[first]}"
         )
-    comparison = Comparison(tuple(results), swept_measures(cells[0].config.task.name))
+    comparison = Comparison(tuple(results), swept_measures(results[0].measured))
     page = write_report(root / "report", comparison, failures, missing)
     say(f"report: {page}")
     if missing:

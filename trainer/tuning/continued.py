@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from data.errors import json_object, parsing
+from data.readers.reading import listed
+from data.text.labels import Classes
 from trainer.config.methods import HEAD, SCORE_FILE
 from trainer.errors import ModelError
 from trainer.tuning.bottleneck import BottleneckModel
@@ -30,11 +32,20 @@ _MUST_MATCH = (
 )  # fmt: skip
 
 
-def adapter_folder(path: Path, base_sha256: str, method: str = "lora") -> Path:
+def adapter_folder(
+    path: Path, base_sha256: str, method: str = "lora", classes: Classes | None = None
+) -> Path:
     """The weights that tuning.init_from names: a folder from `save_adapter`, or a run with one.
 
+    Args:
+        path: The folder.
+        base_sha256: Of this run's base.
+        method: Of the tuning.
+        classes: That a classifier of this run tells apart.
+
     Raises:
-        ModelError: The folder holds no weights, or they were trained on another base.
+        ModelError: The folder holds no weights, or they were trained on another base or for other
+            classes.
     """
     folder = path / "adapter" if (path / "adapter").is_dir() else path
     wanted = _FULL if method == "full" else (_CONFIG, _WEIGHTS)
@@ -49,6 +60,8 @@ def adapter_folder(path: Path, base_sha256: str, method: str = "lora") -> Path:
         raise ModelError(
             f"tuning.init_from: {folder} was trained on another base; set model.path to that base"
         )
+    if classes is not None:
+        _refuse_other_classes(folder, facts, classes)
     return folder
 
 
@@ -114,6 +127,20 @@ def _refuse_other(folder: Path, fresh: Mapping[str, Any], keys: tuple[str, ...])
                 f"tuning.init_from: {folder} has {key} {before}, this recipe {now}; an adapter is"
                 " continued with its own"
             )
+
+
+def _refuse_other_classes(folder: Path, facts: Mapping[str, Any], classes: Classes) -> None:
+    """Class ids have a meaning: the same number of other classes would fit without a word."""
+    names, problem = list(classes.names), classes.problem_type
+    saved, saved_problem = facts.get("classes") or names, facts.get("problem_type", problem)
+    if (saved, saved_problem) != (names, problem):
+        own = ", ".join(f"{name}: {name}" for name in map(str, saved))
+        raise ModelError(
+            f"tuning.init_from: {folder} tells apart {listed(map(str, saved))} ({saved_problem}),"
+            f" this data {listed(names)} ({problem}); a head is continued with its own classes in"
+            f" their order: map the labels to them, data.labels={{{own}}}, or begin a head of its"
+            " own without tuning.init_from"
+        )
 
 
 def _refuse_missing(folder: Path, missing: set[str], unexpected: list[str]) -> None:

@@ -102,9 +102,43 @@ def test_by_project_and_by_time_hold_out_whole_projects_and_the_newest(tmp_path)
     }
     assert max(times["train"]) <= min(times["valid"]) <= max(times["valid"]) <= min(times["test"])
     with pytest.raises(
-        DataError, match=r"all\.jsonl:1: data\.split is by time, but the date is ''"
+        DataError, match=r"functions have no date; it is looked for in .*commit_date"
     ):
         divided(tmp_path, [row | {"date": None} for row in rows], split={"by": "time"})
+    odd = [row | {"date": "last week"} for row in rows]
+    with pytest.raises(
+        DataError, match=r"all\.jsonl:1: .*the date is 'last week'.*fields=\{date: NA"
+    ):
+        divided(tmp_path, odd, split={"by": "time"})
+
+
+@pytest.mark.parametrize(
+    ("column", "write"),
+    [
+        ("commit_date", lambda day: f"2021-03-{day:02}T12:00:00Z"),
+        ("committer_date", lambda day: f"2021-03-{day:02} 09:20:56+02:00"),  # CVEfixes
+        ("author_date", lambda day: f"Mon Mar {day} 09:20:56 2021 +0200"),  # git log
+        ("Publish Date", lambda day: f"2021-03-{day:02}"),  # Big-Vul
+        ("publish_date", lambda day: f"Mon, {day} Mar 2021 09:20:56 +0200"),
+        ("commit_time", lambda day: 1614600000 + day * 86400),
+        ("when", lambda day: 1614600000.5 + day * 86400),
+    ],
+)
+def test_the_dates_of_known_sets_divide_by_time(tmp_path, column, write):
+    rows = [
+        {"code": f"f{n}(a{n * 7});", "target": n % 2, column: write(n % 28 + 1) if n else None}
+        for n in range(56)
+    ]
+    rows = [{name: value for name, value in row.items() if name != "date"} for row in rows]
+    fields = {"date": "when"} if column == "when" else {}
+    found = divided(tmp_path, rows, split={"by": "time"}, fields=fields)
+    day = {s.code: n % 28 + 1 if n else 0 for n, s in
+           ((int(s.code[1 : s.code.index("(")]), s) for split in found.splits.values()
+            for s in split.samples)}  # fmt: skip
+    days = {name: [day[s.code] for s in split.samples] for name, split in found.splits.items()}
+    assert max(days["train"]) <= min(days["valid"]) <= max(days["valid"]) <= min(days["test"])
+    assert min(days["train"]) == 0  # the one without a date
+    assert found.facts["division"]["num_undated"] == 1
 
 
 def test_at_random_only_equal_functions_stay_together(tmp_path):

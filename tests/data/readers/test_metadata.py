@@ -1,5 +1,7 @@
 """Labels and metadata as pandas, NVD and the published sets write them."""
 
+from datetime import datetime
+
 import pytest
 from dataset_files import FORMATS, GOOD, read
 
@@ -21,6 +23,19 @@ def test_an_unknown_value_is_empty_and_never_a_group(tmp_path, value):
     [sample] = rows(tmp_path / "train.jsonl", dict.fromkeys(names, value))
     assert {getattr(sample, name) for name in names[:-1]} == {""}
     assert sample.id == sample.origin
+
+
+def test_a_date_may_be_a_type_of_the_table_or_a_number(tmp_path):
+    moment = datetime(2021, 3, 31, 12, 5)
+    for name, value, text in (
+        ("train.parquet", moment, "2021-03-31T12:05:00"),
+        ("train.parquet", moment.date(), "2021-03-31"),
+        ("train.parquet", 1617192300.5, "1617192300.5"),
+        ("train.jsonl", 1617192300.0, "1617192300"),
+        ("train.jsonl", float("nan"), ""),
+    ):
+        [sample] = rows(tmp_path / name, {"commit_date": value})
+        assert sample.date == text
 
 
 @pytest.mark.parametrize("value", ["none.c", "NaNoScript", "(anonymous)", "[x", "x]", "['a'", "-1"])

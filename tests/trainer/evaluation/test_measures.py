@@ -124,7 +124,7 @@ def test_a_measure_of_tokens_reaches_report_and_sweep(monkeypatch, base, tmp_pat
         values["predictors"]["model"]["bits"] = 3.25 + place
         path.write_text(json.dumps(values))
     results = tuple(read_result(cell) for cell in cells)
-    compared = Comparison(results, swept_measures("instruction"))
+    compared = Comparison(results, swept_measures("tokens"))
     text = write_sweep_report(tmp_path / "sweep", compared).read_text()
     assert "| Test loss | Token accuracy | Bits a token | Seconds |" in text
     assert "| 0.5000 | 4.2500 | 10.0 |" in text

@@ -13,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from data.text.labels import Classes
 from trainer.architectures.classes import head_modules
 from trainer.errors import ModelError
 from trainer.models.load import load_base
 from trainer.models.pooling import head_line
+from trainer.planning.plan import read_shape
 from trainer.run.build import build_model
 from trainer.run_folder.adapter import write_facts
 from trainer.tuning.plain import save_base
@@ -41,6 +43,33 @@ def test_a_fully_tuned_classifier_has_the_same_logits_in_stock(kind, folders, co
         torch.testing.assert_close(
             stock_logits(stock.eval(), pieces, padded=padded), ours, atol=TOLERANCE, rtol=0
         )
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "granite", "bert", "roberta", "modernbert", "t5", "bart"]
+)
+@pytest.mark.parametrize("sets", [None, ((), (0,), (1, 2))], ids=["many", "several"])
+def test_heads_of_three_classes_have_their_names_size_and_logits_in_stock(
+    kind, sets, folders, config_of, tmp_path
+):
+    names = ("safe", "CWE-79", "CWE-89")
+    classes = Classes(names, sets=sets)
+    config = config_of(folders(kind), "tuning.method=full")
+    model, ours = trained(config, classes=classes)
+    assert ours.shape == (len(records()[0]), 3)
+    folder = exported(model, config, tmp_path / "full", names)
+    assert ours.softmax(1).std(0).min() > 1e-3  # every class is told apart
+    auto = AutoModelForSequenceClassification.from_pretrained
+    stock = loader_of(folder) if KINDS[kind][4] else auto(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["id2label"] == {str(n): name for n, name in enumerate(names)}
+    assert settings["problem_type"] == classes.problem_type
+    logits = stock_logits(stock.eval(), records()[0])
+    torch.testing.assert_close(logits, ours, atol=TOLERANCE, rtol=0)
+    shape = read_shape(config, 3)
+    head = [p for n, p in model.model.get_base_model().named_parameters()
+            if n.startswith(tuple(f"{path}." for path in KINDS[kind][3]))]  # fmt: skip
+    assert shape.num_head_parameters == sum(p.numel() for p in head)
 
 
 @pytest.mark.parametrize("kind", KINDS)

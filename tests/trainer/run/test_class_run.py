@@ -1,17 +1,22 @@
 """Many classes, and several at once, train alike everywhere and score as in stock."""
 
+import csv
 import hashlib
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_rows
 from rank_pool import run_ranks
+from safetensors.torch import load_file
 
 from trainer.run.commands import evaluate_run, merge_run
 from trainer.run_folder.metrics import read_log
+from trainer.sweep.grid import expand
+from trainer.sweep.sweep import run_sweep
 
 pytestmark = pytest.mark.slow
 ROUNDING = 5e-6  # as in test_same_loss.py
@@ -25,6 +30,7 @@ LONG = ["optim.max_steps=30"]
 CASES = {
     "packed": (1, ["optim.max_steps=8"]),
     "two ranks, ZeRO 2": (2, ["optim.max_steps=8", "engine.preset=cpu_zero2"]),
+    "two ranks, ZeRO 3": (2, ["optim.max_steps=8", "engine.preset=cpu_zero3"]),
     "unpacked": (1, ["optim.max_steps=8", "data.packing=false", "optim.micro_batch_size=4"]),
 }
 TASKS = {
@@ -103,6 +109,10 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     problem = f"{'single' if kind == 'many' else 'multi'}_label_classification"
     facts = json.loads((tmp_path / "run" / "adapter" / "focaltune.json").read_text())
     assert (facts["classes"], facts["problem_type"]) == (names, problem)
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert plan["num_trained"] == sum(weight.numel() for weight in adapter.values())
+    assert plan["data"]["num_classes"] == len(names)
 
     evaluate_run(tmp_path / "run", [tmp_path / "test.jsonl"], "again", robustness=True)
     robust = json.loads((tmp_path / "run" / "report" / "again_robustness.json").read_text())
@@ -128,3 +138,64 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
         scores = logits.softmax(0) if kind == "many" else logits.sigmoid()
         assert np.allclose(scores.numpy(), line["scores"], atol=1e-5)
         assert line["digest"] == hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def test_a_sweep_compares_by_the_measures_of_its_classes(task, tmp_path, capsys):
+    _, (recipe, *settings) = task
+    keys = (*settings, "optim.max_steps=4", f"run.output_dir={tmp_path / 'grid'}")
+    root, cells = expand(Path(recipe), keys, ("lora", "ia3"))
+    for cell in cells:
+        cell.config.output_dir.parent.mkdir(parents=True)
+        train([recipe, *cell.overrides], cell.config.output_dir)
+    run_sweep(root, cells, None, None)
+    page = (root / "report" / "report.md").read_text()
+    assert "| Mean AP | Macro F1 |" in page
+    assert "ROC AUC" not in page
+    assert "2 cells are finished, 0 are not" in page
+    with (root / "report" / "report.csv").open() as file:
+        found = {row["method"]: row for row in csv.DictReader(file)}
+    for cell in cells:
+        report = json.loads((cell.config.output_dir / "report" / "test.json").read_text())
+        values = report["predictors"]["model"]["metrics"]
+        row = found[cell.method]
+        assert (float(row["metric"]), float(row["macro_f1"])) == (
+            values["mean_ap"], values["macro_f1"],
+        )  # fmt: skip
+
+
+def test_a_head_is_continued_for_its_own_classes_alone(task, tmp_path):
+    kind, command = task
+    train([*command, "optim.max_steps=2"], tmp_path / "first")
+    again = [*command, "optim.max_steps=2", f"tuning.init_from={tmp_path / 'first'}"]
+    train(again, tmp_path / "again")
+    for split in ("train", "valid", "test"):
+        path = tmp_path / f"{split}.jsonl"
+        path.write_text(path.read_text().replace("CWE-416", "CWE-401"))
+    printed = tmp_path / "other.txt"
+    assert run_ranks([*again, f"run.output_dir={tmp_path / 'other'}"], 1, printed) == [4]
+    first = "'CWE-120', 'CWE-416'] (multi" if kind == "several" else "'safe', 'CWE-120', 'CWE-416'"
+    message = printed.read_text()
+    assert f"tells apart [{first}" in message
+    assert "this data" in message
+    assert "'CWE-401'" in message.split("this data")[1]
+    named = "CWE-120: CWE-120, CWE-401: CWE-416" + (", safe: safe" * (kind == "many"))
+    order = f"{{{'safe: safe, ' if kind == 'many' else ''}{named.removesuffix(', safe: safe')}}}"
+    train([*again, f"data.labels={order}"], tmp_path / "mapped")
+
+
+def test_a_quantised_base_learns_many_classes(task, tmp_path):
+    kind, command = task
+    command = [*command, *LONG, "tuning.method=qlora", "tuning.lora_r=8"]
+    losses = train(command, tmp_path / "run")
+    assert losses[-1] < 0.8 * losses[0]
+    report = json.loads((tmp_path / "run" / "report" / "test.json").read_text())
+    values = {name: one["metrics"] for name, one in report["predictors"].items()}
+    assert values["model"]["mean_ap"] > values["prior"]["mean_ap"] + 0.15
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    [head] = [weight for name, weight in adapter.items() if "score" in name]
+    assert len(head) == len(NAMES) - (kind == "several")
+    if kind == "several":  # one of the two is enough
+        return
+    command = [*command, "optim.max_steps=4", "optim.global_batch_size=48"]
+    losses = [train(command, tmp_path / str(num), num) for num in (1, 2)]
+    assert losses[1] == pytest.approx(losses[0], rel=ROUNDING)

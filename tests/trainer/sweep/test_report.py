@@ -23,7 +23,7 @@ TRAINED = {"full": 1000, "lora": 40, "ia3": 4, "ptuning": 30, "adapter_h": 200}
 
 
 def compare(results):
-    return Comparison(tuple(results), swept_measures("instruction"))
+    return Comparison(tuple(results), swept_measures("tokens"))
 
 
 @pytest.fixture
