@@ -37,8 +37,11 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
 
     def append(self, records: Sequence[Any]) -> None:
         """Write records as one batch, with less than 2 GiB of text."""
-        columns = {name: [getattr(r, name) for r in records] for name in self._names}
-        self._writer.write_batch(self._pa.record_batch(columns, schema=self._schema))
+        arrays = []
+        for name in self._names:
+            values = [getattr(record, name) for record in records]
+            arrays.append(_numbers(values) if name == "target" else _texts(values))
+        self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
 
     def __exit__(self, *_: object) -> None:
         """Complete the file."""
@@ -53,11 +56,28 @@ def rewrite_targets(path: Path, target_of: npt.NDArray[np.int64]) -> None:
     with pa.ipc.new_file(str(rewritten), reader.schema) as writer:
         for place in range(reader.num_record_batches):
             batch = reader.get_batch(place)
-            targets = pa.array(target_of[np.from_dlpack(batch["target"])].astype(np.int32))
+            targets = _numbers(target_of[np.from_dlpack(batch["target"])])
             writer.write_batch(
                 batch.set_column(batch.schema.names.index("target"), "target", targets)
             )
     os.replace(rewritten, path)
+
+
+# From their bytes: pa.array would import pandas, to know its missing values.
+def _numbers(values: npt.ArrayLike) -> Any:
+    import pyarrow as pa
+
+    numbers = np.asarray(values, np.int32)
+    return pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _texts(values: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
 class RecordTable(Sequence[R]):

@@ -12,6 +12,7 @@ import sys
 from conftest import REPOSITORY, write_rows
 
 COMPILER = "torch._inductor.compile_fx"
+BUILDS = "setuptools"  # with which DeepSpeed looks for what its operators need
 PROGRAM = """
 import json, sys
 from importlib import import_module
@@ -34,7 +35,7 @@ def imported(program: str, *arguments: object) -> set[str]:
     return set(names)
 
 
-def test_neither_a_run_nor_an_evaluation_imports_bitsandbytes_or_a_compiler(
+def test_neither_a_run_nor_an_evaluation_imports_bitsandbytes_a_compiler_or_its_search(
     tiny_recipe, tiny_data, tmp_path
 ):
     run, file = tmp_path / "run", next(tiny_data.glob("test*"))
@@ -44,10 +45,13 @@ def test_neither_a_run_nor_an_evaluation_imports_bitsandbytes_or_a_compiler(
         imported("evaluate", run, file, "--name", "again"),
     ):
         assert {"torch", "transformers", "peft", "sklearn"} <= names  # the program has run
-        assert sorted({"bitsandbytes", COMPILER} & names) == []
+        assert sorted({"bitsandbytes", COMPILER, BUILDS} & names) == []
+    assert "pandas" not in names  # the evaluation's: its baseline imports scikit-learn first
 
 
-def test_instructions_under_zero_import_neither_a_compiler_nor_scikit_learn(tiny_recipe, tmp_path):
+def test_instructions_under_zero_import_no_compiler_and_nothing_for_reports_of_functions(
+    tiny_recipe, tmp_path
+):
     folder = tmp_path / "data"
     folder.mkdir()
     for split, first, num in (("train", 0, 24), ("valid", 100, 6), ("test", 200, 6)):
@@ -61,7 +65,8 @@ def test_instructions_under_zero_import_neither_a_compiler_nor_scikit_learn(tiny
         "engine.preset=cpu_zero1", "log.tensorboard=false",
     )  # fmt: skip
     assert {"torch", "deepspeed", "transformers"} <= names
-    assert sorted({"bitsandbytes", COMPILER, "sklearn"} & names) == []
+    absent = {"bitsandbytes", COMPILER, BUILDS, "sklearn", "scipy", "pandas"}
+    assert sorted(absent & names) == []
 
 
 def test_prepared_data_are_shown_without_torch_or_pandas(tiny_recipe):

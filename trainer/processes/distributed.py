@@ -207,8 +207,9 @@ def _join(timeout_seconds: int, store: "Store | None") -> None:
 
     from trainer.processes import rendezvous
 
-    # The shared-memory operator compiles for 24 s and leaks in /dev/shm; only inference gains.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The shared-memory operator compiles for 24 s and leaks in /dev/shm; only inference gains. A
+    # dict of our own also saves DeepSpeed's search for operators, which starts compilers.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     timeout = timedelta(seconds=timeout_seconds)
     # ZeRO makes groups of its own, which init_distributed(timeout=) does not reach.
     c10d.default_pg_timeout = timeout

@@ -19,6 +19,7 @@ from trainer.config.recipe import MOVABLE, load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import check_model_files, refuse_adapter
+from trainer.processes.imports import stack_imports
 from trainer.processes.launched import check_launch
 from trainer.processes.launchers import Launcher
 from trainer.processes.ranks import adopt_launcher
@@ -39,8 +40,8 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
     _without_bitsandbytes(config)
-
-    from trainer.run.training import run_training
+    with stack_imports():
+        from trainer.run.training import run_training
 
     run_training(config, prepared, above, store)
 
@@ -99,8 +100,8 @@ def evaluate_run(
             f"{listed(given)} is not the run's own test file; give its report another --name"
         )
     _without_bitsandbytes(config)
-
-    from trainer.run.saved_run import FilesToScore, evaluate_files
+    with stack_imports():
+        from trainer.run.saved_run import FilesToScore, evaluate_files
 
     title = listed(file.name for file in files)
     to_score = FilesToScore(paths, name, title, read_as, robustness)
@@ -129,8 +130,8 @@ def merge_run(run: Path, output: Path, onto: str, overrides: Sequence[str] = ())
             raise
         not_measured = f"; how far its logits move was not measured: {error}; give data.valid=FILE"
     _without_bitsandbytes(config)
-
-    from trainer.run.merge import merge_adapter
+    with stack_imports():
+        from trainer.run.merge import merge_adapter
 
     merge = merge_adapter(config, prepared, output.resolve(), onto)
     print(f"{output}: merged onto the {merge['onto']} base{not_measured or _moves(config, merge)}")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data.text.scanner import divided
 from trainer.evaluation.resampling import FloatArray
+from trainer.processes.imports import without
 
 TFIDF_LOGISTIC = "TF-IDF + logistic regression"
 LENGTH = "length"
@@ -123,8 +124,9 @@ def length_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> 
 def _word_counts(
     train_codes: Sequence[str], train_labels: npt.ArrayLike, tokens: Mapping[str, Any]
 ) -> Scorer:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
+    with without("pandas"):  # scikit-learn imports it to recognise its tables
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
 
     labels = np.asarray(train_labels)
     if len(train_codes) != len(labels):
