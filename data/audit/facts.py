@@ -163,13 +163,13 @@ class AuditFacts:
 
     Attributes:
         classes: Names, in their order.
-        told: Those that say all: of two classes the second.
+        informative: The classes whose counts give those of the others: of two the second.
         cwes: CWE: split: functions, and those of them that are not safe.
     """
 
     findings: list[Finding]
     classes: list[str]
-    told: list[str]
+    informative: list[str]
     splits: list[SplitPopulation]
     exact: list[Shared]
     near: NearFacts

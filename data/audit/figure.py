@@ -88,9 +88,9 @@ def _panel(
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=100))
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    told = [f"{split.counts[name]:,} {name}" for name in facts.told if name in colours]
-    more = ", ..." if len(told) < len(facts.told) else ""
-    title = f"{split.name}: {split.num_functions:,} functions, {', '.join(told)}{more}"
+    counted = [f"{split.counts[name]:,} {name}" for name in facts.informative if name in colours]
+    more = ", ..." if len(counted) < len(facts.informative) else ""
+    title = f"{split.name}: {split.num_functions:,} functions, {', '.join(counted)}{more}"
     axes.set_title(_plain(title), fontsize=9, loc="left")
     axes.set_ylabel("share of class", fontsize=8)
     axes.tick_params(labelsize=8)

@@ -35,9 +35,9 @@ def verdicts(facts: AuditFacts, leak_groups: Sequence[str]) -> list[Finding]:
         *_near(facts.near),
         *_contradictory(shared for shared in facts.contradictions if shared.num_things),
         *_repeated_ids(shared for shared in facts.ids if shared.num_things),
-        *_words(facts.words, facts.classes[0] if len(facts.told) == 1 else "others"),
+        *_words(facts.words, facts.classes[0] if len(facts.informative) == 1 else "others"),
         *_classes(facts.splits),
-        *_shifts(facts.splits, facts.told),
+        *_shifts(facts.splits, facts.informative),
         *_lengths(facts.splits),
         *_collapse(facts.collapse),
         *_samples(facts.near),
@@ -216,10 +216,10 @@ def _classes(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
             )
 
 
-def _shifts(splits: Sequence[SplitPopulation], told: Sequence[str]) -> Iterator[Finding]:
+def _shifts(splits: Sequence[SplitPopulation], informative: Sequence[str]) -> Iterator[Finding]:
     first, *others = splits
     for split in others:
-        shift = {name: abs(split.share(name) - first.share(name)) for name in told}
+        shift = {name: abs(split.share(name) - first.share(name)) for name in informative}
         most = max(shift, key=lambda name: shift[name])
         more = sum(by > _PRIOR_SHIFT for by in shift.values()) - 1
         if shift[most] > _PRIOR_SHIFT:
@@ -235,20 +235,20 @@ def _shifts(splits: Sequence[SplitPopulation], told: Sequence[str]) -> Iterator[
 
 def _lengths(splits: Sequence[SplitPopulation]) -> Iterator[Finding]:
     for split in splits:
-        told = {}
+        ranked = {}
         for name, auc in split.length_auc.items():
             num, rest = split.counts[name], split.num_functions - split.counts[name]
             deviation = math.sqrt((num + rest + 1) / (12 * num * rest))  # Mann and Whitney 1947
             if abs(auc - 0.5) >= max(_LENGTH_AUC - 0.5, _DEVIATIONS * deviation):
-                told[name] = auc
-        if told:
-            name, auc = max(told.items(), key=lambda item: abs(item[1] - 0.5))
+                ranked[name] = auc
+        if ranked:
+            name, auc = max(ranked.items(), key=lambda item: abs(item[1] - 0.5))
             kind = "longer" if auc > 0.5 else "shorter"
             yield Finding(
                 "warning",
                 f"{split.name}: {name} functions are {kind}: length alone ranks them with"
                 f" ROC AUC {max(auc, 1 - auc):.2f}"
-                + _more(len(told) - 1, ", and {} other classes beyond chance"),
+                + _more(len(ranked) - 1, ", and {} other classes beyond chance"),
                 "a model may learn the length and look skilled",
                 "compare the model with a baseline that sees only the length",
             )

@@ -77,7 +77,7 @@ def _length_auc(split: Columns, lengths_N: IntArray) -> dict[str, float]:
     from scipy.stats import rankdata
 
     rank_N, found = rankdata(lengths_N), {}
-    for number in split.classes.told:
+    for number in split.classes.informative:
         is_held_N = split.of_class(number)
         num = int(is_held_N.sum())
         if 0 < num < len(rank_N):

@@ -54,7 +54,7 @@ def audit_splits(
     facts = AuditFacts(
         findings=[],
         classes=list(classes.shown),
-        told=[classes.shown[number] for number in classes.told],
+        informative=[classes.shown[number] for number in classes.informative],
         splits=[population(split, lengths.get(split.name), edges) for split in columns],
         exact=exact_duplicates(columns),
         near=near_duplicates(columns, max_functions),

@@ -55,9 +55,9 @@ def telling_words(train: Columns, limit: int) -> WordFacts:
     words, held_VN = _presence(train, places)
     found = []
     if bits and words:
-        names, told = train.classes.shown, train.classes.told
-        members = ((names[c], train.of_class(c)[places]) for c in told)
-        counts = _most_told(held_VN, members, len(told))
+        names, informative = train.classes.shown, train.classes.informative
+        members = ((names[c], train.of_class(c)[places]) for c in informative)
+        counts = _most_said(held_VN, members, len(informative))
         found = _significant(words, held_VN, counts, train.keys.group_N("commit")[places])
     return WordFacts(len(places), len(words), bits, len(found), found[:_SHOWN])
 
@@ -83,7 +83,7 @@ class _Counts:
     num_classes: int
 
 
-def _most_told(
+def _most_said(
     held_VN: Any, members: Iterable[tuple[str, npt.NDArray[np.bool_]]], num_classes: int
 ) -> _Counts:
     held_V = held_VN.getnnz(axis=1)

@@ -139,8 +139,8 @@ class Classes:
         return len(self.names if self.sets is None else self.sets)
 
     @property
-    def told(self) -> range:
-        """The classes that say all: of two the second."""
+    def informative(self) -> range:
+        """The classes whose counts give those of the others: of two the second."""
         return range(1, 2) if self.is_binary else range(len(self.names))
 
     @property
