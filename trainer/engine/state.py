@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _BESIDE_WEIGHTS = tuple(f"{name}/" for name in MOMENTS + SCALES)
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
+_IN_EVERY_VERSION = {"step", "best_step", "best_score"}  # the other counters may be new
+
 
 @dataclass
 class TrainState:
@@ -66,11 +68,7 @@ class TrainState:
             ModelError: Another version wrote it.
         """
         odd = values.keys() - {field.name for field in fields(cls)}
-        odd |= {
-            "step",
-            "best_step",
-            "best_score",
-        } - values.keys()  # others may be new
+        odd |= _IN_EVERY_VERSION - values.keys()
         if odd:
             raise ModelError(
                 f"the checkpoint is of another version: its counters differ in {sorted(odd)};"

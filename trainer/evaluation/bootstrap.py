@@ -15,6 +15,7 @@ from trainer.evaluation.predictors import Measured
 from trainer.evaluation.resampling import (
     FloatArray,
     IntArray,
+    Multiplicities,
     Resampling,
     percentile_interval,
     resamples,
@@ -86,20 +87,38 @@ def bootstrap(
         labels_N: 0 or 1; with them, resamples of one class are drawn again.
         more: Further values on the same resamples, named MORE and their key.
     """
+    resampled = {key: m.resampled for key, m in measures_of(of).items() if m.resampled}
+
+    def values_of(weights_RN: Multiplicities) -> dict[tuple[str, str], FloatArray]:
+        sums = {name: predictor.resampled(weights_RN) for name, predictor in predictors.items()}
+        of_predictors = {
+            (name, key): function(own)
+            for name, own in sums.items()
+            for key, function in resampled.items()
+        }
+        return of_predictors | {(MORE, key): statistic(sums) for key, statistic in more.items()}
+
+    return drawn_values(values_of, cluster_N, draws, labels_N)
+
+
+def drawn_values(
+    values_of: Callable[[Multiplicities], Mapping[tuple[str, str], FloatArray]],
+    cluster_N: IntArray,
+    draws: Resampling,
+    labels_N: IntArray | None = None,
+) -> Bootstrap:
+    """Values by (predictor, measure) of every resample, from the multiplicities of a chunk.
+
+    The other arguments are as in `bootstrap`.
+    """
     has_one_class = labels_N is not None and labels_N.min() == labels_N.max()
     if has_one_class or cluster_N.max() == 0:
         return Bootstrap({}, 0, draws.level)
-    resampled = {key: m.resampled for key, m in measures_of(of).items() if m.resampled}
     parts: dict[tuple[str, str], list[FloatArray]] = {}
     num_redrawn = 0
     for weights_RN, num_refused in resamples(cluster_N, draws, labels_N):
         num_redrawn += num_refused
-        sums: dict[str, Any] = {}
-        for name, predictor in predictors.items():
-            sums[name] = predictor.resampled(weights_RN)
-            for key, function in resampled.items():
-                parts.setdefault((name, key), []).append(function(sums[name]))
-        for key, statistic in more.items():
-            parts.setdefault((MORE, key), []).append(statistic(sums))
+        for key, values_R in values_of(weights_RN).items():
+            parts.setdefault(key, []).append(values_R)
     values = {key: np.concatenate(chunks) for key, chunks in parts.items()}
     return Bootstrap(values, num_redrawn, draws.level)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from rich.console import Console
 
+CONSTANT = 0.9  # share of functions with one answer, above which a report says so
 MODEL = "model"  # the predictor that the others are compared with
 _FILE_WIDTH = 132  # characters
 

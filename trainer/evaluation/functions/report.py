@@ -25,6 +25,7 @@ from trainer.evaluation.functions.slices import Pairs, slices_of
 from trainer.evaluation.measures import MEASURES
 from trainer.evaluation.predictors import NUM_BINS, Scored
 from trainer.evaluation.report import (
+    CONSTANT,
     MODEL,
     file_names,
     predictions_name,
@@ -35,7 +36,6 @@ from trainer.evaluation.report import (
 from trainer.evaluation.resampling import USUAL_DRAWS, Resampling, cluster_ids
 
 SHORT_NAMES = Classes().shown
-_CONSTANT = 0.9  # share of functions with one answer
 _PAGE = Path(__file__).with_name("report.md.jinja")
 
 
@@ -126,9 +126,10 @@ def _measure(
     cluster_N = cluster_ids([p.group or i for i, p in enumerate(predictions)])
     labels_N, num_clusters = predictors[MODEL].labels_N, int(cluster_N.max()) + 1
     model, slices, pairs = predictors[MODEL], slices_of(predictions), Pairs.of(predictions)
-    more = {s.key: s.roc_auc(model) for of_kind in slices.values() for s in of_kind}
-    more |= pairs.statistics(model)
+    aucs = {s.key: s.roc_auc(model) for of_kind in slices.values() for s in of_kind}
+    more = aucs | pairs.statistics(model)
     drawn = bootstrap("functions", predictors, cluster_N, draws, labels_N, more)
+    whole = {MODEL: model.resampled(np.ones((1, len(predictions)), np.float32))}
     return {
         "population": {
             "num": len(predictions),
@@ -146,7 +147,8 @@ def _measure(
         "shortcut": _compare(name, SHORTCUTS, metrics, drawn),
         "pairs": pairs.facts(model, drawn),
         "slices": {
-            kind: [s.row(model, drawn) for s in of_kind] for kind, of_kind in slices.items()
+            kind: [s.row(model, aucs[s.key], whole, drawn) for s in of_kind]
+            for kind, of_kind in slices.items()
         },
     }
 
@@ -178,8 +180,8 @@ def constant_answer(counts: Mapping[str, int], names: Sequence[str]) -> str | No
     for number, (of_safe, of_vulnerable) in enumerate(
         ((counts["tn"], counts["fn"]), (counts["fp"], counts["tp"]))
     ):
-        if of_safe + of_vulnerable > _CONSTANT * (safe + vulnerable) and all(
-            not num or answered > _CONSTANT * num
+        if of_safe + of_vulnerable > CONSTANT * (safe + vulnerable) and all(
+            not num or answered > CONSTANT * num
             for num, answered in ((safe, of_safe), (vulnerable, of_vulnerable))
         ):
             return (

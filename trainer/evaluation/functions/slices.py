@@ -56,14 +56,18 @@ class Slice:
 
         return statistic
 
-    def row(self, scored: Scored, drawn: Bootstrap) -> dict[str, Any]:
-        """Counts, answers at the threshold, and the ROC AUC with its interval."""
+    def row(
+        self, scored: Scored, roc_auc: Statistic, whole: Mapping[str, Any], drawn: Bootstrap
+    ) -> dict[str, Any]:
+        """Counts, answers at the threshold, and the ROC AUC with its interval.
+
+        `roc_auc` is that of this slice, `whole` a resample that holds every function once.
+        """
         labels, predicted = (a[self.places_N] for a in (scored.labels_N, scored.predicted_N))
         num, num_positive, num_predicted = len(labels), int(labels.sum()), int(predicted.sum())
         tp = int((labels & predicted).sum())
         # Without negatives there are no false alarms: precision would always be 1.
         has_both = 0 < num_positive < num
-        whole = {MODEL: scored.resampled(np.ones((1, len(scored.labels_N)), np.float32))}
         is_ranked = scored.has_both and bool(num_positive) and (has_both or self.against_all)
         return {
             self.kind: self.name,
@@ -71,7 +75,7 @@ class Slice:
             "num_positive": num_positive,
             "num_predicted": num_predicted,
             "tp": tp,
-            "roc_auc": float(self.roc_auc(scored)(whole)[0]) if is_ranked else None,
+            "roc_auc": float(roc_auc(whole)[0]) if is_ranked else None,
             "interval": drawn.more(self.key) if is_ranked else None,
             "recall": tp / num_positive if num_positive else None,
             "precision": (tp / num_predicted if num_predicted else 0.0) if has_both else None,

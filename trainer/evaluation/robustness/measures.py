@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.text.labels import Classes
-from trainer.evaluation.bootstrap import MORE, Bootstrap
+from trainer.evaluation.bootstrap import MORE, drawn_values
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.functions.baselines import CODE_TOKEN
 from trainer.evaluation.measures import MEASURES
@@ -22,7 +22,6 @@ from trainer.evaluation.resampling import (
     IntArray,
     Multiplicities,
     cluster_ids,
-    resamples,
 )
 from trainer.evaluation.statistics import grouped_interval, spearman
 
@@ -138,10 +137,9 @@ def _intervals(
     statistics: Mapping[str, Statistic], groups: Sequence[object], labels: IntArray | None = None
 ) -> dict[str, list[float] | None]:
     """The intervals of values on the same resamples of whole groups; None with one group."""
-    clusters, parts = cluster_ids(groups), dict[tuple[str, str], list[FloatArray]]()
-    if clusters.max():
-        for weights, _ in resamples(clusters, USUAL_DRAWS, labels):
-            for key, statistic in statistics.items():
-                parts.setdefault((MORE, key), []).append(statistic(weights))
-    values = {key: np.concatenate(chunks) for key, chunks in parts.items()}
-    return {key: Bootstrap(values, 0, USUAL_DRAWS.level).more(key) for key in statistics}
+
+    def values_of(weights: Multiplicities) -> dict[tuple[str, str], FloatArray]:
+        return {(MORE, key): statistic(weights) for key, statistic in statistics.items()}
+
+    drawn = drawn_values(values_of, cluster_ids(groups), USUAL_DRAWS, labels)
+    return {key: drawn.more(key) for key in statistics}

@@ -9,10 +9,9 @@ from data.audit.markdown import fill
 from data.text.escaping import print_text
 from trainer.evaluation.figures import differences_png
 from trainer.evaluation.measures import with_interval
-from trainer.evaluation.report import print_table, table, write_files
+from trainer.evaluation.report import CONSTANT, print_table, table, write_files
 
 _PAGE = Path(__file__).with_name("report.md.jinja")
-_CONSTANT = 0.9  # share of functions with one answer
 
 
 def write_robustness_report(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def _left_out(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
     """What the numbers say."""
     measured = {key: one for key, one in report["transformations"].items() if one["num"]}
-    if report["largest_answer"] > _CONSTANT:
+    if report["largest_answer"] > CONSTANT:
         yield (
             f"{report['largest_answer']:.0%} of the functions have the same answer, so that few"
             " answers change says little: look at the shifts"
