@@ -199,12 +199,25 @@ def _buffers(
     height = loss.chunk_rows or device_chunk(num_tokens, hidden_size, vocab_size, dtype, device)
     shape = (max(1, min(height, num_tokens)), -(-vocab_size // _ALIGN) * _ALIGN)
     logits_dtype = loss.logits_dtype or (dtype if dtype.itemsize >= 4 else torch.float32)
-    logits_MV = torch.empty(shape, dtype=logits_dtype, device=device)[:, :vocab_size]
+    logits_MV = _padded_rows(shape, vocab_size, logits_dtype, device)
     if not with_gradient:
         return logits_MV, None
     if logits_dtype == dtype:
         return logits_MV, logits_MV
-    return logits_MV, torch.empty(shape, dtype=dtype, device=device)[:, :vocab_size]
+    return logits_MV, _padded_rows(shape, vocab_size, dtype, device)
+
+
+def _padded_rows(
+    shape: tuple[int, int], num_columns: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """An unwritten matrix whose rows end in zeros that its view leaves out.
+
+    oneDNN's bf16 GEMM with AMX reads a whole tile where a row ends within one, times zeros: a NaN
+    that the memory held before becomes a NaN of the product.
+    """
+    whole = torch.empty(shape, dtype=dtype, device=device)
+    whole[:, num_columns:].zero_()
+    return whole[:, :num_columns]
 
 
 def _project(

@@ -248,6 +248,37 @@ def test_bf16_gradients_keep_their_precision(backend):
     assert relative_error(weight.grad, exact_weight) < limit
 
 
+class Operands(TorchDispatchMode):
+    """Whether every operand of a matrix product is finite, also between its rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.are_finite = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
+            operands = args[-2:]
+            whole = (t.new_empty(0).set_(t.untyped_storage()) for t in operands)
+            self.are_finite.append(all(t.isfinite().all() for t in whole))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_product_reads_memory_that_nobody_wrote(dtype):
+    """oneDNN's AMX GEMM lets what lies between the rows of an operand into the product (#5717)."""
+    hidden, weight, target = problem(5, 64, 2000, dtype)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    torch.use_deterministic_algorithms(True)  # fills unwritten memory with NaN
+    try:
+        with Operands() as seen:
+            linear_focal_loss(hidden, weight, target, 2.0).sum.backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(seen.are_finite) == 3
+    assert all(seen.are_finite)
+
+
 class Allocations(TorchDispatchMode):
     """The largest result of any operation but a view, and the number of matrix products."""
 
