@@ -21,7 +21,7 @@ ROOMS_OF = {
     "data": ["samples", "text", "readers", "prepared", "batches", "audit"],
     "trainer": [
         "config", "architectures", "processes", "kernels", "losses", "tuning", "models", "planning",
-        "engine", "run_folder", "cluster", "generation", "evaluation", "run", "sweep",
+        "engine", "run_folder", "cluster", "generation", "evaluation", "run", "prediction", "sweep",
     ],
 }  # fmt: skip
 MAX_ROOT_FILES = {"trainer": 4, "data": 5}
