@@ -38,7 +38,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/python launcher/train.py recipes/quickstart.yaml
 	$(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/test_imbalanced.jsonl.gz
 	@echo
-	@echo "the report    $(QUICKSTART)/report/test.md; the adapter is $(QUICKSTART)/adapter"
+	@echo "the report    $(QUICKSTART)/report/test.md; the model is $(QUICKSTART)/model"
 	@echo "another file  $(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/valid.jsonl.gz"
 	@echo "curves        $(BIN)/tensorboard --logdir $(QUICKSTART)/tensorboard"
 	@echo "your own data $(BIN)/python launcher/train.py recipes/quickstart.yaml \\"
@@ -47,7 +47,7 @@ quickstart: $(VENV)/.run
 base: $(VENV)/.run
 	$(BIN)/python data/samples/base.py corpus runs/base_corpus
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/train.py recipes/base.yaml
-	$(BIN)/python data/samples/base.py weights runs/base/adapter/model.safetensors
+	$(BIN)/python data/samples/base.py weights runs/base/model/model.safetensors
 
 # Files side by side, in the order of tests/conftest.py; but for those that bound times or hold a GPU.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

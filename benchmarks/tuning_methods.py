@@ -89,7 +89,7 @@ def base(name: str, data: Path, output: Path) -> Path:
         log={"interval": 20, "progress": False, "tensorboard": False},
     )
     subprocess.run([sys.executable, ROOT / "launcher" / "train.py", recipe], check=True)
-    return output.resolve() / "bases" / name / "adapter"
+    return output.resolve() / "bases" / name / "model"
 
 
 def write_recipe(path: Path, **sections: dict[str, Any]) -> Path:

@@ -88,12 +88,14 @@ def recipe_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
-def add_moved_paths(parser: ArgumentParser) -> None:
-    """[section.key=PATH ...], for commands on a finished run."""
+def add_model(parser: ArgumentParser) -> None:
+    """MODEL and --base, for commands on a trained model."""
     parser.add_argument(
-        "overrides", nargs="*", default=[],
-        help="paths that have moved since the run, e.g. model.path=FOLDER data.path=FOLDER",
-    )  # fmt: skip
+        "model", type=Path, metavar="MODEL", help="finished run, its model/, or a copy of that"
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="base of the model, where it has moved"
+    )
 
 
 def _help_with_keys(parser: ArgumentParser) -> str:

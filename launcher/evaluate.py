@@ -1,8 +1,9 @@
-"""Evaluate a finished run on other files: launcher/evaluate.py RUN FILE ... [KEY=VALUE ...].
+"""Evaluate a trained model on other files: launcher/evaluate.py MODEL FILE ... [KEY=VALUE ...].
 
-Base or data that have moved since the run are given again, e.g. model.path=FOLDER. Without the
-training data, the baselines that learn from them are left out. Files with other columns than the
-run's take data.fields={code: NAME, target: NAME}. Started by deepspeed, every rank scores a share.
+MODEL is a finished run, its model/, or a copy of that. A base that has moved is given again by
+--base FOLDER, training data by data.path=FOLDER: without them the baselines that learn from them
+are left out. Files with other columns than those of the training take
+data.fields={code: NAME, target: NAME}. Started by deepspeed, every rank scores a share.
 """
 
 import argparse
@@ -18,17 +19,21 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Write report/NAME.* into the run folder; return the exit code."""
+    """Write report/NAME.*; return the exit code."""
     parser = command.command_parser(__doc__)
-    parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
+    command.add_model(parser)
     parser.add_argument(
         "files", nargs="+", metavar="FILE | KEY=VALUE",
-        help="what to score, as one split: files, folders, globs or archives; and paths that have"
-        " moved since the run (model.path=FOLDER) or how the files are read (data.fields={...})",
+        help="what to score, as one split: files, folders, globs or archives; and where the"
+        " training data are now (data.path=FOLDER) or how the files are read (data.fields={...})",
     )  # fmt: skip
     parser.add_argument(
         "--name", help="name of the report; default: the first file's name up to its first dot"
     )
+    parser.add_argument(
+        "--output", type=Path,
+        help="folder for report/; default: the run, or MODEL.evaluated where there is none",
+    )  # fmt: skip
     parser.add_argument(
         "--robustness", action="store_true",
         help="score functions again after changes that keep what they do: NAME_robustness.*",
@@ -39,14 +44,17 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(given: Namespace) -> None:
     from trainer.errors import ConfigError
-    from trainer.run.commands import evaluate_run
+    from trainer.run.commands import evaluate_model
 
     is_key = [re.match(r"[a-z_]+\.[a-z_]+=", text) is not None for text in given.files]
     files = [Path(text) for text, is_one in zip(given.files, is_key, strict=True) if not is_one]
     keys = [text for text, is_one in zip(given.files, is_key, strict=True) if is_one]
     if not files:
-        raise ConfigError("give a file to score after the run folder")
-    evaluate_run(given.run, files, given.name, keys, robustness=given.robustness)
+        raise ConfigError("give a file to score after the model")
+    evaluate_model(
+        given.model, files, given.name, keys,
+        base=given.base, output=given.output, robustness=given.robustness,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Merge a finished run's adapter into its base: launcher/export.py RUN --merge [KEY=PATH].
+"""Merge a trained model's adapter into its base: launcher/export.py MODEL --merge [KEY=PATH].
 
-Writes a plain transformers folder (RUN/merged) and prints how far its logits differ from those of
-the trained model on the validation split, or on any data.valid=FILE. A base that has moved since
-the run is given again: model.path=FOLDER.
+MODEL is a finished run, its model/, or a copy of that. Writes a plain transformers folder
+(MODEL/merged) and prints how far its logits differ from those of the trained model on the
+validation split, or on any data.valid=FILE. A base that has moved is given again: --base FOLDER.
 """
 
 import sys
@@ -18,8 +18,11 @@ from launcher import command
 def main(arguments: list[str]) -> int:
     """Write the merged model; return the exit code."""
     parser = command.command_parser(__doc__)
-    parser.add_argument("run", type=Path, help="run folder of launcher/train.py")
-    command.add_moved_paths(parser)
+    command.add_model(parser)
+    parser.add_argument(
+        "overrides", nargs="*", default=[],
+        help="where the training data are now, e.g. data.path=FOLDER data.valid=FILE",
+    )  # fmt: skip
     parser.add_argument("--merge", action="store_true", required=True, help="what to do")
     parser.add_argument(
         "--onto",
@@ -27,15 +30,15 @@ def main(arguments: list[str]) -> int:
         default="dequantized",
         help="the decoded weights that QLoRA trained with (default), or the unquantised base",
     )
-    parser.add_argument("--output", type=Path, help="new folder; default: RUN/merged")
+    parser.add_argument("--output", type=Path, help="new folder; default: MODEL/merged")
     return command.main(parser, _merge, arguments)
 
 
 def _merge(given: Namespace) -> None:
-    from trainer.run.commands import merge_run
+    from trainer.run.commands import merge_model
 
-    output = given.output or given.run / "merged"
-    merge_run(given.run, output, given.onto, given.overrides)
+    output = given.output or given.model / "merged"
+    merge_model(given.model, output, given.onto, given.overrides, given.base)
 
 
 if __name__ == "__main__":

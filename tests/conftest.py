@@ -30,7 +30,7 @@ SLOW = (
     "launcher/test_sweep.py",
     "test_fuzz.py",
     "trainer/run/test_plain_loop.py",
-    "trainer/run_folder/test_adapter.py",
+    "trainer/run_folder/test_model.py",
     "launcher/test_deepspeed.py",
     "trainer/run/test_run_output.py",
     "trainer/engine/test_engine.py",

@@ -259,7 +259,7 @@ def attempt(chain: Chain, phase: str, fault: str) -> bool:
             chain.lost(str(error))
     if (chain.run / ".focaltune-run").is_file() and chain.run / "mine.txt" not in chain.foreign:
         chain.put(chain.run / "mine.txt")
-        chain.put(chain.run / "mine" / "adapter" / "MANIFEST.json")
+        chain.put(chain.run / "mine" / "model" / "MANIFEST.json")
     return True
 
 
@@ -295,7 +295,7 @@ def merge(chain: Chain, is_struck: bool) -> None:
 def results(run: Path) -> dict[str, object]:
     """What has to be equal to the last bit."""
     names = (
-        "report/predictions.jsonl", "adapter/adapter_model.safetensors", "base/model.safetensors",
+        "report/predictions.jsonl", "model/adapter_model.safetensors", "base/model.safetensors",
         "merged/model.safetensors",
     )  # fmt: skip
     found: dict[str, object] = {

@@ -11,7 +11,7 @@ from data.batches.batch import collate
 from trainer.models.load import VULNERABILITY
 from trainer.models.proof import choose_strategy
 from trainer.run.build import build_model
-from trainer.run_folder.adapter import save_adapter
+from trainer.run_folder.model import save_model
 
 END, PAD, VOCABULARY = 2, 1, 400
 LENGTHS = (37, 5, 80, 2, 37, 61)
@@ -112,7 +112,7 @@ def trained(config, seed=7, classes=VULNERABILITY):
 
 def exported(model, config, folder, names=("no", "yes")):
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    save_adapter(model.model, weights, folder, {"classes": list(names)}, config)
+    save_model(model.model, weights, folder, {"classes": list(names)}, config)
     return folder
 
 

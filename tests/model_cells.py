@@ -214,7 +214,7 @@ def _write_differences(cell: Cell, folder: Path) -> None:
     losses = [row["loss"] for row in read_log(run / "log.jsonl")]
     assert min(losses) < losses[0], losses  # a run that does not move proves nothing
     differences = {}
-    for name, model in stock_models(base, run / "adapter", merged, cell):
+    for name, model in stock_models(base, run / "model", merged, cell):
         stock = [stock_scores(model, **record) for record in kept["test"]]
         differences[name] = distance([score for one in kept["ours"] for score in one], stock)
     if cell.task == "instruction" and cell.method != "qlora":

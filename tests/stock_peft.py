@@ -52,7 +52,7 @@ def assert_stock_scores_are_the_reports(
     inputs.write_text(json.dumps(list(codes)))
     stock = subprocess.run(
         [sys.executable, "-c", _HEAD + textwrap.indent(load + _SCORES, " " * 4),
-         str(tokenizer_file), str(inputs), *(str(folder / "adapter") for folder in folders)],
+         str(tokenizer_file), str(inputs), *(str(folder / "model") for folder in folders)],
         capture_output=True, text=True, check=False, cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -60,7 +60,7 @@ def write_cell(
         "token_accuracy": accuracy,
     }
     _json(
-        folder / "adapter" / "focaltune.json",
+        folder / "model" / "focaltune.json",
         {"base_sha256": base_digest(cell.config.model, cell.config.run.seed)},
     )
     data, tokenizer = cell.config.data, cell.config.tokenizer_folder

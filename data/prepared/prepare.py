@@ -199,15 +199,6 @@ def read_split(
     return prepared.splits[name], facts
 
 
-def remembered(
-    facts: Mapping[str, Any], config: DataConfig, tokenizer_folder: Path, *, language: bool = False
-) -> Prepared:
-    """What data.json says of splits that are not here; the tokenizer is the one that is."""
-    tokenizer = CodeTokenizer(tokenizer_folder, config.end_token)
-    digests = facts["sha256"] | _digests({}, config, tokenizer.path, kind_of(language))
-    return Prepared({}, tokenizer, {**facts, "sha256": digests})
-
-
 def data_digests(config: DataConfig, tokenizer_folder: Path, *, language: bool) -> dict[str, str]:
     """`Prepared.digests` of a recipe, from its files alone: nothing is tokenised.
 

@@ -33,7 +33,7 @@ _PATH_KEYS = (
     ("tuning", "init_from"),
     ("run", "output_dir"), ("run", "resume"),
 )  # fmt: skip
-MOVABLE = tuple(".".join(key) for key in _PATH_KEYS if key[0] in ("data", "model"))
+DATA_PATHS = tuple(".".join(key) for key in _PATH_KEYS if key[0] == "data")
 _PATH = "name a file or folder; ./~name for one that begins with a tilde"
 _NAME = 80  # characters of a key in a message
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # OWNER/NAME, or NAME alone
@@ -75,14 +75,26 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = _absolute_paths(values, ROOT)
     if is_saved(recipe):
         values = with_current_keys(values)
-    given = [_parse_override(text) for text in overrides]
-    for section, key, value in given:
+    return config_of(values, overrides, recipe)
+
+
+def config_of(sections: Mapping[str, Any], overrides: Sequence[str], source: Path) -> RunConfig:
+    """The sections of a recipe, whose paths are absolute, with overrides; checked.
+
+    Args:
+        source: The file that holds them.
+
+    Raises:
+        ConfigError: As load_run_config.
+    """
+    values = {name: dict(v) if isinstance(v, dict) else v for name, v in sections.items()}
+    for section, key, value in map(_parse_override, overrides):
         block = values.setdefault(section, {})
         if not isinstance(block, dict):
-            raise ConfigError(f"{recipe}: section {section!r} must hold keys, found {quote(block)}")
+            raise ConfigError(f"{source}: section {section!r} must hold keys, found {quote(block)}")
         changed = _absolute_paths({section: {key: value}}, Path.cwd())
         block.update(changed[section])
-    with parsing(f"{recipe} cannot be understood", ConfigError, "correct its values"):
+    with parsing(f"{source} cannot be understood", ConfigError, "correct its values"):
         config = _validated(values)
     if config.task.name == "causal_lm":
         unset = {k: v for k, v in _CAUSAL_LM.items() if k not in config.data.model_fields_set}
@@ -103,6 +115,14 @@ def cross_check(config: RunConfig) -> None:
     )  # fmt: skip
     if faults := [fault for check in checks for fault in check(config)]:
         raise ConfigError("\n".join(faults))
+
+
+def without_paths(config: RunConfig) -> dict[str, Any]:
+    """A recipe as plain values, without the keys that name places of one machine."""
+    values = config.to_json()
+    for section, key in _PATH_KEYS:
+        del values[section][key]
+    return values
 
 
 def describe_keys() -> str:

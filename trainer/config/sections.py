@@ -18,7 +18,7 @@ AboveZero = Annotated[float, Field(gt=0, le=_LARGEST)]
 class RunSection(Section):
     """Where the run lives and how it starts."""
 
-    output_dir: str = Field(description="run folder: config, log, checkpoints, adapter, report")
+    output_dir: str = Field(description="run folder: config, log, checkpoints, model, report")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="weights, order, dropout")
     resume: str = Field(
         "auto",
@@ -95,7 +95,7 @@ class TuningSection(Section):
     )
     double_quant: bool = Field(True, description="quantise the scales of nf4 and fp4 too")
     init_from: str | None = Field(
-        None, description="run folder or adapter folder whose adapter is trained further"
+        None, description="run, or its model/ or a copy of that, whose weights are trained further"
     )
     lora_r: Positive = Field(8, description="rank")
     lora_alpha: AboveZero = Field(16.0, description="scale is alpha / r")

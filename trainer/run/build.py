@@ -1,24 +1,29 @@
 """A recipe resolved on this machine, and the model it leads to."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from data.text.labels import Classes
+from data.text.tokenization import ExampleSet
 from trainer.cluster.checks import FAULT, architecture_check
 from trainer.config.sections import RunConfig
 from trainer.engine.engine import this_machine
 from trainer.errors import MachineError
 from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
-from trainer.models.load import VULNERABILITY, load_base, load_quantized_base
-from trainer.models.proof import Settings
+from trainer.models.load import DTYPES, VULNERABILITY, load_base, load_quantized_base
+from trainer.models.proof import Settings, choose_strategy
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
+from trainer.processes.distributed import Ranks, refuse_unseen_gpus
+from trainer.run.preparation import print_lines
 from trainer.run_folder.folder import BASE, built, verify
 from trainer.tuning import METHODS
+from trainer.tuning.continued import take_adapter
 from trainer.tuning.plain import save_base
 
 if TYPE_CHECKING:
@@ -82,6 +87,60 @@ def build_model(config: RunConfig, classes: Classes = VULNERABILITY) -> PackedMo
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return model
+
+
+def trained_model(config: RunConfig, folder: Path, classes: Classes) -> PackedModel:
+    """The model of a settled recipe with a folder's trained weights, in the engine's dtypes.
+
+    Args:
+        folder: From `save_model`; that of a whole model is model.path too.
+    """
+    model = build_model(config, classes)
+    if config.tuning.method != "full":
+        take_adapter(model.model, folder)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # the frozen base keeps its own dtype
+            parameter.data = parameter.data.to(DTYPES[config.engine.precision])
+    return model
+
+
+def scoring_model(
+    config: RunConfig, folder: Path, classes: Classes, ranks: Ranks, examples: ExampleSet | None
+) -> tuple[RunConfig, PackedModel]:
+    """The settled recipe of a trained model and the model on a rank's device, ready to score.
+
+    Args:
+        examples: What it will score, with which packing is proved; None: nothing.
+
+    Raises:
+        ModelError: Base or weights do not load, or packed records do not get the model's scores.
+    """
+    device = ranks.device
+    if ranks.is_main:
+        print_lines([f"  device     {device.type} x {ranks.world_size}", *_unseen(device)])
+    recipe = resolve_here(config, device, classes=classes)
+    model = trained_model(recipe.config, folder, classes).to(device).eval()
+    if examples is not None:
+        choose_strategy(model, model, examples, proof_settings(recipe), device)
+    return recipe.config, model
+
+
+def alone() -> Ranks:
+    """This process as the only rank, on the first GPU or the CPU."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says what it looked for
+    return Ranks(rank=0, local_rank=0, world_size=1, device=device)
+
+
+def _unseen(device: torch.device) -> list[str]:
+    """A line where the machine has GPUs that torch does not see: the CPU takes long."""
+    try:
+        if device.type == "cpu":
+            refuse_unseen_gpus(os.environ)
+    except MachineError as error:
+        return [f"on the CPU, because {error}"]
+    return []
 
 
 def proof_settings(recipe: Resolved) -> Settings:

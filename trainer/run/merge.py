@@ -15,31 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.prepared.prepare import Prepared
 from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
-from trainer.engine.state import TrainState
 from trainer.errors import ConfigError
-from trainer.evaluation.best_step import best_value, measured_kind
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
 from trainer.models.proof import use
 from trainer.models.quantized import decoded_weight, quantized_layers
 from trainer.processes.distributed import Ranks
-from trainer.run.saved_run import alone, best_model, trained_model
-from trainer.run_folder.adapter import adapter_facts, complete_model, write_facts
-from trainer.run_folder.folder import BASE, built, verify
+from trainer.run.build import alone, scoring_model, trained_model
+from trainer.run.trained import Trained
+from trainer.run_folder.folder import built
+from trainer.run_folder.model import complete_model, write_facts
 from trainer.tuning.plain import save_base
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
 _MOST_BATCHES = 16  # of the validation split: the drift is a check, not a report
 
 
-def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str) -> dict[str, Any]:
+def merge_adapter(
+    trained: Trained, valid: ExampleSet | None, output: Path, onto: str
+) -> dict[str, Any]:
     """Write the merged model and its tokenizer as a plain transformers folder.
 
     Args:
-        prepared: The drift is measured on its validation split, if there is one.
+        valid: The drift is measured on it; None: not at all.
         onto: "dequantized" or "full"; without quantisation they are the same.
 
     Returns:
@@ -47,27 +47,27 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
 
     Raises:
         ConfigError: The folder exists, or the method's weights cannot become part of the base.
-        ModelError: No validated checkpoint, or the base does not load.
+        ModelError: The weights or the base do not load.
     """
+    config, classes = trained.config, trained.classes
     if config.tuning.method not in MERGED:
         raise ConfigError(
             f"tuning.method {config.tuning.method} cannot be merged: its adapters are not part of a"
-            f" linear layer's weight, as those of {', '.join(MERGED)} are; use {config.output_dir}"
-            "/adapter beside the base"
+            f" linear layer's weight, as those of {', '.join(MERGED)} are; use {trained.folder}"
+            " beside the base"
         )
     if output.exists():
         raise ConfigError(f"{output} exists; give --output another folder")
-    valid = prepared.splits["valid"].examples if "valid" in prepared.splits else None
     ranks = alone()
-    best, settled, trained = best_model(config, prepared, valid, ranks)
-    before_SC = None if valid is None else _logits(trained, config, valid, ranks)
-    strategy = trained.strategy
+    settled, model = scoring_model(config, trained.folder, classes, ranks, valid)
+    before_SC = None if valid is None else _logits(model, config, valid, ranks)
+    strategy = model.strategy
     decoded = {
         name.replace(".base_layer", ""): decoded_weight(layer).cpu()
-        for name, layer in quantized_layers(trained).items()
+        for name, layer in quantized_layers(model).items()
     }
-    del trained
-    merged = trained_model(_plain(settled), best, prepared.classes)
+    del model
+    merged = trained_model(_plain(settled), trained.folder, classes)
     if onto == "dequantized":
         _take_weights(merged, decoded)
     merged.model.merge_adapter()
@@ -76,11 +76,10 @@ def merge_adapter(config: RunConfig, prepared: Prepared, output: Path, onto: str
     merge: dict[str, Any] = {"onto": onto if decoded else "full"}
     if valid is not None and before_SC is not None:
         merge |= _drift(before_SC, _logits(merged, config, valid, ranks))
-    state = TrainState.of(best.trainer["state"])
-    kind = measured_kind(config.task.name, prepared.classes)
-    value = best_value(kind, state.best_score, config.eval.metric)
-    facts = adapter_facts(config, prepared, state, value)
-    _write(merged, config, output, facts | {"merge": merge})
+    recipe = dict(trained.facts["recipe"]) | {"tuning": {"method": "full"}}
+    recipe["model"] = recipe["model"] | {"dtype": "auto"}
+    facts = {**trained.facts, "quantization": None, "recipe": recipe, "merge": merge}
+    _write(merged, config, output, facts)
     return merge
 
 
@@ -95,12 +94,9 @@ def _drift(before_SC: Tensor, after_SC: Tensor) -> dict[str, Any]:
 
 
 def _plain(config: RunConfig) -> RunConfig:
-    """The recipe on the unquantised base: the model's files, or the random weights of the run."""
-    folder = config.model.path or str(config.output_dir / BASE)
-    if config.model.config:
-        verify(Path(folder), "copy the run folder again")
+    """The recipe on the unquantised base."""
     method = "lora" if config.tuning.method == "qlora" else config.tuning.method
-    plain = config.changed("model", path=folder, config=None, quantize_cache=None)
+    plain = config.changed("model", quantize_cache=None)
     return plain.changed("tuning", method=method, quant_type="auto")
 
 

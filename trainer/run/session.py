@@ -25,10 +25,10 @@ from trainer.losses.tasks import Task
 from trainer.models.heads import PackedModel
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, agreed
-from trainer.run_folder.adapter import adapter_facts, save_adapter
 from trainer.run_folder.checkpoint import Checkpoint, load_step, rotate, write_checkpoint
-from trainer.run_folder.folder import ADAPTER, CHECKPOINTS
+from trainer.run_folder.folder import CHECKPOINTS, MODEL
 from trainer.run_folder.metrics import RunLog
+from trainer.run_folder.model import model_facts, save_model
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -156,7 +156,7 @@ class Session:
         run.engine.skipped_steps = self.state.skipped_steps
 
     def finish(self) -> dict[str, Any] | None:
-        """Take the best weights, export the adapter, score the test split; the report on rank 0."""
+        """Take the best weights, score the test split, save the model; the report on rank 0."""
         run, config = self.run, self.run.config
         if self.state.best_step is None:
             self.validate()
@@ -171,17 +171,17 @@ class Session:
             self.report_facts(),
         )
 
-        def export_and_report() -> dict[str, Any] | None:
+        def report_and_export() -> dict[str, Any] | None:
             if not run.ranks.is_main:
                 return None
-            adapter = config.output_dir / ADAPTER
             kind = measured_kind(config.task.name, self.prepared.classes)
             best = best_value(kind, self.state.best_score, config.eval.metric)
-            facts = adapter_facts(config, self.prepared, self.state, best)
-            save_adapter(self.model.model, weights, adapter, facts, config)
-            return write_report()
+            report = write_report()
+            facts = model_facts(config, self.prepared, self.state, best, report)
+            save_model(self.model.model, weights, config.output_dir / MODEL, facts, config)
+            return report
 
-        return agreed(run.ranks, export_and_report)
+        return agreed(run.ranks, report_and_export)
 
     def report_facts(self) -> dict[str, Any]:
         """What the report's numbers rest on."""

@@ -33,10 +33,10 @@ from trainer.run.loop import memory_errors_named, train
 from trainer.run.planned_run import explained, peak_lines, write_plan
 from trainer.run.preparation import training_loader
 from trainer.run.session import Run, Session
-from trainer.run_folder.adapter import FACTS
 from trainer.run_folder.checkpoint import Checkpoint
 from trainer.run_folder.folder import (
     DATA,
+    FACTS,
     MANIFEST,
     RECIPE,
     RunLock,

@@ -22,7 +22,8 @@ from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.run_folder.checkpoint import remove_leftovers
 
-CHECKPOINTS, ADAPTER, REPORT, BASE = "checkpoints", "adapter", "report", "base"
+CHECKPOINTS, MODEL, REPORT, BASE = "checkpoints", "model", "report", "base"
+FACTS, MODEL_FORMAT = "focaltune.json", 1  # of a trained model
 LOG, RECIPE, LOCK, MANIFEST = "log.jsonl", "config.yaml", ".focaltune-run", "MANIFEST.json"
 DATA = "data.json"
 _LOCK_BEFORE = ".lock"  # of versions before 0.3; it holds the same text
@@ -83,7 +84,7 @@ def open_run_folder(config: RunConfig) -> RunLock:
     except OSError as error:
         raise MachineError(f"run.output_dir {folder} is not writable: {error}") from error
     remove_leftovers(folder / CHECKPOINTS)
-    for name in (ADAPTER, BASE):
+    for name in (MODEL, BASE):
         for path in _leftovers(folder / name):
             shutil.rmtree(path, ignore_errors=True)
     return lock

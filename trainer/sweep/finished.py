@@ -9,8 +9,7 @@ from data.config import DataConfig
 from data.prepared.prepare import data_digests
 from trainer.config.strict_yaml import read_yaml_file
 from trainer.models.files import base_digest
-from trainer.run_folder.adapter import FACTS
-from trainer.run_folder.folder import ADAPTER, RECIPE, REPORT
+from trainer.run_folder.folder import FACTS, MODEL, RECIPE, REPORT
 from trainer.run_folder.resume import DECISIVE, config_changes
 from trainer.sweep.grid import Cell
 from trainer.sweep.results import Result, UnfinishedError, read_json, read_result, take
@@ -39,7 +38,7 @@ def finished_result(cell: Cell) -> Result:
     facts = take(report, read_json, lambda values: dict(values["facts"]))
     if facts.get("steps") is None:
         raise UnfinishedError(f"{report} is not the report of a training run")
-    base = take(folder / ADAPTER / FACTS, read_json, lambda values: str(values["base_sha256"]))
+    base = take(folder / MODEL / FACTS, read_json, lambda values: str(values["base_sha256"]))
     if changed := _changed_files(cell, base, facts):
         raise UnfinishedError(f"was run with another {', '.join(changed)}")
     return read_result(cell)

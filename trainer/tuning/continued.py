@@ -35,7 +35,7 @@ _MUST_MATCH = (
 def adapter_folder(
     path: Path, base_sha256: str, method: str = "lora", classes: Classes | None = None
 ) -> Path:
-    """The weights that tuning.init_from names: a folder from `save_adapter`, or a run with one.
+    """The weights that tuning.init_from names: a folder from `save_model`, or a run with one.
 
     Args:
         path: The folder.
@@ -47,13 +47,14 @@ def adapter_folder(
         ModelError: The folder holds no weights, or they were trained on another base or for other
             classes.
     """
-    folder = path / "adapter" if (path / "adapter").is_dir() else path
+    own = (path / name for name in ("model", "adapter"))  # adapter: of versions before 0.3
+    folder = next((one for one in own if one.is_dir()), path)
     wanted = _FULL if method == "full" else (_CONFIG, _WEIGHTS)
     missing = [pattern for pattern in wanted if not list(folder.glob(pattern))]
     if missing:
         raise ModelError(
             f"tuning.init_from: {folder} holds no {' and no '.join(missing)}; give a finished run"
-            f" of tuning.method {method}, or a folder as its adapter/"
+            f" of tuning.method {method}, or a folder as its model/"
         )
     facts = _json(folder / _FACTS) if (folder / _FACTS).is_file() else {}
     if facts.get("base_sha256", base_sha256) != base_sha256:

@@ -20,7 +20,7 @@ from trainer.models.load import load_base
 from trainer.models.pooling import head_line
 from trainer.planning.plan import read_shape
 from trainer.run.build import build_model
-from trainer.run_folder.adapter import write_facts
+from trainer.run_folder.model import write_facts
 from trainer.tuning.plain import save_base
 
 

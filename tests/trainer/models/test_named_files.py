@@ -16,7 +16,7 @@ from trainer.models.files import base_digest, check_model_files, read_config
 from trainer.models.load import load_base, load_quantized_base
 from trainer.models.weights import not_loaded_line
 from trainer.run.preparation import prepare_run
-from trainer.run_folder.adapter import complete_model
+from trainer.run_folder.model import complete_model
 from trainer.tuning.plain import train_all
 
 LANGUAGE = "task.name=causal_lm"

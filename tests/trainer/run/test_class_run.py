@@ -13,7 +13,7 @@ from conftest import write_rows
 from rank_pool import run_ranks
 from safetensors.torch import load_file
 
-from trainer.run.commands import evaluate_run, merge_run
+from trainer.run.commands import evaluate_model, merge_model
 from trainer.run_folder.metrics import read_log
 from trainer.sweep.grid import expand
 from trainer.sweep.sweep import run_sweep
@@ -107,14 +107,14 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     names = list(NAMES if kind == "many" else NAMES[1:])
     assert [row["class"] for row in report["classes"]] == names
     problem = f"{'single' if kind == 'many' else 'multi'}_label_classification"
-    facts = json.loads((tmp_path / "run" / "adapter" / "focaltune.json").read_text())
+    facts = json.loads((tmp_path / "run" / "model" / "focaltune.json").read_text())
     assert (facts["classes"], facts["problem_type"]) == (names, problem)
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
-    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    adapter = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
     assert plan["num_trained"] == sum(weight.numel() for weight in adapter.values())
     assert plan["data"]["num_classes"] == len(names)
 
-    evaluate_run(tmp_path / "run", [tmp_path / "test.jsonl"], "again", robustness=True)
+    evaluate_model(tmp_path / "run", [tmp_path / "test.jsonl"], "again", robustness=True)
     robust = json.loads((tmp_path / "run" / "report" / "again_robustness.json").read_text())
     assert robust["score"] == {"many": "P(not safe)", "several": "highest score of a class"}[kind]
     changed = robust["transformations"]["names"]
@@ -123,7 +123,7 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     assert 0 < changed["largest_shift"] < 1
     again = json.loads((tmp_path / "run" / "report" / "again.json").read_text())
     assert again["predictors"] == report["predictors"]
-    merge_run(tmp_path / "run", tmp_path / "merged", "full")
+    merge_model(tmp_path / "run", tmp_path / "merged", "full")
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert stock.config.id2label == dict(enumerate(names))
     assert stock.config.problem_type == problem
@@ -191,7 +191,7 @@ def test_a_quantised_base_learns_many_classes(task, tmp_path):
     report = json.loads((tmp_path / "run" / "report" / "test.json").read_text())
     values = {name: one["metrics"] for name, one in report["predictors"].items()}
     assert values["model"]["mean_ap"] > values["prior"]["mean_ap"] + 0.15
-    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    adapter = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
     [head] = [weight for name, weight in adapter.items() if "score" in name]
     assert len(head) == len(NAMES) - (kind == "several")
     if kind == "several":  # one of the two is enough

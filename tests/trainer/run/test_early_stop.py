@@ -179,7 +179,7 @@ def test_a_run_stops_where_a_plain_count_over_its_validations_does(tiny_recipe, 
         assert facts["stopped_early"].startswith(said)
         assert said in printed
         assert said.partition(":")[0] in (folder / "report" / "test.md").read_text()
-        saved = json.loads((folder / "adapter" / "focaltune.json").read_text())
+        saved = json.loads((folder / "model" / "focaltune.json").read_text())
         assert saved[f"valid_{metric}"] == best[metric]
     assert len(ends) == 2
     folders = [str(tmp_path / name) for name in ("whole", "loss", "f1")]

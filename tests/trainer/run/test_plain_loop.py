@@ -116,7 +116,7 @@ def test_a_run_is_a_plain_loop_over_its_records(name, method, tmp_path):
     model = load.from_pretrained(tmp_path / "run" / "base", attn_implementation="eager")
     if method == "lora":  # its first weights: those of a run that does not move
         trained(name, tmp_path / "still", *tuning, "optim.lr=1e-30", "optim.max_steps=2")
-        adapter = tmp_path / "still" / "adapter"
+        adapter = tmp_path / "still" / "model"
         model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     tokenizer = Tokenizer.from_file(str(GOLDEN / "tokenizer.json"))
     examples = examples_of(lambda text: tokenizer.encode(text).ids, 0)

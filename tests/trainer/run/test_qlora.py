@@ -195,7 +195,7 @@ def test_init_from_continues_an_adapter(trained, tiny_recipe, tmp_path):
     start = f"tuning.init_from={folder}"
     continued = run(tiny_recipe, tmp_path / "run", *QLORA, start)
     assert continued[0] < 0.5 * losses[0]
-    again = run(tiny_recipe, tmp_path / "again", *QLORA, f"tuning.init_from={folder / 'adapter'}")
+    again = run(tiny_recipe, tmp_path / "again", *QLORA, f"tuning.init_from={folder / 'model'}")
     assert again == continued
     printed = run(tiny_recipe, tmp_path / "other", *QLORA[:1], start, code=4)
     assert "has r 16, this recipe 4" in printed
@@ -204,7 +204,7 @@ def test_init_from_continues_an_adapter(trained, tiny_recipe, tmp_path):
 def test_init_from_refuses_a_damaged_adapter_and_says_what_it_cannot_verify(
     trained, tiny_recipe, tmp_path
 ):
-    adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "adapter")
+    adapter = shutil.copytree(trained[0] / "model", tmp_path / "adapter")
     weights = adapter / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-100] ^= 4

@@ -84,9 +84,9 @@ def test_the_kept_threshold_and_step_are_those_of_the_best_validation(finished):
     folder, _ = finished
     rows = read_log(folder / "log.jsonl", "valid")
     best = max(rows, key=lambda row: row["roc_auc"])
-    facts = json.loads((folder / "adapter" / "focaltune.json").read_text())
+    facts = json.loads((folder / "model" / "focaltune.json").read_text())
     assert facts["step"] == best["step"]
-    assert facts["threshold"] == best["threshold"]
+    assert facts["decision"]["threshold"] == best["threshold"]
     report = json.loads((folder / "report" / "test.json").read_text())
     assert report["threshold"] == best["threshold"]
 

@@ -158,8 +158,8 @@ def test_a_cell_of_another_base_or_other_data_is_not_finished_wherever_these_lie
         ("log.jsonl", '{"kind": "train"}\n'),
         ("report/test.json", "{"),
         ("report/test.json", '{"facts": 4}'),
-        ("adapter/focaltune.json", "[]"),
-        ("adapter/focaltune.json", None),
+        ("model/focaltune.json", "[]"),
+        ("model/focaltune.json", None),
     ],
 )
 def test_a_damaged_file_leaves_its_own_cell_unfinished_and_the_others_are_reported(

@@ -18,7 +18,7 @@ from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, ModelError
 from trainer.models.heads import PackedClassifier, prompted
 from trainer.models.proof import choose_strategy
-from trainer.run_folder.adapter import save_adapter
+from trainer.run_folder.model import save_model
 from trainer.tuning import METHODS as FUNCTIONS
 from trainer.tuning.bottleneck import BottleneckLinear
 from trainer.tuning.continued import take_adapter
@@ -127,7 +127,7 @@ def test_ptuning_with_packing_is_refused_with_what_to_take(base):
 def test_saved_weights_make_another_start_the_same_model(method, family, tmp_path):
     model, fresh = classifier(method, family), classifier(method, family, seed=2)
     weights = {name: p.detach().float() for name, p in trained(model).items()}
-    save_adapter(model.model, weights, tmp_path / "adapter", {"task": "classification"})
+    save_model(model.model, weights, tmp_path / "adapter", {"task": "classification"})
     before = logits(fresh, method)
     take_adapter(fresh.model, tmp_path / "adapter")
     assert torch.equal(logits(fresh, method), logits(model, method))
@@ -142,7 +142,7 @@ def test_a_module_is_trained_whole_beside_every_method(method, family, name, tmp
     [weight] = [p for n, p in trained(model).items() if name in n]
     assert weight.shape == (2048, 32)
     weights = {n: p.detach().float() for n, p in trained(model).items()}
-    save_adapter(model.model, weights, tmp_path / "adapter", {})
+    save_model(model.model, weights, tmp_path / "adapter", {})
     fresh = classifier(method, family, seed=2, modules_to_save=[name])
     take_adapter(fresh.model, tmp_path / "adapter")
     assert torch.equal(logits(fresh, method), logits(model, method))
@@ -281,7 +281,7 @@ def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
         "lora_A.default.weight", "lora_B.default.weight",
     ]  # fmt: skip
     weights = {name: p.detach().float() for name, p in trained(model).items()}
-    save_adapter(model.model, weights, tmp_path / "adapter", {})
+    save_model(model.model, weights, tmp_path / "adapter", {})
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     head = model.model.get_base_model().score.base_layer.weight
     assert torch.equal(saved["base_model.model.score.base_layer.weight"], head)
@@ -310,7 +310,7 @@ def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
 def test_a_start_of_another_kind_is_refused(method, change, said, tmp_path):
     model = classifier(method, "gpt2")
     weights = {name: p.detach().float() for name, p in trained(model).items()}
-    save_adapter(model.model, weights, tmp_path / "adapter", {})
+    save_model(model.model, weights, tmp_path / "adapter", {})
     with pytest.raises(ModelError, match=said):
         take_adapter(classifier(method, "gpt2", **change).model, tmp_path / "adapter")
 
@@ -319,7 +319,7 @@ def test_a_start_with_a_missing_or_a_foreign_weight_is_refused(tmp_path):
     for method, change in (("parallel", "missing"), ("full", "foreign"), ("ptuning", "encoder")):
         model, folder = classifier(method, "gpt2"), tmp_path / method
         weights = {name: p.detach().float() for name, p in trained(model).items()}
-        save_adapter(model.model, weights, folder, {})
+        save_model(model.model, weights, folder, {})
         [path] = folder.glob("*model.safetensors")
         tensors = load_file(path)
         if change == "encoder":

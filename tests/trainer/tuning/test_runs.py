@@ -84,7 +84,7 @@ def cut_back(finished, name, copy):
     """A run as it was after its first checkpoint, at half of its steps."""
     shutil.copytree(finished / name, copy)
     shutil.rmtree(copy / "checkpoints" / f"step-{STEPS:08d}")
-    shutil.rmtree(copy / "adapter")
+    shutil.rmtree(copy / "model")
     assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step-00000002"]
     return copy
 
@@ -93,8 +93,8 @@ def cut_back(finished, name, copy):
 def test_a_continued_run_repeats_to_the_last_bit(name, arguments_of, finished, tmp_path):
     folder = cut_back(finished, name, tmp_path / "run")
     assert run(arguments_of(name), folder, "cpu_zero2", 2) == losses(finished / name)
-    for path in sorted((finished / name / "adapter").glob("*.safetensors")):
-        assert (folder / "adapter" / path.name).read_bytes() == path.read_bytes()
+    for path in sorted((finished / name / "model").glob("*.safetensors")):
+        assert (folder / "model" / path.name).read_bytes() == path.read_bytes()
     report = (folder / "report" / "predictions.jsonl").read_text()
     assert report == (finished / name / "report" / "predictions.jsonl").read_text()
 
@@ -171,7 +171,7 @@ def test_every_method_gives_the_scores_of_its_report_in_a_process_without_us(
     inputs = tmp_path / "inputs.json"
     rows = map(json.loads, (tiny_data / "test.jsonl").read_text().splitlines())
     inputs.write_text(json.dumps([row["code"] for row in rows]))
-    folders = [str(finished / name / "adapter") for name in NEW]
+    folders = [str(finished / name / "model") for name in NEW]
     stock = subprocess.run(
         [sys.executable, "-c", STOCK, str(tiny_model / "tokenizer.json"), str(inputs), *folders],
         capture_output=True, text=True, check=False, cwd=tmp_path,
@@ -276,7 +276,7 @@ def test_a_language_task_is_tuned_and_continued_alike(name, arguments_of, instru
     assert len(set(whole)) == STEPS
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
     assert run(arguments, folder, "cpu_zero2", 2) == whole
-    assert not any("score" in key for key in saved_weights(folder / "adapter"))
+    assert not any("score" in key for key in saved_weights(folder / "model"))
 
 
 def test_a_merged_model_whose_embedding_alone_was_trained_is_not_tied(
@@ -311,7 +311,7 @@ def test_every_method_learns_beside_a_quantised_base(name, kind, arguments_of, t
     learned = run(arguments_of(name), folder, "cpu_zero1", 1, *keys)
     assert min(learned) < learned[0]
     assert f"quantised  {kind}, " in folder.with_suffix(".txt").read_text()
-    facts = json.loads((folder / "adapter" / "focaltune.json").read_text())
+    facts = json.loads((folder / "model" / "focaltune.json").read_text())
     assert facts["quantization"]["quant_type"] == kind
     if name == "ia3":
         output = tmp_path / "merged"

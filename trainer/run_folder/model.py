@@ -1,7 +1,7 @@
-"""Saves the trained weights, head included, in the open layout of each method.
+"""Saves a trained model as a folder of its own: weights, head, tokenizer and focaltune.json.
 
-LoRA, IA3 and P-Tuning: PEFT's layout. Bottleneck adapters: see trainer/tuning/bottleneck.py. Full
-fine-tuning: a plain transformers folder. Each holds focaltune.json too.
+Weights are in the open layout of each method. LoRA, IA3 and P-Tuning: PEFT's. Bottleneck adapters:
+see trainer/tuning/bottleneck.py. Full fine-tuning: a plain transformers folder.
 """
 
 import json
@@ -16,10 +16,11 @@ from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import TOKENIZER_FILES
 from data.text.tokenizer import special_tokens
 from trainer.architectures.classes import head_modules
-from trainer.config.sections import RunConfig
+from trainer.config.recipe import without_paths
+from trainer.config.sections import ModelSection, RunConfig
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config, text_values
-from trainer.run_folder.folder import built, write_json
+from trainer.run_folder.folder import BASE, FACTS, MODEL_FORMAT, built, write_json
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import LOADER, PlainModel, is_backbone
@@ -29,32 +30,30 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _WRAPPER = "model."  # PackedClassifier.model
-FACTS = "focaltune.json"
+_OF_TRAIN = ("tokens", "kinds", "num_thinking")  # of data.json, what is needed without the data
 
 
-def save_adapter(
+def save_model(
     model: "PeftModel | PlainModel",
     weights: Mapping[str, Tensor],
     folder: Path,
     facts: Mapping[str, Any],
     config: RunConfig | None = None,
 ) -> None:
-    """Write the method's files, focaltune.json and a manifest, whole or not at all.
+    """Write the method's files, the tokenizer, focaltune.json and a manifest, all or nothing.
 
     Args:
         model: Decides layout and dtype; its values are not read, so they may be sharded.
         weights: fp32, by the engine's parameter names, from a checkpoint or gathered_state.
         folder: An existing one is replaced.
-        facts: How inputs were made, and the threshold of the scores.
-        config: The recipe, for a folder that is a model by itself.
+        facts: From `model_facts`.
+        config: The recipe, whose tokenizer and, for a whole model, settings go with the weights.
     """
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
     with built(folder) as building:
         if isinstance(model, PlainModel):
             model.save(building, state)
-            if config is not None and config.tuning.method == "full":
-                complete_model(building, config)
         elif is_prompted(model):
             save_prompt(model, building, state)
         else:
@@ -67,6 +66,8 @@ def save_adapter(
             )
             add_frozen_head(model, building)
             (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
+        if config is not None:
+            complete_model(building, config)
         is_stock = not isinstance(model, BottleneckModel) and not is_prompted(model)
         write_facts(model.get_base_model(), building, facts, with_loader=is_stock)
 
@@ -91,18 +92,19 @@ def write_facts(
 
 
 def complete_model(folder: Path, config: RunConfig) -> None:
-    """Make a saved model what stock tools expect of its base: pad token, tokenizer, generation.
+    """Give a saved model its tokenizer, and a whole one what stock tools expect of its base.
 
     Training clears pad_token_id (trainer/models/load.py); without it stock tools score one text at
     a time. The tokenizer's own pad token is used where the base names none.
     """
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tokenizer = config.tokenizer_folder
-    pad_id = text_values(read_config(config.model)).get("pad_token_id")
-    settings["pad_token_id"] = _pad_id(tokenizer) if pad_id is None else pad_id
-    write_json(folder / "config.json", settings)
     copied = [(tokenizer, path) for p in TOKENIZER_FILES for path in tokenizer.glob(p)]
-    copied.append((config.model_folder, config.model_folder / "generation_config.json"))
+    if (folder / "config.json").is_file():
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        pad_id = text_values(read_config(config.model)).get("pad_token_id")
+        settings["pad_token_id"] = _pad_id(tokenizer) if pad_id is None else pad_id
+        write_json(folder / "config.json", settings)
+        copied.append((config.model_folder, config.model_folder / "generation_config.json"))
     for source, path in copied:
         if path.is_file():
             target = folder / path.relative_to(source)
@@ -122,35 +124,61 @@ def _pad_id(folder: Path) -> int | None:
     return found
 
 
-def adapter_facts(
-    config: RunConfig, prepared: Prepared, state: TrainState, best: Mapping[str, Any]
+def model_facts(
+    config: RunConfig,
+    prepared: Prepared,
+    state: TrainState,
+    best: Mapping[str, Any],
+    report: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of focaltune.json: what a user of the adapter needs for the same scores.
+    """The content of focaltune.json: all that a user of the model needs but weights and base.
 
-    `state` is that of the best validation, and `best` what it measured.
+    Args:
+        config: The recipe; it is kept without the paths of this machine, but for the base's.
+        prepared: Its data.
+        state: Of the best validation.
+        best: What that measured.
+        report: Of the test split.
     """
     tuning, data, classes = config.tuning, config.data, prepared.classes
     quantised = {"quant_type": tuning.base_quant_type, "double_quant": tuning.double_quant}
+    train = prepared.facts["splits"]["train"]
     task_facts: dict[str, Any] = {
         "classes": list(classes.names),
         "problem_type": classes.problem_type,
+        "decision": {"threshold": state.threshold, **state.decision},
         "normalize_whitespace": data.normalize_whitespace,
+        "window_score": config.eval.window_score,
     }
-    if classes.is_binary or classes.sets is not None:
-        task_facts["threshold"] = state.threshold
     if config.is_language:
-        task_facts = {
-            "template": data.template,
-            "kinds": prepared.facts["splits"]["train"]["kinds"],
-        }
+        task_facts = {"template": data.template, "kinds": train["kinds"]}
     return {
+        "format": MODEL_FORMAT,
         "task": config.task.name,
         **task_facts,
-        **best,
         "begin_token": prepared.tokenizer.begin_token,
         "end_token": prepared.tokenizer.end_token,
         "seq_length": data.seq_length,
+        "long_functions": data.long_functions,
+        "window_overlap": data.window_overlap,
         "step": state.best_step,
+        **best,
+        "test": {"population": report["population"], **report["predictors"]["model"]},
+        "base": _base_facts(config),
         "base_sha256": base_digest(config.model, config.run.seed),
         "quantization": quantised if tuning.base_quant_type else None,
+        "data": {
+            "sha256": prepared.digests,
+            "held_out": prepared.facts.get("held_out", {}),
+            "classes": classes.to_json(),
+            "splits": {"train": {key: train[key] for key in _OF_TRAIN if key in train}},
+        },
+        "recipe": without_paths(config),
     }
+
+
+def _base_facts(config: RunConfig) -> dict[str, str]:
+    """Name, place and digest of the base; one of random weights is in the run folder."""
+    folder = Path(config.model.path or config.output_dir / BASE)
+    digest = base_digest(ModelSection(path=str(folder)), config.run.seed)
+    return {"name": config.model_folder.name, "path": str(folder), "sha256": digest}

@@ -9,7 +9,7 @@ from stock_peft import assert_stock_scores_are_the_reports
 from data.text.own_template import own_template
 from data.text.tokenization import normalize_whitespace
 from trainer.config.recipe import load_run_config
-from trainer.run_folder.adapter import complete_model
+from trainer.run_folder.model import complete_model
 
 LOAD = """
 base = AutoModelForSequenceClassification.from_pretrained(base_name, num_labels=2)
