@@ -277,12 +277,7 @@ def _of_split(
         files = {entry.path: entry.layout.files for entry in own}
         return [file for path in _all_shards(own) for file in files[path](path)]
     folder = entries[0].path.parent
-    seeming = [
-        path
-        for path in folder.iterdir()
-        if path.is_file() and is_data(path.name, language) and seems(path.name, split)
-    ]
-    if own or seeming or split == "train":
+    if own or split == "train" or _seeming(folder, split, language):
         raise _none_or_several(folder, split, own, config, language)
     return []
 
@@ -310,7 +305,21 @@ def _none_or_several(
     every = listed(sorted(path.name for path in root.iterdir()))
     state = f": {[entry.path.name for entry in own]}" if own else f" among {every}"
     stated = "" if config.format == "auto" else f" under data.format={config.format}"
+    remedy = f"name the files with data.{split}={root}/FILE, or all with data.{split}={root}"
+    seeming = {name: _seeming(root, name, language) for name in SPLITS}
+    if seeming[split] and all(len(files) < 2 for files in seeming.values()):
+        named = (f"data.{name}={files[0]}" for name, files in seeming.items() if files)
+        remedy = f"name the files: {' '.join(named)}"
     return DataError(
         f"{root}: expected exactly one of {'; '.join(called)}; found {len(own)}{stated}{state};"
-        f" name the files with data.{split}={root}/FILE, or all with data.{split}={root}"
+        f" {remedy}"
     )
+
+
+def _seeming(folder: Path, split: str, language: bool) -> list[Path]:
+    """Files whose names mention a split."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and is_data(path.name, language) and seems(path.name, split)
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from conftest import write_rows
@@ -75,6 +76,39 @@ def test_targets_are_in_brackets_where_there_is_no_colour(tiny_recipe, tmp_path,
     printed = capsys.readouterr().out
     assert re.search(r"Answer: ?⟦ ?yes<\|endoftext\|>⟧", printed)
     assert cells(printed, "conversations") == ["36", "2", "2"]
+
+
+def test_an_answer_of_a_conversation_in_several_examples_is_not_called_cut(
+    tiny_recipe, tiny_model, tmp_path, capsys
+):
+    """A template that drops earlier thoughts makes an example for each answer."""
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": content}
+                for role, content in [("user", f"q{n}"), ("assistant", "<think>a b c</think>yes")]
+                * 2
+            ]
+        }
+        for n in range(40)
+    ]
+    train = write_rows(tmp_path / "chats.jsonl", rows)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content if loop.last else"
+        " m.content.split('</think>')[-1] }}<|endoftext|>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    command = [
+        str(tiny_recipe), "task.name=instruction", "data.path=null", f"data.train={train}",
+        "loss.gamma=0", "loss.alpha=null", "data.template=chat_template", "--show", "2",
+        f"model.config={model}",
+    ]  # fmt: skip
+    assert prepare_main(command) == 0
+    printed = capsys.readouterr().out
+    assert len(set(re.findall(r"--- (chats\.jsonl:\d+): \d+ tokens", printed))) == 1
+    assert printed.count("⟦") == 2
+    assert "tokens cut" not in printed
 
 
 def cells(printed: str, name: str) -> list[str]:

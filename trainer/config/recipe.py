@@ -88,12 +88,14 @@ def config_of(sections: Mapping[str, Any], overrides: Sequence[str], source: Pat
         ConfigError: As load_run_config.
     """
     values = {name: dict(v) if isinstance(v, dict) else v for name, v in sections.items()}
-    for section, key, value in map(_parse_override, overrides):
+    given = [_parse_override(text) for text in overrides]
+    for section, key, value in given:
         block = values.setdefault(section, {})
         if not isinstance(block, dict):
             raise ConfigError(f"{source}: section {section!r} must hold keys, found {quote(block)}")
         changed = _absolute_paths({section: {key: value}}, Path.cwd())
         block.update(changed[section])
+    _let_the_command_line_choose(values, given)
     with parsing(f"{source} cannot be understood", ConfigError, "correct its values"):
         config = _validated(values)
     if config.task.name == "causal_lm":
@@ -101,6 +103,16 @@ def config_of(sections: Mapping[str, Any], overrides: Sequence[str], source: Pat
         config = config.changed("data", **unset)
     cross_check(config)
     return config
+
+
+def _let_the_command_line_choose(
+    values: dict[str, Any], given: Sequence[tuple[str, str, Any]]
+) -> None:
+    """Of the two sources of a model, the one given beside a recipe takes the place of the other."""
+    sources = [key for section, key, value in given if section == "model" and value is not None]
+    for one, other in (("path", "config"), ("config", "path")):
+        if one in sources and other not in sources:
+            values["model"][other] = None
 
 
 def cross_check(config: RunConfig) -> None:

@@ -220,6 +220,8 @@ def example_lines(prepared: Prepared, limit: int, *, brackets: bool = False) -> 
         header = f"--- {train.samples[record].origin}: {len(tokens)} tokens, {what}"
         num_added = prepared.tokenizer.num_added if examples.supervised is None else 0
         num_cut = int(train.code_lengths[record]) + num_added - len(tokens)
+        if policy != "window" and len(tokens) < examples.lengths.max():
+            num_cut = 0  # what is cut fills its row: this is one answer of several
         cut = f"[{num_cut:,} tokens {_CUT[policy]}: data.long_functions={policy}]"
         text = show_example(tokens, mask, prepared.tokenizer, brackets=brackets)
         shown += [Text(escaped(header), "bold"), text]

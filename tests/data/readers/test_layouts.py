@@ -1,5 +1,6 @@
 """Layouts as datasets are published: shards, other names of splits, lists; what is left over."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ def test_a_file_that_seems_to_be_a_missing_split_is_never_passed_over(tmp_path, 
     archive.write_bytes(zipped(("train.csv", PAIR), (left, PAIR)))
     with pytest.raises(DataError, match=rf"a\.zip::{left} seems to hold valid"):
         located(tmp_path, "valid", language=True, path=str(archive))
+
+
+def test_files_that_mention_a_split_are_named_with_the_keys_that_read_them(tmp_path):
+    filled(tmp_path, "x_train_pairs.csv", "x_test_pairs.csv", "x_val_pairs.csv")
+    keys = [f"data.{s}={tmp_path}/x_{n}_pairs.csv" for s, n in
+            (("train", "train"), ("valid", "val"), ("test", "test"))]  # fmt: skip
+    with pytest.raises(DataError, match=re.escape(f"name the files: {' '.join(keys)}")):
+        located(tmp_path, "train")
+    filled(tmp_path, "y_test_pairs.csv")  # which of the two is not known
+    with pytest.raises(DataError, match=rf"data\.train={re.escape(str(tmp_path))}/FILE"):
+        located(tmp_path, "train")
 
 
 def test_what_no_split_reads_is_named(tmp_path):

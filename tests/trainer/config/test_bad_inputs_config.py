@@ -134,7 +134,10 @@ COMBINATIONS = {
     ),
     "67-epochs-and-steps": (("optim.max_steps=5",), "set exactly one of epochs and max_steps"),
     "67-neither-epochs-nor-steps": (("optim.epochs=null",), "set exactly one of epochs and max"),
-    "67-weights-and-random-weights": (("model.path=.",), "model: set exactly one of path"),
+    "67-weights-and-random-weights": (
+        ("model.path=.", "model.config=."),
+        "model: set exactly one of path",
+    ),
     "67-no-model": (("model.config=null",), "model: set exactly one of path (weights) and config"),
 }
 

@@ -12,6 +12,7 @@ from trainer.config import preset as preset_module
 from trainer.config.preset import load_preset
 from trainer.config.recipe import describe_keys, load_run_config
 from trainer.config.sections import RunConfig
+from trainer.errors import ConfigError
 
 
 def with_text(path: Path, text: str) -> Path:
@@ -111,6 +112,19 @@ def test_an_override_stands_above_the_recipe_and_the_last_one_wins(base):
     with_text(base, "loss: {gamma: 1.0, backend: torch}\n")
     loss = load_run_config(base, ["loss.gamma=2", "loss.gamma=3"]).loss
     assert (loss.gamma, loss.backend) == (3.0, "torch")
+
+
+def test_a_model_on_the_command_line_takes_the_place_of_the_other_source(base, tmp_path):
+    (tmp_path / "other").mkdir()
+    other, shape = f"model.path={tmp_path / 'other'}", f"model.config={tmp_path / 'other'}"
+    weights = load_run_config(base, [other]).model
+    assert (weights.path, weights.config) == (str(tmp_path / "other"), None)
+    base.write_text(base.read_text().replace("config:", "path:"))
+    drawn = load_run_config(base, [shape]).model
+    assert (drawn.path, drawn.config) == (None, str(tmp_path / "other"))
+    for both in ([other, shape], ["model.path=null"]):
+        with pytest.raises(ConfigError, match="set exactly one of path"):
+            load_run_config(base, both)
 
 
 def test_epochs_of_a_recipe_give_way_to_steps_on_the_command_line_only_if_emptied(base):
