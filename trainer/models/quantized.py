@@ -3,6 +3,8 @@
 import hashlib
 import sys
 from collections.abc import Callable
+from copy import copy
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,16 +41,51 @@ def quantization_config(
 
 
 def prepare_layers(model: nn.Module) -> None:
-    """Keep 4-bit layers trainable on CPUs with AVX512-BF16.
+    """Keep 4-bit layers trainable, and their weights right, on CPUs with AVX512.
 
     On these a forward pass in evaluation mode repacks the weights for inference, and every later
-    gradient is wrong (88% off, with only a warning).
+    gradient is wrong (88% off, with only a warning). And bitsandbytes 0.50.2 decodes rows that are
+    not a multiple of 64 wrongly: such layers multiply by the weight decoded as one row.
     """
     import bitsandbytes
 
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    for layer in quantized_layers(model).values():
+        if not isinstance(layer, bitsandbytes.nn.Linear4bit):
+            continue
+        layer.support_avx512bf16_for_cpu = False
+        if layer.weight.device.type == "cpu" and not _decodes_rows(layer.in_features):
+            layer.forward = partial(_product, layer)
+
+
+@cache
+def _decodes_rows(width: int) -> bool:
+    """Whether this CPU decodes rows of a width as the table of the 16 values says."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    probe = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
+    packed, state = quantize_4bit(probe, blocksize=64, quant_type="nf4")
+    two = packed.flatten()
+    codes = torch.stack([two >> 4, two & 15], dim=1).flatten()[: probe.numel()].long()
+    scale = state.absmax.repeat_interleave(64)[: probe.numel()]
+    right = (state.code[codes] * scale).view(probe.shape)
+    return torch.allclose(dequantize_4bit(packed, state), right, rtol=1e-3, atol=1e-5)
+
+
+def _product(layer: Any, x: Tensor) -> Tensor:
+    """As the layer's own, by the weight decoded as one row."""
+    dtype = layer.compute_dtype or x.dtype
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    product = nn.functional.linear(x.to(dtype), _decoded_as_one_row(layer).to(dtype), bias)
+    return product.to(x.dtype)
+
+
+def _decoded_as_one_row(layer: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy(layer.weight.quant_state)
+    shape, state.shape = state.shape, torch.Size([1, state.shape.numel()])
+    decoded: Tensor = dequantize_4bit(layer.weight.data, state)
+    return decoded.view(shape)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -64,6 +101,8 @@ def decoded_weight(layer: nn.Linear) -> Tensor:
     """The weight by which a quantised layer multiplies, (out, in), in fp32."""
     from peft.utils.integrations import dequantize_bnb_weight
 
+    if getattr(layer.weight, "quant_state", None) is not None:
+        return _decoded_as_one_row(layer).float()
     decoded: Tensor = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
     return decoded.float()
 
