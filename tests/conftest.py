@@ -37,6 +37,7 @@ SLOW = (
     "test_golden.py",
     "test_docs.py",
     "launcher/test_prepare.py",
+    "launcher/test_predict.py",
     "launcher/test_start_up.py",
     "trainer/engine/test_fp16.py",
     "trainer/evaluation/test_population.py",

@@ -84,6 +84,7 @@ def places(tmp_path_factory, tiny_data, tiny_model) -> dict[str, str]:
         "MY_OTHER.jsonl": str(other),
         "MY_NEW_FOLDER": str(root / "new"),
         "MY_TEXTS": str(texts),
+        "MY_SOURCES": str(REPOSITORY / "data" / "text"),
         "MY_DATA": str(tiny_data),
         "MY_CONFIG": str(tiny_model),
         "MY_TOKENIZER": str(tiny_model),
@@ -100,7 +101,7 @@ def test_the_pages_and_their_commands_are_found():
     assert len(COMMANDS) > 40
     assert (
         len({line.split("launcher/")[1].split()[0] for _, line in COMMANDS if "launcher/" in line})
-        == 9
+        == 10
     )
 
 
@@ -131,7 +132,9 @@ def test_a_command_runs_as_printed(page, line, places, finished, tmp_path, monke
         check_make(words[1:])
         return
     assert words[0].startswith(".venv/bin/"), f"{page.name}: runs only after an activation: {line}"
-    if {"launcher/evaluate.py", "launcher/export.py", "launcher/compare.py"} & set(words):
+    if {f"launcher/{name}.py" for name in ("evaluate", "export", "compare", "predict")} & set(
+        words
+    ):
         shutil.copytree(finished, tmp_path / "run")
     check_ours(Path(words[0]).name, words[1:], tmp_path, monkeypatch)
     capsys.readouterr()
@@ -285,6 +288,7 @@ CHECKS: dict[str, Check] = {
     "supervise": check_supervise,
     "evaluate": check_run_folder("evaluate"),
     "export": check_run_folder("export"),
+    "predict": check_run_folder("predict"),
 }
 
 

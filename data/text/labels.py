@@ -180,6 +180,11 @@ def class_counts(tokens: Mapping[str, Any]) -> list[int]:
     return [tokens["num_functions"] - tokens["num_positive"], tokens["num_positive"]]
 
 
+def says_nothing(name: str) -> bool:
+    """Whether a class says that nothing was found."""
+    return name.casefold() in _NOTHING
+
+
 def fixed_names(config: DataConfig) -> Names:
     """The classes that the recipe names, by id; empty where they are derived from the data.
 
@@ -304,4 +309,4 @@ def _order(name: str) -> tuple[Any, ...]:
     """Classes that say "nothing found" first, OTHER last, between them as people count."""
     parts: Iterable[str] = re.split(r"(\d+)", name.casefold())
     natural = [int(part) if place % 2 else part for place, part in enumerate(parts)]
-    return name.casefold() not in _NOTHING, name == OTHER, natural, name
+    return not says_nothing(name), name == OTHER, natural, name

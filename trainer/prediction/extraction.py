@@ -102,23 +102,26 @@ def functions_of(text: str, languages: Sequence[Language], skipped: Counter[str]
     several languages, it is in the first that takes all of it, else in that of the most functions.
     """
     source = text.encode("utf-8")
-    best: tuple[list[Function], int] | None = None
+    best: tuple[list[Function], int, bool] | None = None
     for language in languages:
         tree = _parsed(source, language)
         if tree is None:
             continue
         found, num_broken = _functions(tree, source, language)
-        if best is None or len(found) > len(best[0]):
-            best = found, num_broken
-        if not tree.root_node.has_error:
-            best = found, num_broken
+        has_error = tree.root_node.has_error
+        if best is None or not has_error or len(found) > len(best[0]):
+            best = found, num_broken, has_error
+        if not has_error:
             break
     if best is None:
         skipped["files that no parser takes"] += 1
         return []
-    if best[1]:
-        skipped["functions with a syntax error"] += best[1]
-    return best[0]
+    found, num_broken, has_error = best
+    if num_broken:
+        skipped["functions with a syntax error"] += num_broken
+    if has_error:
+        skipped["parts of files with a syntax error"] += 1
+    return found
 
 
 def _parsed(source: bytes, language: Language) -> "Tree | None":

@@ -36,10 +36,10 @@ _OF_BOTH = ("data.cache_dir",)  # of those files and of the training data
 def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]) -> None:
     """Train a recipe as one rank of those that the launchers above started."""
     config = load_run_config(path, overrides)
-    store = _joined(config)
+    store = joined(config)
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
-    _without_bitsandbytes(config)
+    without_bitsandbytes(config)
     with stack_imports():
         from trainer.run.training import run_training
 
@@ -91,13 +91,13 @@ def evaluate_model(
     paths = named_files(given, "FILE", config.data, split="test", language=config.is_language)
     alone = dict(os.environ)
     adopt_launcher(alone)
-    store = _joined(config) if alone["WORLD_SIZE"] != "1" else None
+    store = joined(config) if alone["WORLD_SIZE"] != "1" else None
     prepared, left_out = _training_data(trained, of_training)
     if name == "test" and not _is_test_split(paths, prepared):
         raise ConfigError(
             f"{listed(given)} is not the run's own test file; give its report another --name"
         )
-    _without_bitsandbytes(config)
+    without_bitsandbytes(config)
     with stack_imports():
         from trainer.run.saved_run import FilesToScore, evaluate_files
 
@@ -131,7 +131,7 @@ def merge_model(
         if _names_data(of_training):
             raise
         not_measured = f"; how far its logits move was not measured: {error}; give data.valid=FILE"
-    _without_bitsandbytes(trained.config)
+    without_bitsandbytes(trained.config)
     with stack_imports():
         from trainer.run.merge import merge_adapter
 
@@ -147,7 +147,7 @@ def merge_model(
         )
 
 
-def _joined(config: RunConfig) -> "Store | None":
+def joined(config: RunConfig) -> "Store | None":
     """The store where the ranks of the launchers above have met; None for one process alone."""
     remarks = adopt_launcher(os.environ)
     if os.environ["RANK"] == "0":
@@ -161,7 +161,7 @@ def _joined(config: RunConfig) -> "Store | None":
     return meet(config.engine.join_seconds)
 
 
-def _without_bitsandbytes(config: RunConfig) -> None:
+def without_bitsandbytes(config: RunConfig) -> None:
     """Let this process find no bitsandbytes where its recipe needs none.
 
     PEFT and torch import it wherever they find it, and it imports torch's compiler: a third of a
