@@ -58,7 +58,7 @@ def turns(
             said.append(Turn("user", text))
     called = "chat" if holds_messages else found.kind
     if holds_messages:
-        said = _ordered(said, columns[kind.answer], reading)
+        said = ordered(said, columns[kind.answer], reading)
     return _kept(
         row, found, said, Conversation(record_id, (), origin, reading.name, called), reading
     )
@@ -73,7 +73,7 @@ def messages(
     if flags := found.aside.get("loss_mask"):
         said = _flagged(said, row[flags], flags)
     made = Conversation(record_id, (), origin, reading.name, found.kind, tools)
-    return _kept(row, found, _ordered(said, column, reading), made, reading)
+    return _kept(row, found, ordered(said, column, reading), made, reading)
 
 
 def sample_conversation(sample: CodeSample, source: str) -> Conversation:
@@ -156,7 +156,7 @@ def _flagged(said: Sequence[Turn], value: Any, column: str) -> list[Turn]:
     return [_learned_if(turn, bool(flag)) for turn, flag in zip(said, flags, strict=True)]
 
 
-def _ordered(said: Sequence[Turn], name: str, reading: Reading) -> list[Turn]:
+def ordered(said: Sequence[Turn], name: str, reading: Reading) -> list[Turn]:
     """Turns up to the last answer; nothing in what follows it is learned.
 
     An answer before the first question is a greeting: context.

@@ -43,7 +43,8 @@ class CodeTokenizer:
         end_token, end_id: What ends a text.
         begin_token, begin_ids: Put before every text; empty for most code models.
         between_ids: Put between two texts that are read as one: [SEP]; else the end token.
-        markers: Added tokens that are not blank: one of them ends a turn of a chat template.
+        markers, marker_ids: Added tokens that are not blank: one of them ends a turn of a chat
+            template.
         vocab_size: Above every id.
 
     Raises:
@@ -77,9 +78,10 @@ class CodeTokenizer:
         self.end_id: int = end_id
         self.between_ids = self._between() or [end_id]
         self.begin_token = self.decode(self.begin_ids)
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        self.markers = [token.content for token in added if token.content.strip()]
-        special = (re.escape(token.content) for token in added if token.special)
+        added = self._tokenizer.get_added_tokens_decoder()
+        named = {n: token.content for n, token in added.items() if token.content.strip()}
+        self.markers, self.marker_ids = list(named.values()), frozenset(named)
+        special = (re.escape(token.content) for token in added.values() if token.special)
         self._special = re.compile("|".join(sorted(special, reverse=True)) or "(?!)")
         # Not the number of tokens: ids can have gaps.
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1

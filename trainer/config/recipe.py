@@ -56,7 +56,7 @@ _OF_FUNCTIONS = {
 }
 _OF_LANGUAGE = {
     "data": ("records", "template", "supervise", "isolate", "order"),
-    "eval": ("prompts",),
+    "eval": ("prompts", "max_new_tokens", "temperature"),
 }
 
 

@@ -222,10 +222,15 @@ class EvalSection(Section):
         None,
         description="share of vulnerable functions where the model will be used, for the report",
     )
-    prompts: list[str] = Field(
+    prompts: list[str | list[dict[str, Any]]] = Field(
         default_factory=list,
-        description="what a language model answers at every validation; default: the first"
-        " questions, or beginnings, of the validation split",
+        description="what a language model answers at every validation: texts, or conversations as"
+        " lists of messages; default: the first questions, or beginnings, of the validation split",
+    )
+    max_new_tokens: Positive = Field(64, description="of an answer to a prompt")
+    temperature: NotNegative = Field(
+        0.0,
+        description="of answers to prompts; 0: the most likely token, else one drawn by run.seed",
     )
 
 

@@ -1,17 +1,30 @@
-"""Greedy answers of the model in training to a few prompts."""
+"""Texts that a language model writes after prompts, token by token.
 
-from collections.abc import Sequence
+A cache keeps what the model has computed, so that a new token takes a pass over itself alone. It is
+proved on the prompts: with it, the last token's logits are those of a pass over the whole text.
+Where they are not, or the model has no cache, each token takes a pass over the whole text.
+
+N texts, K tokens of one text, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data.batches.batch import collate
-from data.text.tokenization import ExampleSet
+from data.errors import first_line
+from trainer.models.heads import PackedLanguageModel
+from trainer.models.load import DTYPES
+from trainer.models.proof import TOLERANCE, is_of_model, use
+from trainer.models.writing import Texts, has_cache
 from trainer.processes.distributed import of_main
 
-NEW_TOKENS = 64
+Ids = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -19,71 +32,202 @@ class Prompt:
     """A prompt.
 
     Attributes:
+        ends: Tokens any of which ends an answer.
         reference: The answer in the data, or "".
     """
 
     ids: list[int]
     text: str
+    ends: Set[int]
     reference: str = ""
 
 
-def greedy(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    end_id: int,
-    device: torch.device,
-    *,
-    seq_length: int,
-    new_tokens: int = NEW_TOKENS,
-) -> list[list[int]]:
-    """The most likely continuation of every prompt; all ranks call this.
+@dataclass(frozen=True)
+class Limits:
+    """How a model writes.
 
-    Each new token takes a pass over the whole texts, without a cache: it uses the packed forward
-    pass of training, which works under every ZeRO stage.
-
-    Args:
-        model: Batch -> scores (S, 3), whose third column is the most likely token; left in
-            training mode.
-        prompts: Token ids, none empty.
-        end_id: Last token of an answer.
+    Attributes:
         seq_length: Most tokens of a prompt and its answer.
         new_tokens: Most tokens of an answer.
+        temperature: 0 takes the most likely token; else one is drawn, by `seed`.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    model.eval()
-    with torch.no_grad():
-        for _ in range(new_tokens):
-            unfinished = [
-                n
-                for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-                if answer[-1:] != [end_id] and len(prompt) + len(answer) < seq_length
-            ]
-            if not unfinished:
+
+    seq_length: int
+    new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Writer:
+    """Writes after prompts with a language model; all ranks call it alike.
+
+    Args:
+        model: The engine, or the model itself: Texts -> logits (N, V). It keeps its mode.
+        device: Of the model.
+
+    Attributes:
+        most: Texts that share a pass; 0: each token takes a pass over the whole text. None before
+            the first prompts, which prove it.
+        fault: Why there is no cache, or none for several texts at once; "" where there is.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model, device
+        packed: Any = getattr(model, "module", model)  # the engine's
+        self.packed: PackedLanguageModel = packed
+        self.most: int | None = None
+        self.fault = ""
+
+    def write(self, prompts: Sequence[Prompt], limits: Limits) -> list[list[int]]:
+        """The answer to each prompt, with the token that ends it."""
+        answers: list[list[int]] = [[] for _ in prompts]
+
+        def pending(numbers: Iterable[int]) -> list[int]:
+            return [n for n in numbers if not _is_whole(prompts[n], answers[n], limits)]
+
+        with self._as_stock():
+            self._prove([prompt.ids for prompt in prompts])
+            while left := pending(range(len(prompts))):
+                texts = {n: [*prompts[n].ids, *answers[n]] for n in left}
+                group = self._group(texts, limits)
+                room = limits.seq_length - max(len(texts[n]) for n in group)
+                steps = self._steps(
+                    [texts[n] for n in group],
+                    lambda: [(n, len(answers[n])) for n in group],  # noqa: B023
+                    limits,
+                )
+                for tokens in islice(steps, room):
+                    for n, token in zip(group, tokens, strict=True):
+                        answers[n] += [token] if pending([n]) else []
+                    if not pending(group):
+                        break
+        return answers
+
+    def stream(self, prompt: Prompt, limits: Limits) -> Iterator[int]:
+        """The tokens of one answer as they are chosen, with the one that ends it."""
+        answer: list[int] = []
+        with self._as_stock():
+            self._prove([prompt.ids])
+            steps = self._steps([prompt.ids], lambda: [(0, len(answer))], limits)
+            while not _is_whole(prompt, answer, limits):
+                answer += next(steps)
+                yield answer[-1]
+
+    @property
+    def line(self) -> str:
+        """How it writes, if not with a cache for all prompts at once."""
+        if not self.fault:
+            return ""
+        how = "are written one by one" if self.most else "take a pass over the whole text a token"
+        return f"answers {how}: {self.fault}"
+
+    @contextmanager
+    def _as_stock(self) -> Iterator[None]:
+        """Around passes in evaluation mode: packed attention has no cache, stock's has."""
+        was_training, strategy = self.model.training, self.packed.strategy
+        self.model.eval()
+        use(self.packed, self.packed.stock)
+        try:
+            yield
+        finally:
+            use(self.packed, strategy)
+            self.model.train(was_training)
+
+    def _group(self, texts: Mapping[int, Ids], limits: Limits) -> list[int]:
+        """Texts of similar lengths that go on together, with no more tokens than a row if several.
+
+        So the cache takes no more memory than training does.
+        """
+        group: list[int] = []
+        for n in sorted(texts, key=lambda n: len(texts[n])):
+            places = (len(texts[n]) + limits.new_tokens) * (len(group) + 1)
+            if group and (len(group) >= (self.most or 1) or places > limits.seq_length):
                 break
-            examples = _examples([[*prompts[n], *answers[n]] for n in unfinished])
-            rows = [np.array([row]) for row in range(len(unfinished))]
+            group.append(n)
+        return group
+
+    def _steps(
+        self, texts: Sequence[Ids], places: Callable[[], list[tuple[int, int]]], limits: Limits
+    ) -> Iterator[list[int]]:
+        """The next token of each text, one after the other.
+
+        Args:
+            texts: Up to where they go on.
+            places: Number of the prompt and of the token in its answer, for each text.
+            limits: Temperature and seed.
+        """
+        part = Texts.of(texts, self.device, is_kept=bool(self.most))
+        while True:
             # One rank chooses: others could differ where two tokens are nearly as likely.
-            chosen = of_main(model(collate(examples, rows).to(device))[:, 2].long())
-            for n, token in zip(unfinished, chosen.tolist(), strict=True):
-                answers[n].append(token)
-    model.train()
-    return answers
+            chosen_N = of_main(_chosen(self._logits(part), places(), limits))
+            yield chosen_N.tolist()
+            if self.most:
+                part = part.followed_by(chosen_N[:, None])
+                continue
+            pairs = zip(texts, chosen_N.tolist(), strict=True)
+            texts = [[*text, token] for text, token in pairs]
+            part = Texts.of(texts, self.device, is_kept=False)
+
+    def _prove(self, texts: Sequence[Ids]) -> None:
+        """Settle how many texts share a pass, by the shortest and the longest of these."""
+        if self.most is not None or not texts:
+            return
+        self.most = 0
+        if not has_cache(self.packed.model):
+            kind = self.packed.model.get_base_model().config.model_type
+            self.fault = f"transformers gives {kind} no cache of keys and values"
+            return
+        shortest, *_, longest = [*sorted(texts, key=len), max(texts, key=len)]
+        together = [shortest, longest] if len(texts) > 1 else [longest]
+        for tried in (together, [longest]):
+            if not (fault := self._fault_of_cache(tried)):
+                self.most = len(texts) if len(tried) > 1 else 1
+                return
+            self.fault = fault
+
+    def _fault_of_cache(self, texts: Sequence[Ids]) -> str:
+        """How logits after a cached beginning differ from those of whole texts; "" if not."""
+        texts = [text if len(text) > 1 else [*text, *text] for text in texts]
+        whole = [Texts.of([text], self.device, is_kept=False) for text in texts]
+        whole_NV = torch.cat([self._logits(one) for one in whole])
+        try:
+            part = Texts.of([text[:-1] for text in texts], self.device)
+            self._logits(part)
+            lasts = torch.tensor([text[-1:] for text in texts]).to(self.device)
+            cached_NV = self._logits(part.followed_by(lasts))
+        except Exception as error:
+            if not is_of_model(error):
+                raise
+            return first_line(error)
+        scale = whole_NV.abs().max().clamp(min=1.0)
+        difference = float(of_main((cached_NV - whole_NV).abs().max() / scale))
+        dtype = self.packed.model.get_base_model().dtype
+        if difference <= next(TOLERANCE[name] for name, one in DTYPES.items() if one == dtype):
+            return ""
+        return f"with a cache its logits differ by {difference:.1e} of the largest"
+
+    def _logits(self, texts: Texts) -> Tensor:
+        with torch.no_grad():
+            logits_NV: Tensor = self.model(texts)
+        return logits_NV
 
 
-def _examples(texts: Sequence[Sequence[int]]) -> ExampleSet:
-    """Examples whose only target is the next token."""
-    tokens = [token for text in texts for token in [*text, 0]]
-    starts = np.cumsum([0, *(len(text) + 1 for text in texts)], dtype=np.int64)
-    supervised = np.zeros(len(tokens), np.bool_)
-    supervised[starts[1:] - 1] = True
-    num = len(texts)
-    return ExampleSet(
-        tokens=np.array(tokens, dtype=np.int32),
-        starts=starts,
-        record_E=np.arange(num),
-        label_E=np.zeros(num, np.int8),
-        share_E=np.ones(num),
-        weight_E=np.ones(num, np.float32),
-        num_records=num,
-        supervised=supervised,
-    )
+def _is_whole(prompt: Prompt, answer: Ids, limits: Limits) -> bool:
+    num = len(answer)
+    is_long = num >= limits.new_tokens or len(prompt.ids) + num >= limits.seq_length
+    return is_long or (num > 0 and answer[-1] in prompt.ends)
+
+
+def _chosen(logits_NV: Tensor, places: Sequence[tuple[int, int]], limits: Limits) -> Tensor:
+    """The most likely token (N,) of each row, or one drawn: the Gumbel-max trick.
+
+    What is drawn depends on the seed and the place alone, not on which texts share a pass.
+    """
+    if limits.temperature:
+        size = logits_NV.shape[1]
+        noise_NV = np.stack(
+            [np.random.default_rng([limits.seed, *place]).gumbel(size=size) for place in places]
+        )
+        logits_NV = logits_NV / limits.temperature
+        logits_NV = logits_NV + torch.from_numpy(noise_NV).to(logits_NV)
+    return logits_NV.argmax(-1)

@@ -97,8 +97,15 @@ def check_model_files(config: RunConfig, vocab_size: int, end_id: int | None = N
             f"the tokenizer has {vocab_size} tokens, the model's embedding {embedding} rows;"
             " take the tokenizer the model was trained with (data.tokenizer)"
         )
-    if error := too_long(config, next(filter(None, map(values.get, _LENGTH_KEYS)), None)):
+    if error := too_long(config, positions(config.model)):
         raise error
+
+
+def positions(model: ModelSection) -> int | None:
+    """Most tokens that a model says it reads; None where config.json has no limit."""
+    found: int | None
+    found = next(filter(None, map(text_values(read_config(model)).get, _LENGTH_KEYS)), None)
+    return found
 
 
 def too_long(config: RunConfig, positions: int | None) -> ConfigError | None:

@@ -1,7 +1,7 @@
 """Heads over packed rows: class logits, or the loss of the next token.
 
 B rows, T tokens per row, P virtual tokens of P-Tuning, D hidden, S positions that are read, C
-classes.
+classes, N texts, V vocabulary.
 """
 
 from dataclasses import replace
@@ -19,6 +19,7 @@ from trainer.models.packed_attention import ROWS, Strategy, packed_inputs
 from trainer.models.pooling import own_logits, pooled_states
 from trainer.models.record_rows import record_rows
 from trainer.models.token_loss import TokenLoss
+from trainer.models.writing import Texts, last_states
 from trainer.tuning.plain import PlainModel
 from trainer.tuning.ptuning import virtual_tokens
 
@@ -79,10 +80,16 @@ class PackedLanguageModel(nn.Module):
         self.strategy = self.stock = stock_strategy(model)
         self.loss = TokenLoss(model, loss, detach_modulator)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor] | Tensor:
-        """Sum and count in training; in evaluation the scores (S, 3) of `token_scores`."""
-        hidden_SD = read_states(self.model, batch, self.strategy)
+    def forward(self, batch: Batch | Texts) -> tuple[Tensor, Tensor] | Tensor:
+        """Sum and count in training; in evaluation the scores (S, 3) of `token_scores`.
+
+        Of texts, the logits (N, V) of the token after each, by the attention that is set.
+        """
         result: tuple[Tensor, Tensor] | Tensor
+        if isinstance(batch, Texts):
+            result = self.loss(last_states(self.model, batch))
+            return result
+        hidden_SD = read_states(self.model, batch, self.strategy)
         result = self.loss(hidden_SD, batch.labels_S, batch.weights_S)
         return result
 

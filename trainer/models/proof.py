@@ -31,7 +31,7 @@ from trainer.tuning.ptuning import is_prompted
 
 # Packed and alone run in kernels of other shapes, so they agree up to rounding: in fp32 it grows
 # with depth, in 16 bit it is a few units in the last place of the hidden states.
-_TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
 _OWN_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}  # of one forward pass
 # Changed neighbours keep shapes and kernels, so the difference is 0 unless a kernel mixes rows on
 # purpose.
@@ -79,7 +79,7 @@ class Proof:
     def holds(self, precision: str) -> bool:
         """Whether the differences are those of rounding."""
         moved = self.neighbours or 0.0
-        return self.stock <= _TOLERANCE[precision] and moved <= _NEIGHBOUR_TOLERANCE
+        return self.stock <= TOLERANCE[precision] and moved <= _NEIGHBOUR_TOLERANCE
 
     def __str__(self) -> str:
         """As in the banner."""
@@ -222,7 +222,7 @@ def _refuse_sighted(scorer: _Scorer, records: ExampleSet) -> None:
     short = beginning(records)
     later = replace(short, tokens=np.append(short.tokens[:-1], short.tokens[0]))
     before_S, after_S = (scorer.nll(text)[:-1] for text in (short, later))
-    allowed = _TOLERANCE[scorer.settings.precision] * max(1.0, float(before_S.norm(p=float("inf"))))
+    allowed = TOLERANCE[scorer.settings.precision] * max(1.0, float(before_S.norm(p=float("inf"))))
     if float((after_S - before_S).norm(p=float("inf"))) > allowed:
         raise ModelError(
             f"{_kind(scorer.model)}: its tokens see later tokens, so it cannot learn to predict"
@@ -309,7 +309,7 @@ def _refusal(kind: str, faults: Sequence[str], settings: Settings) -> str:
         remedy = "set model.attention=auto, which tries every way"
     elif settings.packing:
         remedy = "set data.packing=false, or take another base"
-    allowed = f"allowed {_TOLERANCE[settings.precision]:.0e} and {_NEIGHBOUR_TOLERANCE:.0e}"
+    allowed = f"allowed {TOLERANCE[settings.precision]:.0e} and {_NEIGHBOUR_TOLERANCE:.0e}"
     return (
         f"{kind}: packed records do not give the model's own scores ({allowed}): {tried}; {remedy}"
     )

@@ -51,10 +51,14 @@ class TokenLoss(nn.Module):
         self.cap: float | None = None
 
     def forward(
-        self, hidden_TD: Tensor, targets_T: Tensor, weights_T: Tensor | None = None
+        self,
+        hidden_TD: Tensor,
+        targets_T: Tensor | None = None,
+        weights_T: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | Tensor:
         """Sum and count in training, arguments as in `linear_focal_loss`; else `token_scores`.
 
+        Without targets the logits (T, V) in fp32, of few states.
         A tuple, not a LossSum: DeepSpeed finds tensors in tuples only.
         """
         # Read once: under ZeRO-3 each call of the layer is a collective, and ranks have different
@@ -65,6 +69,8 @@ class TokenLoss(nn.Module):
         if self.scale != 1:
             hidden_TD = hidden_TD * self.scale
             bias = None if bias is None else bias * self.scale
+        if targets_T is None:
+            return _logits(hidden_TD, weight, bias, self.cap)
         if not self.training:
             return token_scores(hidden_TD, targets_T, weight, bias, self.cap)
         loss = linear_focal_loss(
@@ -98,15 +104,22 @@ def token_scores(
     chunks = zip(torch.split(hidden_TD, size), torch.split(labels_T, size), strict=True)
     return torch.cat(
         [
-            _scores(nn.functional.linear(hidden_CD, weight_VD, bias_V).float(), labels_C, cap)
+            _scores(_logits(hidden_CD, weight_VD, bias_V, cap), labels_C)
             for hidden_CD, labels_C in chunks
         ]
     )
 
 
-def _scores(logits_CV: Tensor, labels_C: Tensor, cap: float | None) -> Tensor:
+def _logits(
+    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, cap: float | None
+) -> Tensor:
+    logits_CV = nn.functional.linear(hidden_CD, weight_VD, bias_V).float()
     if cap is not None:
         cap_logits(logits_CV, cap)
+    return logits_CV
+
+
+def _scores(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     own_C1 = logits_CV.gather(1, labels_C[:, None])
     highest_C = logits_CV.argmax(1)
     nll_C = logits_CV.logsumexp(1) - own_C1[:, 0]

@@ -18,7 +18,7 @@ from data.records import CodeSample
 from data.text.language import encode_language, show_example
 from data.text.templates import TEMPLATES, render
 from data.text.tokenizer import CodeTokenizer
-from trainer.generation.prompts import asked_ids, first_prompts
+from trainer.generation.prompts import asked, first_prompts
 
 BEGIN, END = "<s>", "</s>"
 BLANKS = {  # who puts the blank before a text
@@ -129,9 +129,9 @@ def test_a_prompt_is_how_the_example_begins(tmp_path, kind):
     if kind == "vulnerability":
         record = sample_conversation(CodeSample("1", "a b", 1, "x:1"), "x")
     tokens = encode_language([record], tokenizer, DataConfig()).tokens.tolist()
-    asked = asked_ids("a b", kind, tokenizer, DataConfig())
-    assert asked == tokens[: len(asked)]
-    assert len(asked) >= len(tokens) - (4 if kind == "vulnerability" else 3)
+    ids = asked("a b", kind, tokenizer, DataConfig()).ids
+    assert ids == tokens[: len(ids)]
+    assert len(ids) >= len(tokens) - (4 if kind == "vulnerability" else 3)
 
 
 def test_the_datas_answer_to_a_prompt_ends_where_the_answer_does(tmp_path):
@@ -141,8 +141,8 @@ def test_the_datas_answer_to_a_prompt_ends_where_the_answer_does(tmp_path):
     )
     starts = np.concatenate([[0], np.cumsum(pieces.lengths_E)])
     examples = example_set(np.split(pieces.tokens, starts[1:-1]))
-    asked = first_prompts(replace(examples, supervised=pieces.supervised), tokenizer)
-    assert [prompt.reference for prompt in asked] == ["b c", "g h"]
+    found = first_prompts(replace(examples, supervised=pieces.supervised), tokenizer, 64)
+    assert [prompt.reference for prompt in found] == ["b c", "g h"]
 
 
 def test_a_chat_template_that_writes_the_begin_token_does_not_double_it(tmp_path):
@@ -163,13 +163,13 @@ def test_turns_that_write_the_begin_token_are_tokenised_as_the_library_does(tmp_
 
 def test_an_empty_prompt_is_what_stands_before_every_text(tmp_path):
     tokenizer = llama_tokenizer(tmp_path, "nobody")
-    assert asked_ids("", "alpaca", tokenizer, DataConfig(template="plain")) == [0]
+    assert asked("", "alpaca", tokenizer, DataConfig(template="plain")).ids == [0]
 
 
 def test_a_prompt_holds_the_header_that_no_generation_prompt_has(tmp_path):
     tokenizer = llama_tokenizer(tmp_path, "nobody", chat_template=CHATML_UNASKED)
-    asked = asked_ids("a b", "chat", tokenizer, DataConfig())
-    assert asked == whole(tokenizer, f"#user\na b{END}\n#assistant\n")
+    prompt = asked("a b", "chat", tokenizer, DataConfig())
+    assert prompt.ids == whole(tokenizer, f"#user\na b{END}\n#assistant\n")
 
 
 @pytest.mark.parametrize("said", [f"Use {BEGIN}old{END} new", BEGIN, f"{END}x", f"{BEGIN}{BEGIN}"])
@@ -185,8 +185,8 @@ def test_a_special_token_written_in_a_record_of_a_fixed_template_is_text(tokeniz
         (spans,) = render(record, template, "answers")
         parts = [span.text for span in spans]
         assert text.strip() == "".join(parts).strip()
-        asked = asked_ids(said, "prompt_completion", tokenizer, config)
-        assert asked == tokens[: int(np.argmax(pieces.supervised))]
+        prompt = asked(said, "prompt_completion", tokenizer, config)
+        assert prompt.ids == tokens[: int(np.argmax(pieces.supervised))]
 
 
 def test_in_texts_and_chat_templates_a_special_token_acts_and_is_counted(tmp_path):

@@ -16,7 +16,7 @@ from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.language.tokens import score_tokens, token_digests, unigram_loss
 from trainer.evaluation.measures import measured
 from trainer.evaluation.scoring import Evaluation, Validation
-from trainer.generation.decoding import Prompt, greedy
+from trainer.generation.decoding import Limits, Prompt, Writer
 from trainer.generation.prompts import run_prompts
 from trainer.processes.distributed import agreed
 from trainer.run_folder.folder import LOG, REPORT, write_arrays
@@ -93,17 +93,23 @@ class LanguageEvaluation(Evaluation):
             facts,
         )
 
+    @cached_property
+    def _writer(self) -> Writer:
+        return Writer(self.model, self.ranks.device)
+
     def answers(self) -> list[dict[str, Any]]:
-        """The model's greedy answers to the run's prompts."""
-        tokenizer, prompts = self.prepared.tokenizer, self.prompts
-        answers = greedy(
-            self.model,
-            [prompt.ids for prompt in prompts],
-            tokenizer.end_id,
-            self.ranks.device,
-            seq_length=self.config.data.seq_length,
+        """The model's answers to the run's prompts."""
+        config, is_first = self.config, self._writer.most is None
+        limits = Limits(
+            config.data.seq_length,
+            config.eval.max_new_tokens,
+            config.eval.temperature,
+            config.run.seed,
         )
-        return [self._sample(*pair) for pair in zip(prompts, answers, strict=True)]
+        answers = self._writer.write(self.prompts, limits)
+        if is_first and self._writer.line and self.log is not None:
+            self.log.say(f"  {self._writer.line}")
+        return [self._sample(*pair) for pair in zip(self.prompts, answers, strict=True)]
 
     def _score(self, split: Split) -> TokenSums:
         return score_tokens(self.outputs(split), split.examples, self.ranks)
@@ -135,7 +141,7 @@ class LanguageEvaluation(Evaluation):
 
     def _sample(self, prompt: Prompt, answer: list[int]) -> dict[str, Any]:
         tokenizer = self.prepared.tokenizer
-        ended = answer[-1:] == [tokenizer.end_id]
+        ended = bool(answer) and answer[-1] in prompt.ends
         return {
             "prompt": prompt.text,
             "answer": tokenizer.decode(answer[:-1] if ended else answer),
