@@ -39,8 +39,8 @@ def found_classes(classes: Classes) -> list[str]:
 def about(trained: Trained) -> About:
     """What is known about a model."""
     decision, classes = trained.decision, trained.classes
-    train = trained.facts["data"]["splits"]["train"]
-    tokens, languages = train["tokens"], train.get("languages", {})
+    data = trained.facts["data"]
+    tokens, languages = data["splits"]["train"]["tokens"], data.get("languages", {})
     prior_C = trained.prepared.prior_C
     share = 1 - float(prior_C[0]) if classes.sets is None else None
     facts: dict[str, Any] = {
@@ -51,6 +51,7 @@ def about(trained: Trained) -> About:
         "thresholds": list(decision.thresholds),
         "threshold_rule": str(decision.rule),
         "temperature": decision.temperature,
+        "validation_share_found": _share_found(decision.valid),
         "base_rate": share,
         "num_training_functions": tokens["num_functions"],
         "longest_training_function": tokens["tokens_max"],
@@ -59,6 +60,11 @@ def about(trained: Trained) -> About:
         "test": _tested(trained),
     }
     return About(facts, _lines(facts), tokens["tokens_max"], frozenset(languages))
+
+
+def _share_found(valid: Mapping[str, int]) -> float | None:
+    """Share of the functions of validation that reached the threshold; None where not counted."""
+    return (valid["tp"] + valid["fp"]) / sum(valid.values()) if valid else None
 
 
 def _tested(trained: Trained) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ _LONG_LINE = 300  # bytes of a mean line of a minified file
 _NAMED = ("name", "operator", "type")  # fields that name what is declared: the last that of impl
 _NAMES = ("name", "left", "key", "property")  # fields that name a function which is their value
 _AROUND_VALUE = ("parenthesized_expression", "expression_list")
+_NO_FUNCTIONS = (b"namespace", b"inline namespace", b'extern "')  # which macros make look like one
 _SPACE = re.compile(r"\s+")
 _RECEIVER = re.compile(r"(\w+)\s*(?:\[[^\]]*\])?\s*\)$")
 
@@ -146,7 +147,7 @@ def _functions(tree: "Tree", source: bytes, language: Language) -> tuple[list[Fu
     """Functions that are whole, and how many are not."""
     kinds = parser_of(language)[1]
     around: list[tuple[int, str, str]] = []  # what is open: its depth, what it is, name of a class
-    found, num_broken = list[Function](), 0
+    found, num_broken = list[tuple[int, bool, Function]](), 0  # end, whether an error is inside
     for node, depth in _walked(tree):
         while around and around[-1][0] >= depth:
             around.pop()
@@ -163,13 +164,38 @@ def _functions(tree: "Tree", source: bytes, language: Language) -> tuple[list[Fu
                 continue
             what = "function"
         if what == "function":
-            if node.has_error or any(outer == "error" for _, outer, _ in around):
+            if any(outer == "error" for _, outer, _ in around) or not _is_closed(node, source):
                 num_broken += 1
             else:
                 classes = [name for _, _, name in around if name]
-                found.append(_function(node, name, [*classes, *scopes], source, language))
+                one = _function(node, name, [*classes, *scopes], source, language)
+                found.append((node.end_byte, node.has_error, one))
         around.append((depth, what, name if what == "class" else ""))
-    return found, num_broken
+    # What has an error and other functions in it is what an error made of several.
+    pairs = zip(found, [*found[1:], None], strict=False)
+    kept = [
+        one
+        for (end, has_error, one), after in pairs
+        if not has_error or after is None or end < after[0]
+    ]
+    return kept, num_broken + len(found) - len(kept)
+
+
+def _is_closed(node: "Node", source: bytes) -> bool:
+    """Whether it is known where a function ends: without an error, or at a brace of its own.
+
+    Code for a preprocessor is full of errors inside of functions. A brace that is missing makes a
+    function swallow those after it.
+    """
+    if not node.has_error:
+        return True
+    body = node.child_by_field_name("body")
+    last = None if body is None else body.child(body.child_count - 1)
+    if body is None or last is None or last.type != "}" or last.is_missing:
+        return False
+    head = source[node.start_byte : body.start_byte]
+    is_function = b"(" in head and not head.startswith(_NO_FUNCTIONS)
+    return is_function and last.end_point == (node.end_point[0], node.start_point[1] + 1)
 
 
 def _walked(tree: "Tree") -> "Iterator[tuple[Node, int]]":

@@ -15,7 +15,7 @@ from trainer.prediction.report import Report
 
 _TEXT_ROWS, _PAGE_ROWS = 20, 500  # without --top
 _MOST_LINES = 60  # of a function on a page
-_WIDTH = 120  # of a table that is not on a terminal
+_WIDTH = 160  # of a table that is not on a terminal
 _PAGE = Path(__file__).with_name("page.html.jinja")
 _COLUMNS = (
     *("rank", "file", "line", "end_line", "function", "language", "score", "probability"),

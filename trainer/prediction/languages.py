@@ -75,6 +75,16 @@ def languages_of(name: str) -> tuple[Language, ...]:
     return _by_ending().get(PurePath(name).suffix[1:].lower(), ())
 
 
+def meant(word: str) -> set[str]:
+    """The languages that a dataset's word for one can mean: C and C++ by "c/c++"."""
+    words = set(word.casefold().split("/"))
+    return {
+        one.shown
+        for one in LANGUAGES
+        if words & {one.shown.casefold(), one.grammar.partition(".")[0], *one.endings.split()}
+    }
+
+
 @cache
 def _by_ending() -> dict[str, tuple[Language, ...]]:
     found: dict[str, tuple[Language, ...]] = {}

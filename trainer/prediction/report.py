@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.prediction.about import About
+from trainer.prediction.languages import meant
 from trainer.prediction.ranked import Ranked, ScoredFunction
 from trainer.prediction.tree import Tree
+
+_ODD = 0.2  # by which the share of findings exceeds that of validation where code is another kind
 
 
 @dataclass
@@ -65,9 +68,8 @@ class Report:
     @property
     def unseen_languages(self) -> list[str]:
         """Languages that training had not, where it is known which it had."""
-        known = {name.casefold() for name in self.about.languages}
-        met = sorted(self.tree.num_by_language)
-        return [name for name in met if known and name.casefold() not in known]
+        known = {shown for word in self.about.languages for shown in meant(word)}
+        return [name for name in sorted(self.tree.num_by_language) if known and name not in known]
 
     def facts(self) -> dict[str, Any]:
         """Everything but the functions, as plain values."""
@@ -112,6 +114,12 @@ class Report:
             passed = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.items())
             lines.append(("left out", passed))
         found = f"{self.num_findings:,}"
+        expected = self.about.facts.get("validation_share_found")
+        if self.num_functions and expected is not None:
+            share = self.num_findings / self.num_functions
+            found += f", {share:.1%} of the functions; {expected:.1%} on validation"
+            if share > expected + _ODD:
+                found += ": this code is unlike that of training, trust the order alone"
         if self.num_suppressed:
             found += f"; {self.num_suppressed:,} functions suppressed by 'focaltune: ignore'"
         if self.num_known:

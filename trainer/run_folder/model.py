@@ -172,9 +172,16 @@ def model_facts(
             "held_out": prepared.facts.get("held_out", {}),
             "classes": classes.to_json(),
             "splits": {"train": {key: train[key] for key in _OF_TRAIN if key in train}},
+            "languages": {} if config.is_language else _languages(prepared),
         },
         "recipe": without_paths(config),
     }
+
+
+def _languages(prepared: Prepared) -> dict[str, int]:
+    """Training functions of each language that the data names."""
+    counts = prepared.splits["train"].samples.column("language").value_counts().to_pylist()
+    return {one["values"]: one["counts"] for one in counts if one["values"]}
 
 
 def _base_facts(config: RunConfig) -> dict[str, str]:

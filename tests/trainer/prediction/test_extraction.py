@@ -212,6 +212,27 @@ def test_a_broken_function_is_counted_and_the_others_are_found():
     }
 
 
+def test_code_for_a_preprocessor_is_found_where_its_end_is_known():
+    text = """
+        static int both(int a)
+        {
+          EACH(x, y) { a += x; } END
+          return a;
+        }
+        int after(void) { return 3; }
+        """
+    functions, skipped = found("a.c", text)
+    assert [(f.name, f.last_line - f.first_line) for f in functions] == [("both", 4), ("after", 0)]
+    assert skipped == {"parts of files with a syntax error": 1}
+
+
+@pytest.mark.parametrize("opened", ["void f(void) {\n  if (x {\n", "NAMESPACE(x) {\n", "ns x {\n"])
+def test_what_an_error_makes_of_several_functions_is_not_one(opened):
+    functions, skipped = found("a.c", f"{opened}}}\nint g(void)\n{{\n  return 4;\n}}\n}}\n")
+    assert all(f.code.count("return 4") == (f.name == "g") for f in functions)
+    assert functions or skipped
+
+
 def test_line_ends_and_characters_are_those_of_the_file():
     raw = b'\xef\xbb\xbfint a;\r\nint f(char *s) {\r\n  s = "\xc3\xa4";\r\n}\r\n'
     text = source_text(raw, Counter(), every=False)
