@@ -1,12 +1,13 @@
-"""Compare tuning methods: launcher/sweep.py RECIPE [KEY=VALUE ...] --methods M ... --models F ...
+"""Compare methods and settings: launcher/sweep.py RECIPE [KEY=VALUE ...] --methods M ...
 
-Trains every method on every model with every seed, each by its own launcher/train.py, in
-OUTPUT_DIR/METHOD/MODEL/seed-N, and writes OUTPUT_DIR/report: report.md, report.csv and pictures.
+Trains every method and setting on every model with every seed, each by its own launcher/train.py,
+in OUTPUT_DIR/METHOD/MODEL/seed-N, and writes OUTPUT_DIR/report: report.md, report.csv and pictures.
 The same command continues a sweep and skips finished cells. A failed cell is reported and the
 others run. Keys for all cells follow RECIPE, those for one method follow --set:
 
     python launcher/sweep.py RECIPE optim.lr=1e-4 --methods full lora ia3 --models 1B 3B 7B
         --seeds 0 1 2 --set full:optim.lr=1e-6 ia3:optim.lr=1e-3
+    python launcher/sweep.py RECIPE --grid optim.lr=1e-4,3e-4 tuning.lora_r=8,16 --seeds 0 1 2
 """
 
 import sys
@@ -22,7 +23,14 @@ from launcher import command
 def main(arguments: list[str]) -> int:
     """Run the grid and write its report; return the exit code of the first failed cell, or 0."""
     parser = command.recipe_parser(__doc__)
-    parser.add_argument("--methods", nargs="+", required=True, metavar="M", help="tuning.method")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="M",
+        help="tuning.method; default: the recipe's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--grid", nargs="+", action="extend", default=[], metavar="KEY=VALUE,VALUE",
+        help="values of any other key, each with each of the others",
+    )  # fmt: skip
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="F",
         help="FOLDER or NAME=FOLDER; without weights they are random; default: the recipe's",
@@ -43,9 +51,12 @@ def _sweep(given: Namespace) -> None:
 
     if given.gpus is not None and given.gpus < 1:
         raise ConfigError("--gpus must be above 0")
+    if not (given.methods or given.grid):
+        raise ConfigError("give what is compared: --methods M M, --grid KEY=VALUE,VALUE, or both")
     root, cells = expand(
-        given.recipe, given.overrides, given.methods, given.models, given.seeds, given.set
-    )
+        given.recipe, given.overrides, given.methods, given.models, given.seeds, given.set,
+        given.grid,
+    )  # fmt: skip
 
     from trainer.sweep.sweep import run_sweep
 

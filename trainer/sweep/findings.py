@@ -51,6 +51,13 @@ class Comparison:
         return list(dict.fromkeys(result.method for result in self.results))
 
     @property
+    def swept_keys(self) -> list[str]:
+        """Keys of which the methods have different values."""
+        settings = (setting for method in self.methods for setting in method.split(" ")[1:])
+        keys = (setting.partition("=") for setting in settings)
+        return list(dict.fromkeys(key for key, equals, _ in keys if equals))
+
+    @property
     def models(self) -> dict[str, int]:
         """Parameters of each base, smallest first."""
         sizes = {result.model: result.num_base for result in self.results}

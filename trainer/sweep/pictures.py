@@ -41,6 +41,15 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
     }
 
 
+def _style(comparison: Comparison, method: str) -> tuple[str, str]:
+    """Colour and marker: its own, or by its place where a method has several settings."""
+    if method in STYLES:
+        return STYLES[method]
+    place, styles = comparison.methods.index(method), list(STYLES.values())
+    round_, place = divmod(place, len(styles))
+    return styles[place][0], styles[(place + round_) % len(styles)][1]
+
+
 def parameters(number: int) -> str:
     """A count for people, e.g. 1.14 B."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
@@ -58,7 +67,7 @@ def _loss_by_size(comparison: Comparison) -> bytes:
     figure, axes = _panels("Final loss by size", len(losses))
     for axis, (name, value) in zip(axes, losses.items(), strict=True):
         for method in comparison.methods:
-            _line(axis, [g for g in comparison.groups if g.method == method], value)
+            _line(axis, comparison, method, value)
         axis.set(xscale="log", xlabel="parameters of the base", ylabel=f"{name} (nats)")
         axis.set_xticks(list(names), list(names.values()), fontsize=8)  # ticks only at the models
         axis.set_xticks([], minor=True)
@@ -74,7 +83,7 @@ def _loss_over_steps(comparison: Comparison) -> bytes:
     for axis, model in zip(axes, comparison.models, strict=True):
         for group in comparison.groups:
             if group.model == model:
-                colour, _ = STYLES[group.method]
+                colour, _ = _style(comparison, group.method)
                 axis.plot(*group.mean_curve(), color=colour, linewidth=1.5, label=group.method)
         axis.set(title=_model_name(comparison, model), xlabel="optimizer step")
     axes[0].set_ylabel("loss (nats)")
@@ -167,15 +176,16 @@ def _panels(title: str, num: int) -> tuple["Figure", list["Axes"]]:
     return figure, axes
 
 
-def _line(axis: "Axes", members: Sequence[Group], value: Value) -> None:
+def _line(axis: "Axes", comparison: Comparison, method: str, value: Value) -> None:
     """The line of a method over the sizes of its models."""
+    members = [group for group in comparison.groups if group.method == method]
     sizes = [group.cells[0].num_base for group in members]
     means = [group.mean(value) for group in members]
     errors = np.abs(np.array([group.ends(value) for group in members]).T - means)
-    colour, marker = STYLES[members[0].method]
+    colour, marker = _style(comparison, method)
     axis.errorbar(
         sizes, means, yerr=errors, color=colour, marker=marker, markersize=6, linewidth=1.3,
-        elinewidth=1, capsize=3, label=members[0].method,
+        elinewidth=1, capsize=3, label=method,
     )  # fmt: skip
 
 
@@ -189,7 +199,7 @@ def _points(
     """A point for each group, of the comparison where none are given."""
     areas = _areas(comparison)
     for group in groups or comparison.groups:
-        colour, marker = STYLES[group.method]
+        colour, marker = _style(comparison, group.method)
         axis.scatter(
             group.mean(x), group.mean(y), areas[group.model], color=colour, marker=marker,
             alpha=0.75, edgecolors="white", linewidths=0.5, zorder=2,
@@ -220,7 +230,7 @@ def _model_name(comparison: Comparison, model: str) -> str:
 
 def _method_legend(figure: "Figure", axis: "Axes") -> None:
     handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=8)
 
 
 def _legend(figure: "Figure", comparison: Comparison, *, with_methods: bool = True) -> None:
@@ -232,9 +242,10 @@ def _legend(figure: "Figure", comparison: Comparison, *, with_methods: bool = Tr
          "label": _model_name(comparison, model)}
         for model, area in _areas(comparison).items()
     ]  # fmt: skip
+    styles = {method: _style(comparison, method) for method in comparison.methods}
     methods = [
-        {"color": STYLES[method][0], "marker": STYLES[method][1], "label": method}
-        for method in comparison.methods
+        {"color": colour, "marker": marker, "label": method}
+        for method, (colour, marker) in styles.items()
     ]
     shown = [*methods, *sizes] if with_methods else sizes
     handles = [Line2D([], [], linestyle="", **style) for style in shown]

@@ -53,6 +53,42 @@ def test_without_models_and_seeds_the_recipes_own_are_taken(base, tmp_path):
     assert cell.config.model.config == MODEL
 
 
+def test_swept_keys_have_a_cell_for_each_combination_of_their_values(base, tmp_path):
+    keys = (f"run.output_dir={tmp_path}",)
+    grid = ("optim.lr=1e-4,3e-4", "tuning.target_modules=[c_attn],[c_attn, c_fc]")
+    root, cells = expand(base, keys, ("lora", "ia3"), seeds=(0, 1), grid=grid)
+    assert len(cells) == len({cell.config.output_dir for cell in cells}) == 2 * 2 * 2 * 2
+    assert all(root in cell.config.output_dir.parents for cell in cells)
+    found = {
+        (c.config.tuning.method, c.config.optim.lr, len(c.config.tuning.target_modules))
+        for c in cells
+    }
+    assert found == {(m, lr, n) for m in ("lora", "ia3") for lr in (1e-4, 3e-4) for n in (1, 2)}
+    assert cells[0].method == 'lora optim.lr=0.0001 tuning.target_modules=["c_attn"]'
+    _, own = expand(base, keys, (), grid=("data.seq_length=128,256",))
+    assert [cell.name for cell in own] == [
+        f"lora_data.seq_length={length}/model/seed-0" for length in (128, 256)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (("optim.lr=1e-4,0.0001",), "each value only once"),
+        (("optim.lr=1e-4", "optim.lr=1e-3"), "given twice"),
+        (("optim.epochs=1,2",), "given twice"),
+        (("run.seed=1,2",), "take --methods, --models, --seeds"),
+        (("optim.lr",), "write section"),
+        (("optim.rate=1,2",), "unknown key optim.rate"),
+        (("optim.lr=-1,1e-3",), "lora optim.lr=-1 model: optim.lr"),
+    ],
+)
+def test_a_grid_that_could_not_run_is_refused_before_anything_runs(base, tmp_path, grid, message):
+    keys = (f"run.output_dir={tmp_path}", "optim.epochs=1")
+    with pytest.raises(ConfigError, match=message):
+        expand(base, keys, ("lora",), (f"model={MODEL}",), grid=grid)
+
+
 def test_a_folder_with_weights_is_a_path_and_one_without_gives_random_weights(base, tmp_path):
     weights = shutil.copytree(SAMPLES / "model", tmp_path / "weights")
     bare = shutil.copytree(SAMPLES / "model", tmp_path / "bare")
