@@ -23,6 +23,7 @@ SLOW = (
     "trainer/run/test_early_stop.py",
     "trainer/run/test_language_run.py",
     "trainer/run/test_bounded.py",
+    "trainer/run/test_chat_run.py",
     "launcher/test_deepspeed_signals.py",
     "trainer/run/test_qlora.py",
     "trainer/run/test_same_loss.py",

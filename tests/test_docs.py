@@ -279,6 +279,7 @@ def check_compare(arguments: list[str], folder: Path, _: pytest.MonkeyPatch) -> 
 
 
 CHECKS: dict[str, Check] = {
+    "chat": check_run_folder("chat"),
     "compare": check_compare,
     "train": check_train,
     "prepare": check_prepare,

@@ -325,23 +325,6 @@ def test_the_state_says_which_files_are_done_and_each_has_its_loss(recipe, corpu
     assert {row["file"] for row in report["by_file"]} <= set(names)
 
 
-def test_a_model_that_learned_its_answers_says_them_and_stops(recipe, tmp_path):
-    """The end token is the padding token of this tokenizer, and is learned all the same."""
-    pairs = [("first?", "alpha beta"), ("other?", "x")]
-    rows = [{"prompt": question, "completion": answer} for question, answer in pairs]
-    train = write_rows(tmp_path / "train.jsonl", rows)
-    folder = tmp_path / "run"
-    steps = run(
-        recipe, folder, 1, f"data.train={train}", f"data.valid={train}", f"data.test={train}",
-        "data.allow_leaks=true", 'eval.prompts=["first?", "other?"]', "optim.max_steps=120",
-        "optim.weight_decay=0", "eval.interval=120", "save.interval=120", "log.interval=40",
-    )  # fmt: skip
-    assert steps[-1]["loss"] < 0.02
-    samples = read_log(folder / "log.jsonl", "sample")
-    said = [(row["answer"], row["ended"]) for row in samples]
-    assert said == [(f" {answer}", True) for _, answer in pairs]
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -12,6 +12,7 @@ import yaml
 from rank_pool import run_ranks, start_ranks, wait_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launcher.chat import main as chat
 from launcher.evaluate import main as evaluate
 from trainer.run_folder.folder import LOCK
 from trainer.run_folder.metrics import keep_lines, read_log
@@ -239,6 +240,11 @@ def test_evaluate_does_not_overwrite_the_test_report_or_take_any_name(finished, 
     assert evaluate([str(folder), str(tiny_data / "valid.jsonl"), "--name", "test"]) == 2
     assert evaluate([str(folder), str(tiny_data / "valid.jsonl"), "--name", "../x"]) == 2
     assert (folder / "report" / "test.json").read_bytes() == before
+
+
+def test_a_classifier_is_no_model_to_chat_with(finished, capsys):
+    assert chat([str(finished[0])]) == 2
+    assert "is a classifier and writes nothing" in capsys.readouterr().err
 
 
 def test_a_group_weight_for_no_function_is_refused(tiny_recipe, tmp_path):
