@@ -82,6 +82,8 @@ def test_functions_have_the_scores_of_evaluate_and_the_rest_is_counted(
     assert facts["num_functions"] == len(report["functions"])
     assert found["broken.c"]["function"] == "ok"
     assert facts["model"]["temperature"] is not None
+    assert sum(facts["model"]["training_languages"].values()) == 40
+    assert facts["never_seen"]["languages"] == []
     ranks = [one["score"] for one in report["functions"]]
     assert ranks == sorted(ranks, reverse=True)
 
