@@ -1,8 +1,10 @@
-"""Merge a trained model's adapter into its base: launcher/export.py MODEL --merge [KEY=PATH].
+"""Export a trained model for other tools: launcher/export.py MODEL OUT [--merge].
 
-MODEL is a finished run, its model/, or a copy of that. Writes a plain transformers folder
-(MODEL/merged) and prints how far its logits differ from those of the trained model on the
-validation split, or on any data.valid=FILE. A base that has moved is given again: --base FOLDER.
+MODEL is a finished run, its model/, or a copy of that. OUT is a new folder: the adapter as PEFT
+reads it or, with --merge, one model as transformers reads it, with a tokenizer that puts the tokens
+around a function itself, and a card. Before it is written, stock libraries in a fresh process score
+real rows; the largest difference from the model's own scores is printed, and above rounding nothing
+is written (code 4). docs/serve.md says what other tools do with the folder.
 """
 
 import sys
@@ -16,29 +18,43 @@ from launcher import command
 
 
 def main(arguments: list[str]) -> int:
-    """Write the merged model; return the exit code."""
+    """Write the folder; return the exit code."""
     parser = command.command_parser(__doc__)
     command.add_model(parser)
+    parser.add_argument("output", type=Path, nargs="?", metavar="OUT", help="new folder")
     parser.add_argument(
-        "overrides", nargs="*", default=[],
-        help="where the training data are now, e.g. data.path=FOLDER data.valid=FILE",
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE",
+        help="how the rows of --data are read, e.g. data.fields={code: NAME, target: NAME}",
     )  # fmt: skip
-    parser.add_argument("--merge", action="store_true", required=True, help="what to do")
+    parser.add_argument("--merge", action="store_true", help="adapter and base as one model")
     parser.add_argument(
         "--onto",
         choices=("dequantized", "full"),
         default="dequantized",
         help="the decoded weights that QLoRA trained with (default), or the unquantised base",
     )
-    parser.add_argument("--output", type=Path, help="new folder; default: MODEL/merged")
-    return command.main(parser, _merge, arguments)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights of one model; default: as they were trained",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE",
+        help="rows to score; default: the validation split, or embedded functions without it",
+    )  # fmt: skip
+    return command.main(parser, _export, arguments)
 
 
-def _merge(given: Namespace) -> None:
-    from trainer.run.commands import merge_model
+def _export(given: Namespace) -> None:
+    from trainer.errors import ConfigError
+    from trainer.run.commands import export_trained
 
-    output = given.output or given.model / "merged"
-    merge_model(given.model, output, given.onto, given.overrides, given.base)
+    if given.output is None:
+        raise ConfigError("give the new folder: launcher/export.py MODEL OUT [--merge]")
+    export_trained(
+        given.model, given.output, merge=given.merge, onto=given.onto, dtype=given.dtype,
+        base=given.base, rows=given.data, overrides=given.overrides,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

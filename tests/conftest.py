@@ -22,6 +22,8 @@ SLOW = (
     "trainer/run/test_class_run.py",
     "trainer/run/test_early_stop.py",
     "trainer/run/test_language_run.py",
+    "trainer/run/test_export.py",
+    "trainer/run/test_trained.py",
     "trainer/run/test_bounded.py",
     "trainer/run/test_chat_run.py",
     "launcher/test_deepspeed_signals.py",

@@ -277,7 +277,8 @@ def two_prepares(chain: Chain) -> None:
 
 def merge(chain: Chain, is_struck: bool) -> None:
     """Merge the adapter; before that, kill one that merges."""
-    words, output = [str(chain.run), "--merge"], chain.run / "merged"
+    output = chain.run / "merged"
+    words = [str(chain.run), str(output), "--merge"]
     if is_struck:
         process = Forked(words, 1, chain.printed, export_main)
         wait(process, lambda: any(chain.run.glob(".merged-*")))

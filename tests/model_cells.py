@@ -196,7 +196,7 @@ def check_cell(arguments: list[str]) -> int:
     run, merged = folder / "run", folder / "merged"
     transformers.logging.set_verbosity_error()
     with _timed(folder):
-        if code := export_main([str(run), "--merge", "--output", str(merged)]):
+        if code := export_main([str(run), str(merged), "--merge"]):
             return code
         _write_differences(cell, folder)
     return 0

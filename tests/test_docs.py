@@ -120,6 +120,7 @@ def test_the_first_screen_has_everything_a_newcomer_needs():
 )
 def test_a_command_runs_as_printed(page, line, places, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
+    shutil.rmtree(places["MY_NEW_FOLDER"], ignore_errors=True)
     for name, place in places.items():
         line = re.sub(rf"\b{re.escape(name)}\b", place, line)
     assert "MY_" not in line, "a placeholder that has no stand-in"

@@ -1,20 +1,19 @@
 """What the commands do with a recipe or a model; torch comes only after the input is sound."""
 
-import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.errors import DataError
-from data.prepared.prepare import Prepared, Split, read_split
+from data.prepared.prepare import Prepared
 from data.prepared.sources import sources_digest
-from data.readers import locate, named_files
+from data.readers import named_files
 from data.readers.reading import listed
 from data.text.escaping import escaped
-from trainer.config.recipe import DATA_PATHS, config_of, load_run_config
+from trainer.config.recipe import DATA_PATHS, load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 from trainer.models.files import check_model_files
@@ -22,9 +21,9 @@ from trainer.processes.imports import stack_imports
 from trainer.processes.launched import check_launch
 from trainer.processes.launchers import Launcher
 from trainer.processes.ranks import adopt_launcher
+from trainer.run.export_rows import export_rows
 from trainer.run.preparation import prepare_run
 from trainer.run.trained import Trained, open_trained
-from trainer.run_folder.folder import RECIPE
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -107,44 +106,45 @@ def evaluate_model(
     evaluate_files(trained, prepared, to_score, store, left_out)
 
 
-def merge_model(
-    model: Path, output: Path, onto: str, overrides: Sequence[str] = (), base: Path | None = None
+def export_trained(
+    model: Path,
+    output: Path,
+    *,
+    merge: bool = False,
+    onto: str = "dequantized",
+    dtype: str | None = None,
+    base: Path | None = None,
+    rows: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> None:
-    """Merge the adapter of a trained model into its base and print how far the logits move.
+    """Write a trained model for stock tools; print how far the scores they give are from ours.
 
     Args:
         model: A finished run, or a trained model's folder.
-        onto: "dequantized" or "full".
-        overrides: Where the training data are, as section.key=value; data.valid can be any file.
+        output: A new folder.
+        merge: Adapter and base as one model.
+        onto: "dequantized" or "full", of a merge.
+        dtype: Of the weights of one model, as torch names it; None: that of the run.
         base: Its folder, where that has moved.
+        rows: What is scored; None: the run's validation split, or else embedded functions.
+        overrides: How the rows are read (FILE_KEYS).
 
     Raises:
-        ConfigError: The folder exists, or the method cannot be merged.
-        ModelError: The folder holds no trained model, or the base does not load.
+        ConfigError: The folder exists, or the method has no such form.
+        DataError: The rows cannot be read.
+        ModelError: The folder holds no trained model, or stock tools give other scores.
     """
-    _, of_training = _divided(overrides)
-    trained = open_trained(model, base)
-    valid, not_measured = None, ""
-    try:
-        valid = _valid(trained, of_training).examples
-    except DataError as error:
-        if _names_data(of_training):
-            raise
-        not_measured = f"; how far its logits move was not measured: {error}; give data.valid=FILE"
+    of_files, of_training = _divided(overrides)
+    if any(text.partition("=")[0] not in _OF_BOTH for text in of_training):
+        raise ConfigError(f"{of_training[0]}: rows to compare are --data FILE")
+    trained = open_trained(model, base, of_files)
+    found = export_rows(trained, rows)
     without_bitsandbytes(trained.config)
     with stack_imports():
-        from trainer.run.merge import merge_adapter
+        from trainer.run.export import Wanted, export_model
 
-    merge = merge_adapter(trained, valid, output.resolve(), onto)
-    moves = not_measured or _moves(trained.config, merge)
-    print(f"{output}: merged onto the {merge['onto']} base{moves}")
-    if not trained.config.is_language:
-        changed = trained.config.data.normalize_whitespace
-        print(
-            f"the model read every function with {trained.tokenizer.end_token!r} after it"
-            f"{'' if changed == 'none' else f', whitespace changed by {changed!r}'}: other tools"
-            " have to do the same for these scores"
-        )
+    check = export_model(trained, found, Wanted(output.resolve(), merge, onto, dtype))
+    print(f"{output}: {check.line}")
 
 
 def joined(config: RunConfig) -> "Store | None":
@@ -171,46 +171,6 @@ def without_bitsandbytes(config: RunConfig) -> None:
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
-def _moves(config: RunConfig, drift: Mapping[str, Any]) -> str:
-    unit = "targets" if config.is_language else "functions"
-    return (
-        f"; logits of {drift['num_functions']} validation {unit} move by"
-        f" {drift['max_logit_difference']:.2e} at most, {drift['mean_logit_difference']:.2e} on"
-        f" average (largest logit {drift['largest_logit']:.2f})"
-    )
-
-
-def _valid(trained: Trained, overrides: Sequence[str]) -> Split:
-    """The validation split alone; it can be a part of train."""
-    config = _training_config(trained, overrides)
-    paths = locate(config.data, "valid", language=config.is_language)
-    if not paths:
-        return prepare_run(config).splits["valid"]
-    return read_split(
-        paths, "valid", config.data, trained.tokenizer,
-        language=config.is_language, classes=trained.classes,
-    )[0]  # fmt: skip
-
-
-def _training_config(trained: Trained, overrides: Sequence[str]) -> RunConfig:
-    """The recipe by which a model's data are read again: where the run said, or where they are now.
-
-    Raises:
-        DataError: Nothing says where they are.
-    """
-    run, config = trained.run, trained.config
-    own = {
-        "model.path": config.model.path, "model.config": None,
-        "data.tokenizer": str(trained.folder), "run.output_dir": str(config.output_dir),
-    }  # fmt: skip
-    given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
-    if run is not None:
-        return load_run_config(run / RECIPE, given)
-    if not _names_data(overrides):
-        raise DataError(f"{trained.folder} is without its run; give data.path=FOLDER")
-    return config_of(trained.facts["recipe"], given, trained.folder)
-
-
 def _training_data(trained: Trained, overrides: Sequence[str]) -> tuple[Prepared, str]:
     """A model's data; or what it knows of them, and why the baselines are left out.
 
@@ -218,7 +178,7 @@ def _training_data(trained: Trained, overrides: Sequence[str]) -> tuple[Prepared
         DataError: Data that are given cannot be read, or are others.
     """
     try:
-        prepared = prepare_run(_training_config(trained, overrides))
+        prepared = prepare_run(trained.training_config(overrides))
         _refuse_other_data(trained, prepared)
     except DataError as error:
         if _names_data(overrides):

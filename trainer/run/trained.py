@@ -4,6 +4,7 @@ Nothing of the run is needed but this folder and, unless it is a whole model, it
 imported only when the weights are loaded.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import json_object, parsing
+from data.errors import DataError, json_object, parsing
 from data.prepared.prepare import Prepared
 from data.text.labels import Classes
 from data.text.tokenization import ExampleSet, encode_functions
 from data.text.tokenizer import CodeTokenizer
-from trainer.config.recipe import config_of
+from trainer.config.recipe import config_of, load_run_config
 from trainer.config.renamed import with_current_keys
 from trainer.config.sections import ModelSection, RunConfig
 from trainer.errors import ConfigError, ModelError
@@ -78,36 +79,56 @@ class Trained:
         """Whether it holds all weights, so that it has no base."""
         return self.config.tuning.method == "full"
 
+    def training_config(self, overrides: Sequence[str]) -> RunConfig:
+        """The recipe by which its data are read again: where the run said, or where they are now.
+
+        Args:
+            overrides: section.key=value of data.
+
+        Raises:
+            DataError: Nothing says where they are.
+        """
+        own = {
+            "model.path": self.config.model.path, "model.config": None,
+            "data.tokenizer": str(self.folder), "run.output_dir": str(self.config.output_dir),
+        }  # fmt: skip
+        given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
+        if self.run is not None:
+            return load_run_config(self.run / RECIPE, given)
+        if not overrides:
+            raise DataError(f"{self.folder} is without its run; give data.path=FOLDER")
+        return config_of(self.facts["recipe"], given, self.folder)
+
     def load(self, ranks: "Ranks", examples: ExampleSet | None = None) -> "PackedModel":
         """The model in evaluation mode on a rank's device, its way to keep records apart proved.
 
         Args:
             ranks: Those that hold the model; all call this.
-            examples: Some of what it will read, by which the proof is made; None: texts of ours.
+            examples: Some of what it will read, by which the proof is made; None: beginnings of
+                this file.
 
         Raises:
             ModelError: The base or the weights do not load, or packing does not hold.
         """
         from trainer.run.build import scoring_model
 
-        records = self._texts() if examples is None else examples
-        return scoring_model(self.config, self.folder, self.classes, ranks, records)[1]
+        if examples is None:
+            text = Path(__file__).read_text(encoding="utf-8")
+            examples = self.examples_of([text[: 2**n] for n in range(4, 12)])
+        return scoring_model(self.config, self.folder, self.classes, ranks, examples)[1]
 
-    def _texts(self) -> ExampleSet:
-        """Beginnings of this file, from 16 characters on."""
-        text = Path(__file__).read_text(encoding="utf-8")
-        pieces = encode_functions(
-            [text[: 2**n] for n in range(4, 12)], self.tokenizer, self.config.data
-        )
+    def examples_of(self, texts: Sequence[str]) -> ExampleSet:
+        """Texts as the model reads functions; of a language model every token is a target."""
+        pieces = encode_functions(texts, self.tokenizer, self.config.data)
         num, tokens = len(pieces.lengths_E), pieces.tokens
         return ExampleSet(
             tokens=tokens,
             starts=np.cumsum([0, *pieces.lengths_E], dtype=np.int64),
-            record_E=np.arange(num),
+            record_E=pieces.record_E,
             label_E=np.zeros(num, np.int32),
             share_E=np.ones(num),
             weight_E=np.ones(num, np.float32),
-            num_records=num,
+            num_records=len(texts),
             supervised=np.ones(len(tokens), np.bool_) if self.config.is_language else None,
         )
 

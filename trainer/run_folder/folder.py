@@ -140,6 +140,9 @@ def built(folder: Path) -> Iterator[Path]:
         raise MachineError(
             f"{folder} was not written: {error}; make room there, the same command continues"
         ) from error
+    except ValueError:  # what was made is not what it has to be
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 def _leftovers(folder: Path) -> list[Path]:

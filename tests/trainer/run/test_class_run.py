@@ -13,7 +13,7 @@ from conftest import write_rows
 from rank_pool import run_ranks
 from safetensors.torch import load_file
 
-from trainer.run.commands import evaluate_model, merge_model
+from trainer.run.commands import evaluate_model, export_trained
 from trainer.run_folder.metrics import read_log
 from trainer.sweep.grid import expand
 from trainer.sweep.sweep import run_sweep
@@ -94,7 +94,7 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     task, tmp_path, tiny_model, capsys
 ):
     from tokenizers import Tokenizer
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, pipeline
 
     kind, command = task
     train([*command, *LONG], tmp_path / "run")
@@ -123,7 +123,7 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
     assert 0 < changed["largest_shift"] < 1
     again = json.loads((tmp_path / "run" / "report" / "again.json").read_text())
     assert again["predictors"] == report["predictors"]
-    merge_model(tmp_path / "run", tmp_path / "merged", "full")
+    export_trained(tmp_path / "run", tmp_path / "merged", merge=True, onto="full")
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert stock.config.id2label == dict(enumerate(names))
     assert stock.config.problem_type == problem
@@ -138,6 +138,12 @@ def test_a_trained_run_beats_chance_and_stock_transformers_give_its_scores(
         scores = logits.softmax(0) if kind == "many" else logits.sigmoid()
         assert np.allclose(scores.numpy(), line["scores"], atol=1e-5)
         assert line["digest"] == hashlib.sha256(code.encode()).hexdigest()[:16]
+    classify = pipeline(
+        "text-classification", model=str(tmp_path / "merged"), batch_size=4, top_k=None
+    )
+    for each, line in zip(classify(codes), map(json.loads, lines), strict=True):
+        found = {one["label"]: one["score"] for one in each}
+        assert np.allclose([found[name] for name in names], line["scores"], atol=1e-5)
 
 
 def test_a_sweep_compares_by_the_measures_of_its_classes(task, tmp_path, capsys):

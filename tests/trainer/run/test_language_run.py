@@ -183,7 +183,9 @@ def test_a_run_is_evaluated_on_another_file_and_merged(recipe, whole, tmp_path, 
     ]
     gain = difference["measures"]["loss"]["difference"]
     assert gain == pytest.approx(losses_of[1] - losses_of[0], abs=1e-12)
-    assert export_main([str(folder), "--merge"]) == 0, capsys.readouterr().err
+    assert export_main([str(folder), str(folder / "merged"), "--merge"]) == 0, (
+        capsys.readouterr().err
+    )
     assert (
         AutoModelForCausalLM.from_pretrained(folder / "merged").config.model_type == "gpt_bigcode"
     )

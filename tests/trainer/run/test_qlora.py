@@ -191,7 +191,7 @@ def test_merging_onto_the_decoded_base_moves_nothing_and_onto_the_full_one_says_
     drift = {}
     for onto in ("dequantized", "full"):
         output = tmp_path / onto
-        arguments = [str(folder), "--merge", "--onto", onto, "--output", str(output)]
+        arguments = [str(folder), str(output), "--merge", "--onto", onto]
         assert export_main(arguments) == 0, capsys.readouterr().err
         facts = json.loads((output / "focaltune.json").read_text())
         drift[onto] = facts["merge"]
@@ -201,8 +201,8 @@ def test_merging_onto_the_decoded_base_moves_nothing_and_onto_the_full_one_says_
     scale = drift["full"]["largest_logit"]
     assert drift["dequantized"]["max_logit_difference"] < 1e-4 * scale  # fp32, another order
     assert drift["full"]["max_logit_difference"] > 1e-3 * scale
-    assert export_main([str(folder), "--merge", "--output", str(tmp_path / "full")]) == 2
-    assert "another folder" in capsys.readouterr().err
+    assert export_main([str(folder), str(tmp_path / "full"), "--merge"]) == 2
+    assert "exists; give a new folder" in capsys.readouterr().err
 
 
 def test_a_cached_base_is_read_back_and_gives_the_same_losses(trained, tiny_recipe, tmp_path):

@@ -300,7 +300,7 @@ def test_a_run_with_renamed_keys_continues_evaluates_and_exports(
         for name in ("test", "again")
     )
     assert second == first
-    assert export_main([str(copy), "--merge", "--output", str(tmp_path / "merged")]) == 0
+    assert export_main([str(copy), str(tmp_path / "merged"), "--merge"]) == 0
     printed = tmp_path / "printed"
     assert run_ranks(arguments(tiny_recipe, copy, "optim.max_steps=17"), 1, printed) == [2]
     assert "optim.max_steps: 16 -> 17" in printed.read_text()
@@ -377,16 +377,15 @@ def test_baselines_do_not_learn_from_other_data(moved, tiny_data, tmp_path, caps
 def test_a_run_is_merged_without_its_data_and_any_file_measures_the_drift(moved, tmp_path, capsys):
     def merged(name, *more):
         output = tmp_path / name
-        words = [str(moved), "--merge", "--output", str(output)]
-        assert export_main([*words, *more]) == 0, capsys.readouterr().err
+        assert export_main([str(moved), str(output), "--merge", *more]) == 0, capsys.readouterr()
         facts = json.loads((output / "focaltune.json").read_text())
         return (output / "model.safetensors").read_bytes(), facts["merge"]
 
     weights, alone = merged("alone")
-    assert alone == {"onto": "full"}
-    assert "was not measured: data.path: /nowhere" in capsys.readouterr().out
+    assert (alone["onto"], alone["num"]) == ("full", 32)
+    assert "32 rows of the embedded functions" in capsys.readouterr().out
     other = write_rows(tmp_path / "other.jsonl", sample_rows("train", 7))
-    again, drift = merged("measured", f"data.valid={other}")
+    again, drift = merged("measured", f"--data={other}")
     assert again == weights
-    assert drift["num_functions"] == 7
+    assert drift["num"] == 7
     assert 0 < drift["max_logit_difference"] < 1e-5

@@ -206,7 +206,7 @@ def test_a_whole_model_and_a_merged_one_need_no_base(
     with pytest.raises(ConfigError, match="is a whole model and has no base; leave out --base"):
         open_trained(whole, base)
     merged = tmp_path / "merged"
-    assert export_main([str(finished), "--merge", "--output", str(merged)]) == 0
+    assert export_main([str(finished), str(merged), "--merge"]) == 0
     for model, run in ((whole, folder), (merged, finished)):
         assert open_trained(model).is_whole
         assert evaluate_main([str(model), str(tiny_data / "test.jsonl")]) == 0, model

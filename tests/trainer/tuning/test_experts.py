@@ -182,7 +182,7 @@ def test_stock_peft_gives_the_scores_of_the_report(runs, tiny_data, tmp_path):
 @pytest.mark.parametrize("way", ["lora", "qlora"])
 def test_merged_experts_move_nothing(way, runs, tmp_path):
     output = tmp_path / "merged"
-    assert export_main([str(runs / way), "--merge", "--output", str(output)]) == 0
+    assert export_main([str(runs / way), str(output), "--merge"]) == 0
     drift = json.loads((output / "focaltune.json").read_text())["merge"]
     assert drift["max_logit_difference"] < 1e-4 * max(1.0, drift["largest_logit"])
     merged = AutoModelForSequenceClassification.from_pretrained(output)

@@ -200,7 +200,7 @@ def test_a_finished_run_scores_another_file_the_same(name, finished, tiny_data, 
 @pytest.mark.parametrize("name", NEW)
 def test_a_method_merges_where_merging_is_defined(name, finished, tmp_path, capsys):
     output = tmp_path / "merged"
-    code = export_main([str(finished / name), "--merge", "--output", str(output)])
+    code = export_main([str(finished / name), str(output), "--merge"])
     captured = capsys.readouterr()
     if name in ("ptuning", "adapter_h", "adapter_p", "parallel"):
         assert code == 2
@@ -215,6 +215,21 @@ def test_a_method_merges_where_merging_is_defined(name, finished, tmp_path, caps
     names = {path.name for path in output.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert "adapter_config.json" not in names
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_method_of_peft_is_exported_as_it_is(name, finished, tmp_path, capsys):
+    code = export_main([str(finished / name), str(tmp_path / "out")])
+    captured = capsys.readouterr()
+    if name in ("adapter_h", "adapter_p", "parallel"):
+        assert code == 2
+        assert "no stock library reads bottleneck adapters" in captured.err
+        return
+    assert code == 0, captured.err
+    assert ("transformers" if name == "full" else "peft") in captured.out
+    assert ("one function at a time" in (tmp_path / "out" / "README.md").read_text()) == (
+        name == "ptuning"
+    )
 
 
 @pytest.mark.parametrize("name", ["full", "ptuning", "parallel"])
@@ -285,7 +300,7 @@ def test_a_merged_model_whose_embedding_alone_was_trained_is_not_tied(
     folder, output = tmp_path / "run", tmp_path / "merged"
     arguments = [str(instructions), *arguments_of("dora")[1:], "tuning.modules_to_save=[wte]"]
     run(arguments, folder, "cpu_zero1", 1)
-    assert export_main([str(folder), "--merge", "--output", str(output)]) == 0
+    assert export_main([str(folder), str(output), "--merge"]) == 0
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     assert base.config.tie_word_embeddings
     merged = AutoModelForCausalLM.from_pretrained(output)
@@ -315,7 +330,7 @@ def test_every_method_learns_beside_a_quantised_base(name, kind, arguments_of, t
     assert facts["quantization"]["quant_type"] == kind
     if name == "ia3":
         output = tmp_path / "merged"
-        assert export_main([str(folder), "--merge", "--output", str(output)]) == 0
+        assert export_main([str(folder), str(output), "--merge"]) == 0
         drift = json.loads((output / "focaltune.json").read_text())["merge"]
         assert drift["onto"] == "dequantized"
         # int8 products are rounded to whole numbers, which the decoded weights' are not.

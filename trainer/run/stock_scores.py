@@ -1,0 +1,125 @@
+"""Scores rows with stock transformers, and PEFT, alone: the fresh process of launcher/export.py.
+
+python stock_scores.py ASKED ANSWER      two JSON files; nothing of focaltune is imported
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+BATCH = 4
+
+
+def tokenizer_of(asked: dict[str, Any]) -> tuple[Any, str]:
+    """The tokenizer that AutoTokenizer takes; or, where that makes other tokens, tokenizer.json's.
+
+    transformers has types whose class replaces rules of tokenizer.json, whatever the files say.
+    The text says so; it is empty for AutoTokenizer's.
+    """
+    auto = transformers.AutoTokenizer.from_pretrained(asked["folder"])
+    if all(
+        auto(**_named(text), truncation=True).input_ids == ids
+        for text, ids in zip(asked["texts"], asked["expected"], strict=True)
+    ):
+        return auto, ""
+    plain = transformers.PreTrainedTokenizerFast.from_pretrained(asked["folder"])
+    return plain, (
+        f"load the tokenizer by PreTrainedTokenizerFast.from_pretrained: {type(auto).__name__},"
+        " which AutoTokenizer takes for this type of model, makes other tokens"
+    )
+
+
+def scores_of_texts(asked: dict[str, Any], tokenizer: Any) -> list[list[float]]:
+    """Probabilities of the classes of each text."""
+    texts = asked["texts"]
+    if asked["way"] == "pipeline":
+        pipe = transformers.pipeline(
+            "text-classification", model=asked["folder"], tokenizer=tokenizer, batch_size=BATCH,
+            top_k=None, truncation=True,
+        )  # fmt: skip
+        names = pipe.model.config.id2label
+        found = [{one["label"]: one["score"] for one in each} for each in pipe(texts)]
+        return [[each[names[n]] for n in range(len(names))] for each in found]
+    model, size, scores = _classifier(asked), asked.get("batch_size", BATCH), list[list[float]]()
+    for first in range(0, len(texts), size):
+        chunk = [_named(text) for text in texts[first : first + size]]
+        columns = {key: [text[key] for text in chunk] for key in chunk[0]}
+        batch = tokenizer(**columns, padding=True, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            given = model(**batch.to(_device()))
+        logits = (given if isinstance(given, torch.Tensor) else given.logits).double()
+        chances = logits.sigmoid() if asked["is_several"] else logits.softmax(1)
+        scores += chances.tolist()
+    return scores
+
+
+def losses_of_ids(asked: dict[str, Any]) -> list[list[float]]:
+    """Mean negative log-likelihood of the targets of each text, given as token ids."""
+    if asked["way"] == "pipeline":
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(asked["folder"])
+    else:
+        model = _adapted(asked)
+    model = model.to(_device()).eval()
+    losses = []
+    for ids, targets in zip(asked["ids"], asked["targets"], strict=True):
+        row = torch.tensor([ids], device=_device())
+        with torch.no_grad():
+            logits = model(input_ids=row).logits[0].double()
+        places = torch.tensor(targets, device=_device())
+        chosen = logits[places - 1].log_softmax(-1).gather(1, row[0, places, None])
+        losses.append([-float(chosen.mean())])
+    return losses
+
+
+def _named(text: Any) -> dict[str, Any]:
+    """What a tokenizer takes, of a text or a pair."""
+    return text if isinstance(text, dict) else {"text": text}
+
+
+def _classifier(asked: dict[str, Any]) -> Any:
+    if asked["way"] == "loader":
+        loader = runpy.run_path(str(Path(asked["folder"]) / "load_classifier.py"))
+        return loader["load"](asked["folder"]).to(_device())
+    return _adapted(asked).to(_device()).eval()
+
+
+def _adapted(asked: dict[str, Any]) -> Any:
+    """The adapter on its base, quantised afresh where it was."""
+    from peft import PeftModel
+
+    config = transformers.AutoConfig.from_pretrained(asked["base"]).get_text_config()
+    for key, value in asked["settings"].items():
+        setattr(config, key, value)
+    more: dict[str, Any] = {}
+    if asked["quantization"]:
+        more["quantization_config"] = transformers.BitsAndBytesConfig(**asked["quantization"])
+    kind = getattr(transformers, asked["model_class"])
+    base = kind.from_pretrained(
+        asked["base"], config=config, key_mapping=asked["key_mapping"],
+        dtype=getattr(torch, asked["dtype"]), **more,
+    )  # fmt: skip
+    model = PeftModel.from_pretrained(base, asked["folder"])
+    for module in model.modules():  # a CPU with AVX512-BF16 would repack quantised weights
+        module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    remark = ""
+    if "ids" in request:
+        found = losses_of_ids(request)
+    else:
+        tokens, remark = tokenizer_of(request)
+        found = scores_of_texts(request, tokens)
+    Path(sys.argv[2]).write_text(json.dumps({"scores": found, "remark": remark}), encoding="utf-8")
