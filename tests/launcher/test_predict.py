@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from conftest import sample_rows, write_rows
@@ -157,3 +158,10 @@ def test_output_never_replaces_a_file_of_somebody_else(finished, tree, tmp_path,
 def test_what_cannot_be_meant_is_refused_before_the_model_loads(tmp_path, words, said, capsys):
     assert predict([str(tmp_path), str(tmp_path), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_model_that_learned_no_functions_is_refused(tree, monkeypatch, capsys):
+    told = SimpleNamespace(config=SimpleNamespace(is_language=True, task=SimpleNamespace(name="x")))
+    monkeypatch.setattr("trainer.prediction.predict.open_trained", lambda *_: told)
+    assert predict(["MODEL", str(tree)]) == 2
+    assert "MODEL learned x; predict takes a model that learned" in capsys.readouterr().err

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 4 << 20  # of a file: what is longer was not written by people
 _LEAST_BYTES = 30  # of a text for a step of its parser: code has 47 or more
+REPAIRED = "files read with U+FFFD where they are not UTF-8"
 _HEAD = 8000  # bytes in which git, too, looks for a NUL
 _GENERATED = re.compile(
     rb"^[ \t]*(?://|#|/?\*|--|<!--|;|\"\"\").{0,200}?(?:@generated\b|\bdo not (?:edit|modify)\b"
@@ -87,7 +88,7 @@ def source_text(raw: bytes, skipped: Counter[str], *, every: bool) -> str | None
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        skipped["read with U+FFFD where it is not UTF-8"] += 1
+        skipped[REPAIRED] += 1
         return raw.decode("utf-8", "replace")
 
 

@@ -4,11 +4,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from trainer.prediction.extraction import Function
 
 FINGERPRINT = "focaltuneFunction/v1"
 """Its name among the fingerprints of a result."""
-_BLOCK, _FACTOR, _BITS = 100, 37, (1 << 64) - 1
+_BLOCK = 100
+_POWERS = np.array([pow(37, _BLOCK - 1 - place, 1 << 64) for place in range(_BLOCK)], np.uint64)
+_LINES = 4096  # whose blocks are in memory at a time
 _END = 0xFFFF  # stands behind a file's last character
 
 
@@ -32,38 +36,15 @@ def line_hashes(text: str) -> list[str]:
     left out, with a number that tells equal ones apart. Computed here, a platform that computes it
     from the file itself finds the same.
     """
-    units, starts = _units(text)
-    padded = [0] * _BLOCK + units + [0] * _BLOCK
-    drop = pow(_FACTOR, _BLOCK, 1 << 64)
-    wanted, hashes, seen = set(starts), {}, Counter[str]()
-    value = 0
-    for end in range(_BLOCK, len(padded)):
-        begin = end - _BLOCK  # the window before this unit begins here
-        if begin - _BLOCK in wanted:
-            hashes[begin - _BLOCK] = value
-        value = (value * _FACTOR + padded[end] - drop * padded[begin]) & _BITS
-    found = []
-    for start in starts:
-        digest = f"{hashes.get(start, value):x}"
-        seen[digest] += 1
-        found.append(f"{digest}:{seen[digest]}")
+    plain = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-16-le", "surrogatepass")
+    units = np.frombuffer(plain, "<u2")
+    units = units[(units != ord(" ")) & (units != ord("\t"))]
+    starts = np.append(0, np.flatnonzero(units == ord("\n")) + 1)
+    padded = np.concatenate([units, [_END], np.zeros(_BLOCK)]).astype(np.uint64)
+    seen, found = Counter[str](), list[str]()
+    for first in range(0, len(starts), _LINES):
+        places = starts[first : first + _LINES, None] + np.arange(_BLOCK)
+        for value in (padded[places] * _POWERS).sum(axis=1).tolist():  # modulo 2^64, as it wraps
+            seen[digest := f"{value:x}"] += 1
+            found.append(f"{digest}:{seen[digest]}")
     return found
-
-
-def _units(text: str) -> tuple[list[int], list[int]]:
-    """UTF-16 units without blanks, line ends as one, and the place where each line begins."""
-    plain = text.replace("\r\n", "\n").replace("\r", "\n")
-    raw = plain.encode("utf-16-le", "surrogatepass")
-    units, starts, is_start = list[int](), list[int](), True
-    for low, high in zip(raw[::2], raw[1::2], strict=True):
-        unit = low | high << 8
-        if unit in (0x20, 0x09):
-            continue
-        if is_start:
-            starts.append(len(units))
-        is_start = unit == 0x0A
-        units.append(unit)
-    if is_start:
-        starts.append(len(units))
-    units.append(_END)
-    return units, starts

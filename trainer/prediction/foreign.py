@@ -71,7 +71,9 @@ class ForeignLog:
         own = self.log.get("properties") or {}
         said = "rank is 100 times the probability that a model gives to the function around"
         log = {"properties": {"focaltune": said, **own}}
-        json.dump(log | {k: v for k, v in self.log.items() if k not in log}, stream, indent=1)
+        log |= {key: value for key, value in self.log.items() if key not in log}
+        with parsing("the findings cannot be written again", ConfigError, _REMEDY):
+            json.dump(log, stream, indent=1)
         stream.write("\n")
 
 

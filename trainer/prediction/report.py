@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.prediction.about import About
+from trainer.prediction.extraction import REPAIRED
 from trainer.prediction.languages import meant
 from trainer.prediction.ranked import Ranked, ScoredFunction
 from trainer.prediction.tree import Tree
@@ -110,8 +111,11 @@ class Report:
             )
         if unseen:
             lines.append(("never seen", "; ".join(unseen)))
-        if self.skipped:
-            passed = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.items())
+        skipped = self.skipped
+        if repaired := skipped.pop(REPAIRED, 0):
+            lines.append(("repaired", f"{repaired:,} {REPAIRED}"))
+        if skipped:
+            passed = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
             lines.append(("left out", passed))
         found = f"{self.num_findings:,}"
         expected = self.about.facts.get("validation_share_found")

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import fastjsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from trainer.errors import ConfigError
 from trainer.prediction.about import About
@@ -244,3 +246,37 @@ def test_a_file_that_is_not_sarif_is_refused_by_name(tmp_path, text):
     for read in (lambda: ForeignLog(path, tmp_path), lambda: known_fingerprints(path)):
         with pytest.raises(ConfigError, match=r"x\.sarif"):
             read()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def damaged(value, draw):
+    """A value with one part of it replaced by any other."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    if not isinstance(value, dict | list) or not keys or draw(st.integers(0, 5)) == 0:
+        return draw(VALUES)
+    copy, key = value.copy(), draw(st.sampled_from(list(keys)))
+    copy[key] = damaged(copy[key], draw) if isinstance(copy[key], dict | list) else draw(VALUES)
+    return copy
+
+
+@given(st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_sarif_is_refused_or_ranked(tmp_path, data):
+    path = tmp_path / "other.sarif"
+    path.write_text(json.dumps(damaged(OTHER, data.draw)))
+    try:
+        known_fingerprints(path)
+        log = ForeignLog(path, tmp_path)
+        with Ranked() as ranked:
+            ranked.add(scored(1))
+            log.rank(ranked)
+        log.write(io.StringIO())
+        assert all(isinstance(name, str) for name in log.lines)
+    except ConfigError:
+        pass
