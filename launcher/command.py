@@ -5,6 +5,7 @@ import configparser
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def add_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--base", type=Path, metavar="FOLDER", help="base of the model, where it has moved"
     )
+
+
+def is_key(word: str) -> bool:
+    """Whether an argument is section.key=value, not a path."""
+    return re.match(r"[a-z_]+\.[a-z_]+=", word) is not None
 
 
 def _help_with_keys(parser: ArgumentParser) -> str:

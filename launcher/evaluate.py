@@ -7,7 +7,6 @@ data.fields={code: NAME, target: NAME}. Started by deepspeed, every rank scores 
 """
 
 import argparse
-import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -46,9 +45,8 @@ def _evaluate(given: Namespace) -> None:
     from trainer.errors import ConfigError
     from trainer.run.commands import evaluate_model
 
-    is_key = [re.match(r"[a-z_]+\.[a-z_]+=", text) is not None for text in given.files]
-    files = [Path(text) for text, is_one in zip(given.files, is_key, strict=True) if not is_one]
-    keys = [text for text, is_one in zip(given.files, is_key, strict=True) if is_one]
+    files = [Path(text) for text in given.files if not command.is_key(text)]
+    keys = [text for text in given.files if command.is_key(text)]
     if not files:
         raise ConfigError("give a file to score after the model")
     evaluate_model(

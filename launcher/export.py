@@ -7,6 +7,7 @@ real rows; the largest difference from the model's own scores is printed, and ab
 is written (code 4). docs/serve.md says what other tools do with the folder.
 """
 
+import argparse
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -21,11 +22,14 @@ def main(arguments: list[str]) -> int:
     """Write the folder; return the exit code."""
     parser = command.command_parser(__doc__)
     command.add_model(parser)
-    parser.add_argument("output", type=Path, nargs="?", metavar="OUT", help="new folder")
+    parser.add_argument(
+        "output", nargs="?", metavar="OUT", help="new folder; default of a merge: MODEL/merged"
+    )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE",
         help="how the rows of --data are read, e.g. data.fields={code: NAME, target: NAME}",
     )  # fmt: skip
+    parser.add_argument("--output", type=Path, dest="output_option", help=argparse.SUPPRESS)
     parser.add_argument("--merge", action="store_true", help="adapter and base as one model")
     parser.add_argument(
         "--onto",
@@ -49,11 +53,18 @@ def _export(given: Namespace) -> None:
     from trainer.errors import ConfigError
     from trainer.run.commands import export_trained
 
-    if given.output is None:
-        raise ConfigError("give the new folder: launcher/export.py MODEL OUT [--merge]")
+    words = [given.output, *given.overrides] if given.output else given.overrides
+    keys = [word for word in words if command.is_key(word)]
+    folders = [Path(word) for word in words if not command.is_key(word)]
+    if given.output_option:
+        folders.append(given.output_option)
+    if not folders and given.merge:
+        folders = [given.model / "merged"]
+    if len(folders) != 1:
+        raise ConfigError("give one new folder: launcher/export.py MODEL OUT [--merge]")
     export_trained(
-        given.model, given.output, merge=given.merge, onto=given.onto, dtype=given.dtype,
-        base=given.base, rows=given.data, overrides=given.overrides,
+        given.model, folders[0], merge=given.merge, onto=given.onto, dtype=given.dtype,
+        base=given.base, rows=given.data, overrides=keys,
     )  # fmt: skip
 
 

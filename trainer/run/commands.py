@@ -79,7 +79,7 @@ def evaluate_model(
     name = name or files[0].name.partition(".")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} cannot name a report; give --name in letters, digits and ._-")
-    of_files, of_training = _divided(overrides)
+    of_files, of_training, base = _divided(overrides, base)
     trained = open_trained(model, base, of_files)
     config = trained.config
     if robustness and config.is_language:
@@ -134,7 +134,7 @@ def export_trained(
         DataError: The rows cannot be read.
         ModelError: The folder holds no trained model, or stock tools give other scores.
     """
-    of_files, of_training = _divided(overrides)
+    of_files, of_training, base = _divided(overrides, base)
     if any(text.partition("=")[0] not in _OF_BOTH for text in of_training):
         raise ConfigError(f"{of_training[0]}: rows to compare are --data FILE")
     trained = open_trained(model, base, of_files)
@@ -202,15 +202,20 @@ def _refuse_other_data(trained: Trained, prepared: Prepared) -> None:
         )
 
 
-def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is given of the files that are scored, and of the training data.
+def _divided(
+    overrides: Sequence[str], base: Path | None
+) -> tuple[list[str], list[str], Path | None]:
+    """What is given of the files that are scored, of the training data, and the base.
 
     Raises:
         ConfigError: Another key.
     """
     of_files, of_training = list[str](), list[str]()
     for text in overrides:
-        key = text.partition("=")[0]
+        key, _, value = text.partition("=")
+        if key == "model.path" and base is None:
+            base = Path(value)
+            continue
         if key not in (*FILE_KEYS, *DATA_PATHS):
             raise ConfigError(
                 f"{key[:80]!r}: of a trained model only these can be given:"
@@ -220,7 +225,7 @@ def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             of_files.append(text)
         if key not in FILE_KEYS:
             of_training.append(text)
-    return of_files, of_training
+    return of_files, of_training, base
 
 
 def _names_data(of_training: Sequence[str]) -> bool:

@@ -90,6 +90,12 @@ def open_run_folder(config: RunConfig) -> RunLock:
     return lock
 
 
+def link_as_before(run: Path) -> None:
+    """Let scripts find the trained model as adapter/, as it was called until version 0.2."""
+    with suppress(OSError):  # it exists, or the disk knows no links
+        (run / "adapter").symlink_to(MODEL)
+
+
 def is_run_folder(folder: Path) -> bool:
     """Whether a run has begun here: its lock is the first file it writes."""
     if (folder / LOCK).is_file():

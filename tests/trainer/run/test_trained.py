@@ -67,6 +67,26 @@ def test_a_copied_model_scores_as_its_run_where_neither_run_nor_data_are(
     assert whole["predictors"] == of_run["predictors"]  # the baselines learned from the given data
 
 
+def test_commands_as_they_were_written_before_still_work(
+    finished, base, tiny_data, tmp_path, capsys
+):
+    """adapter/, model.path= for a moved base, export RUN --merge without a folder."""
+    assert (finished / "adapter").resolve() == finished / "model"
+    moved = shutil.copytree(base, tmp_path / "elsewhere")
+    file = str(tiny_data / "test.jsonl")
+    words = [str(finished / "adapter"), file, f"model.path={moved}", "--name", "as_before"]
+    assert evaluate_main(words) == 0, capsys.readouterr().err
+    assert open_trained(finished / "adapter").folder == finished / "model"
+    before = [str(finished), "--merge", "--data", file]
+    assert export_main([*before, "--output", str(tmp_path / "o"), f"model.path={moved}"]) == 0
+    assert (tmp_path / "o" / "model.safetensors").is_file()
+    assert export_main(before) == 0, capsys.readouterr().err
+    assert (finished / "merged" / "model.safetensors").is_file()
+    shutil.rmtree(finished / "merged")
+    assert export_main([str(finished), "--data", file]) == 2
+    assert "give one new folder" in capsys.readouterr().err
+
+
 def test_a_missing_or_another_base_is_named_with_both_digests(copied, finished, base, tmp_path):
     opened = open_trained(finished)
     said = json.loads((copied / "focaltune.json").read_text())["base"]
