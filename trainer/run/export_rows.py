@@ -83,11 +83,10 @@ def _of_split(trained: Trained, split: Split, title: str) -> Rows:
 
 
 def _text(trained: Trained, code: str, second: str) -> Any:
-    first, other = (
-        normalize_whitespace(text, trained.config.data.normalize_whitespace)
-        for text in (code, second)
-    )
-    return {"text": first, "text_pair": other} if second else first
+    mode = trained.config.data.normalize_whitespace
+    if mode == "lines":  # collapse is the exported tokenizer's
+        code, second = (normalize_whitespace(text, mode) for text in (code, second))
+    return {"text": code, "text_pair": second} if second else code
 
 
 def _embedded(trained: Trained) -> Rows:
@@ -97,14 +96,11 @@ def _embedded(trained: Trained) -> Rows:
     data = trained.config.data
     texts = [normalize_whitespace(code, data.normalize_whitespace) for code in codes]
     limit = data.seq_length - trained.tokenizer.num_added
-    short = [
-        t
-        for t, ids in zip(texts, trained.tokenizer.encode(texts), strict=True)
-        if len(ids) <= limit
-    ]
+    ids_N = trained.tokenizer.encode(texts)
+    short = [code for code, ids in zip(codes, ids_N, strict=True) if len(ids) <= limit]
     if not short:
         raise DataError(
             f"no embedded function fits in data.seq_length {data.seq_length}; give --data"
         )
-    shown = None if trained.config.is_language else short
+    shown = None if trained.config.is_language else [_text(trained, code, "") for code in short]
     return Rows("the embedded functions", trained.examples_of(short), shown)

@@ -63,7 +63,7 @@ def write_card(
         title=f"{facts['base']['name']}, {config.task.name}",
         what=_what(trained, asked),
         rows=_rows(trained, facts),
-        population=", ".join(f"{v} {k.removeprefix('num_')}" for k, v in _counts(test)),
+        population=_population(test["population"]),
         figures=table(["Measure", "Value"], list(zip(header[1:], values[1:], strict=True))),
         code=_as_it_is(code),
         remarks=_remarks(trained, facts, asked),
@@ -78,10 +78,11 @@ def _as_it_is(text: str) -> Any:
     return Markup(text)
 
 
-def _counts(test: Mapping[str, Any]) -> list[tuple[str, int]]:
-    return [
-        (k, v) for k, v in test["population"].items() if k.startswith("num") and isinstance(v, int)
-    ]
+def _population(counts: Mapping[str, Any]) -> str:
+    """Such as "300 rows, 150 positive"."""
+    numbers = {"rows" if key == "num" else key.removeprefix("num_").replace("_", " "): value
+               for key, value in counts.items() if key.startswith("num") and value}  # fmt: skip
+    return ", ".join(f"{value:,} {name}" for name, value in numbers.items())
 
 
 def _what(trained: Trained, asked: Mapping[str, Any]) -> str:
@@ -139,10 +140,11 @@ def _remarks(trained: Trained, facts: Mapping[str, Any], asked: Mapping[str, Any
         return []
     names = [repr(name) for name in trained.classes.names]
     remarks = [f"classes in the order of their ids: {', '.join(names)}"]
-    if facts["normalize_whitespace"] == "collapse":
-        remarks.append('the model reads " ".join(code.split()): change the code before')
-    elif facts["normalize_whitespace"] != "none":
-        remarks.append("the model reads code changed by data.normalize_whitespace=lines")
+    if facts["normalize_whitespace"] == "lines":
+        remarks.append(
+            "the model reads code without blank lines, common indentation and runs of blanks"
+            " (data.normalize_whitespace=lines): change it before, no tokenizer does"
+        )
     if facts["long_functions"] in ("window", "truncate_middle", "drop"):
         remarks.append(
             f"stock's tokenizer cuts off what is above {facts['seq_length']} tokens; in the test a"

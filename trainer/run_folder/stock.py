@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _GENERATION, _CHAT = "generation_config.json", "chat_template.jinja"
 _FILE, _SETTINGS, _MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _AGAIN = "copy the model again"
+# What Python's str.split() takes for blanks, for the regular expressions of tokenizers.
+_SPACE = "[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 _NEW_PAD = "<|focaltune_pad|>"
 _BLANKS = ("\u0120", "\u2581")  # how tokens write a blank; no source code holds these characters
 
@@ -47,7 +49,7 @@ def settle_tokenizer(
     Args:
         folder: Holds the tokenizer's files, which are changed.
         tokenizer: Of the model.
-        config: data.seq_length and data.long_functions.
+        config: data.seq_length, data.long_functions and data.normalize_whitespace.
         num_embeddings: Rows of the model's table of tokens.
 
     Returns:
@@ -70,6 +72,8 @@ def settle_tokenizer(
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         for key in ("add_bos_token", "add_eos_token"):  # stock would write the post-processor anew
             settings.pop(key, None)
+    if config.data.normalize_whitespace == "collapse":
+        values["normalizer"] = _collapsing(values.get("normalizer"))
     if stock.token_to_id(pad.token) is None:
         values["added_tokens"].append(_added(pad))
     values |= {"truncation": None, "padding": None}
@@ -115,6 +119,16 @@ def _around(stock: "Tokenizer", before: Any, tokenizer: CodeTokenizer) -> dict[s
     parts = before["processors"] if (before or {}).get("type") == "Sequence" else [before]
     kept = [part for part in parts if part and part["type"] == "ByteLevel"]  # it trims offsets
     return {"type": "Sequence", "processors": [*kept, template]} if kept else template
+
+
+def _collapsing(before: Any) -> dict[str, Any]:
+    """The normalizer with `" ".join(code.split())` before it."""
+    own = [
+        {"type": "Replace", "pattern": {"Regex": _SPACE}, "content": " "},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ]
+    parts = before["normalizers"] if (before or {}).get("type") == "Sequence" else [before]
+    return {"type": "Sequence", "normalizers": [*own, *filter(None, parts)]}
 
 
 def _pad(

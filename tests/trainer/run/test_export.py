@@ -187,20 +187,32 @@ def test_rows_that_stock_cuts_otherwise_are_left_out_and_counted(
     assert "cuts off what is above 96 tokens" in page
 
 
-def test_cutting_the_head_is_stocks_too(bases, tiny_recipe, tmp_path, capsys):
+def test_cutting_the_head_and_collapsing_blanks_are_stocks_too(
+    bases, tiny_recipe, tiny_data, tmp_path, capsys
+):
     words = ["model.config=null", f"model.path={bases['plain']}", "optim.max_steps=2"]
     words += ["data.seq_length=64", "data.long_functions=truncate_left"]
+    words += ["data.normalize_whitespace=collapse"]
     run = trained(tiny_recipe, tmp_path / "run", *words)
-    assert export_main([str(run), str(tmp_path / "out"), "--merge"]) == 0, capsys.readouterr().err
+    output = tmp_path / "out"
+    assert export_main([str(run), str(output), "--merge"]) == 0, capsys.readouterr().err
     assert "left out" not in capsys.readouterr().out
     codes, scores = reported(run)
-    classify = pipeline(
-        "text-classification", model=str(tmp_path / "out"), batch_size=4, top_k=None
-    )
+    assert any("\n    " in code for code in codes)
+    classify = pipeline("text-classification", model=str(output), batch_size=4, top_k=None)
     found = [
         {one["label"]: one["score"] for one in each} for each in classify(codes, truncation=True)
     ]
     assert [each["vulnerable"] for each in found] == pytest.approx(scores, abs=SCORES)
+    tokenizer = classify.tokenizer
+    blanks = "".join(map(chr, range(0x3001)))  # all that str.split() takes are among them
+    odd = f" a{blanks}b\u2028"
+    assert tokenizer(odd).input_ids == tokenizer(" ".join(odd.split())).input_ids
+    assert tokenizer.backend_tokenizer.normalizer.normalize_str(odd) == " ".join(odd.split())
+    words = [str(output), str(tiny_data / "test.jsonl"), "--output", str(tmp_path / "again")]
+    assert evaluate_main(words) == 0  # our code reads the tokenizer as before
+    report = (tmp_path / "again" / "report" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["score"] for line in report] == pytest.approx(scores, abs=SCORES)
 
 
 def test_a_language_model_says_where_answers_end_and_how_questions_are_written(
