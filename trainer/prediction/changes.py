@@ -13,7 +13,7 @@ Lines = Mapping[str, Sequence[tuple[int, int]]]
 """Name of a file -> first and last of lines; where some were deleted, those around the gap are
 its last and first: only what holds both was touched."""
 
-_EVERY = (1, 1 << 40)
+_EVERY = (1, 10**9)
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 # Of the user's own settings, none that starts a program or writes.
 _GIT = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.quotePath=true")

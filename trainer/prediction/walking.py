@@ -165,8 +165,7 @@ def _rules_above(path: Path) -> tuple[_Rules, ...]:
         return ()
     above = [folder for folder in reversed(path.parents) if folder.is_relative_to(top)]
     rules = tuple(one for folder in above for one in _own_rules(folder))
-    within = [one for one in (*above[1:], path) if _is_ignored(one, rules, is_folder=one.is_dir())]
-    return () if within else rules
+    return () if _is_ignored(path, rules, is_folder=path.is_dir()) else rules
 
 
 def _own_rules(folder: Path) -> Iterator[_Rules]:

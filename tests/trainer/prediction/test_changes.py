@@ -62,6 +62,11 @@ def test_what_is_not_a_revision_is_refused(repository, revision):
         changed_lines(repository, revision)
 
 
+def test_a_revision_that_is_not_here_is_named_as_such(repository):
+    with pytest.raises(ConfigError, match="says: no such revision here; name a commit"):
+        changed_lines(repository, "nowhere")
+
+
 def test_no_program_of_the_repositorys_settings_is_started(repository, tmp_path):
     hook = repository / "hook"
     hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")

@@ -191,6 +191,11 @@ def test_functions_and_methods_with_a_body_are_found_with_their_class(name):
     assert {function.language for function in functions} == {languages_of(name)[0].shown}
 
 
+def test_a_name_that_is_code_keeps_its_last_200_characters():
+    (name,) = titles("a.js", f"a.{'b' * 300}.c = function () {{ return 1; }};")
+    assert name == f"{'b' * 198}.c"
+
+
 def test_a_header_is_in_the_language_that_takes_it():
     as_c = "struct a { int n; };\nstatic inline int class_of(struct a *new) { return new->n; }\n"
     as_cpp = "namespace n { class A { public: int m() { return 1; } }; }\n"
@@ -265,6 +270,12 @@ def test_a_file_that_people_did_not_write_is_counted(raw, reason):
     skipped = Counter()
     assert source_text(raw, skipped, every=False) is None
     assert skipped == {reason: 1}
+
+
+@pytest.mark.parametrize(("before", "is_read"), [(1987, False), (1988, True)])
+def test_a_generator_names_itself_in_the_first_2000_bytes(before, is_read):
+    raw = b"\n" * before + b"// @generated no\n"
+    assert (source_text(raw, Counter(), every=False) is not None) == is_read
 
 
 def test_a_text_that_only_speaks_of_generated_code_is_read():

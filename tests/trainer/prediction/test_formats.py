@@ -220,7 +220,7 @@ def test_findings_of_another_analyser_get_the_probability_of_the_innermost_funct
     assert log.lines == {"src/a b.c": [(3, 3), (5, 5), (1, 1)]}
     functions = [
         scored(1, line=2, end_line=4, probability=0.4),
-        scored(2, line=3, end_line=3, probability=0.25),
+        scored(2, line=3, end_line=3, probability=1 / 3),
         scored(3, line=5, end_line=5, probability=0.75),
     ]
     assert log.rank(report_of(tmp_path, functions).ranked) == (2, 4)
@@ -229,7 +229,7 @@ def test_findings_of_another_analyser_get_the_probability_of_the_innermost_funct
     after = json.loads(stream.getvalue())
     is_valid(after)
     assert [one.pop("rank", None) for one in after["runs"][0]["results"]] == [
-        25.0,
+        33.3333,
         75.0,
         *[None] * 4,
     ]
