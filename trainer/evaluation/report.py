@@ -104,9 +104,9 @@ def print_report(report: Mapping[str, Any], console: "Console | None" = None) ->
     for compared in filter(None, (report["comparison"], report.get("shortcut"))):
         console.print(f"The model is {escape(compared['verdict'])}.")
     if use := report.get("in_use"):
-        rarest = use[-1]
+        rarest, what = use[-1], report.get("classes", ["", "vulnerable"])[1]
         console.print(
-            f"In 1,000 functions of which {1000 * rarest['share']:.0f} are vulnerable:"
+            f"In 1,000 functions of which {1000 * rarest['share']:.0f} are {escape(what)}:"
             f" {rarest['alarms']:.0f} alarms, {rarest['true']:.0f} of them true."
         )
 

@@ -224,6 +224,9 @@ def test_the_printed_table_has_a_row_and_an_interval_for_each_predictor(tmp_path
         row = next(line for line in printed.splitlines() if f" {name} " in line)
         assert f"[{low:.3f}, {high:.3f}]" in row
     assert report["comparison"]["verdict"] in printed
+    assert "are vulnerable:" in printed
+    print_report(report | {"classes": ["different", "clone"]}, console)
+    assert "are clone:" in console.file.getvalue()
 
 
 def test_pairs_of_a_function_and_its_fix_are_counted_by_outcome(tmp_path):
