@@ -1,6 +1,7 @@
 """The lines of a work tree that differ from a revision, as git says."""
 
 import ast
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,12 +40,10 @@ def changed_lines(top: Path, revision: str) -> Lines:
         top, "rev-parse", "--verify", "--quiet", "--end-of-options", revision + "^{commit}"
     )
     since = commit.decode("ascii").strip()
-    branched = subprocess.run(
-        [*_GIT, "merge-base", since, "HEAD"], cwd=top, capture_output=True, check=False
-    )
+    branched = _run(top, "merge-base", since, "HEAD")
     since = branched.stdout.decode("ascii").strip() or since  # a shallow clone may not know
     found: dict[str, list[tuple[int, int]]] = {}
-    for name, lines in _hunks(_git(top, *_DIFF, since, "--")):
+    for name, lines in _hunks(_git(top, *_DIFF, since, "--", without=_filters(top))):
         found.setdefault(name, []).append(lines)
     new = _git(top, "ls-files", "-z", "--others", "--exclude-standard")
     for raw in new.split(b"\0"):
@@ -52,11 +51,32 @@ def changed_lines(top: Path, revision: str) -> Lines:
     return found
 
 
-def _git(top: Path, *arguments: str) -> bytes:
+def _filters(top: Path) -> list[str]:
+    """Settings that make git pass files through a program before it compares them."""
+    pattern = r"^filter\..*\.(clean|process|required)$"
+    found = _run(top, "config", "--null", "--name-only", "--get-regexp", pattern).stdout
+    return [key.decode("utf-8", "surrogateescape") for key in found.split(b"\0") if key]
+
+
+def _run(
+    top: Path, *arguments: str, without: Sequence[str] = ()
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run git, with some settings empty; it fetches nothing."""
+    environment = {**os.environ, "GIT_NO_LAZY_FETCH": "1"}
+    first = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+    for number, key in enumerate(without, start=first):
+        environment[f"GIT_CONFIG_KEY_{number}"] = key
+        environment[f"GIT_CONFIG_VALUE_{number}"] = ""
+    environment["GIT_CONFIG_COUNT"] = str(first + len(without))
+    command = [*_GIT, *arguments]
     try:
-        done = subprocess.run([*_GIT, *arguments], cwd=top, capture_output=True, check=False)
+        return subprocess.run(command, cwd=top, capture_output=True, check=False, env=environment)
     except OSError as error:
         raise ConfigError(f"--changed-since needs git, which does not start: {error}") from error
+
+
+def _git(top: Path, *arguments: str, without: Sequence[str] = ()) -> bytes:
+    done = _run(top, *arguments, without=without)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip() or "no such revision here"
         raise ConfigError(

@@ -73,8 +73,13 @@ def test_no_program_of_the_repositorys_settings_is_started(repository, tmp_path)
     hook.chmod(0o755)
     for key in ("core.fsmonitor", "diff.external", "diff.x.textconv", "core.pager"):
         git(repository, "config", key, str(hook))
-    (repository / ".gitattributes").write_text("*.c diff=x\n")
+    for key in ("filter.x.clean", "filter.x.process", "filter.a.b.clean"):
+        git(repository, "config", key, str(hook))
+    git(repository, "config", "filter.x.required", "true")
+    (repository / ".gitattributes").write_text("a.c diff=x filter=x\nsame.c filter=a.b\n")
     (tmp_path / "ran").unlink(missing_ok=True)
     edit(repository / "a.c", "line 3\n", "line three\n")
-    assert changed_lines(repository, "HEAD")["a.c"] == [(3, 3)]
+    edit(repository / "same.c", "line 4\n", "line four\n")
+    found = changed_lines(repository, "HEAD")
+    assert (found["a.c"], found["same.c"]) == ([(3, 3)], [(4, 4)])
     assert not (tmp_path / "ran").exists()
