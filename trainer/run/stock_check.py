@@ -20,6 +20,10 @@ from trainer.errors import ModelError
 
 _SCRIPT = Path(__file__).with_name("stock_scores.py")
 _LIBRARY = {"pipeline": "transformers", "adapter": "peft", "loader": "load_classifier.py"}
+_OF_CPU = (
+    " (on CPUs with AVX512, bitsandbytes itself decodes 4-bit rows wrongly whose width is not a"
+    " multiple of 64: compare on a GPU, or export with --merge)"
+)
 # Largest difference of a score (probability, or mean loss): rounding of fp32 in another order; in
 # 16 bit a few units in the last place of logits.
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -90,7 +94,8 @@ def check_stock(
     if answer["remark"]:
         line = f"{line}; {answer['remark']}"
     if not difference <= tolerance:  # also NaN
-        raise ModelError(f"{line}: the export is not the model; nothing was written")
+        why = _OF_CPU if asked.get("quantization") else ""
+        raise ModelError(f"{line}: the export is not the model; nothing was written{why}")
     return Check(difference, tolerance, line)
 
 

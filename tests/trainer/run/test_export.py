@@ -149,7 +149,7 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     for words, said in (
         ([str(tmp_path / "there")], "exists; give a new folder"),
-        (["--merge"], "give the new folder: launcher/export.py MODEL OUT"),
+        ([], "give one new folder: launcher/export.py MODEL OUT"),
         ([str(tmp_path / "new"), "--dtype", "float16"], "add --merge"),
         ([str(tmp_path / "new"), "data.train=x"], "rows to compare are --data FILE"),
     ):
