@@ -1,7 +1,8 @@
 """A checkpoint knows neither ranks nor ZeRO stages: any of them continues what any other wrote.
 
-State, rows and losses go through every number of ranks and every stage in one chain; as nothing of
-the writer stands in a checkpoint, each link proves its writer and its reader for all others.
+State, rows and losses go through every number of ranks and every stage in one chain, in which each
+of them reads and writes; as nothing of the writer stands in a checkpoint, each link proves its
+writer and its reader for all others.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from rank_pool import run_ranks
 
 from trainer.run_folder.metrics import read_log
 
-CHAIN = [(8, 3), (1, 0), (4, 2), (3, 1), (2, 0), (3, 3), (8, 1), (1, 2)]
+CHAIN = [(3, 3), (1, 0), (8, 3), (4, 2), (2, 1), (3, 0)]
 STEPS = 2 * len(CHAIN)
 ROUNDING = 5e-6  # fp32: sums over ranks in another order
 # Without dropout, whose numbers follow the ranks; unpacked, so that eight ranks all have rows.
@@ -52,6 +53,9 @@ def rows(folder):
 
 @pytest.mark.timeout(900)
 def test_95_any_ranks_and_stages_continue_any_others(tiny_recipe, tmp_path):
+    for which in (0, 1):
+        writers, readers = ({link[which] for link in part} for part in (CHAIN[:-1], CHAIN[1:]))
+        assert writers == readers == [{1, 2, 3, 4, 8}, {0, 1, 2, 3}][which]
     chain, alone = tmp_path / "chain", tmp_path / "alone"
     for link, (world_size, stage) in enumerate(CHAIN, start=1):
         train(tiny_recipe, chain, world_size, stage, 2 * link)
@@ -64,7 +68,8 @@ def test_95_any_ranks_and_stages_continue_any_others(tiny_recipe, tmp_path):
     for step in range(STEPS):
         [examples] = whole[step]
         assert sorted(itertools.chain(*ours[step])) == sorted(examples)
-    assert sum(map(bool, ours[0])) == 8  # every one of eight ranks had a row
+    most = max(range(len(CHAIN)), key=lambda link: CHAIN[link])
+    assert sum(map(bool, ours[2 * most])) == 8  # every one of eight ranks had a row
     for epoch in range(STEPS // 4):
         read = [one for step in range(4 * epoch, 4 * epoch + 4) for one in whole[step][0]]
         assert sorted(read) == list(range(40))  # each function once an epoch
@@ -72,7 +77,7 @@ def test_95_any_ranks_and_stages_continue_any_others(tiny_recipe, tmp_path):
     assert losses(chain) == pytest.approx(losses(alone), rel=ROUNDING)
 
 
-@pytest.mark.parametrize(("world_size", "stage"), [(3, 3), (4, 2)])
+@pytest.mark.parametrize(("world_size", "stage"), [(3, 3), (3, 2)])
 def test_the_same_ranks_continue_to_the_last_bit(world_size, stage, tiny_recipe, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny_recipe, whole, world_size, stage, 8)

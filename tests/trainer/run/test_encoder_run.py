@@ -35,25 +35,36 @@ model = PeftModel.from_pretrained(base, adapter).eval()
 """
 
 
+@pytest.fixture(scope="module")
+def runs(tiny_recipe, tiny_model, tmp_path_factory):
+    """Kind -> the folders of its runs."""
+    root, folders = tmp_path_factory.mktemp("encoders"), {}
+    for kind, values in CONFIGS.items():
+        config = root / f"{kind}.json"
+        config.write_text(json.dumps(values))
+        folders[kind] = [root / f"{kind} {case}" for case in CASES]
+        for folder, (world_size, overrides) in zip(folders[kind], CASES.values(), strict=True):
+            printed = folder.with_suffix(".txt")
+            arguments = [str(tiny_recipe), f"run.output_dir={folder}", f"model.config={config}"]
+            arguments += [f"data.tokenizer={tiny_model}", "data.normalize_whitespace=none"]
+            codes = run_ranks([*arguments, *overrides], world_size, printed)
+            assert codes == [0] * world_size, printed.read_text()
+            assert "records    rows (" in printed.read_text()
+    return folders
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_losses_and_scores_are_the_same_everywhere(
-    kind, tiny_recipe, tiny_data, tiny_model, tmp_path
-):
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(CONFIGS[kind]))
-    losses, folders = [], []
-    for number, (world_size, overrides) in enumerate(CASES.values()):
-        folder, printed = tmp_path / str(number), tmp_path / "printed.txt"
-        arguments = [str(tiny_recipe), f"run.output_dir={folder}", f"model.config={config}"]
-        arguments += [f"data.tokenizer={tiny_model}", "data.normalize_whitespace=none", *overrides]
-        assert run_ranks(arguments, world_size, printed) == [0] * world_size, printed.read_text()
-        assert "records    rows (" in printed.read_text()
-        losses.append([row["loss"] for row in read_log(folder / "log.jsonl")])
-        folders.append(folder)
+def test_losses_are_the_same_everywhere(kind, runs):
+    losses = [[row["loss"] for row in read_log(folder / "log.jsonl")] for folder in runs[kind]]
     assert max(losses[0]) > 1.1 * min(losses[0])
     for others in losses[1:]:
         assert others == pytest.approx(losses[0], rel=ROUNDING)
+
+
+def test_stock_gives_the_scores_of_every_run(runs, tiny_data, tiny_model, tmp_path):
     rows = [json.loads(line) for line in (tiny_data / "test.jsonl").read_text().splitlines()]
+    folders = [folder for each in runs.values() for folder in each]
+    assert len(folders) == len(CONFIGS) * len(CASES)
     assert_stock_scores_are_the_reports(
         LOAD, folders, tiny_model / "tokenizer.json", [row["code"] for row in rows], tmp_path
     )
