@@ -1,5 +1,6 @@
 """The lines that say what a run is about to do."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from data.prepared.prepare import Prepared
 from data.text.labels import Classes
 from data.text.language import LanguageFacts
 from trainer.config.methods import LORA, adapter_size
-from trainer.config.sections import TuningSection
+from trainer.config.sections import RunConfig, TuningSection
 from trainer.models.heads import PackedClassifier, PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.pooling import head_line
@@ -20,6 +21,7 @@ from trainer.models.weights import not_loaded_line
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks
 from trainer.run.data_report import order_lines, remark_lines, small_lines
+from trainer.run_folder.folder import MODEL, REPORT
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.layers import modules_reason
 from trainer.tuning.targets import stacked_line
@@ -192,4 +194,21 @@ def _balance_lines(loader: TrainLoader) -> Sequence[str]:
     return [
         f"  balance    the slowest rank computes {uneven.optimizer_step - 1:.1%} above the mean in"
         f" a step, {uneven.micro_step - 1:.1%} in a micro-step"
+    ]
+
+
+def ending_lines(config: RunConfig) -> list[str]:
+    """Where the model and the report are, and what can be done with them."""
+    run = config.output_dir
+    run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+    folder = shlex.quote(str(run))
+    use = "chat.py {}" if config.is_language else "predict.py {} SOURCES"
+    commands = ("evaluate.py {} FILE", use, "export.py {} NEW_FOLDER")
+    return [
+        f"model   {run / MODEL}",
+        f"report  {run / REPORT / 'test.md'}",
+        *(
+            f"{'next' if number == 0 else '':6}  launcher/{command.format(folder)}"
+            for number, command in enumerate(commands)
+        ),
     ]

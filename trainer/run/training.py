@@ -27,11 +27,11 @@ from trainer.processes.launchers import Launcher
 from trainer.processes.peers import connection_error, end_hung
 from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
-from trainer.run.banner import banner_lines, time_line
+from trainer.run.banner import banner_lines, ending_lines, time_line
 from trainer.run.build import build_model, proof_settings, resolve_here, write_random_base
 from trainer.run.loop import memory_errors_named, train
 from trainer.run.planned_run import explained, peak_lines, write_plan
-from trainer.run.preparation import training_loader
+from trainer.run.preparation import print_lines, training_loader
 from trainer.run.session import Run, Session
 from trainer.run_folder.checkpoint import Checkpoint
 from trainer.run_folder.folder import (
@@ -150,6 +150,7 @@ def _train(
             run.log.close()
     if report is not None:
         print_report(report)
+        print_lines(ending_lines(config))
     return report
 
 

@@ -57,6 +57,18 @@ def test_the_banner_says_what_the_run_is(finished):
     assert printed.count("max |diff| to stock") == 1  # rank 0 speaks
 
 
+def test_the_last_lines_say_where_everything_is_and_what_comes_next(finished):
+    folder, printed = finished
+    said = [line.split() for line in printed.splitlines()[-5:]]
+    assert said[:2] == [["model", f"{folder}/model"], ["report", f"{folder}/report/test.md"]]
+    assert (folder / "model" / "focaltune.json").is_file()
+    assert (folder / "report" / "test.md").is_file()
+    assert [words[-3] for words in said[2:]] == [
+        "launcher/evaluate.py", "launcher/predict.py", "launcher/export.py",
+    ]  # fmt: skip
+    assert {words[-2] for words in said[2:]} == {str(folder)}
+
+
 def test_the_run_folder_holds_what_made_it(finished):
     folder, _ = finished
     recipe = yaml.safe_load((folder / "config.yaml").read_text())
