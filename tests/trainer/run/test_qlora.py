@@ -198,6 +198,8 @@ def test_merging_onto_the_decoded_base_moves_nothing_and_onto_the_full_one_says_
         assert f"merged onto the {onto} base" in capsys.readouterr().out
         assert (output / "tokenizer.json").is_file()
         assert "quantization_config" not in json.loads((output / "config.json").read_text())
+    assert export_main([str(folder), str(tmp_path / "adapter")]) == 0, capsys.readouterr().err
+    assert "peft" in capsys.readouterr().out  # on a base that stock quantises afresh
     scale = drift["full"]["largest_logit"]
     assert drift["dequantized"]["max_logit_difference"] < 1e-4 * scale  # fp32, another order
     assert drift["full"]["max_logit_difference"] > 1e-3 * scale
