@@ -118,14 +118,14 @@ class Report:
             passed = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
             lines.append(("left out", passed))
         found = f"{self.num_findings:,}"
+        if self.num_known:
+            found += f" new, {self.num_known:,} known from the baseline"
+        if self.num_suppressed:
+            found += f", {self.num_suppressed:,} functions suppressed by 'focaltune: ignore'"
         expected = self.about.facts.get("validation_share_found")
         if self.num_functions and expected is not None:
-            share = self.num_findings / self.num_functions
-            found += f", {share:.1%} of the functions; {expected:.1%} on validation"
+            share = (self.num_findings + self.num_known) / self.num_functions
+            found += f": {share:.1%} of the functions; {expected:.1%} on validation"
             if share > expected + _ODD:
                 found += ": this code is unlike that of training, trust the order alone"
-        if self.num_suppressed:
-            found += f"; {self.num_suppressed:,} functions suppressed by 'focaltune: ignore'"
-        if self.num_known:
-            found += f"; {self.num_known:,} known from the baseline"
         return [*lines, ("findings", found)]

@@ -56,9 +56,15 @@ def test_what_the_other_branch_changed_since_is_not_ours(repository):
     assert changed_lines(repository, "main").keys() - {""} == {"a.c"}
 
 
-@pytest.mark.parametrize("revision", ["--output=/tmp/x", "-p", "", "nowhere", "HEAD:a.c", "a..b"])
+@pytest.mark.parametrize("revision", ["nowhere", "HEAD:a.c", "a..b", "HEAD\nx"])
 def test_what_is_not_a_revision_is_refused(repository, revision):
     with pytest.raises(ConfigError, match="--changed-since"):
+        changed_lines(repository, revision)
+
+
+@pytest.mark.parametrize("revision", ["--output=/tmp/x", "-p", ""])
+def test_an_option_is_not_a_revision(repository, revision):
+    with pytest.raises(ConfigError, match="a revision does not begin with -"):
         changed_lines(repository, revision)
 
 

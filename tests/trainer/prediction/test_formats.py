@@ -108,6 +108,12 @@ def test_what_a_baseline_knows_is_counted_and_left_out(tmp_path):
     report = report_of(tmp_path, MIXED, known=known)
     assert [one.function[-1] for one in report.rows()] == ["5", "4", "1"]
     assert (report.num_known, report.worst) == (2, 0.6)
+    report.about.facts["validation_share_found"] = 0.3
+    assert dict(report.lines())["findings"] == (
+        "1 new, 2 known from the baseline, 1 functions suppressed by 'focaltune: ignore': 60.0% of"
+        " the functions; 30.0% on validation: this code is unlike that of training, trust the order"
+        " alone"
+    )
 
 
 def test_sarif_follows_the_schema_and_says_what_code_scanning_reads(tmp_path, is_valid):
