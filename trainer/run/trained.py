@@ -169,6 +169,9 @@ def open_trained(model: Path, base: Path | None = None, overrides: Sequence[str]
         if not (facts["kinds"] if config.is_language else prepared.prior_C.all()):
             raise ValueError("its counts are not those of a training split")
         decision = Decision(**facts.get("decision", {}))
+        numbers = [decision.threshold, decision.temperature or 1.0, *decision.thresholds]
+        if not all(isinstance(one, int | float) for one in numbers):
+            raise ValueError(f"its decision has {numbers}, which must be numbers")
     check_model_files(config, tokenizer.vocab_size)
     return Trained(folder, config, tokenizer, facts, decision, prepared)
 

@@ -171,6 +171,10 @@ def test_what_is_not_a_trained_model_is_named(finished, copied, tiny_data, tmp_p
     facts.write_text(text.replace('"format": 1', '"format": 9'))
     assert "has format 9, this version reads 1" in refused(copied, 4)
     (copied / "MANIFEST.json").unlink()
+    values = json.loads(text)
+    values["decision"]["threshold"] = "0.5"
+    facts.write_text(json.dumps(values))
+    assert "which must be numbers" in refused(copied, 4)
     facts.write_text(text.replace('"recipe"', '"recipes"'))
     assert "focaltune.json cannot be used" in refused(copied, 4)
     begun = tmp_path / "begun"
