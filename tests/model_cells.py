@@ -338,6 +338,8 @@ def _adapted_model(base: Path, adapter: Path, cell: Cell) -> Any:
     import transformers
     from peft import PeftModel
 
+    from trainer.models.quantized import prepare_layers
+
     facts = json.loads((adapter / "focaltune.json").read_text())
     has_loader = (adapter / "load_classifier.py").is_file()
     if has_loader and cell.method != "qlora":
@@ -360,8 +362,8 @@ def _adapted_model(base: Path, adapter: Path, cell: Cell) -> Any:
     if has_loader:
         loaded.score = torch.nn.Linear(settings.hidden_size, 2, bias=False)
     model = PeftModel.from_pretrained(loaded, adapter).eval()
-    for module in model.modules():  # CPUs with AVX512-BF16 repack, which this size does not fit
-        module.support_avx512bf16_for_cpu = False
+    if cell.method == "qlora":
+        prepare_layers(model)  # CPUs with AVX512 decode rows as narrow as these wrongly
     if has_loader:
         return _loader(adapter).Classifier(model.get_base_model(), facts["pooling"]).eval()
     return model
