@@ -279,6 +279,7 @@ def _asked(
         "is_several": trained.classes.sets is not None,
         "model_class": facts["model_class"], "key_mapping": facts["key_mapping"],
         "base": trained.config.model.path, "quantization": None,
+        "pooling": facts.get("pooling"),
     }  # fmt: skip
     if is_adapter and facts["quantization"]:
         asked["quantization"] = _quantization(facts, folder, dtype)

@@ -152,6 +152,8 @@ def _remarks(trained: Trained, facts: Mapping[str, Any], asked: Mapping[str, Any
         )
     if facts["quantization"]:
         remarks.append(f"the base is quantised by bitsandbytes: {dict(facts['quantization'])}")
+        if asked["way"] == "loader":
+            remarks.append("load() leaves the base as it is, which moves scores: quantise it first")
     if "batch_size" in asked:
         remarks.append("one function at a time: stock finds no padding behind virtual tokens")
     return remarks

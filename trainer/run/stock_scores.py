@@ -84,7 +84,10 @@ def _named(text: Any) -> dict[str, Any]:
 def _classifier(asked: dict[str, Any]) -> Any:
     if asked["way"] == "loader":
         loader = runpy.run_path(str(Path(asked["folder"]) / "load_classifier.py"))
-        return loader["load"](asked["folder"]).to(_device())
+        if not asked["quantization"]:
+            return loader["load"](asked["folder"]).to(_device())
+        backbone = _adapted(asked).get_base_model()
+        return loader["Classifier"](backbone, asked["pooling"]).to(_device()).eval()
     return _adapted(asked).to(_device()).eval()
 
 
@@ -103,6 +106,8 @@ def _adapted(asked: dict[str, Any]) -> Any:
         asked["base"], config=config, key_mapping=asked["key_mapping"],
         dtype=getattr(torch, asked["dtype"]), **more,
     )  # fmt: skip
+    if asked["way"] == "loader":  # transformers has no class with the head
+        base.score = torch.nn.Linear(config.hidden_size, config.num_labels, bias=False)
     model = PeftModel.from_pretrained(base, asked["folder"])
     for module in model.modules():  # a CPU with AVX512-BF16 would repack quantised weights
         module.support_avx512bf16_for_cpu = False
