@@ -1,8 +1,8 @@
 """Evaluate a trained model on other files: launcher/evaluate.py MODEL FILE ... [KEY=VALUE ...].
 
 MODEL is a finished run, its model/, or a copy of that. A base that has moved is given again by
---base FOLDER, training data by data.path=FOLDER: without them the baselines that learn from them
-are left out. Files with other columns than those of the training take
+--base FOLDER. A model without its run needs data.path=FOLDER for the baselines that learn from the
+training data, or they are left out. Files with other columns than those of the training take
 data.fields={code: NAME, target: NAME}. Started by deepspeed, every rank scores a share.
 """
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Evaluation(ABC):
         log: On rank 0; None elsewhere.
         task: Its loss is measured on validation; None where nothing is validated.
         is_shown: A bar shows on a terminal how far scoring is.
+        baselines: A finished run's folder with what they learned; None while it trains.
     """
 
     config: RunConfig
@@ -58,6 +60,7 @@ class Evaluation(ABC):
     log: RunLog | None
     task: Task | None = None
     is_shown: bool = False
+    baselines: Path | None = None
 
     @abstractmethod
     def begin(self) -> None:
@@ -72,6 +75,9 @@ class Evaluation(ABC):
         self, split: Split, name: str, decision: Decision, facts: Mapping[str, Any]
     ) -> Callable[[], dict[str, Any]]:
         """Score a split; returns a function that writes the report, to be called on one rank."""
+
+    def leave(self, folder: Path) -> None:  # noqa: B027  # most need nothing
+        """Leave in a new folder what evaluations of the finished run need; on one rank."""
 
     def outputs(self, split: Split) -> Outputs:
         """The model's outputs for this rank's batches of a split."""

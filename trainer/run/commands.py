@@ -172,11 +172,15 @@ def without_bitsandbytes(config: RunConfig) -> None:
 
 
 def _training_data(trained: Trained, overrides: Sequence[str]) -> tuple[Prepared, str]:
-    """A model's data; or what it knows of them, and why the baselines are left out.
+    """A model's data where its report needs them; or why the baselines are left out.
 
     Raises:
         DataError: Data that are given cannot be read, or are others.
     """
+    needs = trained.config.is_language or trained.classes.is_binary
+    has = not trained.config.is_language and trained.baselines is not None
+    if not _names_data(overrides) and (has or not needs):
+        return trained.prepared, ""
     try:
         prepared = prepare_run(trained.training_config(overrides))
         _refuse_other_data(trained, prepared)

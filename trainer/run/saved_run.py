@@ -76,7 +76,7 @@ def evaluate_files(
     config = config.changed("optim", micro_batch_size=1)
     config = config.changed("run", output_dir=str(files.output))
     evaluation = evaluation_of(config.task.name, prepared.classes)(
-        config, prepared, ranks, model, None, is_shown=True
+        config, prepared, ranks, model, None, is_shown=True, baselines=trained.baselines
     )
     decision = trained.decision
     writers = [evaluation.test(split, name, decision, facts)]

@@ -26,7 +26,7 @@ from trainer.models.heads import PackedModel
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, agreed
 from trainer.run_folder.checkpoint import Checkpoint, load_step, rotate, write_checkpoint
-from trainer.run_folder.folder import CHECKPOINTS, MODEL, link_as_before
+from trainer.run_folder.folder import BASELINES, CHECKPOINTS, MODEL, link_as_before
 from trainer.run_folder.metrics import RunLog
 from trainer.run_folder.model import model_facts, save_model
 
@@ -179,6 +179,7 @@ class Session:
             report = write_report()
             facts = model_facts(config, self.prepared, self.state, best, report)
             save_model(self.model.model, weights, config.output_dir / MODEL, facts, config)
+            self.evaluation.leave(config.output_dir / BASELINES)
             link_as_before(config.output_dir)
             return report
 

@@ -25,6 +25,7 @@ from trainer.evaluation.decision import Decision
 from trainer.models.files import base_digest, check_model_files
 from trainer.run_folder.folder import (
     BASE,
+    BASELINES,
     FACTS,
     MODEL,
     MODEL_FORMAT,
@@ -68,6 +69,11 @@ class Trained:
     def run(self) -> Path | None:
         """The run folder around it; None for a copy."""
         return _run_around(self.folder)
+
+    @property
+    def baselines(self) -> Path | None:
+        """What the baselines of its run learned: words of the training data, kept from copies."""
+        return self.run / BASELINES if self.run and (self.run / BASELINES).is_dir() else None
 
     @property
     def classes(self) -> Classes:

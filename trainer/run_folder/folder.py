@@ -23,6 +23,7 @@ from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.run_folder.checkpoint import remove_leftovers
 
 CHECKPOINTS, MODEL, REPORT, BASE = "checkpoints", "model", "report", "base"
+BASELINES = "baselines"  # what they learned of the training data
 FACTS, MODEL_FORMAT = "focaltune.json", 1  # of a trained model
 LOG, RECIPE, LOCK, MANIFEST = "log.jsonl", "config.yaml", ".focaltune-run", "MANIFEST.json"
 DATA = "data.json"
@@ -84,7 +85,7 @@ def open_run_folder(config: RunConfig) -> RunLock:
     except OSError as error:
         raise MachineError(f"run.output_dir {folder} is not writable: {error}") from error
     remove_leftovers(folder / CHECKPOINTS)
-    for name in (MODEL, BASE):
+    for name in (MODEL, BASE, BASELINES):
         for path in _leftovers(folder / name):
             shutil.rmtree(path, ignore_errors=True)
     return lock

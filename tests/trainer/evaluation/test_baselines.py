@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from trainer.errors import ModelError
 from trainer.evaluation.functions.baselines import (
     ALWAYS_NEGATIVE,
     ALWAYS_POSITIVE,
@@ -15,6 +16,7 @@ from trainer.evaluation.functions.baselines import (
     PRIOR,
     SHORTCUTS,
     TFIDF_LOGISTIC,
+    Learned,
     constant_baselines,
     style_tokens,
     tfidf_logistic,
@@ -127,3 +129,24 @@ def test_each_baseline_learns_only_what_it_reads():
     assert found[LENGTH] == [1.0, 0.0 + found[LENGTH][1], 1.0]
     assert found[SHORTCUTS][1:] == [1.0, 0.5]
     assert found[TFIDF_LOGISTIC][1:] == [1.0, 1.0]
+
+
+def test_what_baselines_learned_scores_the_same_after_it_was_saved(tmp_path):
+    codes = [
+        f"int f{n}(char *p) {{ /* note {n % 3} */ return p[{n}] + {n % 2}; }}" for n in range(40)
+    ]
+    labels = [n % 2 for n in range(40)]
+    scorers = {name: (learn(codes, labels), 0.25) for name, learn in LEARNED.items()}
+    folder, origin = tmp_path / "baselines", {"train": "a", "rule": 0.5}
+    Learned(scorers, 40).save(folder, origin)
+    read = Learned.load(folder, origin)
+    assert read.num_functions == 40
+    for name, (scorer, threshold) in scorers.items():
+        assert read.scorers[name][1] == threshold
+        new = [*codes[:7], "", "unknown words only", "int f(char *p)"]
+        assert (read.scorers[name][0](new) == scorer(new)).all()
+    with pytest.raises(ModelError, match="belongs to other data"):
+        Learned.load(folder, origin | {"train": "b"})
+    (folder / "learned.json").write_text('{"learned": {"length": {}}, "num_functions": 1}')
+    with pytest.raises(ModelError, match=r"learned\.json"):
+        Learned.load(folder, origin)

@@ -52,9 +52,9 @@ def test_a_copied_model_scores_as_its_run_where_neither_run_nor_data_are(
     moved = shutil.copytree(base, tmp_path / "elsewhere")
     words = [str(copied), str(tiny_data / "test.jsonl"), "--base", str(moved)]
     assert evaluate_main(words) == 0, capsys.readouterr().err
-    assert "is without its run; give data.path=FOLDER" in " ".join(capsys.readouterr().out.split())
     own = scores(finished / "report" / "predictions.jsonl")
     assert len(set(own)) > 10
+    assert "is without its run; give data.path=FOLDER" in " ".join(capsys.readouterr().out.split())
     found = scores(tmp_path / "mine.evaluated" / "report" / "predictions.jsonl")
     assert found == pytest.approx(own, abs=1e-6)
     report = json.loads((tmp_path / "mine.evaluated" / "report" / "test.json").read_text())

@@ -3,17 +3,26 @@
 Shapes: N functions of the set that is scored.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data.errors import parsing
 from data.text.scanner import divided
+from trainer.errors import ModelError
 from trainer.evaluation.resampling import FloatArray
 from trainer.processes.imports import without
+from trainer.run_folder.folder import built, verify, write_json
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
 
 TFIDF_LOGISTIC = "TF-IDF + logistic regression"
 LENGTH = "length"
@@ -47,7 +56,89 @@ _IS_KEYWORD = frozenset(_KEYWORDS.split())
 _NAME = re.compile(r"[^\W\d]\w*")
 _SPACE = re.compile(r"[ \t]*\n[\s]*|[ \t]{2,}|[ \t]+(?=[,;)\]])|(?<=[(\[])[ \t]+")
 
-Scorer = Callable[[Sequence[str]], FloatArray]
+_TABLE, _ARRAYS = "learned.json", "learned.safetensors"
+_REMEDY = "copy the run folder again, or remove this folder"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Logistic regression on what a text shows: source texts -> P(class 1).
+
+    Attributes:
+        vectorizer: Counts terms; None: the regression reads the length.
+    """
+
+    regression: "LogisticRegression"
+    vectorizer: "TfidfVectorizer | None" = None
+
+    def __call__(self, codes: Sequence[str]) -> FloatArray:
+        """P(class 1) of each text."""
+        shown_NF = (
+            _log_lengths(codes) if self.vectorizer is None else self.vectorizer.transform(codes)
+        )
+        return np.asarray(self.regression.predict_proba(shown_NF)[:, 1], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the baselines of a run learned: a scorer and its threshold by name.
+
+    Attributes:
+        num_functions: That they learned from.
+    """
+
+    scorers: Mapping[str, tuple[Scorer, float]]
+    num_functions: int
+
+    def save(self, folder: Path, origin: Mapping[str, Any]) -> None:
+        """Write them as a folder of their own; its words are those of the training functions.
+
+        Args:
+            origin: What they follow from, as plain values.
+        """
+        from safetensors.numpy import save_file
+
+        arrays, table = {}, {}
+        for name, (scorer, threshold) in self.scorers.items():
+            arrays[f"{name}.coef"] = scorer.regression.coef_
+            arrays[f"{name}.intercept"] = scorer.regression.intercept_
+            terms = None
+            if scorer.vectorizer is not None:
+                terms = scorer.vectorizer.get_feature_names_out().tolist()
+                arrays[f"{name}.idf"] = scorer.vectorizer.idf_
+            table[name] = {"threshold": threshold, "terms": terms}
+        facts = {"origin": dict(origin), "num_functions": self.num_functions, "learned": table}
+        with built(folder) as building:
+            save_file(arrays, building / _ARRAYS)
+            write_json(building / _TABLE, facts)
+
+    @classmethod
+    def load(cls, folder: Path, origin: Mapping[str, Any]) -> "Learned":
+        """Those that were saved, which score as they did.
+
+        Raises:
+            ModelError: They are damaged, or follow from something else.
+        """
+        from safetensors.numpy import load_file
+
+        verify(folder, _REMEDY)
+        with parsing(f"{folder / _TABLE} cannot be used", ModelError, _REMEDY):
+            saved = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+            if saved["origin"] != dict(origin):
+                raise ValueError("it belongs to other data or another threshold")
+            arrays = load_file(folder / _ARRAYS)
+            scorers = {}
+            for name, facts in saved["learned"].items():
+                regression = _regression()
+                regression.classes_ = np.array([0, 1])
+                regression.coef_ = arrays[f"{name}.coef"]
+                regression.intercept_ = arrays[f"{name}.intercept"]
+                vectorizer = None
+                if facts["terms"] is not None:
+                    vectorizer = _vectorizer(_TOKENS[name], vocabulary=facts["terms"])
+                    vectorizer.idf_ = arrays[f"{name}.idf"]
+                scorers[name] = Scorer(regression, vectorizer), float(facts["threshold"])
+            return cls(scorers, int(saved["num_functions"]))
 
 
 @dataclass(frozen=True)
@@ -68,7 +159,7 @@ def constant_baselines(prior: float, num: int) -> dict[str, Baseline]:
 
 
 def tfidf_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> Scorer:
-    """Fit logistic regression on TF-IDF of word 1-2-grams and return its scorer.
+    """Fit logistic regression on TF-IDF of word 1-2-grams.
 
     Tokens match CODE_TOKEN, case kept; tf is 1 + ln(tf); terms of two or more training
     functions count, the 50,000 most frequent of them. The fit (lbfgs, C = 1) draws nothing at
@@ -78,15 +169,10 @@ def tfidf_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> S
         train_codes: Source text of the training functions.
         train_labels: 0 or 1, both present.
 
-    Returns:
-        A function from source texts to P(class 1).
-
     Raises:
         ValueError: Unequal lengths, or one class only.
     """
-    return _word_counts(
-        train_codes, train_labels, {"token_pattern": CODE_TOKEN, "ngram_range": (1, 2)}
-    )
+    return _word_counts(train_codes, train_labels, TFIDF_LOGISTIC)
 
 
 def shortcut_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> Scorer:
@@ -94,9 +180,7 @@ def shortcut_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -
 
     A model that is no better may have learned how the functions were collected.
     """
-    return _word_counts(
-        train_codes, train_labels, {"tokenizer": style_tokens, "token_pattern": None}
-    )
+    return _word_counts(train_codes, train_labels, SHORTCUTS)
 
 
 def style_tokens(code: str) -> list[str]:
@@ -112,22 +196,14 @@ def style_tokens(code: str) -> list[str]:
 
 def length_logistic(train_codes: Sequence[str], train_labels: npt.ArrayLike) -> Scorer:
     """Fit logistic regression on the logarithm of the number of characters."""
-    from sklearn.linear_model import LogisticRegression
-
-    def lengths(codes: Sequence[str]) -> FloatArray:
-        return np.log([[1 + len(code)] for code in codes])
-
-    regression = LogisticRegression().fit(lengths(train_codes), np.asarray(train_labels))
-    return lambda codes: np.asarray(regression.predict_proba(lengths(codes))[:, 1])
+    return Scorer(_regression().fit(_log_lengths(train_codes), np.asarray(train_labels)))
 
 
-def _word_counts(
-    train_codes: Sequence[str], train_labels: npt.ArrayLike, tokens: Mapping[str, Any]
-) -> Scorer:
-    with without("pandas"):  # scikit-learn imports it to recognise its tables
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
+def _log_lengths(codes: Sequence[str]) -> FloatArray:
+    return np.log([[1 + len(code)] for code in codes])
 
+
+def _word_counts(train_codes: Sequence[str], train_labels: npt.ArrayLike, name: str) -> Scorer:
     labels = np.asarray(train_labels)
     if len(train_codes) != len(labels):
         raise ValueError(f"{len(train_codes)} training functions but {len(labels)} labels")
@@ -135,19 +211,29 @@ def _word_counts(
         raise ValueError(
             f"training labels are {sorted(set(labels.tolist()))}; the baseline needs both 0 and 1"
         )
-    vectorizer = TfidfVectorizer(
-        lowercase=False, sublinear_tf=True, min_df=2, max_features=50_000, **tokens
-    )
-    regression = LogisticRegression(C=1.0, max_iter=1000)
-    regression.fit(vectorizer.fit_transform(train_codes), labels)
-
-    def score(codes: Sequence[str]) -> FloatArray:
-        probabilities_NC = regression.predict_proba(vectorizer.transform(codes))
-        return np.asarray(probabilities_NC[:, 1], dtype=np.float64)
-
-    return score
+    vectorizer = _vectorizer(_TOKENS[name], min_df=2, max_features=50_000)
+    counts_NF = vectorizer.fit_transform(train_codes)
+    return Scorer(_regression().fit(counts_NF, labels), vectorizer)
 
 
+def _vectorizer(tokens: Mapping[str, Any], **terms: Any) -> "TfidfVectorizer":
+    with without("pandas"):  # scikit-learn imports it to recognise its tables
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(lowercase=False, sublinear_tf=True, **tokens, **terms)
+
+
+def _regression() -> "LogisticRegression":
+    with without("pandas"):
+        from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=1.0, max_iter=1000)
+
+
+_TOKENS: dict[str, dict[str, Any]] = {  # what words are
+    TFIDF_LOGISTIC: {"token_pattern": CODE_TOKEN, "ngram_range": (1, 2)},
+    SHORTCUTS: {"tokenizer": style_tokens, "token_pattern": None},
+}
 LEARNED: dict[str, Callable[[Sequence[str], npt.ArrayLike], Scorer]] = {
     TFIDF_LOGISTIC: tfidf_logistic,
     SHORTCUTS: shortcut_logistic,

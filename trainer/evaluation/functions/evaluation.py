@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,12 @@ from data.records import CodeSample
 from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.decision import Decision
-from trainer.evaluation.functions.baselines import LEARNED, Baseline, constant_baselines
+from trainer.evaluation.functions.baselines import (
+    LEARNED,
+    Baseline,
+    Learned,
+    constant_baselines,
+)
 from trainer.evaluation.functions.metrics import (
     choose_threshold,
     classification_metrics,
@@ -38,6 +44,8 @@ MOST_BASELINE_FUNCTIONS = 50_000
 
 class FunctionEvaluation(Evaluation):
     """Evaluation of a run that detects vulnerable functions."""
+
+    _learned: Learned | None = None
 
     def begin(self) -> None:
         """Nothing: the baselines are learned at the end."""
@@ -83,27 +91,48 @@ class FunctionEvaluation(Evaluation):
 
         return write
 
+    def leave(self, folder: Path) -> None:
+        """Leave what the baselines learned, so that they need no data later."""
+        if self._learned is not None:
+            self._learned.save(folder, self._origin())
+
     def _baselines(
         self, split: Split, scored_P: npt.NDArray[np.int64]
     ) -> tuple[dict[str, Baseline], int]:
         """The baselines on some functions of a split, and how many functions they learned from."""
         constant = constant_baselines(float(self.prepared.prior_C[1]), len(scored_P))
-        if "train" not in self.prepared.splits:
+        if self._learned is None and self.baselines is not None:
+            self._learned = Learned.load(self.baselines, self._origin())
+        if self._learned is None and "train" in self.prepared.splits:
+            self._learned = self._learn()
+        if self._learned is None:
             return constant, 0
+        codes, _ = _codes_and_labels(split, scored_P)
+        learned = {
+            name: Baseline(scorer(codes), threshold)
+            for name, (scorer, threshold) in self._learned.scorers.items()
+        }
+        return learned | constant, self._learned.num_functions
+
+    def _origin(self) -> dict[str, Any]:
+        """What the baselines follow from."""
+        digests = {name: self.prepared.digests[name] for name in ("train", "valid")}
+        compat = self.config.replication.compat_population
+        return digests | {"rule": self.config.eval.threshold, "compat_population": compat}
+
+    def _learn(self) -> Learned:
+        """Fit the baselines on train and choose their thresholds on valid, as the model's."""
         train, valid = self.prepared.splits["train"], self.prepared.splits["valid"]
         learned_F = at_most(MOST_BASELINE_FUNCTIONS, len(train.samples))
         train_set = _codes_and_labels(train, learned_F)
         valid_P = population(valid.examples, self.config.replication.compat_population)
         valid_codes, valid_labels = _codes_and_labels(valid, valid_P)
-        codes, _ = _codes_and_labels(split, scored_P)
-        rule, learned = ThresholdRule.of(self.config.eval.threshold), {}
+        rule, scorers = ThresholdRule.of(self.config.eval.threshold), {}
         for name, learn in LEARNED.items():
             scorer = learn(*train_set)
-            threshold, _ = choose_threshold(
-                scorer(valid_codes), valid_labels, rule
-            )  # as the model's
-            learned[name] = Baseline(scorer(codes), threshold)
-        return learned | constant, len(learned_F)
+            threshold, _ = choose_threshold(scorer(valid_codes), valid_labels, rule)
+            scorers[name] = scorer, threshold
+        return Learned(scorers, len(learned_F))
 
 
 def class_scores(evaluation: Evaluation, split: Split) -> npt.NDArray[np.float64]:
