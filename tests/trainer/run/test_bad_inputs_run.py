@@ -12,7 +12,7 @@ from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, MachineError
 from trainer.processes import distributed
 from trainer.processes.distributed import Ranks, refuse_unseen_gpus
-from trainer.run import saved_run
+from trainer.run import build
 from trainer.run.build import resolve_here
 from trainer.run.training import build_loader
 
@@ -86,10 +86,10 @@ def test_a_run_is_evaluated_beside_gpus_that_torch_does_not_see_and_says_so(monk
     def refuse(environment):
         raise MachineError("torch does not see this machine's GPUs (/dev/nvidia0)")
 
-    monkeypatch.setattr(saved_run, "refuse_unseen_gpus", refuse)
-    [line] = saved_run._unseen(torch.device("cpu"))
+    monkeypatch.setattr(build, "refuse_unseen_gpus", refuse)
+    [line] = build._unseen(torch.device("cpu"))
     assert line == "on the CPU, because torch does not see this machine's GPUs (/dev/nvidia0)"
-    assert saved_run._unseen(torch.device("cuda", 0)) == []
+    assert build._unseen(torch.device("cuda", 0)) == []
 
 
 @pytest.mark.slow

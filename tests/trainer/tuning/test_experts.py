@@ -125,7 +125,8 @@ def test_a_name_of_other_parameters_too_is_refused():
 def runs(tiny_recipe, tmp_path_factory):
     """Folders of runs that adapt the experts, alone and cut up by ZeRO 3 with recomputation."""
     root = tmp_path_factory.mktemp("experts")
-    (root / "config.json").write_text(json.dumps(_MIXTRAL))
+    # Rows of whole blocks: stock bitsandbytes decodes others wrongly on CPUs with AVX512.
+    (root / "config.json").write_text(json.dumps(_MIXTRAL | {"hidden_size": 64}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (root / name).write_bytes((SAMPLES / "model" / name).read_bytes())
     ways = {
