@@ -113,7 +113,7 @@ def main() -> None:
     prepare_seconds, cpu_seconds, prepare_gib = run(["launcher/prepare.py", *recipe])
     raw.append(raw_speed(data))
     train_seconds, _, train_gib = run(["launcher/train.py", *recipe])
-    [facts] = (given.folder / "cache").glob("*/facts.json")
+    [facts] = (given.folder / "cache").glob("*/*/facts.json")
     lengths = json.loads(facts.read_text())["splits"]
     tokens = sum(
         s["tokens"]["tokens_mean"] * s["tokens"]["num_functions"] for s in lengths.values()
