@@ -20,14 +20,13 @@ from types import FrameType
 from typing import Any, TextIO
 
 from data.text.escaping import escaped, styled
-from trainer.errors import MachineError, StoppedError
+from trainer.errors import INTERRUPTED, MachineError, StoppedError
 from trainer.processes.distributed import end_now, is_member
 from trainer.processes.outcome import own_rank, write_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFECT = 1
 _LONGEST_MESSAGE = 3500  # characters
-INTERRUPTED = 130  # a shell's 128 + SIGINT
 
 
 class _Print(argparse.Action):

@@ -1,5 +1,7 @@
 """Errors that end a run, each with the exit code a scheduler sees."""
 
+INTERRUPTED = 130  # by Ctrl-C with nothing to save: a shell's 128 + SIGINT
+
 
 class ConfigError(ValueError):
     """The recipe or the command line cannot be run as written."""

@@ -161,7 +161,9 @@ def test_what_cannot_be_meant_is_refused_before_the_model_loads(tmp_path, words,
 
 
 def test_a_model_that_learned_no_functions_is_refused(tree, monkeypatch, capsys):
-    told = SimpleNamespace(config=SimpleNamespace(is_language=True, task=SimpleNamespace(name="x")))
-    monkeypatch.setattr("trainer.prediction.predict.open_trained", lambda *_: told)
+    opened = SimpleNamespace(
+        config=SimpleNamespace(is_language=True, task=SimpleNamespace(name="x"))
+    )
+    monkeypatch.setattr("trainer.prediction.predict.open_trained", lambda *_: opened)
     assert predict(["MODEL", str(tree)]) == 2
     assert "MODEL learned x; predict takes a model that learned" in capsys.readouterr().err

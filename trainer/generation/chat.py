@@ -12,11 +12,11 @@ from data.kinds import KINDS
 from data.records import Turn
 from data.text.escaping import escaped
 from data.text.tokenizer import CodeTokenizer
+from trainer.errors import INTERRUPTED
 from trainer.generation.decoding import Limits, Writer
 from trainer.generation.prompts import asked
 
 EXIT, NEW, BLOCK = "/exit", "/new", '"""'
-INTERRUPTED = 130  # a shell's 128 + SIGINT
 HELP = (
     f"{EXIT} or Ctrl-D leaves, {NEW} forgets what was said, Ctrl-C stops an answer, {BLOCK} begins"
     " and ends a question of several lines"

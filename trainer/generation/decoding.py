@@ -68,7 +68,7 @@ class Writer:
     Attributes:
         most: Texts that share a pass; 0: each token takes a pass over the whole text. None before
             the first prompts, which prove it.
-        fault: Why there is no cache, or none for several texts at once; "" where there is.
+        fault: What keeps texts from sharing passes with a cache; "" where nothing does.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:

@@ -91,7 +91,7 @@ def _hunks(diff: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
     name, passed = "", 0
     for line in diff.split(b"\n"):
         if passed:
-            passed -= not line.startswith(b"\\")  # "\ No newline at end of file" is no line
+            passed -= not line.startswith(b"\\")  # "\ No newline at end of file" is not counted
             continue
         if line.startswith(b"+++ "):
             name = _name(_unquoted(line[4:].rstrip(b"\t")).removeprefix(b"b/"))

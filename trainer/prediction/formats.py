@@ -43,8 +43,9 @@ def write_text(report: Report, stream: IO[str]) -> None:
         place = f"{one.file}:{one.line}"
         cells = (f"{one.probability:.3f}", ", ".join(one.answer), one.function, place, one.language)
         table.add_row(*(Text(escaped(cell)) for cell in cells))
-    width = max(len(word) for word, _ in report.lines())
-    for word, said in report.lines():
+    lines = report.lines()
+    width = max(len(word) for word, _ in lines)
+    for word, said in lines:
         console.print(Text(escaped(f"{word:{width}}  {said}")), soft_wrap=True)
     if rows:
         console.print(table)

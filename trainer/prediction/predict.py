@@ -14,8 +14,7 @@ from trainer.prediction.changes import Lines, changed_lines
 from trainer.prediction.foreign import ForeignLog, known_fingerprints
 from trainer.prediction.walking import Walk, git_top
 from trainer.processes.imports import stack_imports
-from trainer.processes.ranks import adopt_launcher
-from trainer.run.commands import joined, without_bitsandbytes
+from trainer.run.commands import joined_if_several, without_bitsandbytes
 from trainer.run.trained import open_trained
 
 if TYPE_CHECKING:
@@ -78,20 +77,18 @@ def predict(model: Path, wanted: Wanted, version: str, base: Path | None = None)
             f"{model} learned {trained.config.task.name}; predict takes a model that learned"
             " functions (task.name=classification)"
         )
-    alone = dict(os.environ)
-    adopt_launcher(alone)
-    store = joined(trained.config) if alone["WORLD_SIZE"] != "1" else None
+    store = joined_if_several(trained.config)
     without_bitsandbytes(trained.config)
     with stack_imports():
         from trainer.processes.distributed import agreed, start, stop
-        from trainer.run.build import alone as one_rank
+        from trainer.run.build import alone
 
     from trainer.prediction.about import about
     from trainer.prediction.ranked import Ranked
     from trainer.prediction.report import Report
     from trainer.prediction.tree import Tree, scored_functions
 
-    ranks = one_rank() if store is None else start(trained.config.engine.timeout_seconds, store)
+    ranks = alone() if store is None else start(trained.config.engine.timeout_seconds, store)
     with redirect_stdout(sys.stderr):  # standard output is the report's
         network = trained.load(ranks)
     with Ranked() as ranked:

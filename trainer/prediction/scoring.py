@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
-from data.text.tokenization import ExampleSet, encode_functions
 from trainer.evaluation.functions.scores import of_functions, score_examples
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
@@ -54,21 +53,10 @@ def score_chunk(
                 "the ranks read different files: all nodes need the same tree, and nothing may"
                 " change it meanwhile"
             )
-    pieces = encode_functions(codes, trained.tokenizer, config.data)
-    record_E = pieces.record_E
-    examples = ExampleSet(
-        tokens=pieces.tokens,
-        starts=np.cumsum([0, *pieces.lengths_E], dtype=np.int64),
-        record_E=record_E,
-        label_E=np.zeros(len(record_E), np.int32),
-        share_E=1.0 / np.bincount(record_E)[record_E],
-        weight_E=np.ones(len(record_E), np.float32),
-        num_records=len(codes),
-        members_KC=None if classes.sets is None else np.zeros((1, len(classes.names)), np.bool_),
-    )
+    examples, num_tokens_N = trained.examples_of(codes)
     batches = split_batches(examples, config.data, 1, ranks)
     scores_EC = score_examples(outputs(model, batches), len(examples), classes, ranks)
     nothing_C = np.zeros(len(classes.names))
     scores_NC = of_functions(scores_EC, examples, nothing_C, config.eval.window_score)
-    is_scored_N = np.isin(np.arange(len(codes)), record_E)
-    return ChunkScores(scores_NC, pieces.code_lengths_N, is_scored_N)
+    is_scored_N = np.isin(np.arange(len(codes)), examples.record_E)
+    return ChunkScores(scores_NC, num_tokens_N, is_scored_N)

@@ -78,14 +78,14 @@ def scored_functions(
     Args:
         shown: Called with the number of functions of each chunk.
     """
+    temperature, names = trained.decision.temperature, trained.classes.shown
+    findings = found_classes(trained.classes)
+    answered = [names[1]] if trained.classes.is_binary else names
     for chunk in _chunks(tree.functions()):
         codes = [function.code for _, function, _ in chunk]
         found = score_chunk(trained, model, codes, ranks)
         score_N, answer_NC = answers(found.scores_NC, trained.classes, trained.decision)
-        temperature = trained.decision.temperature
         chance_N = score_N if temperature is None else at_temperature(score_N, temperature)
-        names, findings = trained.classes.shown, found_classes(trained.classes)
-        answered = [names[1]] if trained.classes.is_binary else names
         for place, (file, function, mark) in enumerate(chunk):
             if not found.is_scored_N[place]:
                 tree.skipped[_TOO_LONG] += 1

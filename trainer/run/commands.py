@@ -88,9 +88,7 @@ def evaluate_model(
         )
     given = [str(file) for file in files]
     paths = named_files(given, "FILE", config.data, split="test", language=config.is_language)
-    alone = dict(os.environ)
-    adopt_launcher(alone)
-    store = joined(config) if alone["WORLD_SIZE"] != "1" else None
+    store = joined_if_several(config)
     prepared, left_out = _training_data(trained, of_training)
     if name == "test" and not _is_test_split(paths, prepared):
         raise ConfigError(
@@ -135,7 +133,7 @@ def export_trained(
         ModelError: The folder holds no trained model, or stock tools give other scores.
     """
     of_files, of_training, base = _divided(overrides, base)
-    if any(text.partition("=")[0] not in _OF_BOTH for text in of_training):
+    if _names_data(of_training):
         raise ConfigError(f"{of_training[0]}: rows to compare are --data FILE")
     trained = open_trained(model, base, of_files)
     found = export_rows(trained, rows)
@@ -161,6 +159,13 @@ def joined(config: RunConfig) -> "Store | None":
     return meet(config.engine.join_seconds)
 
 
+def joined_if_several(config: RunConfig) -> "Store | None":
+    """As `joined`; one process alone leaves the variables of launchers as they are."""
+    seen = dict(os.environ)
+    adopt_launcher(seen)
+    return joined(config) if seen["WORLD_SIZE"] != "1" else None
+
+
 def without_bitsandbytes(config: RunConfig) -> None:
     """Let this process find no bitsandbytes where its recipe needs none.
 
@@ -177,9 +182,8 @@ def _training_data(trained: Trained, overrides: Sequence[str]) -> tuple[Prepared
     Raises:
         DataError: Data that are given cannot be read, or are others.
     """
-    needs = trained.config.is_language or trained.classes.is_binary
-    has = not trained.config.is_language and trained.baselines is not None
-    if not _names_data(overrides) and (has or not needs):
+    is_learned = trained.baselines is not None or not trained.classes.is_binary
+    if is_learned and not trained.config.is_language and not _names_data(overrides):
         return trained.prepared, ""
     try:
         prepared = prepare_run(trained.training_config(overrides))

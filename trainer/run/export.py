@@ -113,7 +113,7 @@ def export_model(trained: Trained, rows: Rows, wanted: Wanted) -> Check:
                 settings = json.loads((building / "config.json").read_text(encoding="utf-8"))
                 write_json(building / "config.json", settings | {"pad_token_id": pad.id})
         if is_whole:
-            write_facts(exported.model.model.unload(), building, facts)
+            write_facts(base, building, facts)
         asked = _asked(trained, exported.settled, building, pad.id if pad else None, dtype)
         check = check_stock(building, asked, rows, exported.scores_EC.tolist(), dtype)
         write_card(building / _CARD, trained, facts, check, asked)

@@ -103,4 +103,4 @@ def _embedded(trained: Trained) -> Rows:
             f"no embedded function fits in data.seq_length {data.seq_length}; give --data"
         )
     shown = None if trained.config.is_language else [_text(trained, code, "") for code in short]
-    return Rows("the embedded functions", trained.examples_of(short), shown)
+    return Rows("the embedded functions", trained.examples_of(short)[0], shown)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data.errors import DataError, json_object, parsing
 from data.prepared.prepare import Prepared
@@ -120,23 +121,31 @@ class Trained:
 
         if examples is None:
             text = Path(__file__).read_text(encoding="utf-8")
-            examples = self.examples_of([text[: 2**n] for n in range(4, 12)])
+            examples, _ = self.examples_of([text[: 2**n] for n in range(4, 12)])
         return scoring_model(self.config, self.folder, self.classes, ranks, examples)[1]
 
-    def examples_of(self, texts: Sequence[str]) -> ExampleSet:
-        """Texts as the model reads functions; of a language model every token is a target."""
+    def examples_of(self, texts: Sequence[str]) -> tuple[ExampleSet, npt.NDArray[np.int32]]:
+        """Texts as the model reads functions; of a language model every token is a target.
+
+        Returns:
+            The examples, and the tokens of each whole text; -1 where it is too long to be counted.
+        """
         pieces = encode_functions(texts, self.tokenizer, self.config.data)
-        num, tokens = len(pieces.lengths_E), pieces.tokens
-        return ExampleSet(
+        record_E, tokens, classes = pieces.record_E, pieces.tokens, self.classes
+        examples = ExampleSet(
             tokens=tokens,
             starts=np.cumsum([0, *pieces.lengths_E], dtype=np.int64),
-            record_E=pieces.record_E,
-            label_E=np.zeros(num, np.int32),
-            share_E=np.ones(num),
-            weight_E=np.ones(num, np.float32),
+            record_E=record_E,
+            label_E=np.zeros(len(record_E), np.int32),
+            share_E=1.0 / np.bincount(record_E)[record_E],
+            weight_E=np.ones(len(record_E), np.float32),
             num_records=len(texts),
             supervised=np.ones(len(tokens), np.bool_) if self.config.is_language else None,
+            members_KC=None
+            if classes.sets is None
+            else np.zeros((1, len(classes.names)), np.bool_),
         )
+        return examples, pieces.code_lengths_N
 
 
 def open_trained(model: Path, base: Path | None = None, overrides: Sequence[str] = ()) -> Trained:

@@ -1,4 +1,4 @@
-"""A conversation with a model that says what it is told to: what it reads, and what is shown."""
+"""A conversation with a model of chosen answers: what it reads, and what is shown."""
 
 import io
 import signal
