@@ -21,6 +21,8 @@ _UNWRITTEN = ("-wal", "-journal")
 def sqlite_rows(stream: io.BufferedReader, reading: Reading, columns: Columns) -> Rows:
     """Rows of data.query, or of the only table; a row's place is its number, counted from 1.
 
+    Rows that nobody reads to their end may be closed by another thread: whichever collects garbage.
+
     Args:
         stream: A file is read where it is; what is compressed or in an archive, in memory.
         reading: Names it.
@@ -51,7 +53,7 @@ def _opened(stream: io.BufferedReader, reading: Reading) -> sqlite3.Connection:
         content = bytearray(spooled(stream, reading).getvalue())
         _refuse_cut_off(bytes(content[:100]), len(content))
         content[18:20] = b"\1\1"  # in memory there is no write-ahead log to open
-        database = sqlite3.connect(":memory:")
+        database = sqlite3.connect(":memory:", check_same_thread=False)
         database.deserialize(bytes(content))
     else:
         path = Path(stream.name).resolve()
@@ -63,7 +65,8 @@ def _opened(stream: io.BufferedReader, reading: Reading) -> sqlite3.Connection:
                     f"{reading.name}: {beside.name} holds changes that are not in the file yet;"
                     " close the program that writes it, or open and close it with sqlite3"
                 )
-        database = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
+        uri = f"{path.as_uri()}?mode=ro&immutable=1"
+        database = sqlite3.connect(uri, uri=True, check_same_thread=False)
     database.execute("PRAGMA trusted_schema = OFF")
     database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_LINE_BYTES)
     database.set_authorizer(

@@ -1,13 +1,14 @@
 """How published sets are stored: databases, nested rows, index files, patterns, labelled pairs."""
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from dataset_files import FORMATS, jsonl_bytes, read, refused, tar, zipped
 
 from data.config import DataConfig
 from data.errors import MappingError
-from data.readers import ReadFacts
+from data.readers import ReadFacts, read_records
 
 ROWS = [("int a;", 0, "f"), ("int b;", 1, "g"), ("int c;", 1, "h")]
 
@@ -65,6 +66,14 @@ def test_a_query_that_does_not_only_read_functions_is_refused(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     refused(database(tmp_path / "train.db"), [part], query=query)
     assert [each.name for each in tmp_path.iterdir()] == ["train.db"]
+
+
+def test_a_database_read_in_part_by_one_thread_is_closed_by_another(tmp_path):
+    rows = read_records(database(tmp_path / "set.db"), "train", DataConfig())
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(next, rows).result().code == "int a;"
+    rows.close()  # what garbage collection does wherever it happens
+    assert next(rows, None) is None
 
 
 def test_a_database_in_an_archive_or_compressed_is_read_in_memory(tmp_path):
