@@ -135,7 +135,7 @@ def _run_rank(
     from trainer.evaluation import figures
 
     if not draws:
-        figures.png = lambda _: b""
+        figures.svg = lambda _: b""
     if allow_fp16:
         from deepspeed.accelerator import get_accelerator
 

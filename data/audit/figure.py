@@ -1,8 +1,10 @@
-"""The lengths of a dataset as a PNG: a panel for each split, with both classes."""
+"""The lengths of a dataset as a picture, a panel for each split; how every picture is written."""
 
+import re
 from collections.abc import Mapping
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from io import StringIO
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -14,12 +16,17 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008: distinct under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DPI = 120
-WIDTH_INCHES = 7.0
+WIDTH_INCHES = 5.5
+_PIXELS = 96 / 72  # of a point
+_MOST_SHRUNK = 400  # points; wider pictures are scrolled, or their letters would be too small
+_STYLE = (
+    ".chart{color:#222}.chart *{stroke-linejoin:round}.chart text{fill:currentColor}"
+    "@media(prefers-color-scheme:dark){.chart{color:#ddd}}"
+)
 PANEL_INCHES = 1.9
 
 
-def lengths_png(facts: AuditFacts) -> bytes:
+def lengths_svg(facts: AuditFacts) -> bytes:
     """Draw the share of each class by length; the same facts give the same bytes.
 
     Of many classes the most frequent ones of the first split are drawn.
@@ -27,9 +34,8 @@ def lengths_png(facts: AuditFacts) -> bytes:
     from matplotlib.figure import Figure
 
     drawn = [split for split in facts.splits if split.histogram]
-    figure = Figure(
-        figsize=(WIDTH_INCHES, 1.0 + PANEL_INCHES * len(drawn)), dpi=DPI, layout="constrained"
-    )
+    size = WIDTH_INCHES, 1.0 + PANEL_INCHES * len(drawn)
+    figure = Figure(figsize=size, layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(drawn), 1, sharex=True, sharey=True))
     counts = facts.splits[0].counts
     often = sorted(counts, key=lambda name: -counts[name])[: len(COLOURS)]
@@ -39,30 +45,50 @@ def lengths_png(facts: AuditFacts) -> bytes:
     panels[-1].set_xlabel("tokens of a function")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
-    return png_bytes(figure, "Lengths")
+    return svg(figure, "Lengths")
 
 
-def png_bytes(figure: "Figure", title: str) -> bytes:
-    """A figure as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def svg(figure: "Figure", title: str = "") -> bytes:
+    """A figure as an SVG that can stand in a page with others, and makes no request.
 
-    # None, or the library writes its version into the file.
-    metadata: dict[str, Any] = {"Software": None, "Title": title}
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata=metadata)
-    return buffer.getvalue()
+    It has no ground, its black is the colour of the text around it, and its letters are text, so
+    that it fits light and dark pages. The same figure gives the same bytes.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text():  # a name; numbers at an axis have none yet
+            text.set_parse_math(False)
+    for legend in figure.legends:
+        legend.set_frame_on(False)
+    figure.set_facecolor("none")
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+    title = title or figure.get_suptitle() or figure.axes[0].get_title()
+    buffer = StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) | {"Title": title}
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=metadata)
+    _, _, drawn = buffer.getvalue().partition("</style>\n </defs>\n")
+    drawn = drawn.replace("#000000", "currentColor")
+    drawn = re.sub(r' id="[\w.]+_\d+"', "", drawn)  # numbered alike in every picture
+    drawn = re.sub(r"font-family: [^;\"]+", "font-family: sans-serif", drawn)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    size = f'width="{width * _PIXELS:.0f}" height="{height * _PIXELS:.0f}"'
+    kind = "chart" if width <= _MOST_SHRUNK else "chart wide"
+    head = f'<svg class="{kind}" role="img" {size} viewBox="0 0 {width:.4g} {height:.4g}"'
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    named = f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    return f"{head} {spaces}>{named}\n{drawn}".encode()
 
 
 def add_style(axes: "Axes") -> None:
     """A grid behind what is drawn, and no box around it."""
-    axes.grid(visible=True, color="0.9", linewidth=0.8)
+    axes.grid(visible=True, color="black", alpha=0.12, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _plain(name: str) -> str:
-    """A name that matplotlib writes as it is: without formulas, and never left out."""
-    return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 def _panel(
@@ -75,11 +101,13 @@ def _panel(
         counts = np.array(split.histogram[name], dtype=np.float64)
         share = counts / max(counts.sum(), 1.0)
         axes.stairs(share, edges, color=colour, fill=True, alpha=0.18)
-        axes.stairs(share, edges, color=colour, linewidth=1.6, label=_plain(name))
+        axes.stairs(
+            share, edges, color=colour, linewidth=1.6, label=" " * name.startswith("_") + name
+        )  # or it is left out
     if seq_length is not None:
         axes.axvline(
             seq_length,
-            color="0.25",
+            color="0.55",
             linestyle="--",
             linewidth=1.2,
             label=f"seq_length {seq_length}",
@@ -91,7 +119,7 @@ def _panel(
     counted = [f"{split.counts[name]:,} {name}" for name in facts.informative if name in colours]
     more = ", ..." if len(counted) < len(facts.informative) else ""
     title = f"{split.name}: {split.num_functions:,} functions, {', '.join(counted)}{more}"
-    axes.set_title(_plain(title), fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
     axes.set_ylabel("share of class", fontsize=8)
     axes.tick_params(labelsize=8)
     add_style(axes)

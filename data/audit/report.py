@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.audit.columns import read_columns
 from data.audit.facts import AuditFacts, IntArray
-from data.audit.figure import lengths_png
+from data.audit.figure import lengths_svg
 from data.audit.findings import verdicts
 from data.audit.markdown import headline, render
 from data.audit.near import near_duplicates
@@ -18,7 +18,7 @@ from data.records import CodeSample
 from data.text.labels import Classes
 from data.text.whitespace import collapse_damage
 
-FIGURE = "lengths.png"
+FIGURE = "lengths.svg"
 
 
 def audit_splits(
@@ -71,13 +71,13 @@ def audit_splits(
 
 
 def write_audit(folder: Path, facts: AuditFacts) -> list[Path]:
-    """Write audit.json, audit.md and, where lengths are known, lengths.png; return their paths."""
+    """Write audit.json, audit.md and, where lengths are known, lengths.svg; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts.to_json(), indent=2, ensure_ascii=False) + "\n"
     figure = FIGURE if facts.length_edges else None
     contents = {"audit.json": text.encode(), "audit.md": render(facts, figure).encode()}
     if figure is not None:
-        contents[figure] = lengths_png(facts)
+        contents[figure] = lengths_svg(facts)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in contents]

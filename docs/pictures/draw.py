@@ -49,7 +49,7 @@ def main(run: Path) -> None:
     drawn = re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL)  # fonts of a foreign host
     folder = Path(__file__).parent
     (folder / "quickstart.svg").write_text(drawn.replace("Fira Code, monospace", "monospace"))
-    shutil.copy(run / "report" / "test_roc.png", folder / "roc.png")
+    shutil.copy(run / "report" / "test_roc.svg", folder / "roc.svg")
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def test_an_audit_is_written_although_the_leak_it_found_stops_the_command(
     assert "train.jsonl:5 = test.jsonl:21" in printed.out
     assert "data.allow_leaks=true" in printed.err
     folder = tmp_path / "run.audit"
-    assert {path.name for path in folder.iterdir()} == {"audit.json", "audit.md", "lengths.png"}
+    assert {path.name for path in folder.iterdir()} == {"audit.json", "audit.md", "lengths.svg"}
     assert not (tmp_path / "run").exists()
     assert prepare_main([*recipe, "data.allow_leaks=true"]) == 0
     assert "LEAK (data.allow_leaks): 1 function, equal but" in capsys.readouterr().out

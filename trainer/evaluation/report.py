@@ -25,7 +25,7 @@ _FILE_WIDTH = 132  # characters
 
 def file_names(name: str, *pictures: str, **others: str) -> dict[str, str]:
     """The files of a report by what they hold, in the order in which they are written."""
-    drawn = {picture: f"{name}_{picture}.png" for picture in pictures}
+    drawn = {picture: f"{name}_{picture}.svg" for picture in pictures}
     return drawn | others | {"markdown": f"{name}.md", "json": f"{name}.json"}
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.evaluation.figures import panels, png
+from data.audit.figure import svg
+from trainer.evaluation.figures import panels
 from trainer.evaluation.measures import with_interval
 from trainer.sweep.findings import Comparison, Group, front_of
 from trainer.sweep.results import Result
@@ -32,12 +33,12 @@ Value = Callable[[Result], float]
 def draw(comparison: Comparison) -> dict[str, bytes]:
     """All pictures by their file names."""
     return {
-        "loss_by_size.png": _loss_by_size(comparison),
-        "loss_over_steps.png": _loss_over_steps(comparison),
-        "resources.png": _resources(comparison),
-        "metric_by_trained.png": _metric_by_trained(comparison),
-        "metric_by_loss.png": _metric_by_loss(comparison),
-        "cost.png": _cost_and_loss(comparison),
+        "loss_by_size.svg": _loss_by_size(comparison),
+        "loss_over_steps.svg": _loss_over_steps(comparison),
+        "resources.svg": _resources(comparison),
+        "metric_by_trained.svg": _metric_by_trained(comparison),
+        "metric_by_loss.svg": _metric_by_loss(comparison),
+        "cost.svg": _cost_and_loss(comparison),
     }
 
 
@@ -72,7 +73,7 @@ def _loss_by_size(comparison: Comparison) -> bytes:
         axis.set_xticks(list(names), list(names.values()), fontsize=8)  # ticks only at the models
         axis.set_xticks([], minor=True)
     _method_legend(figure, axes[0])
-    return png(figure)
+    return svg(figure)
 
 
 def _loss_over_steps(comparison: Comparison) -> bytes:
@@ -88,7 +89,7 @@ def _loss_over_steps(comparison: Comparison) -> bytes:
         axis.set(title=_model_name(comparison, model), xlabel="optimizer step")
     axes[0].set_ylabel("loss (nats)")
     _method_legend(figure, axes[0])
-    return png(figure)
+    return svg(figure)
 
 
 def _resources(comparison: Comparison) -> bytes:
@@ -107,7 +108,7 @@ def _resources(comparison: Comparison) -> bytes:
     axes[0].set_xscale("log")
     axes[0].xaxis.set_major_formatter("{x:g}")
     _legend(figure, comparison, with_methods=False)
-    return png(figure)
+    return svg(figure)
 
 
 def _metric_by_trained(comparison: Comparison) -> bytes:
@@ -117,7 +118,7 @@ def _metric_by_trained(comparison: Comparison) -> bytes:
     _points(axis, comparison, lambda cell: cell.num_trained, _metric)
     axis.set(xscale="log", xlabel="trainable parameters", ylabel=f"{metric} on test")
     _legend(figure, comparison)
-    return png(figure)
+    return svg(figure)
 
 
 def _metric_by_loss(comparison: Comparison) -> bytes:
@@ -132,7 +133,7 @@ def _metric_by_loss(comparison: Comparison) -> bytes:
     _points(axis, comparison, _loss, _metric, cells)
     axis.set(xlabel=f"{loss_name} (nats)", ylabel=f"{metric} on test")
     _legend(figure, comparison)
-    return png(figure)
+    return svg(figure)
 
 
 def _cost_and_loss(comparison: Comparison) -> bytes:
@@ -152,7 +153,7 @@ def _cost_and_loss(comparison: Comparison) -> bytes:
         axis.set(xlabel=name, ylabel=f"{comparison.loss_name} (nats)")
         _cost_scale(axis, [group.mean(cost) for group in groups])
     _legend(figure, comparison)
-    return png(figure)
+    return svg(figure)
 
 
 def _costs(comparison: Comparison) -> Mapping[str, Value]:

@@ -22,12 +22,12 @@ _COLUMNS = (
 _PAGE = Path(__file__).with_name("report.md.jinja")
 _NOTHING: Mapping[str, str] = {}
 _CAPTIONS = {
-    "loss_by_size.png": "Final loss by size; bars: lowest and highest seed",
-    "loss_over_steps.png": "Training loss over steps, mean of seeds",
-    "resources.png": "Trainable share, time and memory, mean of seeds",
-    "metric_by_trained.png": "Metric against trainable parameters, mean of seeds",
-    "metric_by_loss.png": "Metric against loss, a point for each cell",
-    "cost.png": "Cost against loss, mean of seeds; the line is the Pareto front",
+    "loss_by_size.svg": "Final loss by size; bars: lowest and highest seed",
+    "loss_over_steps.svg": "Training loss over steps, mean of seeds",
+    "resources.svg": "Trainable share, time and memory, mean of seeds",
+    "metric_by_trained.svg": "Metric against trainable parameters, mean of seeds",
+    "metric_by_loss.svg": "Metric against loss, a point for each cell",
+    "cost.svg": "Cost against loss, mean of seeds; the line is the Pareto front",
 }
 
 

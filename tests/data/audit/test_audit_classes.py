@@ -205,7 +205,7 @@ def test_page_and_picture_hold_every_class(classes, splits, tmp_path):
     given = {n: split_of(n, 200, many, k, 10**6) for k, n in enumerate(splits)}
     facts = audited(given, many, seq_length=16)
     paths = write_audit(tmp_path, facts)
-    assert [path.name for path in paths] == ["audit.json", "audit.md", "lengths.png"]
+    assert [path.name for path in paths] == ["audit.json", "audit.md", "lengths.svg"]
     page = paths[1].read_text()
     for name, count in facts.splits[0].counts.items():
         row = rf"^\| {re.escape(name)} \| {count} \("

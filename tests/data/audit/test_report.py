@@ -10,7 +10,7 @@ from conftest import REPOSITORY, SAMPLES
 
 from data.audit import audit_splits, summary_lines, write_audit
 from data.audit.columns import read_columns
-from data.audit.figure import lengths_png
+from data.audit.figure import lengths_svg
 from data.audit.population import _length_auc, length_edges
 from data.config import DataConfig
 from data.prepared.table import RecordTable, RecordWriter
@@ -228,7 +228,7 @@ def test_json_markdown_and_picture_are_written(clean, tmp_path):
     changed(clean["train"], 9, cwe="CWE|9\n")  # would break a table
     facts = audit_splits(clean, token_lengths(clean), seq_length=64)
     paths = write_audit(tmp_path / "new" / "audit", facts)
-    assert [path.name for path in paths] == ["audit.json", "audit.md", "lengths.png"]
+    assert [path.name for path in paths] == ["audit.json", "audit.md", "lengths.svg"]
     assert json.loads(paths[0].read_text()) == json.loads(json.dumps(facts.to_json()))
     page = paths[1].read_text()
     assert page.index("| leak |") < page.index("## Splits") < page.index("![Lengths")
@@ -238,8 +238,8 @@ def test_json_markdown_and_picture_are_written(clean, tmp_path):
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(cells) == 1, table
     picture = paths[2].read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert picture == lengths_png(facts)
+    assert picture.startswith(b"<svg ")
+    assert picture == lengths_svg(facts)
 
 
 def test_user_text_cannot_leave_its_line_of_the_page(clean, tmp_path):

@@ -85,8 +85,8 @@ def test_the_report_counts_by_class_beside_the_shares_of_training(tmp_path):
     assert "| a\\|b |" in page
     assert page.count("\n## ") == 3
     assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 40
-    assert "![Confusion matrix](test_confusion.png)" in page
-    assert (tmp_path / "test_confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert "![Confusion matrix](test_confusion.svg)" in page
+    assert (tmp_path / "test_confusion.svg").read_bytes().startswith(b"<svg ")
     assert found["population"]["num_groups"] == 20
     low, high = found["predictors"]["model"]["intervals"]["macro_auc"]
     assert low < found["predictors"]["model"]["metrics"]["macro_auc"] < high

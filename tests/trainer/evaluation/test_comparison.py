@@ -1,7 +1,7 @@
 """Runs are compared as a plain loop would, and only where they measured the same."""
 
-import io
 import json
+import re
 import shutil
 import string
 import subprocess
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 from conftest import REPOSITORY
-from PIL import Image
 from scipy.stats import binom
 from sklearn import metrics as sk
 
@@ -22,7 +21,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.comparison.compare import comparison, grouped, mcnemar
 from trainer.evaluation.comparison.runs import MeasuredRun, paired, read_run
 from trainer.evaluation.decision import Decision
-from trainer.evaluation.figures import differences_png
+from trainer.evaluation.figures import differences_svg
 from trainer.evaluation.functions.class_evaluation import write_class_report
 from trainer.evaluation.functions.predictions import Prediction
 from trainer.evaluation.functions.report import write_function_report
@@ -39,7 +38,7 @@ CURVES = {"train loss": [(1.0, 4.0)]}
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Pictures take most of the time; one test draws one."""
-    monkeypatch.setattr("trainer.evaluation.figures.png", lambda _: b"")
+    monkeypatch.setattr("trainer.evaluation.figures.svg", lambda _: b"")
 
 
 def recipe(base, folder, *overrides):
@@ -208,11 +207,10 @@ def test_predictions_in_another_order_are_paired_by_id(two, tmp_path, capsys):
 def test_the_picture_has_a_panel_for_each_measure_and_colours_each_difference(monkeypatch):
     monkeypatch.undo()
     points = [("B - A", 0.1, (-0.1, 0.3)), ("C - A", -0.2, None)]
-    drawn = [differences_png("on test", {"AUC": points, "F1": points[:1]}) for _ in range(2)]
+    drawn = [differences_svg("on test", {"AUC": points, "F1": points[:1]}) for _ in range(2)]
     assert drawn[0] == drawn[1]
-    with Image.open(io.BytesIO(drawn[0])) as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
-    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
+    assert set(re.findall(rb"stroke: (#\w{6})", drawn[0])) == {b"#8c8c8c", b"#0072b2", b"#d55e00"}
+    assert all(f">{heading}</text>".encode() in drawn[0] for heading in ("AUC", "F1", "C - A"))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +254,7 @@ def test_seeds_of_one_setting_alone_have_a_mean_and_a_spread(base, tmp_path):
     aucs = [sk.roc_auc_score(LABELS, scores_of(n, 0.3)) for n in (1, 2)]
     assert found["groups"][0]["sd"]["roc_auc"] == pytest.approx(abs(aucs[0] - aucs[1]) / 2**0.5)
     assert "There is nothing to compare them with" in (tmp_path / "out" / "compare.md").read_text()
-    assert not (tmp_path / "out" / "compare.png").exists()
+    assert not (tmp_path / "out" / "compare.svg").exists()
 
 
 def test_there_are_as_many_groups_as_letters():

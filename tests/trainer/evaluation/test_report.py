@@ -2,11 +2,12 @@
 
 import io
 import json
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 from sklearn import metrics as sk
 
@@ -24,7 +25,7 @@ from trainer.evaluation.resampling import Resampling
 
 THRESHOLD = 0.5
 FACTS = {"recipe": "recipes/a|b.yaml", "step": 400, "digests": {"train": "ab12"}}
-FILES = {"test.json", "test.md", "test_roc.png", "test_pr.png", "test_calibration.png"}
+FILES = {"test.json", "test.md", "test_roc.svg", "test_pr.svg", "test_calibration.svg"}
 FILES |= {"predictions.jsonl"}
 
 
@@ -95,8 +96,8 @@ def test_the_page_states_population_table_confusion_facts_and_figures(tmp_path):
     assert f"| vulnerable | {m['fn']} | {m['tp']} |" in page
     assert r"| recipe | recipes/a\|b.yaml |" in page  # a pipe does not end the cell
     assert '| digests | {"train": "ab12"} |' in page
-    assert "](test_roc.png)" in page
-    assert "](test_pr.png)" in page
+    assert "](test_roc.svg)" in page
+    assert "](test_pr.svg)" in page
     assert "highest F1 on validation" in page
 
 
@@ -144,18 +145,21 @@ def test_another_split_keeps_its_own_files_beside_those_of_test(tmp_path):
     assert json.loads((tmp_path / "valid.json").read_text())["comparison"] is None
 
 
-def test_figures_are_full_size_drawn_and_the_same_again(tmp_path):
+def test_figures_are_the_same_again_and_fit_any_ground(tmp_path):
     rows = predictions()
     for folder in ("a", "b"):
         write(tmp_path / folder, rows)
-    for name in ("test_roc.png", "test_pr.png"):
-        content = (tmp_path / "a" / name).read_bytes()
-        assert content == (tmp_path / "b" / name).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            assert image.size == (720, 600)
-            colours = {c for _, c in image.convert("RGB").getcolors(1 << 20)}
-            assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours  # model and words
-            assert not any("matplotlib" in str(v).lower() for v in image.info.values())
+    for name in ("test_roc.svg", "test_pr.svg"):
+        content = (tmp_path / "a" / name).read_text()
+        assert content == (tmp_path / "b" / name).read_text()
+        root = ElementTree.fromstring(content)
+        assert float(root.get("viewBox").split()[2]) < 360  # points, so that a phone shows them
+        colours = set(re.findall(r"#[0-9a-f]{6}\b", content))
+        assert colours == {"#0072b2", "#d55e00", "#8c8c8c", "#ffffff"}  # model, words, prior, rim
+        assert "stroke: currentColor" in content  # axes
+        assert "matplotlib" not in content.lower()
+        texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert any(text.startswith("model (A") for text in texts)
 
 
 @pytest.mark.parametrize("label", [0, 1])

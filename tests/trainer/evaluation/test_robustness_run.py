@@ -35,7 +35,7 @@ def test_the_report_is_the_same_to_the_byte_on_one_and_three_ranks(run, tmp_path
         printed, words = tmp_path / f"{num}.txt", [str(folder), str(run[1]), "--name", "own"]
         codes = run_ranks([*words, "--robustness"], num, printed, entry=evaluate, draws=True)
         assert codes == [0] * num, printed.read_text()[-3000:]
-    for kind in ("json", "md", "png"):
+    for kind in ("json", "md", "svg"):
         one, three = (f / "report" / f"own_robustness.{kind}" for f in folders)
         assert one.read_bytes() == three.read_bytes()
     assert report_of(folders[0], "own")["transformations"]["names"]["largest_shift"] > 0

@@ -145,7 +145,7 @@ def test_validation_report_and_tensorboard_say_what_was_learned(whole):
     assert report["population"]["num_targets"] > 10
     page = (whole / "report" / "test.md").read_text()
     assert "unigram of train" in page
-    assert (whole / "report" / "test_loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (whole / "report" / "test_loss.svg").read_bytes().startswith(b"<svg ")
 
 
 def test_the_best_step_is_that_of_the_lowest_validation_loss(whole):

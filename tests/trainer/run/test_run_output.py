@@ -89,7 +89,7 @@ def test_the_report_covers_every_test_function_with_its_origin(finished):
     assert [row["origin"] for row in rows] == [f"test.jsonl:{n}" for n in range(1, 21)]
     report = json.loads((folder / "report" / "test.json").read_text())
     assert report["predictors"]["always positive"]["metrics"]["f1"] == pytest.approx(2 / 3)
-    for name in ("test.md", "test_roc.png", "test_pr.png"):
+    for name in ("test.md", "test_roc.svg", "test_pr.svg"):
         assert (folder / "report" / name).stat().st_size > 500
 
 

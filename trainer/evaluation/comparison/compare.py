@@ -72,7 +72,7 @@ class Group:
 
 
 def compare_runs(folders: Sequence[Path], split: str, output: Path | None) -> None:
-    """Compare finished runs; writes compare.png, .md and .json and prints their table.
+    """Compare finished runs; writes compare.svg, .md and .json and prints their table.
 
     Args:
         folders: Run folders; the first is what the others are compared with.

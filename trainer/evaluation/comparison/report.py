@@ -7,7 +7,7 @@ from typing import Any
 
 from data.audit.markdown import fill
 from data.text.escaping import print_text
-from trainer.evaluation.figures import differences_png
+from trainer.evaluation.figures import differences_svg
 from trainer.evaluation.measures import shown_measures, with_interval
 from trainer.evaluation.report import print_table, table, write_files
 
@@ -16,7 +16,7 @@ _MOST_LISTED = 30  # functions that changed sides, on the page; compare.json has
 
 
 def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write compare.png, compare.md and, last, compare.json; print the table.
+    """Write compare.svg, compare.md and, last, compare.json; print the table.
 
     Args:
         folder: Made where it is missing.
@@ -25,7 +25,7 @@ def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
     header, rows = _table(content)
     sentences = [_sentence(one) for one in content["differences"] if "mcnemar" in one]
     contents: dict[str, bytes | str] = {
-        **({"compare.png": _picture(content)} if content["differences"] else {}),
+        **({"compare.svg": _picture(content)} if content["differences"] else {}),
         "compare.md": fill(
             _PAGE,
             c=content,
@@ -106,4 +106,4 @@ def _picture(content: Mapping[str, Any]) -> bytes:
         ]
         for key, measure in measures.items()
     }
-    return differences_png(f"Differences on {content['split']}", points)
+    return differences_svg(f"Differences on {content['split']}", points)

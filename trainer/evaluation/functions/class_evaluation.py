@@ -19,7 +19,7 @@ from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.bootstrap import Statistic, bootstrap
 from trainer.evaluation.decision import Decision
-from trainer.evaluation.figures import confusion_png
+from trainer.evaluation.figures import confusion_svg
 from trainer.evaluation.functions.baselines import PRIOR
 from trainer.evaluation.functions.evaluation import class_scores, validation_scores
 from trainer.evaluation.functions.metrics import choose_threshold, classification_metrics
@@ -146,7 +146,7 @@ def write_class_report(
     contents: dict[str, bytes | str] = {"predictions": "".join(f"{line}\n" for line in lines)}
     if pictures:
         title = f"Confusion on {name}"
-        contents["confusion"] = confusion_png(title, classes.names, scored.confusion)
+        contents["confusion"] = confusion_svg(title, classes.names, scored.confusion)
     write_report(folder, report, _PAGE, contents, most_cells=_MOST_CELLS)
     return report
 

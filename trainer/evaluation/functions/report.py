@@ -17,7 +17,7 @@ from data.text.labels import Classes
 from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
 from trainer.evaluation.decision import Decision
-from trainer.evaluation.figures import pr_png, reliability_png, roc_png
+from trainer.evaluation.figures import pr_svg, reliability_svg, roc_svg
 from trainer.evaluation.functions.baselines import SHORTCUTS, TFIDF_LOGISTIC, Baseline
 from trainer.evaluation.functions.metrics import at_temperature, classification_metrics
 from trainer.evaluation.functions.predictions import DROPPED, Prediction
@@ -278,7 +278,7 @@ def _figures(report: Mapping[str, Any], predictors: Mapping[str, Scored]) -> dic
     roc_point = m["fp"] / max(1, m["fp"] + m["tn"]), m["recall"]
     pr_point = m["recall"], m["precision"]
     return {
-        "roc": roc_png(f"ROC on {name}", labels_N, curves["AUC"], roc_point),
-        "pr": pr_png(f"Precision-recall on {name}", labels_N, curves["AP"], pr_point),
-        "calibration": reliability_png(f"Reliability on {name}", tenths),
+        "roc": roc_svg(f"ROC on {name}", labels_N, curves["AUC"], roc_point),
+        "pr": pr_svg(f"Precision-recall on {name}", labels_N, curves["AP"], pr_point),
+        "calibration": reliability_svg(f"Reliability on {name}", tenths),
     }

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.text.escaping import markdown_block
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
-from trainer.evaluation.figures import loss_png
+from trainer.evaluation.figures import loss_svg
 from trainer.evaluation.language.sums import TokenSums, perplexity
 from trainer.evaluation.measures import MEASURES, measured
 from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report
@@ -54,7 +54,7 @@ def write_language_report(
     facts: Mapping[str, Any],
     draws: Resampling = USUAL_DRAWS,
 ) -> dict[str, Any]:
-    """Write <name>.md, <name>_loss.png, predictions and, last, <name>.json; returns its content.
+    """Write <name>.md, <name>_loss.svg, predictions and, last, <name>.json; returns its content.
 
     Predictions have the sums of each record, by which launcher/compare.py pairs runs. Intervals are
     percentiles of a bootstrap over records. The model is compared with itself before training on
@@ -85,7 +85,7 @@ def write_language_report(
         "facts": dict(facts),
         "files": file_names(name, "loss", predictions=predictions_name(name)),
     }
-    picture = loss_png("Loss over steps", scores.curves, baseline)
+    picture = loss_svg("Loss over steps", scores.curves, baseline)
     pages = [sample_page(sample) for sample in scores.samples]
     contents: dict[str, bytes | str] = {"loss": picture, "predictions": _lines(scores)}
     write_report(folder, report, _PAGE, contents, fewest=FEWEST_RECORDS, samples=pages)

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.audit.markdown import fill
 from data.text.escaping import print_text
-from trainer.evaluation.figures import differences_png
+from trainer.evaluation.figures import differences_svg
 from trainer.evaluation.measures import with_interval
 from trainer.evaluation.report import CONSTANT, print_table, table, write_files
 
@@ -15,7 +15,7 @@ _PAGE = Path(__file__).with_name("report.md.jinja")
 
 
 def write_robustness_report(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write NAME_robustness.png, .md and, last, .json into a folder; returns the JSON's content.
+    """Write NAME_robustness.svg, .md and, last, .json into a folder; returns the JSON's content.
 
     Args:
         folder: Made where it is missing.
@@ -25,7 +25,7 @@ def write_robustness_report(folder: Path, content: Mapping[str, Any]) -> dict[st
     text = json.dumps(content, allow_nan=False, default=float)
     report = json.loads(text, parse_float=lambda number: round(float(number), 6))
     name = f"{report['split']}_robustness"
-    report["files"] = {kind: f"{name}.{kind}" for kind in ("png", "md", "json")}
+    report["files"] = {kind: f"{name}.{kind}" for kind in ("svg", "md", "json")}
     report["sentences"] = list(_sentences(report))
     page = fill(
         _PAGE,
@@ -35,7 +35,7 @@ def write_robustness_report(folder: Path, content: Mapping[str, Any]) -> dict[st
         facts=table(["Fact", "Value"], report["facts"].items(), others_align="---"),
     )
     pages: dict[str, bytes | str] = {
-        report["files"]["png"]: _picture(report),
+        report["files"]["svg"]: _picture(report),
         report["files"]["md"]: page,
         report["files"]["json"]: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
@@ -126,4 +126,4 @@ def _picture(report: Mapping[str, Any]) -> bytes:
             ("ROC AUC, after - before", "auc_difference", "auc_interval"),
         )
     }
-    return differences_png(f"Robustness on {report['split']}", points)
+    return differences_svg(f"Robustness on {report['split']}", points)
