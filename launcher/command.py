@@ -1,13 +1,11 @@
 """Shared by the entry points: arguments, --help and --version, environment, exit codes."""
 
 import argparse
-import configparser
 import errno
 import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -39,20 +37,13 @@ class _Print(argparse.Action):
 
 
 def version(root: Path = ROOT) -> str:
-    """Version in setup.cfg and, in a git checkout, what `git describe` says."""
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read(root / "setup.cfg", encoding="utf-8")
-    number = settings["metadata"]["version"]
-    if not (root / ".git").exists():  # git would describe a repository around this folder
-        return number
-    command = ["git", "describe", "--tags", "--always", "--dirty"]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):  # no git, or a checkout of another user
-        return number
-    return f"{number} (git {done.stdout.strip()})"
+    """Version in setup.cfg and, in a git checkout, its commit."""
+    from trainer.cluster.facts import revision
+
+    found = revision(root)
+    if "commit" not in found:
+        return str(found["version"])
+    return f"{found['version']} (git {found['commit']}{'-dirty' if found['is_changed'] else ''})"
 
 
 class _Parser(ArgumentParser):

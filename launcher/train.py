@@ -12,7 +12,13 @@ from launcher import command
 
 def main(arguments: list[str]) -> int:
     """Train the recipe; return the exit code."""
-    return command.main(command.recipe_parser(__doc__), _train, arguments)
+    parser = command.recipe_parser(__doc__)
+    parser.add_argument(
+        "--repeat",
+        action="store_true",
+        help="RECIPE is a run's folder: train it again beside it, and say what differs",
+    )
+    return command.main(parser, _train, arguments)
 
 
 def _train(given: Namespace) -> None:
@@ -22,7 +28,7 @@ def _train(given: Namespace) -> None:
 
     from trainer.run.commands import train_recipe
 
-    train_recipe(given.recipe, given.overrides, above)
+    train_recipe(given.recipe, given.overrides, above, is_repeat=given.repeat)
 
 
 if __name__ == "__main__":

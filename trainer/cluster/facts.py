@@ -1,5 +1,6 @@
 """Facts of this machine, found in a second, without torch unless it has a GPU."""
 
+import configparser
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -122,6 +123,24 @@ def common_facts() -> dict[str, Any]:
         "versions": versions,
         "code": code_digest(),
     }
+
+
+def revision(root: Path = ROOT) -> dict[str, Any]:
+    """Version in setup.cfg and, in a git checkout, its commit and whether files were changed."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(root / "setup.cfg", encoding="utf-8")
+    found: dict[str, Any] = {"version": settings["metadata"]["version"]}
+    if not (root / ".git").exists():  # git would describe a repository around this folder
+        return found
+    command = ["git", "describe", "--tags", "--always", "--dirty"]
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or a checkout of another user
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, check=True, timeout=10
+        )
+        described = done.stdout.strip()
+        found["commit"] = described.removesuffix("-dirty")
+        found["is_changed"] = described.endswith("-dirty")
+    return found
 
 
 def machine_id() -> str:

@@ -42,8 +42,12 @@ class Resolved:
 
     def choice(self, key: str) -> str:
         """A settled key and its reason, e.g. "bf16 (GPU of sm80 or newer)"."""
+        return f"{self.value(key)} ({self.reasons[key]})"
+
+    def value(self, key: str) -> Any:
+        """A settled key."""
         section, name = key.split(".")
-        return f"{getattr(getattr(self.config, section), name)} ({self.reasons[key]})"
+        return getattr(getattr(self.config, section), name)
 
     def changed(self, section: str, **values: Any) -> "Resolved":
         """The same choices with keys of one section changed."""

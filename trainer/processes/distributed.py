@@ -32,6 +32,7 @@ class Ranks:
     Attributes:
         local_rank: Among the processes of this node: the GPU's index.
         hosts: Name of every rank's machine, once the ranks have exchanged them.
+        devices: What every rank computes on, exchanged with the hosts.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class Ranks:
     world_size: int
     device: "Device"
     hosts: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @property
     def is_main(self) -> bool:
@@ -158,6 +160,17 @@ def agreed(ranks: Ranks, action: Callable[[], Result]) -> Result:
         elsewhere.exit_code = int(code.item())
         raise elsewhere
     return result  # type: ignore[return-value]
+
+
+def device_name(device: "Device") -> str:
+    """A GPU's name, or the processor's with the kernels that torch takes there."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return f"{names[0] if names else 'CPU'} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def gather(values: Mapping[str, Any], ranks: Ranks) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from trainer.processes.launched import check_launch
 from trainer.processes.launchers import Launcher
 from trainer.processes.ranks import adopt_launcher
 from trainer.run.export_rows import export_rows
+from trainer.run.passport import original_run
 from trainer.run.preparation import prepare_run
 from trainer.run.trained import Trained, open_trained
 
@@ -32,9 +33,19 @@ FILE_KEYS = ("data.fields", "data.format", "data.labels", "data.query")  # of fi
 _OF_BOTH = ("data.cache_dir",)  # of those files and of the training data
 
 
-def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]) -> None:
-    """Train a recipe as one rank of those that the launchers above started."""
-    config = load_run_config(path, overrides)
+def train_recipe(
+    path: Path, overrides: Sequence[str], above: Sequence[Launcher], *, is_repeat: bool = False
+) -> None:
+    """Train a recipe as one rank of those that the launchers above started.
+
+    Args:
+        path: The recipe; of a repeat, the run that is done again.
+    """
+    original = None
+    if is_repeat:
+        config, original = original_run(path, overrides)
+    else:
+        config = load_run_config(path, overrides)
     store = joined(config)
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
@@ -42,7 +53,7 @@ def train_recipe(path: Path, overrides: Sequence[str], above: Sequence[Launcher]
     with stack_imports():
         from trainer.run.training import run_training
 
-    run_training(config, prepared, above, store)
+    run_training(config, prepared, above, store, original)
 
 
 def evaluate_model(

@@ -25,6 +25,7 @@ from trainer.losses.tasks import Task
 from trainer.models.heads import PackedModel
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, agreed
+from trainer.run.passport import Passport
 from trainer.run_folder.checkpoint import Checkpoint, load_step, rotate, write_checkpoint
 from trainer.run_folder.folder import BASELINES, CHECKPOINTS, MODEL, link_as_before
 from trainer.run_folder.metrics import RunLog
@@ -70,6 +71,7 @@ class Session:
     identity: dict[str, Any]
     state: TrainState
     evaluation: Evaluation
+    passport: Passport | None = None  # on rank 0
 
     @property
     def checkpoints(self) -> Path:
@@ -131,6 +133,8 @@ class Session:
                     self.identity,
                 )  # fmt: skip
                 rotate(self.checkpoints, self.run.config.save.keep, self.state.best_step)
+                if self.passport is not None:
+                    self.passport.write(self.state.step)
             except OSError as error:
                 raise MachineError(
                     f"the checkpoint of step {self.state.step} was not written: {error}; older ones"
@@ -181,6 +185,8 @@ class Session:
             save_model(self.model.model, weights, config.output_dir / MODEL, facts, config)
             self.evaluation.leave(config.output_dir / BASELINES)
             link_as_before(config.output_dir)
+            if self.passport is not None:
+                self.passport.write(self.state.step, report["predictors"]["model"])
             return report
 
         return agreed(run.ranks, report_and_export)

@@ -22,7 +22,15 @@ from trainer.evaluation.report import print_report
 from trainer.generation.prompts import run_prompts
 from trainer.losses.tasks import TASKS
 from trainer.models.proof import choose_strategy
-from trainer.processes.distributed import Ranks, agreed, gather, is_equal_everywhere, start, stop
+from trainer.processes.distributed import (
+    Ranks,
+    agreed,
+    device_name,
+    gather,
+    is_equal_everywhere,
+    start,
+    stop,
+)
 from trainer.processes.launchers import Launcher
 from trainer.processes.peers import connection_error, end_hung
 from trainer.processes.stopping import StopRequest
@@ -30,6 +38,7 @@ from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, ending_lines, time_line
 from trainer.run.build import build_model, proof_settings, resolve_here, write_random_base
 from trainer.run.loop import memory_errors_named, train
+from trainer.run.passport import Original, Passport, open_passport
 from trainer.run.planned_run import explained, peak_lines, write_plan
 from trainer.run.preparation import print_lines, training_loader
 from trainer.run.session import Run, Session
@@ -58,7 +67,11 @@ from trainer.tuning.continued import adapter_folder, take_adapter
 
 
 def run_training(
-    config: RunConfig, prepared: Prepared, above: Sequence[Launcher], store: Store | None = None
+    config: RunConfig,
+    prepared: Prepared,
+    above: Sequence[Launcher],
+    store: Store | None = None,
+    original: Original | None = None,
 ) -> dict[str, Any] | None:
     """Train, evaluate and export; returns the test report on rank 0.
 
@@ -71,12 +84,15 @@ def run_training(
     ranks = start(config.engine.timeout_seconds, store)
     lock: RunLock | None = None
     try:
-        answers = gather({"host": socket.gethostname()}, ranks)  # to name one that is lost
-        ranks = replace(ranks, hosts=tuple(answer["host"] for answer in answers))
+        # To name one that is lost, and for run.json.
+        own = {"host": socket.gethostname(), "device": device_name(ranks.device)}
+        answers = gather(own, ranks)
+        hosts, devices = (tuple(answer[key] for answer in answers) for key in own)
+        ranks = replace(ranks, hosts=hosts, devices=devices)
         call_the_roll(config, ranks)
         lock = agreed(ranks, lambda: open_run_folder(config) if ranks.is_main else None)
         check_shared_folder(config.output_dir, ranks)
-        report = _train(config, prepared, ranks, above)
+        report = _train(config, prepared, ranks, above, original)
     except StoppedError:
         with suppress(RuntimeError):  # launchers kill the others once a rank has ended
             torch.distributed.barrier()
@@ -93,21 +109,13 @@ def run_training(
 
 
 def _train(
-    config: RunConfig, prepared: Prepared, ranks: Ranks, above: Sequence[Launcher]
+    config: RunConfig,
+    prepared: Prepared,
+    ranks: Ranks,
+    above: Sequence[Launcher],
+    original: Original | None,
 ) -> dict[str, Any] | None:
-    if config.is_language:
-        agreed(ranks, lambda: run_prompts(config, prepared))  # faults first, then the model
-    identity = agreed(ranks, lambda: run_identity(config, prepared))
-    if not is_equal_everywhere(str(identity), ranks):
-        raise MachineError("ranks read different data or models; give every node the same files")
-    checkpoint, remarks = agreed(ranks, lambda: find_checkpoint(config))
-    if not is_equal_everywhere(str(checkpoint and checkpoint.trainer), ranks):
-        raise MachineError(
-            f"ranks find different checkpoints: all nodes must share {config.output_dir}"
-        )
-    if checkpoint is not None:
-        remarks += refuse_other_run(checkpoint, config, identity)
-        remarks += moved_lines(checkpoint, ranks.world_size)
+    identity, checkpoint, remarks = _start_point(config, prepared, ranks, original)
     initial = None
     if checkpoint is None:
         initial, unsealed = agreed(
@@ -125,6 +133,8 @@ def _train(
     run, state = session.run, session.state
     try:
         run.say(*remarks)
+        if original is not None and session.passport is not None:
+            run.say(*original.differences(session.passport.facts))
         if checkpoint is not None:
             session.restore(checkpoint)
             run.say(
@@ -150,8 +160,32 @@ def _train(
             run.log.close()
     if report is not None:
         print_report(report)
+        if original is not None:
+            print_lines(original.outcome(config.output_dir, report["predictors"]["model"]))
         print_lines(ending_lines(config))
     return report
+
+
+def _start_point(
+    config: RunConfig, prepared: Prepared, ranks: Ranks, original: Original | None
+) -> tuple[dict[str, str], Checkpoint | None, list[str]]:
+    """Digests of base and data, the checkpoint to continue, and remarks."""
+    if config.is_language:
+        agreed(ranks, lambda: run_prompts(config, prepared))  # faults first, then the model
+    identity = agreed(ranks, lambda: run_identity(config, prepared))
+    if not is_equal_everywhere(str(identity), ranks):
+        raise MachineError("ranks read different data or models; give every node the same files")
+    if original is not None:
+        original.refuse_other(identity)
+    checkpoint, remarks = agreed(ranks, lambda: find_checkpoint(config))
+    if not is_equal_everywhere(str(checkpoint and checkpoint.trainer), ranks):
+        raise MachineError(
+            f"ranks find different checkpoints: all nodes must share {config.output_dir}"
+        )
+    if checkpoint is not None:
+        remarks += refuse_other_run(checkpoint, config, identity)
+        remarks += moved_lines(checkpoint, ranks.world_size)
+    return identity, checkpoint, remarks
 
 
 def _build(
@@ -202,8 +236,16 @@ def _build(
     )
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
     _choose_strategy(session)
-    if log is not None:
-        log.say(write_plan(session))
+
+    def open_papers() -> Passport | None:
+        if log is None:
+            return None
+        passport, damaged = open_passport(session.recipe, ranks, identity, state.step)
+        passport.write(state.step)
+        log.say(write_plan(session), *damaged)
+        return passport
+
+    session.passport = agreed(ranks, open_papers)
     run.say(time_line(_estimate_seconds(session)))
     return session
 
