@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from data.text.escaping import escaped, styled
+from data.text.terminal import QUIET
 from trainer.errors import INTERRUPTED, MachineError, StoppedError
 from trainer.processes.distributed import end_now, is_member
 from trainer.processes.outcome import own_rank, write_outcome
@@ -65,6 +66,7 @@ def command_parser(
     parser.add_argument(
         "--version", const=lambda _: f"focaltune {version()}", help="print the version", **options
     )
+    parser.add_argument("--quiet", action="store_true", help="print only results and errors")
     return parser
 
 
@@ -108,6 +110,8 @@ def main(
     # Intermixed parsing would take apart what follows "--", the command that supervise.py starts.
     parse = parser.parse_args if "--" in arguments else parser.parse_intermixed_args
     given = parse(arguments)
+    if given.quiet:
+        os.environ[QUIET] = "1"
     return run_command(lambda: action(given))
 
 

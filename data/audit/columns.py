@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,10 @@ import numpy.typing as npt
 from data.audit.facts import HashArray
 from data.prepared.splits import SplitKeys, text_digest
 from data.records import CodeSample
+from data.text import terminal
 from data.text.labels import Classes
 
 _CHUNK = 4096  # records in memory at a time
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Columns:
 def read_columns(name: str, samples: Sequence[CodeSample], classes: Classes) -> Columns:
     """Read a split once."""
     keys, fixes, ids = SplitKeys(), array("Q"), array("Q")
-    stream = iter(tracked(samples, f"reading {name}", len(samples)))
+    stream = iter(terminal.tracked(samples, f"audit: reading {name}", len(samples)))
     while chunk := list(islice(stream, _CHUNK)):
         keys.append([sample.text for sample in chunk])
         keys.append_groups(chunk)
@@ -76,14 +75,3 @@ def records_at(columns: Columns, places: npt.NDArray[np.int64]) -> Iterable[Code
     if len(places) == len(columns.samples):
         return columns.samples
     return (columns.samples[int(place)] for place in places)
-
-
-def tracked(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """The items, with a progress bar if stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return items
-    return track(items, f"audit: {what}", total=total, console=console, transient=True)

@@ -18,10 +18,11 @@ from operator import index
 import numpy as np
 import numpy.typing as npt
 
-from data.audit.columns import Columns, records_at, tracked
+from data.audit.columns import Columns, records_at
 from data.audit.facts import HashArray, IntArray, NearFacts, NearPairs
 from data.batches.sampling import at_most
 from data.records import CodeSample
+from data.text import terminal
 from data.text.shingles import SHINGLE, THRESHOLD, ShingleArray, jaccard, record_shingles
 
 NUM_PERM = 128
@@ -85,7 +86,9 @@ def near_duplicates(splits: Sequence[Columns], limit: int) -> NearFacts:
     )
     num = len(examined.split_E)
     samples = (sample for split, p in parts for sample in records_at(split, p))
-    function_2P, similarity_P = _search(tracked(samples, "near duplicates", num), examined)
+    function_2P, similarity_P = _search(
+        terminal.tracked(samples, "audit: near duplicates", num), examined
+    )
     is_fix_P = examined.is_fix(*function_2P)
     fixes = examined.split_E[function_2P[0, is_fix_P]]
     function_2P, similarity_P = function_2P[:, ~is_fix_P], similarity_P[~is_fix_P]

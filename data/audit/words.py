@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.audit.columns import Columns, records_at, tracked
+from data.audit.columns import Columns, records_at
 from data.audit.facts import HashArray, IntArray, TellingWord, WordFacts
 from data.batches.sampling import at_most
 from data.records import CodeSample
+from data.text import terminal
 from data.text.scanner import divided
 
 ALPHA = 0.01
@@ -156,7 +157,7 @@ def _presence(train: Columns, places: npt.NDArray[np.int64]) -> tuple[list[tuple
     from sklearn.feature_extraction.text import CountVectorizer
 
     counter = CountVectorizer(analyzer=features, binary=True, dtype=np.int32)
-    records = tracked(records_at(train, places), "words", len(places))
+    records = terminal.tracked(records_at(train, places), "audit: words", len(places))
     try:
         held_NV = counter.fit_transform(records)
     except ValueError as error:

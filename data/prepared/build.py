@@ -19,6 +19,7 @@ from data.prepared.sources import Source
 from data.prepared.splits import compare_splits, repeated_ids
 from data.prepared.table import RecordTable
 from data.readers import ReadFacts
+from data.text import terminal
 from data.text.labels import Classes
 from data.text.own_template import own_template
 from data.text.tokenization import Pieces
@@ -27,8 +28,6 @@ from data.text.tokenizer import CodeTokenizer
 _CHUNK = 1024  # records of a chunk, of which two are in memory
 _CHUNK_CHARACTERS = 1 << 24  # a chunk ends earlier when it holds this much text
 
-Progress = Callable[[str, int, int], None]  # split, records and tokens so far
-
 
 def build_splits(
     folder: Path,
@@ -36,7 +35,6 @@ def build_splits(
     sources: Mapping[str, Source],
     tokenizer: CodeTokenizer,
     kind: Kind,
-    progress: Progress | None,
     classes: Classes | None = None,
 ) -> dict[str, Any]:
     """Write every split under `folder`.
@@ -47,7 +45,6 @@ def build_splits(
         sources: Files of every split.
         tokenizer: Encodes the records and ends each example.
         kind: Functions or language records.
-        progress: Called after every chunk.
         classes: Those of an earlier run; None: those of train.
 
     Returns:
@@ -68,14 +65,15 @@ def build_splits(
             building.part_N = part_N if building.source.held_out else None
             if config.sample is not None:
                 building.is_sampled_N = _sampled(building, kind, config.sample)
-            _write_split(building, kind, progress)
+            _write_split(building, kind)
     of_all = kind.settle(splits, classes)
     facts = {
         name: kind.facts(each) | each.rows.to_json() | {"path_records": each.path_records}
         for name, each in splits.items()
     }
     tables = {name: RecordTable(folder / name / RECORDS, kind.stored) for name in sources}
-    sharing = asdict(compare_splits(tables, {name: each.keys for name, each in splits.items()}))
+    with terminal.step("comparing splits"):
+        sharing = asdict(compare_splits(tables, {name: each.keys for name, each in splits.items()}))
     return {"splits": facts, "sharing": sharing, "division": division, **of_all}
 
 
@@ -100,14 +98,16 @@ def _sampled(building: Building, kind: Kind, num: int) -> npt.NDArray[np.bool_]:
 
 def _examined(examined: Examined, files: Iterable[Iterator[Any]], rows: ReadFacts) -> Examined:
     """What the records of files say, their labels numbered in an order of names alone."""
-    for records in files:
-        for chunk in _chunks(records):
-            examined.add(chunk)
+    with terminal.step("looking for records that belong together") as shown:
+        for records in files:
+            for chunk in _chunks(records):
+                examined.add(chunk)
+                shown.advance(len(chunk))
     examined.keys.relabel(rows.labels.ranks)
     return examined
 
 
-def _write_split(building: Building, kind: Kind, progress: Progress | None) -> None:
+def _write_split(building: Building, kind: Kind) -> None:
     config, tokenizer = building.config, building.tokenizer
     # a chat template is timed by a signal, which only the main thread can receive
     is_timed = kind is LANGUAGE and own_template(tokenizer.path.parent)[0] is not None
@@ -116,7 +116,10 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
     def encode(chunk: Sequence[Any]) -> Pieces:
         return kind.encode(chunk, tokenizer, config)
 
-    with SplitWriter(building.folder, tokenizer.vocab_size, kind.stored) as writer:
+    with (
+        SplitWriter(building.folder, tokenizer.vocab_size, kind.stored) as writer,
+        terminal.step(f"prepare {building.name}") as shown,
+    ):
         for path in building.source.paths:
             building.begins_file, num_before = True, writer.num_records
             for chunk, pieces in encoded(_chunks(_records(path, building, kind)), encode):
@@ -126,8 +129,7 @@ def _write_split(building: Building, kind: Kind, progress: Progress | None) -> N
                 writer.append(kept, pieces)
                 building.keys.append([record.text for record in kept])
                 kind.add(building, kept, pieces)
-                if progress is not None:
-                    progress(building.name, writer.num_records, writer.num_tokens)
+                shown.at(writer.num_records, f"{writer.num_tokens:,} tokens")
             building.path_records.append(writer.num_records - num_before)
     if kind is FUNCTIONS:
         table = RecordTable(building.folder / RECORDS, kind.stored)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from data.config import DataConfig
 from data.errors import DataError
 from data.kinds import KINDS
-from data.prepared.build import Progress, build_splits
+from data.prepared.build import build_splits
 from data.prepared.cache import cached, code_lengths, default_root, open_split, read_facts
 from data.prepared.kinds import FUNCTIONS, LANGUAGE, Kind, kind_of
 from data.prepared.sources import Source, sources_digest, sources_of
@@ -119,7 +119,6 @@ def prepare(
     language: bool = False,
     group_weights: Mapping[str, float] | None = None,
     class_weights: str = "none",
-    progress: Progress | None = None,
 ) -> Prepared:
     """The three splits of a run, checked: from the cache, which is filled first if necessary.
 
@@ -131,12 +130,11 @@ def prepare(
         language: Conversations and documents, not functions.
         group_weights: Loss weight of a function by its status.
         class_weights: "balanced" weighs functions by the inverse share of their class in training.
-        progress: Called after every chunk while something is built.
 
     Raises:
         DataError: A file, a record or a combination of splits cannot be used.
     """
-    prepared = open_splits(config, tokenizer_folder, language=language, progress=progress)
+    prepared = open_splits(config, tokenizer_folder, language=language)
     unit = "records" if language else "functions"
     refuse_leaks(prepared.sharing, prepared.facts["leak_groups"], config.allow_leaks, unit)
     if language:
@@ -163,7 +161,6 @@ def open_splits(
     tokenizer_folder: Path,
     *,
     language: bool = False,
-    progress: Progress | None = None,
 ) -> Prepared:
     """The three splits as they are, also those that training refuses.
 
@@ -171,7 +168,7 @@ def open_splits(
         DataError: A file or a record cannot be read.
     """
     sources = sources_of(config, language)
-    prepared = _open(config, sources, tokenizer_folder, kind_of(language), progress)
+    prepared = _open(config, sources, tokenizer_folder, kind_of(language))
     groups = [] if language else list(config.leak_groups)
     used = [path for source in sources.values() for path in source.paths]
     own = {"leak_groups": groups, "leaks_allowed": config.allow_leaks}
@@ -194,7 +191,7 @@ def read_split(
     """
     sources = {name: Source(tuple(paths), {}, told_apart(paths))}
     of_run = classes or Classes()
-    prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), None, of_run)
+    prepared = _open(config, sources, tokenizer.path.parent, kind_of(language), of_run)
     facts = prepared.facts["splits"][name] | {"sha256": prepared.digests[name]}
     return prepared.splits[name], facts
 
@@ -255,7 +252,6 @@ def _open(
     sources: Mapping[str, Source],
     tokenizer_folder: Path,
     kind: Kind,
-    progress: Progress | None,
     classes: Classes | None = None,
 ) -> Prepared:
     """Splits from the cache, which is filled first if it does not hold them."""
@@ -277,7 +273,7 @@ def _open(
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def build(folder: Path) -> dict[str, Any]:
-        return build_splits(folder, config, sources, tokenizer, kind, progress, classes) | {
+        return build_splits(folder, config, sources, tokenizer, kind, classes) | {
             "sha256": digests,
             "held_out": held_out,
             "begin_token": tokenizer.begin_token,

@@ -1,6 +1,7 @@
 """The user's text where it is shown: one function for each place, none of which obeys the text."""
 
 import re
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ _MARKUP = re.compile(
     r"[\\`*|~]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])"
     r"|^(?:[#+-]+(?=\s|$)|>|[-=](?=[-=\s]|$)|\d+[.)](?=\s|$))"
 )
+_COLUMN = re.compile(r" *\S+(?: \S+)* {2,}")  # what stands before the second one
+_MOST_INDENT = 24
 _HTML = {"<": "&lt;", "&": "&amp;"}
 _FORMULA = re.compile(r"[=+\-@\t\r\n|%]")
 _NOT_OF_A_TAG = re.compile(r"[^\w .,:()/+-]")
@@ -33,9 +36,24 @@ def styled(text: str) -> str:
 
 
 def print_text(console: "Console", lines: Iterable[str]) -> None:
-    """Print lines as they are, one each, however wide the terminal is."""
+    """Print lines; a terminal breaks them between words, below their second column."""
     for line in lines:
-        console.print(escaped(line), highlight=False, soft_wrap=True, markup=False)
+        text = escaped(line)
+        if console.is_terminal:
+            text = "\n".join(_broken(part, console.width) for part in text.split("\n"))
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _broken(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    column = _COLUMN.match(line)
+    indent = " " * (len(column[0]) if column and len(column[0]) <= _MOST_INDENT else 4)
+    return "\n".join(
+        textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    )
 
 
 def markdown(value: Any) -> Any:

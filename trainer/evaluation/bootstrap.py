@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.text.terminal import tracked
 from trainer.evaluation.measures import measures_of
 from trainer.evaluation.predictors import Measured
 from trainer.evaluation.resampling import (
@@ -116,7 +117,9 @@ def drawn_values(
         return Bootstrap({}, 0, draws.level)
     parts: dict[tuple[str, str], list[FloatArray]] = {}
     num_redrawn = 0
-    for weights_RN, num_refused in resamples(cluster_N, draws, labels_N):
+    drawn = resamples(cluster_N, draws, labels_N)
+    num = draws.num_resamples
+    for weights_RN, num_refused in tracked(drawn, "intervals", num, lambda one: len(one[0])):
         num_redrawn += num_refused
         for key, values_R in values_of(weights_RN).items():
             parts.setdefault(key, []).append(values_R)

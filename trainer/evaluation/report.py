@@ -99,15 +99,16 @@ def print_report(report: Mapping[str, Any], console: "Console | None" = None) ->
 
     console = _wide(console)
     if report.get("warning"):
-        console.print(f"[bold]Warning:[/bold] {escape(report['warning'])}.")
+        console.print(f"[bold]Warning:[/bold] {escape(report['warning'])}.", highlight=False)
     print_table(f"Evaluation on {report['split']}", *predictor_rows(report), console)
     for compared in filter(None, (report["comparison"], report.get("shortcut"))):
-        console.print(f"The model is {escape(compared['verdict'])}.")
+        console.print(f"The model is {escape(compared['verdict'])}.", highlight=False)
     if use := report.get("in_use"):
         rarest, what = use[-1], report.get("classes", ["", "vulnerable"])[1]
         console.print(
             f"In 1,000 functions of which {1000 * rarest['share']:.0f} are {escape(what)}:"
-            f" {rarest['alarms']:.0f} alarms, {rarest['true']:.0f} of them true."
+            f" {rarest['alarms']:.0f} alarms, {rarest['true']:.0f} of them true.",
+            highlight=False,
         )
 
 
@@ -118,16 +119,21 @@ def print_table(
     console: "Console | None" = None,
 ) -> "Console":
     """Print a table, its first column to the left; returns the console."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    console = _wide(console)
+    console, rows = _wide(console), list(rows)
     shown = Table(title=escape(title))
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    if sum(widths) + 3 * len(widths) + 1 > console.width:  # intervals go under their values
+        shown = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0))
+        rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
     for place, column in enumerate(header):
         shown.add_column(escape(column), justify="right" if place else "left")
     for row in rows:
         shown.add_row(*map(escape, row))
-    console.print(shown)
+    console.print(shown, highlight=False)
     return console
 
 

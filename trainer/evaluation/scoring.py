@@ -15,6 +15,7 @@ from data.batches.batch import Batch
 from data.batches.loader import evaluation_batches
 from data.config import DataConfig
 from data.prepared.prepare import Prepared, Split
+from data.text import terminal
 from data.text.tokenization import ExampleSet
 from trainer.config.sections import RunConfig
 from trainer.errors import DivergedError
@@ -49,7 +50,6 @@ class Evaluation(ABC):
         model: Batch -> logits (S, 2), or scores (S, 3) of a language model in evaluation mode.
         log: On rank 0; None elsewhere.
         task: Its loss is measured on validation; None where nothing is validated.
-        is_shown: A bar shows on a terminal how far scoring is.
         baselines: A finished run's folder with what they learned; None while it trains.
     """
 
@@ -59,7 +59,6 @@ class Evaluation(ABC):
     model: nn.Module
     log: RunLog | None
     task: Task | None = None
-    is_shown: bool = False
     baselines: Path | None = None
 
     @abstractmethod
@@ -82,9 +81,8 @@ class Evaluation(ABC):
     def outputs(self, split: Split) -> Outputs:
         """The model's outputs for this rank's batches of a split."""
         data, micro_batch_size = self.config.data, self.config.optim.micro_batch_size
-        batches = split_batches(split.examples, data, micro_batch_size, self.ranks)
-        if self.is_shown and self.ranks.is_main:
-            batches = _shown(batches, len(split.examples) / self.ranks.world_size)
+        what, examples = f"scoring {split.folder.name}", split.examples
+        batches = split_batches(examples, data, micro_batch_size, self.ranks, what)
         return outputs(self.model, batches)
 
     def log_validation(
@@ -97,13 +95,17 @@ class Evaluation(ABC):
 
 
 def split_batches(
-    examples: ExampleSet, data: DataConfig, micro_batch_size: int, ranks: Ranks
+    examples: ExampleSet,
+    data: DataConfig,
+    micro_batch_size: int,
+    ranks: Ranks,
+    what: str = "scoring",
 ) -> Iterator[Batch]:
-    """A rank's batches of a split, laid out as in training, on its device.
+    """A rank's batches of a split, laid out as in training, on its device; `what` names the step.
 
     All ranks have the same number of batches; the last ones of some ranks can be empty.
     """
-    for batch in evaluation_batches(
+    batches = evaluation_batches(
         examples,
         seq_length=data.seq_length,
         packing=data.packing,
@@ -111,21 +113,10 @@ def split_batches(
         rank=ranks.rank,
         world_size=ranks.world_size,
         isolate=data.isolate,
-    ):
+    )
+    num = len(examples) / ranks.world_size
+    for batch in terminal.tracked(batches, what, num, lambda batch: len(batch.example_S)):
         yield batch.to(ranks.device)
-
-
-def _shown(batches: Iterator[Batch], num: float) -> Iterator[Batch]:
-    """The batches, with a bar of their examples on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("scoring", total=num)
-        for batch in batches:
-            yield batch
-            progress.advance(bar, len(batch.example_S))
 
 
 @torch.no_grad()

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from data.readers.reading import shown
+from data.text import terminal
 from trainer.errors import ConfigError
 from trainer.prediction.changes import Lines, changed_lines
 from trainer.prediction.foreign import ForeignLog, known_fingerprints
@@ -93,9 +94,8 @@ def predict(model: Path, wanted: Wanted, version: str, base: Path | None = None)
         network = trained.load(ranks)
     with Ranked() as ranked:
         report = Report(about(trained), Tree(walk, lines), ranked, walk.root, wanted.top)
-        with _progress(is_shown=ranks.is_main) as advance:
-            for one in scored_functions(report.tree, trained, network, ranks, advance):
-                report.add(one, known, keep=ranks.is_main)
+        for one in scored_functions(report.tree, trained, network, ranks):
+            report.add(one, known, keep=ranks.is_main)
 
         def write() -> None:
             if ranks.is_main:
@@ -144,27 +144,13 @@ def _changed(walk: Walk, revision: str) -> Lines:
     return changed_lines(walk.root, revision)
 
 
-@contextmanager
-def _progress(*, is_shown: bool) -> Iterator[Callable[[int], object]]:
-    """How many functions are scored, on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    console = Console(stderr=True)
-    columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} functions scored")
-    is_off = not is_shown or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=is_off) as progress:
-        bar = progress.add_task("", total=None)
-        yield lambda num: progress.advance(bar, num)
-
-
 def _write(report: "Report", wanted: Wanted, foreign: ForeignLog | None, version: str) -> None:
     from trainer.prediction.formats import FORMATS
     from trainer.prediction.sarif import write_sarif
 
     if foreign is not None:
         num, num_left = foreign.rank(report.ranked)
-        sys.stderr.write(f"{num:,} findings have a rank; {num_left:,} are in no scored function\n")
+        terminal.say(f"{num:,} findings have a rank; {num_left:,} are in no scored function")
 
     def write(stream: IO[str]) -> None:
         if wanted.format != "sarif":

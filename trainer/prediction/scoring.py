@@ -54,7 +54,7 @@ def score_chunk(
                 " change it meanwhile"
             )
     examples, num_tokens_N = trained.examples_of(codes)
-    batches = split_batches(examples, config.data, 1, ranks)
+    batches = split_batches(examples, config.data, 1, ranks, "functions of these")
     scores_EC = score_examples(outputs(model, batches), len(examples), classes, ranks)
     nothing_C = np.zeros(len(classes.names))
     scores_NC = of_functions(scores_EC, examples, nothing_C, config.eval.window_score)

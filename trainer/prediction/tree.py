@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from data.text import terminal
 from trainer.evaluation.functions.metrics import at_temperature
 from trainer.evaluation.robustness.measures import answers
 from trainer.models.heads import PackedModel
@@ -45,7 +46,8 @@ class Tree:
 
     def functions(self) -> Iterator[tuple[str, Function, str]]:
         """File, function and fingerprint, in the order of the walk."""
-        for file in self.walk.files():
+        num = sum(1 for _ in self.walk.files()) if terminal.is_live() else None
+        for file in terminal.tracked(self.walk.files(), "files", num):
             lines = None if self.lines is None else self.lines.get(file.name, ())
             if lines is not None and not lines:
                 continue
@@ -71,13 +73,8 @@ def scored_functions(
     trained: Trained,
     model: PackedModel,
     ranks: Ranks,
-    shown: Callable[[int], object],
 ) -> Iterator[ScoredFunction]:
-    """Every function of a tree with its scores; all ranks call this and get the same.
-
-    Args:
-        shown: Called with the number of functions of each chunk.
-    """
+    """Every function of a tree with its scores; all ranks call this and get the same."""
     temperature, names = trained.decision.temperature, trained.classes.shown
     findings = found_classes(trained.classes)
     answered = [names[1]] if trained.classes.is_binary else names
@@ -107,7 +104,6 @@ def scored_functions(
                 fingerprint=mark,
                 is_suppressed=_SUPPRESSED.search(function.code) is not None,
             )
-        shown(len(chunk))
 
 
 def _chunks(

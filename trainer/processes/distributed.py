@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from data.text.terminal import show_cursor
 from trainer.errors import LostRankError, MachineError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def end_now(exit_code: int) -> None:
 
     Python's normal exit leaves the group in order, which waits for ranks that may have ended.
     """
+    show_cursor()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

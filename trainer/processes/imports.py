@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from data.text.terminal import step
+
 
 @contextmanager
 def without(*packages: str) -> Iterator[None]:
@@ -33,7 +35,7 @@ def stack_imports() -> Iterator[None]:
         return
     gc.disable()
     try:
-        with without("scipy"):
+        with without("scipy"), step("loading libraries"):
             yield
     finally:
         gc.freeze()

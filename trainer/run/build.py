@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from data.text import terminal
 from data.text.labels import Classes
 from data.text.tokenization import ExampleSet
 from trainer.cluster.checks import FAULT, architecture_check
@@ -20,7 +21,6 @@ from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, refuse_unseen_gpus
-from trainer.run.preparation import print_lines
 from trainer.run_folder.folder import BASE, built, verify
 from trainer.tuning import METHODS
 from trainer.tuning.continued import take_adapter
@@ -117,7 +117,7 @@ def scoring_model(
     """
     device = ranks.device
     if ranks.is_main:
-        print_lines([f"  device     {device.type} x {ranks.world_size}", *_unseen(device)])
+        terminal.say(f"  device     {device.type} x {ranks.world_size}", *_unseen(device))
     recipe = resolve_here(config, device, classes=classes)
     model = trained_model(recipe.config, folder, classes).to(device).eval()
     if examples is not None:

@@ -12,7 +12,7 @@ from data.prepared.prepare import Prepared
 from data.prepared.sources import sources_digest
 from data.readers import named_files
 from data.readers.reading import listed
-from data.text.escaping import escaped
+from data.text import terminal
 from trainer.config.recipe import DATA_PATHS, load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
@@ -159,8 +159,7 @@ def export_trained(
 def joined(config: RunConfig) -> "Store | None":
     """The store where the ranks of the launchers above have met; None for one process alone."""
     remarks = adopt_launcher(os.environ)
-    if os.environ["RANK"] == "0":
-        sys.stderr.write(escaped("".join(f"{line}\n" for line in remarks)))
+    terminal.say(*remarks)
     check_launch(int(os.environ["WORLD_SIZE"]))
     if os.environ["WORLD_SIZE"] == "1":
         return None

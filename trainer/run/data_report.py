@@ -142,7 +142,7 @@ def remark_lines(prepared: Prepared) -> list[str]:
     if begin := prepared.tokenizer.begin_token:
         lines.append(f"the tokenizer puts {begin!r} before every text")
     if unread := prepared.facts.get("unread"):
-        lines.append(f"data that no split reads: {listed(unread)}")
+        lines.append(f"no split reads {listed(unread)}")
     if held_out:
         shares = ", ".join(f"{share:.0%} {name}" for name, share in held_out.items())
         division = prepared.facts["division"]

@@ -193,7 +193,9 @@ def _plain(config: RunConfig) -> RunConfig:
 def _logits(model: PackedModel, config: RunConfig, examples: ExampleSet, ranks: Ranks) -> Tensor:
     """Logits (E, C) in float64, or the mean nll of each example's targets (E, 1)."""
     found = torch.zeros(len(examples), 0, dtype=torch.float64)
-    for batch, scores in outputs(model, split_batches(examples, config.data, 1, ranks)):
+    for batch, scores in outputs(
+        model, split_batches(examples, config.data, 1, ranks, "scoring rows")
+    ):
         scores = scores.double().cpu()
         if not len(found[0]):
             found = torch.zeros(

@@ -1,12 +1,10 @@
 """A recipe's data: prepared, audited, and shared out to ranks."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data.prepared.prepare import Prepared, open_splits, prepare
 from data.readers.reading import listed
@@ -30,15 +28,13 @@ def prepare_run(config: RunConfig) -> Prepared:
     """
     refuse_adapter(config.model)
     check_metric(config.eval.metric, config.task.name)
-    with _shown_progress("records" if config.is_language else "functions") as progress:
-        prepared = prepare(
-            config.data,
-            config.tokenizer_folder,
-            language=config.is_language,
-            group_weights=config.loss.group_weights,
-            class_weights=config.loss.class_weights,
-            progress=progress,
-        )
+    prepared = prepare(
+        config.data,
+        config.tokenizer_folder,
+        language=config.is_language,
+        group_weights=config.loss.group_weights,
+        class_weights=config.loss.class_weights,
+    )
     check_metric(config.eval.metric, config.task.name, prepared.classes)
     names, alpha = prepared.classes.names, config.loss.alpha
     if alpha is not None and len(alpha) != len(names):
@@ -94,8 +90,7 @@ def audit_run(config: RunConfig) -> list[str]:
         )
     from data.audit import audit_splits, summary_lines, write_audit
 
-    with _shown_progress("functions") as progress:
-        prepared = open_splits(config.data, config.tokenizer_folder, progress=progress)
+    prepared = open_splits(config.data, config.tokenizer_folder)
     splits = prepared.splits
     facts = audit_splits(
         {name: split.samples for name, split in splits.items()},
@@ -113,23 +108,3 @@ def audit_run(config: RunConfig) -> list[str]:
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines as they are, one each, however wide the terminal is."""
     print_text(Console(), lines)
-
-
-@contextmanager
-def _shown_progress(unit: str) -> Iterator[Callable[[str, int, int], None] | None]:
-    """One line for each split on a terminal, while something is built; nothing elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        tasks = {}
-
-        def show(split: str, num_records: int, num_tokens: int) -> None:
-            if split not in tasks:
-                tasks[split] = progress.add_task("")
-            counts = f"{num_records:,} {unit}  {num_tokens:,} tokens"
-            progress.update(tasks[split], description=f"prepare {split:5}  {counts}")
-
-        yield show

@@ -8,13 +8,13 @@ from typing import Any
 from torch.distributed.distributed_c10d import Store
 
 from data.prepared.prepare import Prepared, Split, read_split
+from data.text import terminal
 from trainer.config.sections import RunConfig
 from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
 from trainer.evaluation.robustness.report import print_robustness
 from trainer.processes.distributed import agreed, start, stop
 from trainer.run.build import alone, scoring_model
-from trainer.run.preparation import print_lines
 from trainer.run.trained import Trained
 
 
@@ -71,12 +71,12 @@ def evaluate_files(
     if left_out:
         facts["left_out"] = left_out
     if ranks.is_main:
-        print_lines([left_out] if left_out else [])
+        terminal.say(*([left_out] if left_out else []))
         files.output.mkdir(parents=True, exist_ok=True)
     config = config.changed("optim", micro_batch_size=1)
     config = config.changed("run", output_dir=str(files.output))
     evaluation = evaluation_of(config.task.name, prepared.classes)(
-        config, prepared, ranks, model, None, is_shown=True, baselines=trained.baselines
+        config, prepared, ranks, model, None, baselines=trained.baselines
     )
     decision = trained.decision
     writers = [evaluation.test(split, name, decision, facts)]

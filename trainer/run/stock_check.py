@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.text.terminal import step
 from data.text.tokenization import ExampleSet
 from trainer.errors import ModelError
 
@@ -81,7 +82,8 @@ def check_stock(
     Raises:
         ModelError: They do not load it, or give other scores.
     """
-    answer = _fresh(folder, {**asked, **_content(rows)})
+    with step(f"stock libraries score {len(ours)} rows in a fresh process"):
+        answer = _fresh(folder, {**asked, **_content(rows)})
     difference = float(np.abs(np.array(answer["scores"]) - np.array(ours)).max())
     library, tolerance = _LIBRARY[asked["way"]], TOLERANCES[dtype]
     with_version = library if "." in library else f"{library} {version(library)}"

@@ -5,17 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
-from data.text.escaping import print_text, tag
+from data.text import terminal
+from data.text.escaping import tag
 from trainer.config.sections import LogSection
 from trainer.run_folder.folder import LOG, write_whole
 
@@ -36,7 +27,6 @@ class RunLog:
     def __init__(
         self, folder: Path, settings: LogSection, state: "TrainState", total_steps: int
     ) -> None:
-        self.console = Console(stderr=True)
         # A run that starts again at step 0 validates again before step 1.
         if damaged := keep_lines(folder / LOG, state.step or -1, is_scored=not state.is_unscored):
             self.say(f"{LOG}: {damaged} damaged lines moved to {DAMAGED_LOG}")
@@ -50,16 +40,13 @@ class RunLog:
         self._file = (folder / LOG).open("a", encoding="utf-8")
         self._drawn: set[str] = set()  # files
         self._total_steps = total_steps
-        is_shown = settings.progress and self.console.is_terminal
-        self._progress = self._bar() if is_shown else None
-        if self._progress is not None:
-            self._task = self._progress.add_task(
-                "train", total=total_steps, completed=state.step, shown=""
-            )
+        self._has_bar = settings.progress and terminal.is_live()
+        self._bar: terminal.Step | None = None
+        self._first_step = state.step
 
     def say(self, *lines: str) -> None:
         """Print lines for people, above the bar."""
-        print_text(self.console, lines)
+        terminal.say(*lines)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """A logged training step; `values` holds step, loss, lr and rates."""
@@ -69,16 +56,17 @@ class RunLog:
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  grad {norm}"
             f"  {values['records_per_second']:.0f} ex/s  {values['tokens_per_second']:.0f} tok/s"
         )
-        if self._progress is not None:
-            self._progress.start()  # drawn from the first step on; a second start does nothing
-            self._progress.update(self._task, completed=values["step"], shown=shown)
+        if self._has_bar:
+            self.advance(int(values["step"]), shown)
         else:
             self.say(f"step {int(values['step'])}/{self._total_steps}  {shown}")
 
-    def advance(self, step: int) -> None:
-        """Move the bar between logged steps."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step)
+    def advance(self, step: int, shown: str = "") -> None:
+        """Move the bar, which is drawn from the first step on."""
+        if self._has_bar:
+            if self._bar is None:
+                self._bar = terminal.Step("train", self._total_steps, self._first_step)
+            self._bar.at(step, shown)
 
     def validation(self, values: Mapping[str, float | None]) -> None:
         """A validation; undefined values are left out of TensorBoard."""
@@ -109,8 +97,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush everything."""
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.close()
         self._file.close()
         if self._writer is not None:
             self._writer.close()
@@ -127,18 +115,6 @@ class RunLog:
     def _line(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
 
 
 def keep_lines(path: Path, last_step: int, *, is_scored: bool = True) -> int:

@@ -41,7 +41,7 @@ def on_one_line(text):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_control_character_reaches_a_terminal_and_markup_is_text(text):
     stream = io.StringIO()
-    print_text(Console(file=stream, force_terminal=True, width=20), [text])
+    print_text(Console(file=stream, force_terminal=True, width=40), [text])
     printed = stream.getvalue().rstrip("\n")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", printed)
     if text.isprintable():

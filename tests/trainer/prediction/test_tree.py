@@ -33,7 +33,7 @@ def scored(folder, monkeypatch, classes, decision, rows, lines=None):
     monkeypatch.setattr(module, "score_chunk", score_chunk)
     tree = Tree(Walk([folder]), lines)
     trained = SimpleNamespace(classes=classes, decision=decision)
-    found = list(scored_functions(tree, trained, None, None, lambda _: None))
+    found = list(scored_functions(tree, trained, None, None))
     return tree, found, sizes
 
 

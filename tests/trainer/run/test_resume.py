@@ -351,14 +351,14 @@ def test_a_run_is_evaluated_without_its_data(moved, tiny_data, capsys):
     assert alone["predictors"] == before["predictors"]
     said = alone["comparison"].pop("verdict").replace("this again set", "this test set")
     assert {**alone["comparison"], "verdict": said} == before["comparison"]
-    assert "left out" not in capsys.readouterr().out
+    assert "left out" not in "".join(capsys.readouterr())
     shutil.rmtree(moved / "baselines")
     assert evaluate_main(command) == 0, capsys.readouterr().err
     bare = json.loads((moved / "report" / "again.json").read_text())
     assert before["predictors"].keys() - bare["predictors"] == set(LEARNED)
     assert bare["comparison"] is None
     left_out = "baselines that learn from the run's data are left out: data.path: /nowhere"
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert left_out in " ".join(said.split())
     assert f"  device     {'cuda' if torch.cuda.is_available() else 'cpu'} x 1" in said
     assert left_out in (moved / "report" / "again.md").read_text()

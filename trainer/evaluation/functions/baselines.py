@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from data.errors import parsing
 from data.text.scanner import divided
+from data.text.terminal import step, tracked
 from trainer.errors import ModelError
 from trainer.evaluation.resampling import FloatArray
 from trainer.processes.imports import without
@@ -73,9 +74,10 @@ class Scorer:
 
     def __call__(self, codes: Sequence[str]) -> FloatArray:
         """P(class 1) of each text."""
-        shown_NF = (
-            _log_lengths(codes) if self.vectorizer is None else self.vectorizer.transform(codes)
-        )
+        if self.vectorizer is None:
+            shown_NF = _log_lengths(codes)
+        else:
+            shown_NF = self.vectorizer.transform(tracked(codes, "baseline: counting", len(codes)))
         return np.asarray(self.regression.predict_proba(shown_NF)[:, 1], dtype=np.float64)
 
 
@@ -212,8 +214,10 @@ def _word_counts(train_codes: Sequence[str], train_labels: npt.ArrayLike, name: 
             f"training labels are {sorted(set(labels.tolist()))}; the baseline needs both 0 and 1"
         )
     vectorizer = _vectorizer(_TOKENS[name], min_df=2, max_features=50_000)
-    counts_NF = vectorizer.fit_transform(train_codes)
-    return Scorer(_regression().fit(counts_NF, labels), vectorizer)
+    counted = tracked(train_codes, f"{name}: counting", len(train_codes))
+    counts_NF = vectorizer.fit_transform(counted)
+    with step(f"{name}: fitting"):
+        return Scorer(_regression().fit(counts_NF, labels), vectorizer)
 
 
 def _vectorizer(tokens: Mapping[str, Any], **terms: Any) -> "TfidfVectorizer":

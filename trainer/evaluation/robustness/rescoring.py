@@ -18,6 +18,7 @@ from data.prepared.cache import SplitWriter, open_split
 from data.prepared.kinds import FUNCTIONS
 from data.prepared.prepare import Split
 from data.records import CodeSample
+from data.text.terminal import tracked
 from data.text.tokenization import ExampleSet
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.functions.evaluation import class_scores, predictions
@@ -66,7 +67,10 @@ def evaluate_robustness(
     Returns:
         A function that writes the report, to be called on one rank.
     """
-    classes, languages = evaluation.prepared.classes, languages_of(split.samples)
+    classes, languages = (
+        evaluation.prepared.classes,
+        languages_of(tracked(split.samples, "parsing functions", len(split.samples))),
+    )
     before_NC = class_scores(evaluation, split)
     rescored = {key: _rescored(evaluation, split, languages, key) for key in TRANSFORMATIONS}
 
@@ -119,7 +123,7 @@ def _pairs(split: Split, functions: Sequence[Prediction]) -> dict[str, Any] | No
     texts = ([split.samples[place].text for place in pair] for pair in places_Q2.tolist())
     return pair_facts(
         np.array([[p.score for p in pair] for pair in both]),
-        np.array([edit_distance(*pair) for pair in texts]),
+        np.array([edit_distance(*pair) for pair in tracked(texts, "pairs", len(places_Q2))]),
         [vulnerable.group or vulnerable.origin for vulnerable, _ in both],
     )
 
@@ -128,7 +132,9 @@ def _rescored(evaluation: Evaluation, split: Split, languages: Sequence[str], ke
     prepared, place_P = evaluation.prepared, list[int]()
 
     def changed() -> Iterator[CodeSample]:
-        for place, (sample, language) in enumerate(zip(split.samples, languages, strict=True)):
+        both = zip(split.samples, languages, strict=True)
+        num = len(languages)
+        for place, (sample, language) in enumerate(tracked(both, f"changing: {key}", num)):
             if language and (new := _changed(sample, language, key)) is not None:
                 place_P.append(place)
                 yield new
