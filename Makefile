@@ -38,7 +38,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/python launcher/train.py recipes/quickstart.yaml
 	$(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/test_imbalanced.jsonl.gz
 	@echo
-	@echo "the report    $(QUICKSTART)/report/test.md; the model is $(QUICKSTART)/model"
+	@echo "the report    $(QUICKSTART)/report/index.html; the model is $(QUICKSTART)/model"
 	@echo "another file  $(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/valid.jsonl.gz"
 	@echo "curves        $(BIN)/tensorboard --logdir $(QUICKSTART)/tensorboard"
 	@echo "your own data $(BIN)/python launcher/train.py recipes/quickstart.yaml \\"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 WIDTH_INCHES = 5.5
 _PIXELS = 96 / 72  # of a point
-_MOST_SHRUNK = 400  # points; wider pictures are scrolled, or their letters would be too small
+_MOST_SHRUNK = 450  # points; wider pictures are scrolled, or their letters would be too small
 _STYLE = (
     ".chart{color:#222}.chart *{stroke-linejoin:round}.chart text{fill:currentColor}"
     "@media(prefers-color-scheme:dark){.chart{color:#ddd}}"

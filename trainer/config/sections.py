@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from data.config import MOST, DataConfig, Section
 from trainer.config.threshold import ThresholdRule
@@ -318,3 +318,11 @@ class RunConfig(Section):
     def to_json(self) -> dict[str, Any]:
         """Plain values, every default filled in."""
         return self.model_dump(mode="json")
+
+
+def default_of(section: str, key: str) -> Any:
+    """What a key is where a recipe says nothing of it; None where it has to."""
+    fields: Any = RunConfig.model_fields[section].annotation
+    info = fields.model_fields[key]
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default

@@ -8,6 +8,7 @@ Shapes: N functions.
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from data.audit.figure import COLOURS, add_style, svg
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _REFERENCE: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1}
 _MOST_LETTERS = 24  # of a class beside a picture
 _SHARE = (-0.02, 1.02)  # limits of an axis from 0 to 1
-_WIDTH, _HEIGHT = 4.6, 4.4  # inches; wider ones cannot be read on a phone
+_WIDTH, _HEIGHT = 4.3, 4.3  # inches; wider ones cannot be read on a phone
 _MOST_BLUE = 0.75  # of a cell: above it, black letters and white ones are hard to read
 
 
@@ -97,7 +98,7 @@ def reliability_svg(title: str, curves: Mapping[str, Sequence[Mapping[str, float
     for colour, (name, tenths) in zip(COLOURS, curves.items(), strict=False):
         x, y = ([tenth[key] for tenth in tenths] for key in ("score", "share"))
         axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return svg(figure)
 
 
@@ -111,8 +112,8 @@ def confusion_svg(title: str, names: Sequence[str], counts: Sequence[Sequence[in
     axes.grid(visible=False)
     places = range(len(names))
     short = [name if len(name) <= _MOST_LETTERS else f"{name[:_MOST_LETTERS]}…" for name in names]
-    axes.set_xticks(places, short, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(places, short, fontsize=8)
+    axes.set_xticks(places, short, rotation=45, ha="right", fontsize=9)
+    axes.set_yticks(places, short, fontsize=9)
     ends = (-0.5, len(names) - 0.5)
     axes.set(title=title, xlabel="predicted", ylabel="label", xlim=ends, ylim=ends[::-1], aspect=1)
     for row, column in product(places, places):
@@ -121,24 +122,25 @@ def confusion_svg(title: str, names: Sequence[str], counts: Sequence[Sequence[in
             cell.set_alpha(_MOST_BLUE * shares[row][column])
             axes.add_patch(cell)
             shown = str(counts[row][column])
-            axes.text(column, row, shown, ha="center", va="center", fontsize=8)
+            axes.text(column, row, shown, ha="center", va="center", fontsize=9)
     return svg(figure)
 
 
-def loss_svg(
+def curves_svg(
     title: str,
+    unit: str,
     curves: Mapping[str, Sequence[tuple[float, float]]],
-    lines: Mapping[str, float],
+    lines: Mapping[str, float] = MappingProxyType({}),
 ) -> bytes:
-    """Draw losses over steps, and constant losses to compare them with."""
+    """Draw values over steps, and constant ones to compare them with."""
     figure, [axes] = panels(1, _WIDTH, _HEIGHT)
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats a token)")
+    axes.set(title=title, xlabel="optimizer step", ylabel=unit)
     for name, level in lines.items():
         axes.axhline(level, **_REFERENCE, label=f"{name} ({level:.3f})")
     for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
         steps, losses = zip(*points, strict=True) if points else ((), ())
         axes.plot(steps, losses, color=colour, linewidth=1.4, marker=".", label=name)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return svg(figure)
 
 
@@ -161,7 +163,8 @@ def differences_svg(
             colour = COLOURS[place % len(COLOURS)]
             axis.plot([low, high], [place, place], color=colour, linewidth=1.8)
             axis.plot(value, place, "o", color=colour, markersize=6)
-        axis.set(title=heading, xlabel="difference", ylim=(num_rows - 0.5, -0.5))
+        axis.set(xlabel="difference", ylim=(num_rows - 0.5, -0.5))
+        axis.set_title(heading, fontsize=10)
         axis.set_yticks(range(len(points)), [name for name, *_ in points])
     return svg(figure)
 
@@ -177,5 +180,5 @@ def _ranking_svg(figure: "Figure", axes: "Axes", point: tuple[float, float]) -> 
         label="model at its threshold",
     )  # fmt: skip
     # Below the axes, where it hides no curve.
-    figure.legend(loc="outside lower center", fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=9)
     return svg(figure)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.text.escaping import csv_value, escaped
+from trainer.evaluation.page.html import page_template
 from trainer.prediction.extraction import MOST_BYTES
 from trainer.prediction.ranked import ScoredFunction
 from trainer.prediction.report import Report
@@ -79,17 +80,12 @@ def write_csv(report: Report, stream: IO[str]) -> None:
 
 def write_html(report: Report, stream: IO[str]) -> None:
     """One page with all that it needs in it; it makes no request."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(_PAGE.read_text(encoding="utf-8"))
     rows = islice(report.ranked, report.top or _PAGE_ROWS)
     listed = ({"one": one, "code": _code(report, one)} for one in rows)
     left = max(0, len(report.ranked) - (report.top or _PAGE_ROWS))
-    lines = [(word, escaped(said)) for word, said in report.lines()]
-    for piece in template.generate(lines=lines, rows=listed, left=left, escaped=escaped):
+    page = page_template(_PAGE)
+    for piece in page.generate(lines=report.lines(), rows=listed, left=left):
         stream.write(piece)
-    stream.write("\n")
 
 
 def _rows(report: Report) -> Iterator[dict[str, Any]]:
@@ -105,7 +101,7 @@ def _code(report: Report, one: ScoredFunction) -> str:
         return ""
     last = min(one.end_line, one.line + _MOST_LINES - 1)
     more = ["..."] if last < one.end_line else []
-    return escaped("\n".join([*lines[one.line - 1 : last], *more]).replace("\r", ""))
+    return "\n".join([*lines[one.line - 1 : last], *more]).replace("\r", "")
 
 
 FORMATS: dict[str, Callable[[Report, IO[str]], None]] = {

@@ -12,6 +12,7 @@ from data.text.labels import Classes
 from data.text.language import LanguageFacts
 from trainer.config.methods import LORA, adapter_size
 from trainer.config.sections import RunConfig, TuningSection
+from trainer.evaluation.page.page import page_line
 from trainer.models.heads import PackedClassifier, PackedModel
 from trainer.models.load import DTYPES
 from trainer.models.pooling import head_line
@@ -198,8 +199,9 @@ def _balance_lines(loader: TrainLoader) -> Sequence[str]:
 
 
 def ending_lines(config: RunConfig) -> list[str]:
-    """Where the model and the report are, and what can be done with them."""
+    """Write the page; where it, model and report are, and what can be done with them."""
     run = config.output_dir
+    page = page_line(run / REPORT, run)
     run = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     folder = shlex.quote(str(run))
     use = "chat.py {}" if config.is_language else "predict.py {} SOURCES"
@@ -207,6 +209,7 @@ def ending_lines(config: RunConfig) -> list[str]:
     return [
         f"model   {run / MODEL}",
         f"report  {run / REPORT / 'test.md'}",
+        page,
         *(
             f"{'next' if number == 0 else '':6}  launcher/{command.format(folder)}"
             for number, command in enumerate(commands)

@@ -11,11 +11,14 @@ from data.prepared.prepare import Prepared, Split, read_split
 from data.text import terminal
 from trainer.config.sections import RunConfig
 from trainer.evaluation.evaluation import evaluation_of
+from trainer.evaluation.page.page import page_line
 from trainer.evaluation.report import print_report
 from trainer.evaluation.robustness.report import print_robustness
 from trainer.processes.distributed import agreed, start, stop
 from trainer.run.build import alone, scoring_model
+from trainer.run.preparation import print_lines
 from trainer.run.trained import Trained
+from trainer.run_folder.folder import REPORT
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ def evaluate_files(
         stop()
     for report, show in zip(reports, (print_report, print_robustness), strict=False):
         show(report)
+    if reports:
+        run = trained.run or files.output
+        print_lines([page_line(files.output / REPORT, run)])
     return reports[0] if reports else None
 
 

@@ -37,6 +37,7 @@ from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, ending_lines, time_line
 from trainer.run.build import build_model, proof_settings, resolve_here, write_random_base
+from trainer.run.data_report import remark_lines
 from trainer.run.loop import memory_errors_named, train
 from trainer.run.passport import Original, Passport, open_passport
 from trainer.run.planned_run import explained, peak_lines, write_plan
@@ -221,7 +222,7 @@ def _build(
         folder = config.output_dir
         write_yaml(folder / RECIPE, config.to_json())  # which starts the same run again
         write_json(folder / "ds_config.json", settings)
-        write_json(folder / DATA, prepared.facts)
+        write_json(folder / DATA, prepared.facts | {"remarks": remark_lines(prepared)})
         return RunLog(folder, config.log, state, total_steps)
 
     log = agreed(ranks, open_log)

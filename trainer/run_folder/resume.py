@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from data.prepared.prepare import Prepared
 from trainer.config.renamed import with_current_keys
-from trainer.config.sections import RunConfig
+from trainer.config.sections import RunConfig, default_of
 from trainer.engine.state import TrainState
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import base_digest
@@ -158,19 +156,13 @@ def config_changes(
     """
     saved = with_current_keys(saved)
     pairs = [
-        (f"{section}.{key}", saved.get(section, {}).get(key, _default(section, key)), value)
+        (f"{section}.{key}", saved.get(section, {}).get(key, default_of(section, key)), value)
         for section in sections
         for key, value in given[section].items()
     ]
     for section, key in _DECISIVE_KEYS:
-        old = saved[section].get(key, _default(section, key))
+        old = saved[section].get(key, default_of(section, key))
         pairs.append((f"{section}.{key}", old, given[section][key]))
     return [
         f"{name}: {old} -> {new}" for name, old, new in pairs if old != new and name not in _FREE
     ]
-
-
-def _default(section: str, key: str) -> Any:
-    fields: Any = RunConfig.model_fields[section].annotation
-    default = fields.model_fields[key].get_default(call_default_factory=True)
-    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default

@@ -8,6 +8,7 @@ from pathlib import Path
 from data.audit.markdown import fill
 from data.text.escaping import csv_value
 from trainer.evaluation.measures import with_interval
+from trainer.evaluation.page.page import write_page
 from trainer.evaluation.report import write_files
 from trainer.sweep import pictures
 from trainer.sweep.findings import FEWEST, Comparison, front_of
@@ -37,7 +38,7 @@ def write_report(
     failures: Sequence[Failure] = (),
     missing: Mapping[str, str] = _NOTHING,
 ) -> Path:
-    """Write report.csv, the pictures and, last, report.md; returns its path.
+    """Write report.csv, the pictures report.md and index.html; returns the path of report.md.
 
     Args:
         missing: Name of every cell that is not finished -> why.
@@ -45,6 +46,7 @@ def write_report(
     drawn = pictures.draw(comparison)
     page = render(comparison, failures, missing)
     write_files(folder, {**drawn, "report.csv": csv_text(comparison.results), "report.md": page})
+    write_page(folder, "Sweep")
     return folder / "report.md"
 
 

@@ -59,14 +59,32 @@ def test_the_banner_says_what_the_run_is(finished):
 
 def test_the_last_lines_say_where_everything_is_and_what_comes_next(finished):
     folder, printed = finished
-    said = [line.split() for line in printed.splitlines()[-5:]]
+    said = [line.split() for line in printed.splitlines()[-6:]]
     assert said[:2] == [["model", f"{folder}/model"], ["report", f"{folder}/report/test.md"]]
+    assert said.pop(2) == ["page", f"{folder}/report/index.html"]
     assert (folder / "model" / "focaltune.json").is_file()
     assert (folder / "report" / "test.md").is_file()
     assert [words[-3] for words in said[2:]] == [
         "launcher/evaluate.py", "launcher/predict.py", "launcher/export.py",
     ]  # fmt: skip
     assert {words[-2] for words in said[2:]} == {str(folder)}
+
+
+def test_the_page_says_what_was_run_on_which_data_and_how_it_went(finished):
+    folder, _ = finished
+    page = (folder / "report" / "index.html").read_text()
+    papers = json.loads((folder / "run.json").read_text())
+    assert f'<pre class="again">{papers["repeat"]}</pre>' in page
+    assert "<td>tuning.lora_r</td><td>4</td><td>8</td>" in page
+    assert "lora_alpha" not in page  # as its default
+    assert f"<td>torch</td><td>{papers['versions']['torch']}</td>" in page
+    assert "<tr><td>functions</td><td>20</td><td>40</td><td>20</td></tr>" in page  # test first
+    assert "<tr><td>steps</td><td>8 (" in page
+    for title in ("Loss over steps", "Validation over steps", "ROC on test"):
+        assert page.count(f">{title}</text>") == 1
+    errors = json.loads((folder / "report" / "test.json").read_text())["errors"]
+    assert errors
+    assert page.count("<details><summary>\n<b>") == len(errors)
 
 
 def test_the_run_folder_holds_what_made_it(finished):

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from data.audit.markdown import fill
+from data.readers.reading import listed
 from data.text.escaping import print_text
 from trainer.evaluation.figures import differences_svg
 from trainer.evaluation.measures import shown_measures, with_interval
+from trainer.evaluation.page.page import write_page
 from trainer.evaluation.report import print_table, table, write_files
 
 _PAGE = Path(__file__).with_name("report.md.jinja")
@@ -16,7 +18,7 @@ _MOST_LISTED = 30  # functions that changed sides, on the page; compare.json has
 
 
 def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write compare.svg, compare.md and, last, compare.json; print the table.
+    """Write compare.svg, .md, .json and index.html; print the table.
 
     Args:
         folder: Made where it is missing.
@@ -32,7 +34,7 @@ def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
             main=table(header, rows),
             details=table(*_table(content, details=True)),
             has_details=bool(shown_measures(content["measured"], details=True)),
-            settings=table(*_settings(content)),
+            settings=table(*_settings(content), others_align="---"),
             sentences=sentences,
             most=_MOST_LISTED,
         ),
@@ -40,10 +42,11 @@ def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_files(folder, contents)
+    page = write_page(folder, listed(group["title"] for group in content["groups"]))
     console = print_table(f"Comparison on {content['split']}", header, rows)
     covers = "brackets cover which functions or texts were drawn for the test set, not other seeds"
     missing = [f"not compared: {what} ({why})" for what, why in content["not_compared"].items()]
-    print_text(console, [covers, *sentences, *missing, f"comparison: {folder / 'compare.md'}"])
+    print_text(console, [covers, *sentences, *missing, f"comparison: {page}"])
 
 
 def _table(

@@ -4,7 +4,7 @@ Shapes: N functions, P of them measured, C classes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.bootstrap import Statistic, bootstrap
 from trainer.evaluation.decision import Decision
+from trainer.evaluation.errors import TextOf, farthest
 from trainer.evaluation.figures import confusion_svg
 from trainer.evaluation.functions.baselines import PRIOR
 from trainer.evaluation.functions.evaluation import class_scores, validation_scores
@@ -88,8 +89,9 @@ class ClassEvaluation(Evaluation):
             folder, prior_C = self.config.output_dir / REPORT, self.prepared.prior_C
             classes = self.prepared.classes
             return write_class_report(
-                folder, name, rows, scored, decision, classes, prior_C, all_facts
-            )
+                folder, name, rows, scored, decision, classes, prior_C, all_facts,
+                text_of=lambda place: split.samples[int(measured_P[place])].text,
+            )  # fmt: skip
 
         return write
 
@@ -115,6 +117,7 @@ def write_class_report(
     classes: Classes,
     prior_C: npt.NDArray[np.float64],
     facts: Mapping[str, Any],
+    text_of: TextOf | None = None,
 ) -> dict[str, Any]:
     """Write <name>.json, .md, predictions and a picture; returns the content of the JSON.
 
@@ -127,6 +130,7 @@ def write_class_report(
         classes: Their names.
         prior_C: Shares in training, which a baseline gives to every function.
         facts: What the reader needs to repeat the run.
+        text_of: For the errors, by the place of a row.
     """
     pictures = ["confusion"] if scored.is_one and len(classes.names) <= _MOST_CELLS else []
     report = {
@@ -138,6 +142,7 @@ def write_class_report(
         else f"every class at its threshold, the one with {ThresholdRule.of(decision.rule).title}",
         **_measure(rows, scored, decision, classes, prior_C),
         "confusion": scored.confusion if scored.is_one else None,
+        "errors": list(_errors(rows, scored, text_of)),
         "comparison": None,
         "facts": dict(facts),
         "files": file_names(name, *pictures, predictions=predictions_name(name)),
@@ -149,6 +154,18 @@ def write_class_report(
         contents["confusion"] = confusion_svg(title, classes.names, scored.confusion)
     write_report(folder, report, _PAGE, contents, most_cells=_MOST_CELLS)
     return report
+
+
+def _errors(
+    rows: Sequence[Mapping[str, Any]], scored: ClassScored, text_of: TextOf | None
+) -> Iterator[dict[str, Any]]:
+    """The wrong answers with the largest distance of a score from its label, as in two classes."""
+    is_wrong_NC = scored.predicted_NC != scored.holds_NC
+    distance_N = (np.abs(scored.holds_NC - scored.scores_NC) * is_wrong_NC).max(axis=1)
+    distance_N *= [not row["note"].startswith(DROPPED) for row in rows]
+    for place, text in farthest(distance_N, text_of):
+        row = {key: rows[place][key] for key in ("id", "origin", "label", "predicted", "cwe")}
+        yield row | {"distance": float(distance_N[place]), "text": text}
 
 
 def _measure(

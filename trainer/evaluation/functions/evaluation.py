@@ -86,8 +86,9 @@ class FunctionEvaluation(Evaluation):
             rows = predictions(split, scores_N, decision.threshold, scored_P)
             folder, names = self.config.output_dir / REPORT, self.prepared.classes.shown
             return write_function_report(
-                folder, name, rows, decision, baselines, all_facts, names=names
-            )
+                folder, name, rows, decision, baselines, all_facts, names=names,
+                text_of=lambda place: split.samples[int(scored_P[place])].text,
+            )  # fmt: skip
 
         return write
 

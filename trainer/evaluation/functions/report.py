@@ -6,7 +6,7 @@ Shapes: N functions, in the order of the predictions.
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from data.text.labels import Classes
 from trainer.config.threshold import ThresholdRule
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
 from trainer.evaluation.decision import Decision
+from trainer.evaluation.errors import TextOf, farthest
 from trainer.evaluation.figures import pr_svg, reliability_svg, roc_svg
 from trainer.evaluation.functions.baselines import SHORTCUTS, TFIDF_LOGISTIC, Baseline
 from trainer.evaluation.functions.metrics import at_temperature, classification_metrics
@@ -48,13 +49,13 @@ def write_function_report(
     facts: Mapping[str, Any],
     draws: Resampling = USUAL_DRAWS,
     names: Sequence[str] = SHORT_NAMES,
+    text_of: TextOf | None = None,
 ) -> dict[str, Any]:
     """Measure the predictions; write <name>.json, .md, three pictures and predictions.
 
     Args:
         folder: Receives the files; created when absent.
-        name: The split's, in letters, digits, "-" and "_". Predictions are in predictions.jsonl for
-            "test", in <name>_predictions.jsonl for other splits.
+        name: The split's, in letters, digits, "-" and "_"; `predictions_name` follows from it.
         predictions: One for each function of the split.
         decision: What validation chose; the model predicts 1 at a score >= its threshold.
         baselines: Name -> scores in the order of `predictions`. Those that learn are compared with
@@ -63,13 +64,13 @@ def write_function_report(
             answers are shown at that share of vulnerable functions too.
         draws: How the bootstrap of the intervals draws.
         names: Of the classes 0 and 1.
+        text_of: For the errors, by the place of a prediction.
 
     Returns:
         The content of <name>.json.
 
     Raises:
-        ValueError: A bad name, score or label, a `predicted` that contradicts the threshold, or a
-            baseline with the wrong number of scores.
+        ValueError: A bad name, score, label or `predicted`, or a baseline of another size.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"split name {name!r} names files; use letters, digits, '-' and '_'")
@@ -87,18 +88,31 @@ def write_function_report(
         "in_use": in_use(measured["predictors"][MODEL]["metrics"], facts.get("base_rate")),
         **measured,
         "calibration": _calibration(predictors[MODEL], decision.temperature),
+        "errors": list(_errors(predictions, names, text_of)),
         "facts": dict(facts),
         "files": file_names(name, "roc", "pr", "calibration", predictions=predictions_name(name)),
     }
-    if names != SHORT_NAMES:
-        report["classes"] = list(names)
+    report |= {} if names == SHORT_NAMES else {"classes": list(names)}
     lines = [json.dumps(vars(p), ensure_ascii=False, allow_nan=False) for p in predictions]
     contents: dict[str, bytes | str] = {"predictions": "".join(f"{line}\n" for line in lines)}
+    contents |= _figures(report, predictors)
     details = table(*predictor_rows(report, details=True))
-    write_report(
-        folder, report, _PAGE, {**contents, **_figures(report, predictors)}, details=details
-    )
+    write_report(folder, report, _PAGE, contents, details=details)
     return report
+
+
+def _errors(
+    predictions: Sequence[Prediction], names: Sequence[str], text_of: TextOf | None
+) -> Iterator[dict[str, Any]]:
+    """The wrong answers whose scores are farthest from the label, without dropped functions."""
+    distances = (
+        abs(p.label - p.score) * (p.predicted != p.label and not p.note.startswith(DROPPED))
+        for p in predictions
+    )
+    for place, text in farthest(np.fromiter(distances, np.float64), text_of):
+        p = predictions[place]
+        row = {"id": p.id, "origin": p.origin, "cwe": p.cwe, "label": names[p.label]}
+        yield row | {"predicted": names[p.predicted], "score": p.score, "text": text}
 
 
 def _decided(decision: Decision, counts: Mapping[str, int], names: Sequence[str]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 
 from data.batches.sampling import at_most
 from data.prepared.prepare import Split
+from data.text.tokenization import ExampleSet
 from trainer.evaluation.best_step import deciding_score
 from trainer.evaluation.decision import Decision
 from trainer.evaluation.language.report import LanguageScores, sample_page, write_language_report
@@ -22,6 +23,7 @@ from trainer.processes.distributed import agreed
 from trainer.run_folder.folder import LOG, REPORT, write_arrays
 from trainer.run_folder.metrics import read_log
 
+_MOST_SHOWN = 2000  # tokens of a text
 _BEFORE = "before_training.npz"
 
 
@@ -89,6 +91,7 @@ class LanguageEvaluation(Evaluation):
                 files=split.files,
                 samples=samples,
                 curves=self._curves(),
+                text_of=partial(self._text, split.examples),
             ),
             facts,
         )
@@ -138,6 +141,12 @@ class LanguageEvaluation(Evaluation):
             f"{kind} loss": [(row["step"], row["loss"]) for row in read_log(path, kind)]
             for kind in ("train", "valid")
         }
+
+    def _text(self, examples: ExampleSet, record: int) -> str:
+        """The beginning of a record as the model read it."""
+        example = int(np.argmax(np.asarray(examples.record_E) == record))
+        tokens = examples.tokens[examples.starts[example] : examples.starts[example + 1]]
+        return self.prepared.tokenizer.decode(tokens[:_MOST_SHOWN].tolist())
 
     def _sample(self, prompt: Prompt, answer: list[int]) -> dict[str, Any]:
         tokenizer = self.prepared.tokenizer

@@ -4,7 +4,7 @@ N records of the split.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 
 from data.text.escaping import markdown_block
 from trainer.evaluation.bootstrap import Bootstrap, bootstrap
-from trainer.evaluation.figures import loss_svg
+from trainer.evaluation.errors import TextOf, farthest
+from trainer.evaluation.figures import curves_svg
 from trainer.evaluation.language.sums import TokenSums, perplexity
 from trainer.evaluation.measures import MEASURES, measured
 from trainer.evaluation.report import MODEL, file_names, predictions_name, write_report
@@ -35,6 +36,7 @@ class LanguageScores:
         unigram: Loss of token frequencies alone; None without a training split.
         files: First record of each file by name.
         curves: Name -> [(step, loss)].
+        text_of: Text of a record, for those with the highest loss.
     """
 
     ids: Sequence[str]
@@ -45,6 +47,7 @@ class LanguageScores:
     files: Mapping[str, int]
     samples: Sequence[Mapping[str, Any]]
     curves: Mapping[str, Sequence[tuple[float, float]]]
+    text_of: TextOf | None = None
 
 
 def write_language_report(
@@ -82,10 +85,11 @@ def write_language_report(
         "comparison": _compare(pair, drawn_pair),
         "by_file": _by_file(scores),
         "samples": list(scores.samples),
+        "errors": list(_errors(scores)),
         "facts": dict(facts),
         "files": file_names(name, "loss", predictions=predictions_name(name)),
     }
-    picture = loss_svg("Loss over steps", scores.curves, baseline)
+    picture = curves_svg("Loss over steps", "loss (nats a token)", scores.curves, baseline)
     pages = [sample_page(sample) for sample in scores.samples]
     contents: dict[str, bytes | str] = {"loss": picture, "predictions": _lines(scores)}
     write_report(folder, report, _PAGE, contents, fewest=FEWEST_RECORDS, samples=pages)
@@ -102,6 +106,15 @@ def sample_page(sample: Mapping[str, Any]) -> str:
         parts.append(("the data's answer", sample["reference"]))
     blocks = (f"**{title}**\n\n{markdown_block(text)}" for title, text in parts)
     return Markup("\n\n".join(blocks))
+
+
+def _errors(scores: LanguageScores) -> Iterator[dict[str, Any]]:
+    """The records with the highest loss of a target."""
+    nll_N, count_N = scores.model.nll_N, scores.model.count_N
+    loss_N = nll_N / np.maximum(count_N, 1)
+    for place, text in farthest(loss_N, scores.text_of):
+        row = {"num_targets": int(count_N[place]), "loss": float(loss_N[place])}
+        yield {"id": scores.ids[place], **row, "text": text}
 
 
 def _lines(scores: LanguageScores) -> str:
