@@ -1,7 +1,7 @@
 """Compare runs on the same test set: launcher/compare.py RUN RUN ... [--split NAME] [--out FOLDER].
 
 Reads their reports and predictions, no model. The first run is what the others are compared with;
-runs of the same settings and other seeds are one group. Writes index.html, and compare.md, .json and
+runs of the same settings and other seeds are one group. Writes index.html, compare.md, .json and
 .svg.
 """
 
