@@ -1,4 +1,5 @@
 # make quickstart   install, train the embedded default, evaluate
+# make tensorboard  curves of the newest runs, on this machine only: RUNS=runs NEWEST=8
 # make base         pretrain the embedded base model again: 35 minutes
 # make quick        the tests that start no ranks, launchers or hosts
 # make test         everything that needs no GPU
@@ -20,9 +21,11 @@ SECONDS ?= 600
 SEED ?= 0
 KILLS ?= 200
 RANKS ?= 1 2
+RUNS ?= runs
+NEWEST ?= 8
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart base quick test mutants fuzz faults models lint format golden samples bench bench-gpu clean
+.PHONY: quickstart tensorboard base quick test mutants fuzz faults models lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -31,7 +34,7 @@ $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,trackers]'
 	touch $@
 
 quickstart: $(VENV)/.run
@@ -40,9 +43,20 @@ quickstart: $(VENV)/.run
 	@echo
 	@echo "the report    $(QUICKSTART)/report/index.html; the model is $(QUICKSTART)/model"
 	@echo "another file  $(BIN)/python launcher/evaluate.py $(QUICKSTART) data/samples/valid.jsonl.gz"
-	@echo "curves        $(BIN)/tensorboard --logdir $(QUICKSTART)/tensorboard"
+	@echo "curves        make tensorboard"
 	@echo "your own data $(BIN)/python launcher/train.py recipes/quickstart.yaml \\"
 	@echo "                  data.path=MY_DATA run.output_dir=runs/mine     (docs/functions.md)"
+
+# Links to the newest runs, so that TensorBoard shows these and calls them by their folders.
+tensorboard: $(VENV)/.run
+	@shown=$$(mktemp -d); trap 'rm -rf "$$shown"' EXIT; \
+	find "$(RUNS)" -type d -name tensorboard -exec ls -td {} + | head -n $(NEWEST) | \
+	while read -r curves; do \
+		run=$$(dirname "$$curves"); run=$${run#$(RUNS)/}; \
+		mkdir -p "$$shown/$$(dirname "$$run")"; ln -s "$$(realpath "$$curves")" "$$shown/$$run"; \
+	done; \
+	test -n "$$(ls "$$shown")" || { echo "$(RUNS) holds no run with curves"; exit 1; }; \
+	$(BIN)/tensorboard --host 127.0.0.1 --logdir "$$shown"
 
 base: $(VENV)/.run
 	$(BIN)/python data/samples/base.py corpus runs/base_corpus

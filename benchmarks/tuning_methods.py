@@ -59,7 +59,7 @@ def main() -> int:
         },
         tuning={"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
         optim=OPTIM | {"max_steps": 100, "warmup_steps": 6},
-        log={"interval": 2, "progress": False, "tensorboard": False},
+        log={"interval": 2, "progress": False, "trackers": []},
     )
     grid = ["--methods", *METHODS, "--models", *bases, "--seeds", *given.seeds]
     return sweep([str(recipe), *grid, "--set", *SETTINGS])
@@ -86,7 +86,7 @@ def base(name: str, data: Path, output: Path) -> Path:
         },
         tuning={"method": "full"},
         optim=OPTIM | {"max_steps": 300, "warmup_steps": 20, "weight_decay": 0.01},
-        log={"interval": 20, "progress": False, "tensorboard": False},
+        log={"interval": 20, "progress": False, "trackers": []},
     )
     subprocess.run([sys.executable, ROOT / "launcher" / "train.py", recipe], check=True)
     return output.resolve() / "bases" / name / "model"

@@ -146,7 +146,7 @@ def tiny_recipe(tmp_path_factory, tiny_data, tiny_model) -> Path:
             "weight_decay": 0.01,
         },
         "eval": {"interval": 4},
-        "log": {"interval": 1, "progress": False, "tensorboard": False},
+        "log": {"interval": 1, "progress": False, "trackers": []},
         "save": {"interval": 2},
     }
     recipe.write_text(yaml.safe_dump(values))

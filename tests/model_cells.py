@@ -94,7 +94,7 @@ def write_data(folder: Path) -> Path:
             },
             "engine": {"precision": "fp32"},
             "eval": {"interval": STEPS},
-            "log": {"interval": 1, "progress": False, "tensorboard": False},
+            "log": {"interval": 1, "progress": False, "trackers": []},
             "save": {"interval": STEPS},
         }  # fmt: skip
         if task == "classification":

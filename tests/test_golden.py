@@ -85,7 +85,7 @@ def golden_recipe(name: str, folder: Path) -> dict[str, Any]:
         | {"weight_decay": 0.01},
         "engine": {"precision": "fp32", "preset": "cpu_zero1"},
         "eval": {"interval": "never"},
-        "log": {"interval": 1, "progress": False, "tensorboard": False},
+        "log": {"interval": 1, "progress": False, "trackers": []},
     }
     recipe |= RECIPES[name]
     recipe["data"] = recipe["data"] | {"seq_length": 384, "cache_dir": str(folder / "cache")}

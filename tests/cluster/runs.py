@@ -16,7 +16,7 @@ from trainer.run_folder.metrics import read_log
 BOTH = ("node0 slots=1", "node1 slots=1")
 STEPS = 30
 SETTINGS = (
-    f"optim.max_steps={STEPS}", "eval.interval=never", "save.interval=4", "log.tensorboard=false",
+    f"optim.max_steps={STEPS}", "eval.interval=never", "save.interval=4", "log.trackers=[]",
     "engine.preset=cpu_zero2", "engine.timeout_seconds=20",
 )  # fmt: skip
 

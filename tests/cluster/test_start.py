@@ -90,7 +90,7 @@ def arguments(hosts: VirtualHosts, recipe: Path, run: Path | str) -> list[str]:
     return [
         str(TRAIN), str(recipe), f"run.output_dir={run}", f"optim.max_steps={STEPS}",
         f"data.cache_dir={hosts.shared / 'cache'}", "eval.interval=never", "save.interval=2",
-        "optim.warmup_steps=0", "engine.timeout_seconds=60", "log.tensorboard=false",
+        "optim.warmup_steps=0", "engine.timeout_seconds=60", "log.trackers=[]",
     ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_neither_a_run_nor_an_evaluation_imports_bitsandbytes_a_compiler_or_its_
     tiny_recipe, tiny_data, tmp_path
 ):
     run, file = tmp_path / "run", next(tiny_data.glob("test*"))
-    keys = [f"run.output_dir={run}", "optim.max_steps=2", "log.tensorboard=false"]
+    keys = [f"run.output_dir={run}", "optim.max_steps=2", "log.trackers=[]"]
     for names in (
         imported("train", tiny_recipe, *keys, "tuning.lora_backend=peft"),
         imported("evaluate", run, file, "--name", "again"),
@@ -62,7 +62,7 @@ def test_instructions_under_zero_import_no_compiler_and_nothing_for_reports_of_f
     names = imported(
         "train", tiny_recipe, f"run.output_dir={tmp_path / 'run'}", f"data.path={folder}",
         "task.name=instruction", "tuning.method=full", "loss.alpha=null", "optim.max_steps=2",
-        "engine.preset=cpu_zero1", "log.tensorboard=false",
+        "engine.preset=cpu_zero1", "log.trackers=[]",
     )  # fmt: skip
     assert {"torch", "deepspeed", "transformers"} <= names
     absent = {"bitsandbytes", COMPILER, BUILDS, "sklearn", "scipy", "pandas"}

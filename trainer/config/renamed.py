@@ -7,6 +7,7 @@ from typing import Any
 RENAMED = {
     "loss.detach_modulator": "replication.detach_modulator",
     "eval.compat_population": "replication.compat_population",
+    "log.tensorboard": "list it in log.trackers, [tensorboard] by default and [] for none",
 }
 """Older key -> the key that replaced it, or a sentence on what to do without it."""
 

@@ -238,7 +238,11 @@ class LogSection(Section):
     """What a run shows."""
 
     interval: Positive = Field(10, description="steps between log lines; those steps sync")
-    tensorboard: bool = Field(True, description="scalars under <output_dir>/tensorboard")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        ["tensorboard"],
+        description="where curves go beside log.jsonl: tensorboard, under <output_dir>; wandb and"
+        " mlflow, offline unless WANDB_MODE or MLFLOW_TRACKING_URI say otherwise; [] for none",
+    )
     progress: bool = Field(True, description="live bar on rank 0")
 
 
@@ -314,6 +318,15 @@ class RunConfig(Section):
 
         named = Path(self.data.tokenizer) if self.data.tokenizer else self.model_folder
         return stock_folder(self.data, named)
+
+    def flat(self) -> dict[str, Any]:
+        """Every key that has a value, as section.key."""
+        return {
+            f"{section}.{key}": value if isinstance(value, str | bool | int | float) else str(value)
+            for section, block in self.to_json().items()
+            for key, value in block.items()
+            if value is not None
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, every default filled in."""

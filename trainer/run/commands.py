@@ -25,6 +25,7 @@ from trainer.run.export_rows import export_rows
 from trainer.run.passport import original_run
 from trainer.run.preparation import prepare_run
 from trainer.run.trained import Trained, open_trained
+from trainer.run_folder.trackers import check_trackers
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -46,6 +47,7 @@ def train_recipe(
         config, original = original_run(path, overrides)
     else:
         config = load_run_config(path, overrides)
+    check_trackers(config.log.trackers)
     store = joined(config)
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)

@@ -27,7 +27,7 @@ from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, agreed
 from trainer.run.passport import Passport
 from trainer.run_folder.checkpoint import Checkpoint, load_step, rotate, write_checkpoint
-from trainer.run_folder.folder import BASELINES, CHECKPOINTS, MODEL, link_as_before
+from trainer.run_folder.folder import BASELINES, CHECKPOINTS, MODEL, REPORT, link_as_before
 from trainer.run_folder.metrics import RunLog
 from trainer.run_folder.model import model_facts, save_model
 
@@ -187,6 +187,8 @@ class Session:
             link_as_before(config.output_dir)
             if self.passport is not None:
                 self.passport.write(self.state.step, report["predictors"]["model"])
+            if run.log is not None:
+                run.log.finish(report, config.output_dir / REPORT, self.state.step)
             return report
 
         return agreed(run.ranks, report_and_export)

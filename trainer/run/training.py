@@ -223,7 +223,7 @@ def _build(
         write_yaml(folder / RECIPE, config.to_json())  # which starts the same run again
         write_json(folder / "ds_config.json", settings)
         write_json(folder / DATA, prepared.facts | {"remarks": remark_lines(prepared)})
-        return RunLog(folder, config.log, state, total_steps)
+        return RunLog(folder, config.log, state, total_steps, config.flat())
 
     log = agreed(ranks, open_log)
     if log is not None:
@@ -243,7 +243,7 @@ def _build(
             return None
         passport, damaged = open_passport(session.recipe, ranks, identity, state.step)
         passport.write(state.step)
-        log.say(write_plan(session), *damaged)
+        log.say(write_plan(session), *log.tracker_lines, *damaged)
         return passport
 
     session.passport = agreed(ranks, open_papers)

@@ -1,48 +1,64 @@
-"""Progress bar, log.jsonl and TensorBoard of a run, on rank 0."""
+"""Progress bar, log.jsonl and trackers of a run, on rank 0."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from data.text import terminal
 from data.text.escaping import tag
 from trainer.config.sections import LogSection
 from trainer.run_folder.folder import LOG, write_whole
+from trainer.run_folder.trackers import TrackedRun
+from trainer.run_folder.tracking import Entry, Tracking, text_entry
 
 if TYPE_CHECKING:
     from trainer.engine.state import TrainState  # imports torch
 
 DAMAGED_LOG = "damaged-log.txt"
-_MOST_FILES = 100  # a corpus can have thousands; TensorBoard draws a curve for each
+_MOST_FILES = 100  # a corpus can have thousands; trackers draw a curve for each
 
 
 class RunLog:
     """Writes each event once and in order, also when a run continues.
 
     Lines after the step of `state` come from an interrupted run. These steps are computed again, so
-    the lines are removed from the log and from TensorBoard.
+    the lines are removed from the log and from TensorBoard; other trackers have them already.
+
+    Args:
+        recipe: section.key -> value, for trackers.
     """
 
     def __init__(
-        self, folder: Path, settings: LogSection, state: "TrainState", total_steps: int
+        self,
+        folder: Path,
+        settings: LogSection,
+        state: "TrainState",
+        total_steps: int,
+        recipe: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        has_last = {row["kind"]: row["step"] for row in _rows(folder / LOG)[0]}
         # A run that starts again at step 0 validates again before step 1.
         if damaged := keep_lines(folder / LOG, state.step or -1, is_scored=not state.is_unscored):
             self.say(f"{LOG}: {damaged} damaged lines moved to {DAMAGED_LOG}")
-        self._writer: Any = None
-        if settings.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            curves = folder / "tensorboard"
-            curves.mkdir(exist_ok=True)  # it would make a run folder that was removed again
-            self._writer = SummaryWriter(str(curves), purge_step=state.step + 1)
-        self._file = (folder / LOG).open("a", encoding="utf-8")
+        tracked = TrackedRun(folder, recipe, state.step)
+        self._trackers = [Tracking(name, tracked, has_last) for name in settings.trackers]
+        self._path = folder / LOG
+        self._file = self._path.open("a", encoding="utf-8")
+        self._has_finished = False
         self._drawn: set[str] = set()  # files
         self._total_steps = total_steps
         self._has_bar = settings.progress and terminal.is_live()
         self._bar: terminal.Step | None = None
         self._first_step = state.step
+
+    @property
+    def tracker_lines(self) -> list[str]:
+        """Where the run is in trackers, for people."""
+        return [f"  tracker    {tracking.where}" for tracking in self._trackers if tracking.where]
 
     def say(self, *lines: str) -> None:
         """Print lines for people, above the bar."""
@@ -69,7 +85,7 @@ class RunLog:
             self._bar.at(step, shown)
 
     def validation(self, values: Mapping[str, float | None]) -> None:
-        """A validation; undefined values are left out of TensorBoard."""
+        """A validation; undefined values are left out of trackers."""
         self._write("valid", values)
         shown = (f"{k} {'undefined' if v is None else f'{v:.4f}'}" for k, v in values.items())
         self.say(f"validation after step {values['step']}: {'  '.join(list(shown)[1:])}")
@@ -77,40 +93,71 @@ class RunLog:
     def samples(
         self, samples: Sequence[Mapping[str, Any]], pages: Sequence[str], step: int
     ) -> None:
-        """Write answers of a language model to the log, and as text to TensorBoard."""
+        """Write answers of a language model to the log, and as text to trackers."""
         for place, (sample, page) in enumerate(zip(samples, pages, strict=True), 1):
             self._line({"kind": "sample", "step": step, **sample})
-            if self._writer is not None:
-                self._writer.add_text(f"samples/{place}", page, step)
+            self._track("sample", step, text_entry(f"samples/{place}", page, step))
 
     def files(self, kind: str, losses: Mapping[str, float], step: int) -> None:
-        """Write losses by file: all to the log, those of the first files to TensorBoard.
+        """Write losses by file: all to the log, those of the first files to trackers.
 
         `kind` is "train_file" or "valid_file".
         """
         self._line({"kind": kind, "step": step, "losses": dict(losses)})
-        if self._writer is not None:
-            for name, loss in losses.items():
-                if name in self._drawn or len(self._drawn) < _MOST_FILES:
-                    self._drawn.add(name)
-                    self._writer.add_scalar(tag(f"{kind}/{name}"), loss, step)
+        for name in losses:
+            if len(self._drawn) < _MOST_FILES:
+                self._drawn.add(name)
+        drawn = {
+            tag(f"{kind}/{name}"): loss for name, loss in losses.items() if name in self._drawn
+        }
+        self._track(kind, step, lambda to: to.scalars(drawn, step))
+
+    def pr_curve(
+        self, kind: str, labels_N: npt.ArrayLike, scores_N: npt.ArrayLike, step: int
+    ) -> None:
+        """Precision over recall of a split, for trackers that draw it; labels are 0 and 1."""
+        self._track(kind, step, lambda to: to.pr_curve(f"{kind}/pr", labels_N, scores_N, step))
+
+    def finish(self, report: Mapping[str, Any], folder: Path, step: int) -> None:
+        """The test report, its metrics and its curve, once as long as the metrics stay."""
+        self._has_finished = True
+        model = report["predictors"]["model"]
+        metrics = model.get("metrics", model)
+        numbers = {f"test/{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
+        row = {"kind": "test", "step": step, **numbers}
+        if read_log(self._path, "test")[-1:] == [row]:
+            return
+        self._line(row)
+        page = (folder / report["files"]["markdown"]).read_text(encoding="utf-8")
+        self._track("test", step, lambda to: to.finish(numbers, step))
+        self._track("test", step, text_entry("report", page, step))
+        if "pr" in report["files"]:
+            with (folder / report["files"]["predictions"]).open(encoding="utf-8") as lines:
+                rows = [json.loads(line) for line in lines]
+            self.pr_curve("test", [r["label"] for r in rows], [r["score"] for r in rows], step)
 
     def close(self) -> None:
         """Flush everything."""
         if self._bar is not None:
             self._bar.close()
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for tracking in self._trackers:
+            tracking.close(has_finished=self._has_finished)
 
     def _write(self, kind: str, values: Mapping[str, float | None]) -> None:
         self._line({"kind": kind, **values})
-        if self._writer is not None:
-            step = int(values["step"] or 0)
-            for name, value in values.items():
-                if name != "step" and value is not None:
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
-            self._writer.flush()
+        step = int(values["step"] or 0)
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in values.items()
+            if name != "step" and value is not None
+        }
+        self._track(kind, step, lambda to: to.scalars(numbers, step))
+
+    def _track(self, kind: str, step: int, entry: Entry) -> None:
+        """After the line of the log, which says what trackers have."""
+        for tracking in self._trackers:
+            tracking.send(kind, step, entry)
 
     def _line(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")

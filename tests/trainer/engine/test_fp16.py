@@ -56,7 +56,11 @@ def test_updates_below_fp16s_resolution_add_up_in_the_masters(tiny_recipe, tmp_p
 
 def test_overflows_and_the_loss_scale_are_scalars_of_tensorboard(tiny_recipe, tmp_path):
     rows = run(
-        tiny_recipe, tmp_path / "run", *FP16, "loss.alpha=[60.0, 60.0]", "log.tensorboard=true"
+        tiny_recipe,
+        tmp_path / "run",
+        *FP16,
+        "loss.alpha=[60.0, 60.0]",
+        "log.trackers=[tensorboard]",
     )
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     skipped = [event.value for event in events.Scalars("train/skipped_steps")]

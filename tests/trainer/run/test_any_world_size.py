@@ -21,7 +21,7 @@ ROUNDING = 5e-6  # fp32: sums over ranks in another order
 # Without dropout, whose numbers follow the ranks; unpacked, so that eight ranks all have rows.
 SETTINGS = [
     "data.packing=false", "tuning.lora_dropout=0.0", "optim.schedule=constant",
-    "eval.interval=never", "save.interval=1000", "log.tensorboard=false", "run.accept_changes=true",
+    "eval.interval=never", "save.interval=1000", "log.trackers=[]", "run.accept_changes=true",
 ]  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def learned(tiny_model, tmp_path_factory):
         "tuning": {"method": "full"},
         "optim": {"lr": 1e-2, "warmup_steps": 2, "max_steps": 120, "global_batch_size": 3},
         "eval": {"interval": 120, "prompts": ["first?", TALK, "other?"], "max_new_tokens": 20},
-        "log": {"interval": 40, "progress": False, "tensorboard": False},
+        "log": {"interval": 40, "progress": False, "trackers": []},
         "save": {"interval": 120},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))

@@ -24,7 +24,7 @@ CALLS = {"CWE-120": "strcpy(a, b);", "CWE-416": "free(a); use(a);", "safe": "ret
 NAMES = ("safe", "CWE-120", "CWE-416")
 COMMON = (
     "loss.alpha=null", "data.labels=auto", "eval.interval=never", "optim.schedule=constant",
-    "optim.warmup_steps=0", "save.interval=100", "log.tensorboard=false",
+    "optim.warmup_steps=0", "save.interval=100", "log.trackers=[]",
 )  # fmt: skip
 LONG = ["optim.max_steps=30"]
 CASES = {

@@ -61,7 +61,7 @@ def recipe(tmp_path_factory, tiny_model) -> Path:
             "weight_decay": 0.01,
         },
         "eval": {"interval": 6},
-        "log": {"interval": 1, "progress": False, "tensorboard": False},
+        "log": {"interval": 1, "progress": False, "trackers": []},
         "save": {"interval": 2},
     }  # fmt: skip
     path = folder / "recipe.yaml"
@@ -104,7 +104,7 @@ def whole(recipe, tmp_path_factory) -> Path:
     """A run of one rank."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     counting = rank_checks.count_scored_batches
-    rows = run(recipe, folder, 1, "log.tensorboard=true", draws=True, entry=counting)
+    rows = run(recipe, folder, 1, "log.trackers=[tensorboard]", draws=True, entry=counting)
     assert len(rows) == STEPS
     return folder
 
@@ -251,7 +251,8 @@ def sequential(recipe: Path, corpus: Path, folder: Path) -> list[str]:
     return [
         str(recipe), f"run.output_dir={folder}", "task.name=causal_lm", f"data.train={corpus}",
         "data.test=null", "data.order=sequential", "tuning.method=lora",
-        "tuning.lora_dropout=0.2", "optim.max_steps=16", "save.interval=1", "log.tensorboard=true",
+        "tuning.lora_dropout=0.2", "optim.max_steps=16", "save.interval=1",
+        "log.trackers=[tensorboard]",
     ]  # fmt: skip
 
 
@@ -286,7 +287,7 @@ def test_another_batch_on_other_ranks_trains_exactly_the_epochs(task, recipe, co
     folder, printed = tmp_path / "run", tmp_path / "printed"
     text = [f"data.train={corpus}", "data.test=null", "data.order=sequential"]
     settings = [f"task.name={task}", *(text if task == "causal_lm" else [])]
-    settings += ["eval.interval=never", "log.tensorboard=false", "run.accept_changes=true"]
+    settings += ["eval.interval=never", "log.trackers=[]", "run.accept_changes=true"]
     parts = [
         (1, ["optim.max_steps=4", "optim.global_batch_size=8"]),
         (2, ["optim.max_steps=null", "optim.epochs=2", "optim.global_batch_size=20"]),

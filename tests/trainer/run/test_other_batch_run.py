@@ -10,7 +10,7 @@ from trainer.run_folder.metrics import read_log
 
 SETTINGS = [
     "data.packing=false", "optim.schedule=linear", "optim.warmup_steps=0", "optim.lr=0.008",
-    "optim.micro_batch_size=2", "eval.interval=never", "log.tensorboard=false", "log.interval=1",
+    "optim.micro_batch_size=2", "eval.interval=never", "log.trackers=[]", "log.interval=1",
     "run.accept_changes=true",
 ]  # fmt: skip
 

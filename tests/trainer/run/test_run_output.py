@@ -23,7 +23,7 @@ def finished(tiny_recipe, tmp_path_factory):
     """A run of two ranks and what it printed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     printed = folder.with_suffix(".txt")
-    more = ["tuning.modules_to_save=[wte]", "log.tensorboard=true"]
+    more = ["tuning.modules_to_save=[wte]", "log.trackers=[tensorboard]"]
     command = [str(tiny_recipe), f"run.output_dir={folder}", *more]
     assert run_ranks(command, 2, printed, draws=True) == [0, 0]
     return folder, printed.read_text()

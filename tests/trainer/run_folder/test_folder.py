@@ -225,6 +225,6 @@ def test_a_run_that_is_removed_while_tensorboard_loads_is_not_made_again(tmp_pat
             return getattr(tensorboard, name)
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Loading("tensorboard"))
-    with pytest.raises(FileNotFoundError, match="run/tensorboard"):
+    with pytest.raises(MachineError, match="run/tensorboard"):
         RunLog(run, LogSection(), TrainState(), 8)
     assert not run.exists()

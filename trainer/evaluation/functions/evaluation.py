@@ -61,6 +61,8 @@ class FunctionEvaluation(Evaluation):
         threshold, is_kept = choose_threshold(scores_P, targets_P, ThresholdRule.of(rule))
         values = classification_metrics(scores_P, targets_P, threshold) | {"loss": loss}
         self.log_validation(step, "functions", values, loss=loss, threshold=threshold)
+        if self.log is not None:
+            self.log.pr_curve("valid", targets_P, scores_P, step)
         counts = {name: values[name] for name in ("tn", "fp", "fn", "tp")}
         temperature = temperature_of(scores_P, targets_P)
         decision = Decision(threshold, (), rule, is_kept, temperature, counts)
