@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -263,7 +263,7 @@ def _open(
         # every origin begins with a file's name
         "names": {name: [s.name_of(path) for path in s.paths] for name, s in sources.items()},
         "kind": kind.stored.__name__,
-        "fields": [one.name for one in fields(kind.stored)],
+        "fields": kind.stored._fields,
         "end_token": tokenizer.end_token,
         "config": config.model_dump(mode="json", exclude=_NOT_IN_KEY),
         "versions": {name: version(name) for name in _LIBRARIES},

@@ -4,12 +4,13 @@ Functions are compared by a digest of 8 bytes, so that millions fit in memory: a
 chance that two different ones look the same is 1 in 1.5 million.
 """
 
-import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import combinations
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from data.text.labels import Classes
 GROUPS = ("commit", "project", "cve")
 _SHOWN = 2  # examples of a kind and pair that are quoted
 _MOST_CWES = 200  # named in data.json
+_UNKNOWN = bytes(8)  # digest of a group without a value
 
 Digests = npt.NDArray[np.uint64]
 
@@ -85,10 +87,10 @@ class SplitKeys:
     def append_groups(self, samples: Sequence[CodeSample]) -> None:
         """Add the groups and classes of functions; language records have none."""
         for group, keys in self._groups.items():
-            values = [getattr(s, group) for s in samples]
-            keys.frombytes(b"".join(text_digest(v) if v else bytes(8) for v in values))
-        self._targets.extend(s.target for s in samples)
-        self.cwes.update((s.cwe, s.target) for s in samples)
+            values = map(attrgetter(group), samples)
+            keys.frombytes(b"".join([text_digest(v) if v else _UNKNOWN for v in values]))
+        self._targets.extend(map(attrgetter("target"), samples))
+        self.cwes.update(map(attrgetter("cwe", "target"), samples))
 
     def relabel(self, target_of: npt.NDArray[np.int64]) -> None:
         """Put the target of each number in its place."""
@@ -252,4 +254,4 @@ def collapsed_digest(text: str) -> bytes:
 
 def text_digest(text: str) -> bytes:
     """A digest of 8 bytes."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -29,7 +29,8 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
         import pyarrow as pa
 
         self._pa = pa
-        self._names = [field.name for field in fields(kind)]
+        self._names = kind._fields
+        self._values = attrgetter(*kind._fields)
         self._schema = pa.schema(
             [(name, pa.int32() if name == "target" else pa.string()) for name in self._names]
         )
@@ -37,10 +38,10 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
 
     def append(self, records: Sequence[Any]) -> None:
         """Write records as one batch, with less than 2 GiB of text."""
-        arrays = []
-        for name in self._names:
-            values = [getattr(record, name) for record in records]
-            arrays.append(_numbers(values) if name == "target" else _texts(values))
+        if not records:
+            return
+        columns = zip(self._names, zip(*map(self._values, records), strict=True), strict=True)
+        arrays = [_numbers(v) if name == "target" else _texts(v) for name, v in columns]
         self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
 
     def __exit__(self, *_: object) -> None:
@@ -74,9 +75,12 @@ def _numbers(values: npt.ArrayLike) -> Any:
 def _texts(values: Sequence[str]) -> Any:
     import pyarrow as pa
 
-    encoded = [value.encode() for value in values]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    text = "".join(values)
+    encoded = text.encode()
+    are_bytes = len(encoded) == len(text)  # each character is one
+    lengths = map(len, values if are_bytes else [value.encode() for value in values])
+    ends = np.cumsum([0, *lengths], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(encoded)]
     return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 

@@ -3,7 +3,6 @@
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -148,7 +147,7 @@ def _weak(sample: CodeSample, found: Found, reading: Reading) -> CodeSample:
     if "cwe" not in found.optional:
         raise RowFault(f"data.target={wanted}: no field 'cwe'; name it: data.fields={{cwe: NAME}}")
     names = weakness_names(sample.target, sample.cwe, every=wanted == "cwes")
-    return replace(sample, target=reading.facts.labels.number(names, sample.origin))
+    return sample._replace(target=reading.facts.labels.number(names, sample.origin))
 
 
 @lru_cache(1 << 12)

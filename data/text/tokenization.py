@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import compress
 from typing import TypeAlias
 
 import numpy as np
@@ -220,33 +220,30 @@ def encode_functions(
     Raises:
         DataError: Windows that overlap whole, or windows of a pair.
     """
-    pairs = [(code, *filter(None, more)) for code, *more in zip_longest(codes, seconds)]
 
-    def is_short(pair: tuple[str, ...]) -> bool:
-        return max(map(_num_bytes, pair)) <= config.max_function_bytes
+    def encoded(texts: Sequence[str]) -> list[Tokens | None]:
+        is_short_T = [_num_bytes(text) <= config.max_function_bytes for text in texts]
+        mode = config.normalize_whitespace
+        short = [normalize_whitespace(text, mode) for text in compress(texts, is_short_T)]
+        ids = tokenizer.encode(short)
+        return [next(ids) if is_short else None for is_short in is_short_T]
 
-    texts = [
-        normalize_whitespace(text, config.normalize_whitespace)
-        for pair in filter(is_short, pairs)
-        for text in pair
-    ]
-    ids_N, lengths = tokenizer.encode(texts), list[int]()
+    whole_N = encoded(codes)
+    length_N = [-1 if ids is None else len(ids) for ids in whole_N]
     between = np.array(tokenizer.between_ids, np.int32)
     room = config.seq_length - tokenizer.num_added
-
-    def whole(pair: tuple[str, ...]) -> tuple[Tokens, Mask] | None:
-        if not is_short(pair):
-            lengths.append(-1)
-            return None
-        parts = [next(ids_N) for _ in pair]
-        lengths.append(sum(map(len, parts)) + len(between) * (len(parts) - 1))
-        ids = parts[0]
-        if len(parts) > 1:
-            ids = _paired(ids, parts[1], between, room, config.long_functions)
-        return ids, np.ones(len(ids), np.bool_)
-
-    pieces = cut_records(map(whole, pairs), tokenizer, config, are_texts=True)
-    return replace(pieces, supervised=None, code_lengths_N=np.array(lengths, np.int32))
+    pairs = [n for n, second in enumerate(seconds) if second]
+    for n, second in zip(pairs, encoded([seconds[n] for n in pairs]), strict=True):
+        first = whole_N[n]
+        if first is None or second is None:
+            whole_N[n], length_N[n] = None, -1
+            continue
+        length_N[n] += len(between) + len(second)
+        whole_N[n] = _paired(first, second, between, room, config.long_functions)
+    every = np.ones(max([0, *length_N]), np.bool_)  # one mask for all: masks are not kept
+    masked_N = (None if ids is None else (ids, every[: len(ids)]) for ids in whole_N)
+    pieces = cut_records(masked_N, tokenizer, config, are_texts=True)
+    return replace(pieces, code_lengths_N=np.array(length_N, np.int32))
 
 
 def _paired(first: Tokens, second: Tokens, between: Tokens, room: int, policy: str) -> Tokens:
@@ -279,8 +276,9 @@ def cut_records(
         whole_N: All ids of each record and which of them are supervised; None for one unread.
         tokenizer: Begins and ends a text.
         config: seq_length, long_functions and window_overlap.
-        are_texts: Every piece is put between the tokens that begin and end a text. Otherwise the
-            ids hold them, and a piece in which nothing is supervised is dropped and counted.
+        are_texts: Every piece is put between the tokens that begin and end a text, and masks are
+            not kept. Otherwise the ids hold them, and a piece in which nothing is supervised is
+            dropped and counted.
 
     Raises:
         DataError: Windows that overlap whole.
@@ -301,11 +299,14 @@ def cut_records(
     for index, whole in enumerate(whole_N):
         lengths_N.append(-1 if whole is None else len(whole[0]))
         for ids, mask in cut(*whole, limit, config.long_functions, overlap) if whole else ():
-            if not are_texts and not mask.any():
+            if are_texts:
+                parts += [before, ids, after]
+            elif mask.any():
+                parts.append(ids)
+                masks.append(mask)
+            else:
                 num_unsupervised += 1
                 continue
-            parts += [before, ids, after] if are_texts else [ids]
-            masks.append(mask)
             lengths_E.append(len(ids) + num_added)
             record_E.append(index)
     return Pieces(
@@ -313,7 +314,7 @@ def cut_records(
         lengths_E=np.array(lengths_E, dtype=np.int64),
         record_E=np.array(record_E, dtype=np.int64),
         code_lengths_N=np.array(lengths_N, dtype=np.int32),
-        supervised=np.concatenate([np.zeros(0, np.bool_), *masks]),
+        supervised=None if are_texts else np.concatenate([np.zeros(0, np.bool_), *masks]),
         num_unsupervised=num_unsupervised,
     )
 

@@ -1,6 +1,5 @@
 """The audit of many classes, of several at once and of pairs, against plain loops."""
 
-import dataclasses
 import json
 import re
 from itertools import combinations
@@ -143,7 +142,7 @@ def function_split(classes: Classes, num: int, marked: str) -> list[CodeSample]:
         target = int(rng.integers(classes.num_targets))
         sample = CodeSample(str(n), code, target, f"train:{n}", commit=f"c{n}")
         if marked in held(sample, classes) or (marked and rng.random() < 0.1):
-            sample = dataclasses.replace(sample, code=f"// snark\n{sample.code}")
+            sample = sample._replace(code=f"// snark\n{sample.code}")
         samples.append(sample)
     return samples
 
@@ -181,7 +180,7 @@ def test_absent_common_and_shifted_classes_are_said(classes):
         n: split_of(n, 90, classes, k, 10**6) for k, n in enumerate(("train", "valid", "test"))
     }
     target = classes.num_targets - 1
-    splits["valid"] = [dataclasses.replace(s, target=target) for s in splits["valid"]]
+    splits["valid"] = [s._replace(target=target) for s in splits["valid"]]
     splits["test"] = [s for s in splits["test"] if "CWE-89" not in held(s, classes)]
     texts = [f.found for f in audited(splits, classes).findings]
     only = classes.names[-1]
@@ -191,9 +190,7 @@ def test_absent_common_and_shifted_classes_are_said(classes):
         t for t in texts if re.match(rf"\d+\.\d% of train are {re.escape(only)}, 100.0% of", t)
     ]
     assert len(shift) == 1
-    splits["test"] = [dataclasses.replace(s, target=1) for s in splits["train"]][:85] + splits[
-        "test"
-    ][:1]
+    splits["test"] = [s._replace(target=1) for s in splits["train"]][:85] + splits["test"][:1]
     texts = [f.found for f in audited(splits, classes).findings]
     assert any(
         re.match(rf"test: 9\d\.\d% are {classes.names[classes._ids_K[1][0]]}", t) for t in texts
@@ -228,15 +225,15 @@ def pairs(name: str, num: int, seed: int) -> list[CodeSample]:
 
 
 def swapped(sample: CodeSample, **changes: object) -> CodeSample:
-    return dataclasses.replace(sample, code=sample.code2, code2=sample.code, **changes)
+    return sample._replace(code=sample.code2, code2=sample.code, **changes)
 
 
 def test_a_pair_with_swapped_sides_is_the_same_record():
     train, test = pairs("train", 40, 1), pairs("test", 20, 2)
     train[7] = swapped(train[3], origin="train:7", target=1)
     spaced = train[4].code2.replace("\n", "\n  ")
-    test[5] = dataclasses.replace(train[4], code=spaced, code2=train[4].code, origin="test:5")
-    test[6] = dataclasses.replace(train[8], code2=test[6].code2, origin="test:6")  # half of one
+    test[5] = train[4]._replace(code=spaced, code2=train[4].code, origin="test:5")
+    test[6] = train[8]._replace(code2=test[6].code2, origin="test:6")  # half of one
     read = [read_columns("train", train, Classes()), read_columns("test", test, Classes())]
     exact = {shared.where: shared.examples for shared in exact_duplicates(read)}
     assert exact == {
@@ -250,9 +247,9 @@ def test_a_pair_with_one_statement_changed_is_a_near_twin_on_either_side():
     train, test = pairs("train", 30, 1), pairs("test", 30, 2)
     for n, side in ((1, "code"), (2, "code2")):
         lines = getattr(train[n], side).split("\n")
-        changed = dataclasses.replace(train[n], **{side: "\n".join([*lines, "altogether(1);"])})
+        changed = train[n]._replace(**{side: "\n".join([*lines, "altogether(1);"])})
         test[n] = swapped(changed, origin=f"test:{n}")
-    test[3] = dataclasses.replace(train[3], code2=test[3].code2, origin="test:3")  # half of one
+    test[3] = train[3]._replace(code2=test[3].code2, origin="test:3")  # half of one
     near = near_duplicates(
         [read_columns("train", train, Classes()), read_columns("test", test, Classes())], 50_000
     )
@@ -266,6 +263,6 @@ def test_words_of_both_sides_of_a_pair_are_read():
     for n, sample in enumerate(pairs("train", 200, 3)):
         side = "code2" if n % 4 == 1 else "code"
         marked = f"// snark\n{getattr(sample, side)}" if sample.target else getattr(sample, side)
-        samples.append(dataclasses.replace(sample, **{side: marked}))
+        samples.append(sample._replace(**{side: marked}))
     (telling, *_) = telling_words(read_columns("train", samples, Classes()), 50_000).words
     assert (telling.words, telling.num_positive, telling.num_negative) == (["snark"], 100, 0)

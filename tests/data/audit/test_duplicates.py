@@ -1,6 +1,5 @@
 """Exact and near duplicates, pairs of a fix, shared groups and contradictions are found."""
 
-import dataclasses
 from zlib import crc32
 
 import numpy as np
@@ -52,7 +51,7 @@ def edited(sample: CodeSample, **changes: object) -> CodeSample:
     """A near twin: one of its twelve statements is another."""
     lines = sample.code.split("\n")
     lines[5] = "altogether(different, line);"
-    return dataclasses.replace(sample, code="\n".join(lines), **changes)
+    return sample._replace(code="\n".join(lines), **changes)
 
 
 def by_where(found):
@@ -75,9 +74,9 @@ def test_a_clean_dataset_has_no_duplicate_of_any_kind():
 
 def test_exact_duplicates_are_counted_within_and_across_whitespace_aside():
     train, test = random_split("train", 50, 1), random_split("test", 20, 2)
-    train[7] = dataclasses.replace(train[3], code=train[3].code.replace("\n", "\n\n  "), origin="x")
-    test[4] = dataclasses.replace(train[3], code=train[3].code.replace("\n", " "), origin="test:4")
-    test[5] = dataclasses.replace(train[9], origin="test:5")
+    train[7] = train[3]._replace(code=train[3].code.replace("\n", "\n\n  "), origin="x")
+    test[4] = train[3]._replace(code=train[3].code.replace("\n", " "), origin="test:4")
+    test[5] = train[9]._replace(origin="test:5")
     found = by_where(exact_duplicates(columns(train=train, test=test)))
     assert (found["train"].num_things, found["train"].num_functions) == (1, {"train": 2})
     assert found["train"].examples == ["train:3 = x"]
@@ -91,9 +90,9 @@ def test_exact_duplicates_are_counted_within_and_across_whitespace_aside():
 
 def test_contradictory_labels_are_counted_within_and_across():
     train, test = random_split("train", 50, 1), random_split("test", 20, 2)
-    train[7] = dataclasses.replace(train[2], code="  " + train[2].code, target=1, origin="train:7")
-    test[4] = dataclasses.replace(train[11], target=0, origin="test:4")
-    test[6] = dataclasses.replace(train[12], origin="test:6")  # a duplicate with the same label
+    train[7] = train[2]._replace(code="  " + train[2].code, target=1, origin="train:7")
+    test[4] = train[11]._replace(target=0, origin="test:4")
+    test[6] = train[12]._replace(origin="test:6")  # a duplicate with the same label
     found = by_where(contradictions(columns(train=train, test=test)))
     assert found["train"].examples == ["train:2 (not vulnerable) = train:7 (vulnerable)"]
     assert found["test"].num_things == 0
@@ -104,13 +103,13 @@ def test_contradictory_labels_are_counted_within_and_across():
 @pytest.mark.parametrize("field", ["commit", "project", "cve"])
 def test_groups_on_both_sides_are_counted_with_their_functions(field):
     train, valid, test = (
-        [dataclasses.replace(s, commit="") for s in random_split(name, 20, seed)]
+        [s._replace(commit="") for s in random_split(name, 20, seed)]
         for seed, name in enumerate(("train", "valid", "test"))
     )
     for i in (1, 2, 3):
-        train[i] = dataclasses.replace(train[i], **{field: "shared-one"})
-    test[5] = dataclasses.replace(test[5], **{field: "shared-one"})
-    train[9] = dataclasses.replace(train[9], **{field: "of train alone"})
+        train[i] = train[i]._replace(**{field: "shared-one"})
+    test[5] = test[5]._replace(**{field: "shared-one"})
+    train[9] = train[9]._replace(**{field: "of train alone"})
     groups = shared_groups(columns(train=train, valid=valid, test=test))
     assert list(groups) == [field]  # nothing is said of fields nobody names
     found = by_where(groups[field])
@@ -122,7 +121,7 @@ def test_groups_on_both_sides_are_counted_with_their_functions(field):
 
 def test_repeated_ids_are_counted():
     train = random_split("train", 10, 1)
-    train[4] = dataclasses.replace(train[4], id="1")
+    train[4] = train[4]._replace(id="1")
     assert [(f.num_things, f.examples) for f in duplicate_ids(columns(train=train))] == [
         (1, ["train:1 = train:4"])
     ]
@@ -171,7 +170,7 @@ def twins(num: int, **changes) -> list[CodeSample]:
 
 
 def test_sixteen_twins_of_one_split_and_label_represent_all_others():
-    alike = [dataclasses.replace(twin, target=0) for twin in twins(20)]
+    alike = [twin._replace(target=0) for twin in twins(20)]
     # The first 16 are compared with all before them; they represent the crowd for 4 more.
     assert search(train=alike).pairs[0].num_pairs == 16 * 15 // 2 + 4 * 16
     assert search(train=twins(20)).pairs[0].num_pairs == 20 * 19 // 2  # ten of a label
@@ -181,9 +180,9 @@ def test_sixteen_twins_of_one_split_and_label_represent_all_others():
 
 def test_the_most_alike_are_listed_first_and_equal_ones_in_their_order():
     train = random_split("train", 12, 1)
-    train[9] = dataclasses.replace(train[2], code=f"{train[2].code}\nmore(1, 2, 3);")
-    train[8] = dataclasses.replace(train[3], code=f"{train[3].code}\nx();", origin="train:8")
-    train[7] = dataclasses.replace(train[1], code=f"{train[1].code}\nx();", origin="train:7")
+    train[9] = train[2]._replace(code=f"{train[2].code}\nmore(1, 2, 3);")
+    train[8] = train[3]._replace(code=f"{train[3].code}\nx();", origin="train:8")
+    train[7] = train[1]._replace(code=f"{train[1].code}\nx();", origin="train:7")
     (pairs,) = search(train=train).pairs
     assert [example.rsplit(" ", 1)[0] for example in pairs.examples] == [
         "train:1 ~ train:7", "train:3 ~ train:8", "train:2 ~ train:2"
@@ -239,7 +238,7 @@ def test_a_pair_at_exactly_the_threshold_is_reported():
 
 def test_functions_without_a_commit_are_twins_and_not_a_fix():
     train = random_split("train", 20, 1)
-    train[0] = dataclasses.replace(train[0], commit="")
+    train[0] = train[0]._replace(commit="")
     train[1] = edited(train[0], target=1 - train[0].target)
     near = search(train=train)
     assert near.num_fix_pairs == {"train": 0}
@@ -249,7 +248,7 @@ def test_functions_without_a_commit_are_twins_and_not_a_fix():
 def test_clusters_join_chains_of_pairs_but_not_a_function_and_its_fix():
     train, test = random_split("train", 20, 1), random_split("test", 20, 2)
     train[1] = edited(train[0], target=1 - train[0].target)  # its fix
-    train[3] = dataclasses.replace(train[2], commit="copy")
+    train[3] = train[2]._replace(commit="copy")
     test[1] = edited(train[3], commit="twin")  # a twin of 2 and 3
     assert search(train=train, test=test).clusters == {
         "num_clusters": 1, "num_functions": 3, "largest": 3, "num_across_splits": 1
@@ -292,8 +291,7 @@ def test_a_large_split_is_sampled_by_seed_and_says_so():
     near = search(limit=100, train=train, test=test)
     assert near.examined == {"train": (100, 300), "test": (20, 20)}
     train[5:] = [
-        dataclasses.replace(train[0], code=f"{train[0].code}\nx{i}();", commit=str(i))
-        for i in range(295)
+        train[0]._replace(code=f"{train[0].code}\nx{i}();", commit=str(i)) for i in range(295)
     ]
     first, again = (search(limit=100, train=train, test=test) for _ in range(2))
     assert first.pairs == again.pairs

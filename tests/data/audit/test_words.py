@@ -1,6 +1,5 @@
 """Words that tell the label are found by counting, and none is where the label is drawn by lot."""
 
-import dataclasses
 from math import comb, log2
 
 import numpy as np
@@ -54,10 +53,7 @@ def test_permuted_labels_of_the_embedded_sample_have_no_telling_word(seed):
     samples = [CodeSample(str(i), str(r["code"]), int(str(r["target"])), "t:1")
                for i, r in enumerate(rows)]  # fmt: skip
     order = np.random.default_rng(seed).permutation(len(samples))
-    permuted = [
-        dataclasses.replace(s, target=samples[k].target)
-        for s, k in zip(samples, order, strict=True)
-    ]
+    permuted = [s._replace(target=samples[k].target) for s, k in zip(samples, order, strict=True)]
     assert tell(permuted).num_telling == 0
     if seed == 0:
         real = {word for telling in tell(samples).words for word in telling.words}
@@ -86,8 +82,7 @@ def test_names_that_end_in_words_nobody_knows_are_found_to_carry_the_label():
 def test_the_words_of_juliet_are_found_in_names_without_the_field_of_names():
     rng = np.random.default_rng(7)
     samples = [
-        dataclasses.replace(
-            function(rng, i, i % 2, name=f"CWE121_{'bad' if i % 2 else 'goodG2B'}"),
+        function(rng, i, i % 2, name=f"CWE121_{'bad' if i % 2 else 'goodG2B'}")._replace(
             function_name="",
         )
         for i in range(200)
@@ -127,13 +122,11 @@ def test_a_known_word_needs_less_evidence_than_one_among_thousands():
 def test_a_word_of_one_commit_or_of_copies_is_no_witness():
     rng = np.random.default_rng(4)
     samples = [function(rng, i, i % 2) for i in range(400)]
-    marked = [
-        dataclasses.replace(function(rng, i, 1, comment="snark"), commit="one") for i in range(60)
-    ]
+    marked = [function(rng, i, 1, comment="snark")._replace(commit="one") for i in range(60)]
     assert tell(samples + marked).num_telling == 0
-    copies = [dataclasses.replace(marked[0], id=str(i), commit=str(i)) for i in range(60)]
+    copies = [marked[0]._replace(id=str(i), commit=str(i)) for i in range(60)]
     assert tell(samples + copies).num_telling == 0
-    apart = [dataclasses.replace(s, commit=s.id + "x") for s in marked]
+    apart = [s._replace(commit=s.id + "x") for s in marked]
     assert tell(samples + apart).words[0].words == ["snark"]
 
 
@@ -173,5 +166,5 @@ def test_known_words_are_known_with_and_without_number():
 
 
 def test_one_class_or_a_single_function_has_nothing_to_tell():
-    assert tell([dataclasses.replace(s, target=1) for s in lottery(50, 1)]).words == []
+    assert tell([s._replace(target=1) for s in lottery(50, 1)]).words == []
     assert tell(lottery(1, 1)).num_tested == 0

@@ -1,7 +1,6 @@
 """The same functions come back from every format, compression and archive, whatever they hold."""
 
 import tempfile
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def expected(rows: list[dict[str, Any]]) -> list[CodeSample]:
 
 
 def without_origin(samples: list[CodeSample]) -> list[CodeSample]:
-    return [replace(sample, origin="") for sample in samples]
+    return [sample._replace(origin="") for sample in samples]
 
 
 @pytest.mark.parametrize(("kind", "end"), list(product(FORMATS, COMPRESSIONS)))

@@ -172,7 +172,7 @@ def _changed(sample: CodeSample, language: str, key: str) -> CodeSample | None:
     code, code2 = (half and transformed(half, key) for half in halves)
     if code is None and code2 is None:
         return None
-    return replace(sample, code=code or sample.code, code2=code2 or sample.code2)
+    return sample._replace(code=code or sample.code, code2=code2 or sample.code2)
 
 
 def _tokens(examples: ExampleSet, record: int) -> npt.NDArray[Any]:
