@@ -20,7 +20,7 @@ WIDTH_INCHES = 5.5
 _PIXELS = 96 / 72  # of a point
 _MOST_SHRUNK = 450  # points; wider pictures are scrolled, or their letters would be too small
 _STYLE = (
-    ".chart{color:#222}.chart *{stroke-linejoin:round}.chart text{fill:currentColor}"
+    ".chart{color:#222;fill:currentColor}.chart *{stroke-linejoin:round}"
     "@media(prefers-color-scheme:dark){.chart{color:#ddd}}"
 )
 PANEL_INCHES = 1.9

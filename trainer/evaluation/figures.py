@@ -22,6 +22,7 @@ _REFERENCE: dict[str, Any] = {"color": "0.55", "linestyle": "--", "linewidth": 1
 _MOST_LETTERS = 24  # of a class beside a picture
 _SHARE = (-0.02, 1.02)  # limits of an axis from 0 to 1
 _WIDTH, _HEIGHT = 4.3, 4.3  # inches; wider ones cannot be read on a phone
+_MOST_MARKED = 100  # points of a curve: each is an element of the picture
 _MOST_BLUE = 0.75  # of a cell: above it, black letters and white ones are hard to read
 
 
@@ -139,7 +140,8 @@ def curves_svg(
         axes.axhline(level, **_REFERENCE, label=f"{name} ({level:.3f})")
     for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
         steps, losses = zip(*points, strict=True) if points else ((), ())
-        axes.plot(steps, losses, color=colour, linewidth=1.4, marker=".", label=name)
+        marker = "." if len(points) <= _MOST_MARKED else ""
+        axes.plot(steps, losses, color=colour, linewidth=1.4, marker=marker, label=name)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return svg(figure)
 

@@ -78,7 +78,7 @@ def test_the_page_says_what_was_run_on_which_data_and_how_it_went(finished):
     assert "<td>tuning.lora_r</td><td>4</td><td>8</td>" in page
     assert "lora_alpha" not in page  # as its default
     assert f"<td>torch</td><td>{papers['versions']['torch']}</td>" in page
-    assert "<tr><td>functions</td><td>20</td><td>40</td><td>20</td></tr>" in page  # test first
+    assert "<tr><td>functions</td><td>40</td><td>20</td><td>20</td></tr>" in page
     assert "<tr><td>steps</td><td>8 (" in page
     for title in ("Loss over steps", "Validation over steps", "ROC on test"):
         assert page.count(f">{title}</text>") == 1

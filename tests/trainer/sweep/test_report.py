@@ -122,6 +122,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     assert "Of 10 pairs of methods, 10 are distinguished on both sizes" in text
     assert "full, is number 2 on large: choosing by the small size costs 0.100 nats" in text
     assert "2 seeds allow only 9 distinct resamples" in text
+    assert "more than size does.\n- 2 seeds a cell" in text
     assert "| lora | 40 | 4.00% | 4.230 [4.225, 4.235] | 3.205 [3.200, 3.210] |" in text
     assert "| all | 20 | -1.00 [-1.00, -1.00] |" in text
     assert "- training time: ia3 on small, ptuning on small, lora on small" in text

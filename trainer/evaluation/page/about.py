@@ -27,6 +27,7 @@ _PAPERS = {
     "digests": "Digests",
     "sittings": "Starts of the run",
 }
+_SPLITS = ("train", "valid", "test")
 _MOST_CLASSES = 20  # rows of the table of data
 _GIB = 2**30
 
@@ -141,7 +142,8 @@ def _training(
         yield ["time of training steps", _duration(last["train_seconds"])]
     if "hours" in papers:
         yield ["time of the whole run", _duration(3600 * papers["hours"])]
-        yield ["GPU hours", f"{papers['gpu_hours']:.3g}"]
+        if papers["gpu_hours"]:
+            yield ["GPU hours", f"{papers['gpu_hours']:.3g}"]
     if train:
         for what in ("tokens", "records"):
             values = [row[f"{what}_per_second"] for row in train]
@@ -172,7 +174,8 @@ def _duration(seconds: float) -> str:
 
 def _data(data: Mapping[str, Any]) -> tuple[list[str], Rows]:
     """Counts of every split; a row that is 0 in all of them is left out."""
-    columns = {name: dict(_counts(facts, data)) for name, facts in data.get("splits", {}).items()}
+    splits = data.get("splits", {})
+    columns = {name: dict(_counts(splits[name], data)) for name in _SPLITS if name in splits}
     words = dict.fromkeys(word for column in columns.values() for word in column)
     rows = [[word, *(column.get(word, 0) for column in columns.values())] for word in words]
     shown = [[word, *map(_shown, counts)] for word, *counts in rows if any(counts)]

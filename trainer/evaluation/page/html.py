@@ -52,7 +52,10 @@ def as_html(text: str, folder: Path) -> "Markup":
     for token in tokens:
         if token.type.startswith("heading_"):
             token.tag = f"h{int(token.tag[1]) + 1}"
-    return Markup(parser.renderer.render(tokens, parser.options, {}))
+    html = parser.renderer.render(tokens, parser.options, {})
+    before, heading, facts = html.rpartition("<h3>Facts</h3>\n")  # for those who look for them
+    folded = f"<details><summary>Facts</summary>\n{facts}</details>" if heading else facts
+    return Markup(before + folded)
 
 
 def inlined(picture: str) -> "Markup":
