@@ -266,6 +266,13 @@ class ReplicationSection(Section):
     )
 
 
+def plain(value: Any) -> str | bool | int | float:
+    """A value as trackers take it."""
+    if isinstance(value, Section):
+        value = value.model_dump(mode="json")
+    return value if isinstance(value, str | bool | int | float) else str(value)
+
+
 class RunConfig(Section):
     """A whole recipe."""
 
@@ -322,7 +329,7 @@ class RunConfig(Section):
     def flat(self) -> dict[str, Any]:
         """Every key that has a value, as section.key."""
         return {
-            f"{section}.{key}": value if isinstance(value, str | bool | int | float) else str(value)
+            f"{section}.{key}": plain(value)
             for section, block in self.to_json().items()
             for key, value in block.items()
             if value is not None

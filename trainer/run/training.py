@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import Store
 
 from data.batches.loader import Start, TrainLoader
 from data.prepared.prepare import Prepared
+from data.text.terminal import step
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config.sections import OptimSection, RunConfig
 from trainer.engine.engine import build_engine, deepspeed_config
@@ -123,7 +124,8 @@ def _train(
             ranks, lambda: _initial_adapter(config, prepared, identity["base"])
         )
         remarks += unsealed
-    with memory_errors_named("while the model was loaded; launcher/plan.py says what fits"):
+    too_large = "while the model was loaded; launcher/plan.py says what fits"
+    with memory_errors_named(too_large), step("building the model"):
         session = _build(config, prepared, ranks, identity, checkpoint, initial)
     request = StopRequest(ranks, above)
     watchdog = Watchdog(

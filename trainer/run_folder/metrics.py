@@ -1,6 +1,7 @@
 """Progress bar, log.jsonl and trackers of a run, on rank 0."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -129,6 +130,7 @@ class RunLog:
             return
         self._line(row)
         page = (folder / report["files"]["markdown"]).read_text(encoding="utf-8")
+        page = re.sub(r"!\[[^\]]*\]\([^)]*\)\n?", "", page)  # pictures are not beside it there
         self._track("test", step, lambda to: to.finish(numbers, step))
         self._track("test", step, text_entry("report", page, step))
         if "pr" in report["files"]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import json_object
+from trainer.config.sections import RunConfig, plain
 from trainer.errors import MachineError
 from trainer.run_folder.folder import write_json
 
@@ -102,7 +103,7 @@ class TensorBoard(Tracker):
 
         curves = run.folder / "tensorboard"
         curves.mkdir(exist_ok=True)  # it would make a run folder that was removed again
-        self.where, self._settings = "", run.settings
+        self.where, self._settings, self._validated = "", run.settings, set[str]()
         self._writer = SummaryWriter(str(curves), purge_step=run.first_step + 1)
         if not run.first_step:
             self._writer.add_custom_scalars(_LAYOUT)
@@ -113,6 +114,8 @@ class TensorBoard(Tracker):
         """Write and flush them."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+            if name.startswith("valid/"):
+                self._validated.add(name.removeprefix("valid/"))
         self._writer.flush()
 
     def text(self, name: str, page: str, step: int) -> None:
@@ -129,8 +132,9 @@ class TensorBoard(Tracker):
         """Write a row of the table of hparams; its metrics are scalars of the same run."""
         from torch.utils.tensorboard.summary import hparams
 
-        plain = {k: v for k, v in self._settings.items() if isinstance(v, str | bool | int | float)}
-        for summary in hparams(plain, dict(metrics)):
+        settings = {k: v for k, v in self._settings.items() if _is_tuned(k, v)}
+        shown = {k: v for k, v in metrics.items() if k.removeprefix("test/") in self._validated}
+        for summary in hparams(settings, shown):
             self._writer._get_file_writer().add_summary(summary)
         self.scalars(metrics, step)
 
@@ -152,6 +156,7 @@ class WeightsAndBiases(Tracker):
             silent=True, console="off", disable_git=True, save_code=False,
             x_save_requirements=False, x_disable_stats=True, x_disable_meta=True,
             x_disable_machine_info=True,
+            x_transaction_log_flush_interval=0.1,  # of 15 s: a kill would lose as much
         )  # fmt: skip
         name = run.kept("wandb") or run.kept("wandb", uuid.uuid4().hex[:12])
         self._html = wandb.Html
@@ -243,6 +248,11 @@ _MLFLOW_USUAL = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # training waits meanwhile
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+_TUNED = {  # columns of hparams, beside what a recipe changes
+    *("tuning.method", "tuning.lora_r", "optim.lr", "optim.schedule", "optim.global_batch_size"),
+    *("loss.gamma", "data.seq_length", "data.packing", "engine.precision", "run.seed"),
+}
+_OF_PLACES = {"run.output_dir", "run.resume", "run.accept_changes", "data.cache_dir"}
 _LAYOUT = {
     "Training": {
         "loss": ["Multiline", ["^train/loss$", "^valid/loss$"]],
@@ -274,6 +284,17 @@ def check_trackers(names: Sequence[str]) -> None:
             raise MachineError(
                 f"log.trackers names {name}, which is not installed: {_INSTALL}; or leave it out"
             )
+
+
+def _is_tuned(key: str, value: Any) -> bool:
+    """Whether a setting tells runs apart: one that people tune, or not the default."""
+    section, _, name = key.partition(".")
+    block = RunConfig.model_fields.get(section)
+    if key in _TUNED or block is None:
+        return True
+    fields: Any = block.annotation
+    default = plain(fields.model_fields[name].get_default(call_default_factory=True))
+    return section != "log" and key not in _OF_PLACES and value != default
 
 
 def without_secrets(text: str) -> str:

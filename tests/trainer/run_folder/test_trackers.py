@@ -22,7 +22,7 @@ from trainer.run_folder import trackers, tracking
 from trainer.run_folder.metrics import RunLog, read_log
 from trainer.run_folder.trackers import TRACKERS, without_secrets
 
-RECIPE = {"optim.lr": 0.001, "tuning.method": "lora", "model.path": "base"}
+RECIPE = {"optim.lr": 0.001, "tuning.method": "lora", "data.format": "auto"}
 REPORT = {
     "predictors": {"model": {"metrics": {"roc_auc": 0.75, "f1": 0.5, "slices": {}}}},
     "files": {"markdown": "test.md", "predictions": "predictions.jsonl", "pr": "test_pr.png"},
@@ -72,7 +72,7 @@ def recorded(monkeypatch):
 def run(tmp_path):
     folder = tmp_path / "run"
     (folder / "report").mkdir(parents=True)
-    (folder / "report" / "test.md").write_text("# Test\n")
+    (folder / "report" / "test.md").write_text("# Test\n\n![ROC](test_roc.svg)\n")
     rows = [{"label": 1, "score": 0.9}, {"label": 0, "score": 0.6}, {"label": 1, "score": 0.2}]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "report" / "predictions.jsonl").write_text(lines)
@@ -143,6 +143,10 @@ def test_tensorboard_has_the_steps_the_layout_hparams_the_pr_curve_and_text(run)
     hparams = plugins["_hparams_/session_start_info"].plugin_data.content
     assert b"tuning.method" in hparams
     assert b"lora" in hparams
+    assert b"data.format" not in hparams  # nobody tunes it, and it is the default
+    shown = plugins["_hparams_/experiment"].plugin_data.content
+    assert b"test/roc_auc" in shown
+    assert b"test/f1" not in shown  # no validation measures it here
 
 
 def test_a_tracker_that_fails_is_said_once_and_gets_the_rest_when_it_answers(
