@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008: distinct under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-WIDTH_INCHES = 5.5
+WIDTH_INCHES = 4.6
 _PIXELS = 96 / 72  # of a point
 _MOST_SHRUNK = 450  # points; wider pictures are scrolled, or their letters would be too small
 _STYLE = (

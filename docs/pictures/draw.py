@@ -1,13 +1,13 @@
 """Draw the pictures of the README again, from one run: docs/pictures/draw.py [RUN_FOLDER].
 
-Trains recipes/quickstart.yaml on one thread, four minutes, and draws what it printed.
+Trains recipes/quickstart.yaml on one thread, four minutes, and draws what it printed; Chromium
+shows the first screen of the report's page.
 """
 
 import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
@@ -35,8 +36,19 @@ def printed_by(run: Path) -> list[str]:
     return [line for line in lines if re.match(r"focaltune:|  [a-z]|validation", line)]
 
 
+def screen_of(page: Path, picture: Path) -> None:
+    """The first screen of a page; 128 colours are all it needs."""
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,1440"]
+    options += ["--run-all-compositor-stages-before-draw", "--virtual-time-budget=5000"]
+    command = ["chromium", *options, f"--screenshot={picture}", page.as_uri()]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    with Image.open(picture) as image:
+        few = image.convert("RGB").quantize(128)
+    few.save(picture, optimize=True)
+
+
 def main(run: Path) -> None:
-    """Train, then draw the terminal and copy the curve."""
+    """Train, then draw the terminal and the page."""
     console = Console(
         record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
@@ -49,7 +61,7 @@ def main(run: Path) -> None:
     drawn = re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL)  # fonts of a foreign host
     folder = Path(__file__).parent
     (folder / "quickstart.svg").write_text(drawn.replace("Fira Code, monospace", "monospace"))
-    shutil.copy(run / "report" / "test_roc.svg", folder / "roc.svg")
+    screen_of(run / "report" / "index.html", folder / "page.png")
 
 
 if __name__ == "__main__":

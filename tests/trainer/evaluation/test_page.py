@@ -22,7 +22,6 @@ from trainer.evaluation.predictors import ClassScored
 
 HOSTILE = "</pre></td><script>alert(1)</script>![x](http://e/x.svg)[y](http://e) $\\nope$ `|\x1b[2J"
 SHOWN = HOSTILE.replace("\x1b", "\\x1b")
-MAY_STAND = {"href", "class", "id", "style", "role"}  # besides what only SVG has
 
 
 class Parsed(HTMLParser):
@@ -58,6 +57,7 @@ def checked(folder, title="run"):
     page = pages.write_page(folder, title).read_text()
     parsed = Parsed(page)
     assert not parsed.tags & {"script", "link", "img", "image", "iframe", "object", "base", "form"}
+    assert not re.search(r"^\| .* \|$", parsed.text, re.MULTILINE)  # a table that is none
     names = {name for name, _ in parsed.attributes}
     assert not {name for name in names if name.startswith("on")} | names & {"src", "action"}
     for name, value in parsed.attributes:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launcher.chat import main as chat
 from launcher.evaluate import main as evaluate
+from trainer.evaluation.page.page import write_page
 from trainer.run_folder.folder import LOCK
 from trainer.run_folder.metrics import keep_lines, read_log
 
@@ -85,6 +86,10 @@ def test_the_page_says_what_was_run_on_which_data_and_how_it_went(finished):
     errors = json.loads((folder / "report" / "test.json").read_text())["errors"]
     assert errors
     assert page.count("<details><summary>\n<b>") == len(errors)
+    audit = folder.with_name("run.audit")
+    audit.mkdir()
+    (audit / "audit.md").write_text("# Audit of these data\n")
+    assert "<h2>Audit of these data</h2>" in write_page(folder / "report", "", folder).read_text()
 
 
 def test_the_run_folder_holds_what_made_it(finished):

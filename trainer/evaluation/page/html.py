@@ -1,5 +1,6 @@
 """HTML that makes no request: pages from templates, Markdown and pictures of ours."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,13 +41,19 @@ def as_html(text: str, folder: Path) -> "Markup":
     from markupsafe import Markup
 
     def picture(_: Any, tokens: Sequence[Any], place: int, *__: Any) -> str:
-        name = str(tokens[place].attrs["src"])
-        return inlined((folder / name).read_text("utf-8")) if _PICTURE.fullmatch(name) else ""
+        path = folder / str(tokens[place].attrs["src"])
+        is_ours = _PICTURE.fullmatch(path.name) and path.is_file()  # older reports have PNGs
+        return inlined(path.read_text("utf-8")) if is_ours else ""
+
+    def table(_: Any, tokens: Sequence[Any], place: int, *__: Any) -> str:
+        row = itertools.takewhile(lambda token: token.type != "tr_close", tokens[place:])
+        kind = "" if any(token.attrs for token in row) else " text"  # no column of numbers
+        return f'<div class="scroll{kind}"><table>\n'
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.disable(["link", "autolink", "reference"])
     parser.add_render_rule("image", picture)
-    parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
+    parser.add_render_rule("table_open", table)
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     tokens = parser.parse(text)
     for token in tokens:
