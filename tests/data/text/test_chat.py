@@ -1,10 +1,11 @@
 """What is learned of a conversation through a chat template, for every kind of template."""
 
+import ast
 import json
 import re
 from dataclasses import replace
-from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from chat_templates import (
@@ -271,18 +272,23 @@ def test_all_learns_the_last_text_once():
     assert "".join(span.text for span in spans) == stock(THINKS_LAST, messages)
 
 
+def template_in(path: Path) -> str:
+    """The longest of a module, which is not imported: that takes seconds in every process."""
+    nodes = (node for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Constant)
+    return max((n.value for n in nodes if type(n.value) is str and "{%" in n.value), key=len)
+
+
 def shipped() -> dict[str, str]:
-    """Templates that transformers ships, and TRL where it is installed."""
-    from transformers.models.llama4.processing_llama4 import chat_template as llama4
-    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
-
-    found = {"llama4": llama4, "smolvlm": DEFAULT_CHAT_TEMPLATE}
-    if find_spec("trl") is not None:
-        folder = files("trl") / "chat_templates"
-        found |= {p.name: p.read_text() for p in folder.iterdir() if p.name.endswith(".jinja")}
-    return found
+    """Templates that transformers and TRL ship."""
+    stock, trl = (
+        Path(find_spec(name).submodule_search_locations[0]) for name in ("transformers", "trl")
+    )
+    models = ("llama4", "qwen2_audio", "smolvlm")
+    own = {name: template_in(stock / f"models/{name}/processing_{name}.py") for name in models}
+    return own | {p.name: p.read_text() for p in sorted(trl.glob("chat_templates/*.jinja"))}
 
 
+SHIPPED = shipped()
 DESCRIBED = json.dumps([{"type": "function", "function": {
     "name": "look", "description": "Look.",
     "parameters": {
@@ -302,14 +308,14 @@ CONVERSATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*KINDS, "calls", "always asks", "own tags", *shipped()])
+@pytest.mark.parametrize("name", [*KINDS, "calls", "always asks", "own tags", *SHIPPED])
 def test_tools_and_calls_give_the_spans_of_the_slow_definition(name):
     more = {
         "calls": CALLS.replace("ARGUMENTS", "| tojson"),
         "always asks": ALWAYS_ASKS,
         "own tags": OWN_TAGS,
     }
-    template = (KINDS | more | shipped())[name]
+    template = (KINDS | more | SHIPPED)[name]
     markers = sorted(set(re.findall(r"<[^<>\s{}'\"]{1,40}>", template)) | {"</s>", *MARKERS})
     dialect, num_checked = dialect_of(template, SPECIAL), 0
     for turns in CONVERSATIONS.values():
@@ -344,9 +350,9 @@ def test_tools_and_calls_give_the_spans_of_the_slow_definition(name):
     assert num_checked >= 8 or not is_written
 
 
-@pytest.mark.parametrize("name", [*KINDS, *shipped()])
+@pytest.mark.parametrize("name", [*KINDS, *SHIPPED])
 def test_what_a_template_marks_is_learned_but_for_what_the_prompt_holds(name):
-    template = (KINDS | shipped())[name]
+    template = (KINDS | SHIPPED)[name]
     if "generation %}" not in template and "generation -%}" not in template:
         return
     markers = sorted(set(re.findall(r"<[^<>\s{}'\"]{1,40}>", template)) | {"</s>"})
@@ -360,9 +366,9 @@ def test_what_a_template_marks_is_learned_but_for_what_the_prompt_holds(name):
         assert not EMPTY.sub("", header).strip(" \n") or header[:2] in ("<|", "<\uff5c")
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", SHIPPED)
 def test_templates_that_libraries_ship_give_the_spans_of_the_slow_definition(name):
-    template = shipped()[name]
+    template = SHIPPED[name]
     markers = sorted(set(re.findall(r"<[^<>\s{}'\"]{1,40}>", template)) | {"</s>"})
     dialect = dialect_of(template, SPECIAL)
     for place in (1, 3):
