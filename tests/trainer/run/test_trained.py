@@ -54,7 +54,9 @@ def test_a_copied_model_scores_as_its_run_where_neither_run_nor_data_are(
     assert evaluate_main(words) == 0, capsys.readouterr().err
     own = scores(finished / "report" / "predictions.jsonl")
     assert len(set(own)) > 10
-    assert "is without its run; give data.path=FOLDER" in " ".join(capsys.readouterr().out.split())
+    assert "is without its run; give data.path=FOLDER" in " ".join(
+        "".join(capsys.readouterr()).split()
+    )
     found = scores(tmp_path / "mine.evaluated" / "report" / "predictions.jsonl")
     assert found == pytest.approx(own, abs=1e-6)
     report = json.loads((tmp_path / "mine.evaluated" / "report" / "test.json").read_text())
