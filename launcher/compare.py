@@ -2,7 +2,7 @@
 
 Reads their reports and predictions, no model. The first run is what the others are compared with;
 runs of the same settings and other seeds are one group. Writes index.html, compare.md, .json and
-.svg.
+pictures.
 """
 
 import sys

@@ -7,7 +7,7 @@ Shapes: N functions.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import cycle, product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ def curves_svg(
     axes.set(title=title, xlabel="optimizer step", ylabel=unit)
     for name, level in lines.items():
         axes.axhline(level, **_REFERENCE, label=f"{name} ({level:.3f})")
-    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+    for colour, (name, points) in zip(cycle(COLOURS), curves.items(), strict=False):
         steps, losses = zip(*points, strict=True) if points else ((), ())
         marker = "." if len(points) <= _MOST_MARKED else ""
         axes.plot(steps, losses, color=colour, linewidth=1.4, marker=marker, label=name)

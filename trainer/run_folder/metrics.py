@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +195,23 @@ def keep_lines(path: Path, last_step: int, *, is_scored: bool = True) -> int:
 def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
     """The logged rows of a kind: "train" or "valid"."""
     return [row for row in _rows(path)[0] if row["kind"] == kind]
+
+
+def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """A value over steps, where it was logged and is defined."""
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def resources(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Time, throughput and memory of the logged training steps, as far as all of them have it."""
+    of_key: dict[str, Callable[[list[float]], float]] = {
+        "train_seconds": max,
+        "tokens_per_second": median,
+        "records_per_second": median,
+        "memory_gib": max,
+    }
+    columns = {key: [row[key] for row in rows if key in row] for key in of_key}
+    return {key: of_key[key](each) for key, each in columns.items() if len(each) == len(rows) > 0}
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:

@@ -84,6 +84,25 @@ def compared(tmp_path, *folders, code=0, split="test"):
     return json.loads((output / "compare.json").read_text()) if code == 0 else None
 
 
+def test_losses_time_and_memory_of_the_logs_are_compared(two, tmp_path, monkeypatch):
+    monkeypatch.undo()  # pictures are drawn
+    keys = ("step", "loss", "train_seconds", "tokens_per_second", "memory_gib")
+    logged = [(1, 2.0, 5.0, 100.0, 1.5), (2, 1.0, 9.0, 300.0, 1.25), (3, 1.0, 11.0, 120.0, 1.0)]
+    lines = [json.dumps({"kind": "train", **dict(zip(keys, row, strict=True))}) for row in logged]
+    (two[1] / "log.jsonl").write_text("\n".join([*lines, '{"kind": "valid", "step": 3}\n']))
+    weak, strong = (group["runs"][0] for group in compared(tmp_path, *two)["groups"])
+    assert weak["resources"] == {}
+    assert strong["resources"] == {
+        "train_seconds": 11.0, "tokens_per_second": 120.0, "memory_gib": 1.5,
+    }  # fmt: skip
+    drawn = sorted(path.name for path in (tmp_path / "out").glob("*.svg"))
+    assert drawn == ["compare.svg", "compare_train.svg"]  # no validation has a loss
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count(">Training loss</text>") == page.count(">Differences on test</text>") == 1
+    assert ">B: strong</text>" in page
+    assert "<h1>A: weak, B: strong</h1>" in page
+
+
 def rewrite(path, change):
     """The lines of a predictions file, each changed by number."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -23,6 +23,8 @@ from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.measures import measured, measures_of
 from trainer.evaluation.predictors import Measured, Scored
 from trainer.evaluation.resampling import USUAL_DRAWS, FloatArray, Resampling, cluster_ids
+from trainer.run_folder.folder import LOG
+from trainer.run_folder.metrics import read_log, resources
 
 Mask = npt.NDArray[np.bool_]
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -178,10 +180,12 @@ def _described(group: Group, drawn: Bootstrap) -> dict[str, Any]:
         "runs": [
             {
                 "folder": str(run.folder),
+                "name": run.name,
                 "seed": run.settings["run.seed"],
                 "best_step": run.report["facts"].get("best_step"),
                 "stopped_early": run.report["facts"].get("stopped_early"),
                 "measures": one,
+                "resources": resources(read_log(run.folder / LOG)),
             }
             for run, one in zip(group.runs, values, strict=True)
         ],

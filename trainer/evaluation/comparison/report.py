@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from data.audit.markdown import fill
-from data.readers.reading import listed
 from data.text.escaping import print_text
-from trainer.evaluation.figures import differences_svg
+from trainer.evaluation.figures import curves_svg, differences_svg
 from trainer.evaluation.measures import shown_measures, with_interval
 from trainer.evaluation.page.page import write_page
 from trainer.evaluation.report import print_table, table, write_files
+from trainer.run_folder.folder import LOG
+from trainer.run_folder.metrics import curve, read_log
 
 _PAGE = Path(__file__).with_name("report.md.jinja")
 _MOST_LISTED = 30  # functions that changed sides, on the page; compare.json has all
@@ -26,11 +27,17 @@ def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
     """
     header, rows = _table(content)
     sentences = [_sentence(one) for one in content["differences"] if "mcnemar" in one]
+    pictures = ({"compare.svg": _picture(content)} if content["differences"] else {}) | {
+        f"compare_{kind}.svg": drawn
+        for kind, title in (("train", "Training loss"), ("valid", "Validation loss"))
+        if (drawn := _curves(content, kind, title))
+    }
     contents: dict[str, bytes | str] = {
-        **({"compare.svg": _picture(content)} if content["differences"] else {}),
+        **pictures,
         "compare.md": fill(
             _PAGE,
             c=content,
+            pictures=pictures,
             main=table(header, rows),
             details=table(*_table(content, details=True)),
             has_details=bool(shown_measures(content["measured"], details=True)),
@@ -42,7 +49,7 @@ def write_comparison(folder: Path, content: Mapping[str, Any]) -> None:
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_files(folder, contents)
-    page = write_page(folder, listed(group["title"] for group in content["groups"]))
+    page = write_page(folder, ", ".join(group["title"] for group in content["groups"]))
     console = print_table(f"Comparison on {content['split']}", header, rows)
     covers = "brackets cover which functions or texts were drawn for the test set, not other seeds"
     missing = [f"not compared: {what} ({why})" for what, why in content["not_compared"].items()]
@@ -96,6 +103,19 @@ def _settings(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for key, values in content["settings"].items()
     ]
     return ["Setting", *letters], rows
+
+
+def _curves(content: Mapping[str, Any], kind: str, title: str) -> bytes | None:
+    """A loss over steps of every run that has logged it."""
+    curves = {
+        f"{group['letter']}: {run['name']}": curve(
+            read_log(Path(run["folder"]) / LOG, kind), "loss"
+        )
+        for group in content["groups"]
+        for run in group["runs"]
+    }
+    drawn = {name: points for name, points in curves.items() if points}
+    return curves_svg(title, "loss", drawn) if drawn else None
 
 
 def _picture(content: Mapping[str, Any]) -> bytes:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.renamed import with_current_keys
@@ -14,7 +13,7 @@ from trainer.evaluation.figures import curves_svg
 from trainer.evaluation.measures import MEASURES
 from trainer.evaluation.page.html import as_html, inlined
 from trainer.run_folder.folder import DATA, LOG, RECIPE
-from trainer.run_folder.metrics import read_log
+from trainer.run_folder.metrics import curve, read_log, resources
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -136,20 +135,20 @@ def _training(
     train: Sequence[Mapping[str, Any]],
 ) -> Iterator[list[Any]]:
     """Steps, time, memory and throughput, each from the file that holds it."""
+    used = resources(train)
     if train:
-        last = train[-1]
-        yield ["steps", f"{last['step']:,} ({last['epoch']:.3g} epochs)"]
-        yield ["time of training steps", _duration(last["train_seconds"])]
+        yield ["steps", f"{train[-1]['step']:,} ({train[-1]['epoch']:.3g} epochs)"]
+    if "train_seconds" in used:
+        yield ["time of training steps", _duration(used["train_seconds"])]
     if "hours" in papers:
         yield ["time of the whole run", _duration(3600 * papers["hours"])]
         if papers["gpu_hours"]:
             yield ["GPU hours", f"{papers['gpu_hours']:.3g}"]
-    if train:
-        for what in ("tokens", "records"):
-            values = [row[f"{what}_per_second"] for row in train]
-            yield [f"{what} a second, median", f"{median(values):,.0f}"]
-        peak = max(row["memory_gib"] for row in train)
-        yield ["peak memory of a rank", f"{peak:.3g} GiB"]
+    for what in ("tokens", "records"):
+        if (speed := used.get(f"{what}_per_second")) is not None:
+            yield [f"{what} a second, median", f"{speed:,.0f}"]
+    if "memory_gib" in used:
+        yield ["peak memory of a rank", f"{used['memory_gib']:.3g} GiB"]
     if plan:
         yield ["memory planned for a step", f"{plan['memory']['total'] / _GIB:.3g} GiB"]
         share = plan["num_trained"] / plan["num_parameters"]
@@ -198,20 +197,16 @@ def _charts(
 ) -> Iterator[bytes]:
     """Losses, unless the report has them; what validation measured; throughput."""
     if not config.is_language:
-        losses = {"training": _curve(train, "loss"), "validation": _curve(valid, "loss")}
+        losses = {"training": curve(train, "loss"), "validation": curve(valid, "loss")}
         yield curves_svg("Loss over steps", "loss", losses)
     shares = {
         MEASURES[key].heading: points
         for key in MEASURES
-        if (points := _curve(valid, key)) and all(0 <= value <= 1 for _, value in points)
+        if (points := curve(valid, key)) and all(0 <= value <= 1 for _, value in points)
     }
     shares.pop(MEASURES["loss"].heading, None)
     if shares:
         yield curves_svg("Validation over steps", "value", shares)
     if train:
-        speed = {"tokens a second": _curve(train, "tokens_per_second")}
+        speed = {"tokens a second": curve(train, "tokens_per_second")}
         yield curves_svg("Throughput over steps", "tokens a second", speed)
-
-
-def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
