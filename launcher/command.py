@@ -5,8 +5,10 @@ import errno
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 import warnings
@@ -17,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from data.text.escaping import escaped, styled
+from data.text.escaping import broken, escaped, styled
 from data.text.terminal import QUIET
 from trainer.errors import INTERRUPTED, MachineError, StoppedError
 from trainer.processes.distributed import end_now, is_member
@@ -47,6 +49,15 @@ def version(root: Path = ROOT) -> str:
     return f"{found['version']} (git {found['commit']}{'-dirty' if found['is_changed'] else ''})"
 
 
+class _Help(argparse.HelpFormatter):
+    """Fills paragraphs of a description to the width of the terminal; examples stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        filled = [p if p[0].isspace() else textwrap.fill(p, width) for p in parts]
+        return "\n\n".join(filled)
+
+
 class _Parser(ArgumentParser):
     """Writes arguments that it does not take so that they cannot drive the terminal."""
 
@@ -58,9 +69,8 @@ def command_parser(
     description: str | None,
     help_text: Callable[[ArgumentParser], str] = ArgumentParser.format_help,
 ) -> ArgumentParser:
-    """A parser with --help and --version that prints the description as it is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(description=description, formatter_class=as_written, add_help=False)
+    """A parser with --help, --version and --quiet."""
+    parser = _Parser(description=description, formatter_class=_Help, add_help=False)
     options: dict[str, Any] = {"action": _Print, "nargs": 0}
     parser.add_argument("-h", "--help", const=help_text, help="print this text", **options)
     parser.add_argument(
@@ -97,9 +107,13 @@ def is_key(word: str) -> bool:
 
 
 def _help_with_keys(parser: ArgumentParser) -> str:
-    from trainer.config.recipe import describe_keys
+    from trainer.config.keys import describe_keys
 
-    return f"{parser.format_help()}\nkeys of a recipe, with their defaults:\n{describe_keys()}"
+    text = f"\nkeys of a recipe, with their defaults:\n{describe_keys()}"
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(broken(line, width, indent=6) for line in text.split("\n"))
+    return f"{parser.format_help()}{text}"
 
 
 def main(

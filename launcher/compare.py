@@ -18,9 +18,15 @@ from launcher import command
 def main(arguments: list[str]) -> int:
     """Compare; return the exit code."""
     parser = command.command_parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders of launcher/train.py")
-    parser.add_argument("--split", default="test", help="name of their reports; default: test")
-    parser.add_argument("--out", type=Path, help="default: comparison, beside the first run")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders of launcher/train.py"
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", default="test", help="name of their reports; default: test"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: comparison, beside the first run"
+    )
     return command.main(parser, _compare, arguments)
 
 

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser = command.command_parser(__doc__)
     parser.add_argument("recipe", nargs="?", help="a YAML file to look for on every node")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
-    parser.add_argument("--hostfile", type=Path, help="lines NAME slots=GPUS")
+    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="lines NAME slots=GPUS")
     parser.add_argument("--master_port", type=int, default=29500, help="deepspeed's (29500)")
     for part in ("--node", "--ring"):  # how the doctor starts itself on other nodes
         parser.add_argument(part, action="store_true", help=argparse.SUPPRESS)

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         "--name", help="name of the report; default: the first file's name up to its first dot"
     )
     parser.add_argument(
-        "--output", type=Path,
+        "--output", type=Path, metavar="FOLDER",
         help="folder for report/; default: the run, or MODEL.evaluated where there is none",
     )  # fmt: skip
     parser.add_argument(

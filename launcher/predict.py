@@ -24,8 +24,10 @@ def main(arguments: list[str]) -> int:
     parser = command.command_parser(__doc__)
     command.add_model(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
-    parser.add_argument("--format", choices=_FORMATS, default="text")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: the terminal")
+    parser.add_argument("--format", choices=_FORMATS, default="text", help="default: text")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="of the report; default: standard output"
+    )
     parser.add_argument(
         "--top", type=int, metavar="N",
         help="functions that are listed at most; default: 20 as text, 500 as html, else all",

@@ -23,10 +23,22 @@ def main(arguments: list[str]) -> int:
     parser = command.command_parser(__doc__)
     add = parser.add_argument
     add("--hostfile", type=Path, required=True, help="NAME slots=GPUS a line")
-    add("--launcher", choices=("pdsh", "openmpi"), default="pdsh")
+    add("--launcher", choices=("pdsh", "openmpi"), default="pdsh", help="default: pdsh")
     add("--launcher_args", default="", help="passed on to pdsh or mpirun")
-    add("--max-restarts", type=int, default=3, help="in a row without a new checkpoint")
-    add("--wait", type=float, default=300.0, help="seconds for hosts that stopped answering")
+    add(
+        "--max-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="in a row without a new checkpoint (3)",
+    )
+    add(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="for hosts that stopped answering (300)",
+    )
     add("--continue-without-dead", action="store_true", help="go on with the hosts that answer")
     add("train", nargs="+", help="train.py RECIPE [section.key=value ...]")
     return command.main(parser, _supervise, arguments)

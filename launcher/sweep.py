@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
         "--set", nargs="+", action="extend", default=[], metavar="M:KEY=VALUE",
         help="a key of one method's cells",
     )  # fmt: skip
-    parser.add_argument("--gpus", type=int, help="ranks of a cell, by the deepspeed launcher")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="ranks of a cell, by the deepspeed launcher"
+    )
     parser.add_argument("--report", action="store_true", help="train nothing, only report")
     return command.main(parser, _sweep, arguments)
 

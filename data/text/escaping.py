@@ -40,18 +40,24 @@ def print_text(console: "Console", lines: Iterable[str]) -> None:
     for line in lines:
         text = escaped(line)
         if console.is_terminal:
-            text = "\n".join(_broken(part, console.width) for part in text.split("\n"))
+            text = "\n".join(broken(part, console.width) for part in text.split("\n"))
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _broken(line: str, width: int) -> str:
+def broken(line: str, width: int, indent: int | None = None) -> str:
+    """A line as lines of a width, those after the first indented, or below its second column."""
     if len(line) <= width:
         return line
     column = _COLUMN.match(line)
-    indent = " " * (len(column[0]) if column and len(column[0]) <= _MOST_INDENT else 4)
+    if indent is None:
+        indent = len(column[0]) if column and len(column[0]) <= _MOST_INDENT else 4
     return "\n".join(
         textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            line,
+            width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from data.config import Weighted
 from data.errors import parsing
@@ -135,21 +135,6 @@ def without_paths(config: RunConfig) -> dict[str, Any]:
     for section, key in _PATH_KEYS:
         del values[section][key]
     return values
-
-
-def describe_keys() -> str:
-    """Every key of a recipe with its default, for --help."""
-    lines = []
-    for section, field in RunConfig.model_fields.items():
-        section_model = field.annotation
-        assert isinstance(section_model, type)
-        assert issubclass(section_model, BaseModel)
-        for key, info in section_model.model_fields.items():
-            default = (
-                "required" if info.is_required() else info.get_default(call_default_factory=True)
-            )
-            lines.append(f"  {section}.{key} = {default}\n      {info.description}")
-    return "\n".join(lines)
 
 
 def _parse_override(text: str) -> tuple[str, str, Any]:

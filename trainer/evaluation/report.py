@@ -6,6 +6,7 @@ its kind. It is written as JSON.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def print_table(
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if sum(widths) + 3 * len(widths) + 1 > console.width:  # intervals go under their values
         shown = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0))
-        rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
+        rows = [[re.sub(r" (?=\[|-> )", "\n", cell) for cell in row] for row in rows]
     for place, column in enumerate(header):
         shown.add_column(escape(column), justify="right" if place else "left")
     for row in rows:

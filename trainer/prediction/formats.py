@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from data.text.escaping import csv_value, escaped
+from data.text.escaping import csv_value, escaped, print_text
 from trainer.evaluation.page.html import page_template
 from trainer.prediction.extraction import MOST_BYTES
 from trainer.prediction.ranked import ScoredFunction
@@ -47,7 +47,7 @@ def write_text(report: Report, stream: IO[str]) -> None:
     lines = report.lines()
     width = max(len(word) for word, _ in lines)
     for word, said in lines:
-        console.print(Text(escaped(f"{word:{width}}  {said}")), soft_wrap=True)
+        print_text(console, [f"{word:{width}}  {said}"])
     if rows:
         console.print(table)
     if (left := len(report.ranked) - len(rows)) > 0:

@@ -23,7 +23,7 @@ from trainer.processes.launchers import Launcher
 from trainer.processes.ranks import adopt_launcher
 from trainer.run.export_rows import export_rows
 from trainer.run.passport import original_run
-from trainer.run.preparation import prepare_run
+from trainer.run.preparation import prepare_run, print_lines
 from trainer.run.trained import Trained, open_trained
 from trainer.run_folder.trackers import check_trackers
 
@@ -155,7 +155,7 @@ def export_trained(
         from trainer.run.export import Wanted, export_model
 
     check = export_model(trained, found, Wanted(output.resolve(), merge, onto, dtype))
-    print(f"{output}: {check.line}")
+    print_lines([f"{output}: {check.line}"])
 
 
 def joined(config: RunConfig) -> "Store | None":

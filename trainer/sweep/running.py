@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+from data.text import terminal
 from trainer.config.preset import ROOT
 from trainer.errors import StoppedError
 from trainer.processes.signals import receive_stops
@@ -23,7 +23,6 @@ from trainer.sweep.finished import unfinished
 from trainer.sweep.grid import Cell
 
 TRAIN = ROOT / "launcher" / "train.py"
-say = partial(print, flush=True)
 _NUM_LINES = 5  # of a failed cell's output are shown
 _TAIL_BYTES = 1 << 16
 _POLL_SECONDS = 0.2
@@ -67,26 +66,26 @@ def run_cells(cells: Sequence[Cell], recipe: Path, num_gpus: int | None) -> list
     """
     failures: list[Failure] = []
     with stop_signals() as received:
-        for number, cell in enumerate(cells, start=1):
+        for number, cell in enumerate(terminal.tracked(cells, "cells", len(cells)), start=1):
             where = f"[{number}/{len(cells)}] {cell.name}"
             reason, output = unfinished(cell), cell.config.output_dir.with_suffix(".txt")
             if reason is None:
-                say(f"{where}: finished before")
+                terminal.say(f"{where}: finished before")
                 continue
-            say(f"{where}: {reason}; runs, prints to {output}")
+            terminal.say(f"{where}: {reason}; runs, prints to {output}")
             started = time.monotonic()
             code = _run(train_command(recipe, cell, num_gpus), output, received)
             seconds = time.monotonic() - started
             is_stopped = bool(received) or code == StoppedError.exit_code
             reason = unfinished(cell)
             if reason is None:
-                say(f"{where}: finished in {seconds:.0f} s")
+                terminal.say(f"{where}: finished in {seconds:.0f} s")
             elif not is_stopped:
                 lines = last_lines(output) + (reason,) * (code == 0)
                 failures.append(Failure(cell.name, code, lines, output))
-                say(f"{where}: failed with code {code} after {seconds:.0f} s")
+                terminal.say(f"{where}: failed with code {code} after {seconds:.0f} s")
                 for line in lines:
-                    say(f"    {line}")
+                    terminal.say(f"    {line}")
             if is_stopped:
                 raise StoppedError(f"stopped at {cell.name}; the same command continues")
     return failures
@@ -124,6 +123,7 @@ def _run(command: Sequence[str], output: Path, received: Sequence[int]) -> int:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name != terminal.QUIET},
         )  # fmt: skip
     num_sent = 0
     while process.poll() is None:

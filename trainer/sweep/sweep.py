@@ -11,7 +11,7 @@ from trainer.sweep.finished import finished_result
 from trainer.sweep.grid import Cell
 from trainer.sweep.report import write_report
 from trainer.sweep.results import Result, UnfinishedError
-from trainer.sweep.running import Failure, run_cells, say
+from trainer.sweep.running import Failure, run_cells
 
 # Not a run folder's lock: that would make a run folder of the grid's.
 _LOCK = ".sweep.lock"
@@ -63,6 +63,6 @@ def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> N
         )
     comparison = Comparison(tuple(results), swept_measures(results[0].measured))
     page = write_report(root / "report", comparison, failures, missing)
-    say(f"report: {page}")
+    print(f"report: {page}")
     if missing:
-        say(f"{len(missing)} of {len(cells)} cells are not finished; the report says why")
+        print(f"{len(missing)} of {len(cells)} cells are not finished; the report says why")

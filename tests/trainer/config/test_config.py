@@ -9,8 +9,9 @@ from conftest import MINIMAL, REPOSITORY
 from pydantic import ValidationError
 
 from trainer.config import preset as preset_module
+from trainer.config.keys import choices, describe_keys
 from trainer.config.preset import load_preset
-from trainer.config.recipe import describe_keys, load_run_config
+from trainer.config.recipe import load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
 
@@ -37,16 +38,24 @@ def test_what_a_recipe_leaves_out_takes_the_default(base):
 
 
 def test_every_key_is_described_for_help():
-    text, num_keys = describe_keys(), 0
+    lines, num_keys = describe_keys().splitlines(), 0
     for section, field in RunConfig.model_fields.items():
         for key, info in field.annotation.model_fields.items():
             assert info.description, f"{section}.{key}"
-            assert f"  {section}.{key} = " in text
+            [line] = [line for line in lines if line.startswith(f"  {section}.{key} = ")]
+            assert line.endswith(f"  {info.description}")
             num_keys += 1
-    assert text.count("\n      ") == num_keys > 50
-    assert "run.output_dir = required" in text
-    assert "optim.lr = 0.0002" in text
-    assert "data.fields = {}" in text
+        assert any(line.startswith(f"{section}: ") for line in lines)
+    assert num_keys > 50
+    assert "  run.seed = 0  weights, order, dropout" in lines
+    for beginning in (
+        "  run.output_dir = (required)  ", "  optim.lr = 0.0002  ", "  data.fields = {}  ",
+        "  optim.schedule = cosine {cosine, linear, constant}  ", "  data.packing = true  ",
+        "  eval.interval = epoch {epoch, never, N}  ", "  optim.epochs = null  ",
+        '  log.trackers = ["tensorboard"] {tensorboard, wandb, mlflow}  ',
+    ):  # fmt: skip
+        assert sum(line.startswith(beginning) for line in lines) == 1, beginning
+    assert choices(int | None) == []  # a number alone is no choice
 
 
 def test_a_loaded_recipe_cannot_be_changed(base):
