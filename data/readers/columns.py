@@ -11,6 +11,7 @@ from data.kinds import FUNCTION, KINDS, SIGNALS
 from data.readers.names import parsed
 from data.readers.reading import RowFault, listed
 
+_SPLITS = ("split", "partition", "set")
 FOLDER_LABELS = {"vulnerable": 1, "safe": 0}
 
 
@@ -39,6 +40,7 @@ class Found:
         aside: The same for what stands beside the turns of a conversation.
         signals: Columns of SIGNALS that are not read: a row that fills one is refused.
         ids: Columns of the id; the first one that is not empty counts.
+        splits: Columns, not read, that may say which split a row is of.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Found:
     ids: tuple[str, ...]
     aside: Mapping[str, str] = field(default_factory=dict)
     signals: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     @property
     def known(self) -> set[str]:
@@ -163,7 +166,8 @@ class Columns:
             {ours: found[ours] for ours in fields if ours in found}
             for fields in (needed, kind.optional, kind.aside)
         )
-        return Found(name, needs, may, ids, beside, tuple(signals))
+        splits = tuple(column for column in _SPLITS if column in names and column not in read)
+        return Found(name, needs, may, ids, beside, tuple(signals), splits)
 
     def _choices(self, ours: str, choices: tuple[str, ...]) -> tuple[str, ...]:
         return (self._fields[ours],) if ours in self._fields else choices

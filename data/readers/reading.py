@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from data.config import DataConfig
 from data.errors import DataError, parsing
 from data.kinds import SIGNALS
+from data.readers.names import SPLITS
 from data.text.labels import MetLabels
 
 _SHOWN = 60  # characters of a wrong value quoted in a message
@@ -24,6 +25,8 @@ _LONGEST_UNKNOWN = 16  # with blanks around it
 _SUSPECT = {*"-?nNuU<[{( \t\r\n", ""}  # first characters of these and of lists
 _ENTRY = r"(?:'[^']*+'|\"[^\"]*+\"|None|nan|null)"
 _LIST = re.compile(rf"[\[({{]\s*+(?:{_ENTRY}\s*+,?\s*+)*+[\])}}]")
+# A key of a message that seems to say whether it is learned, however it is called.
+_FLAG = re.compile(r"(?:^|_)(?:loss|train|learn|mask|weight|supervise)(?:able|ing|e?d|s)?(?:_|$)")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 _EXPORT = "write each split to a file of its own, e.g."
@@ -180,15 +183,36 @@ class Reading:
             shown, value = f"{prefix}{name}", row[name]
             if value is None or value in ("", [], {}):
                 continue
+            is_flag = bool(prefix and _FLAG.search(name)) and isinstance(value, int | float)
             is_signal = name in SIGNALS and value != 1 and (name != "label" or value is False)
+            is_signal |= is_flag and value != ("mask" not in name)
             if is_signal and shown not in self.config.ignore_columns:
-                advice = SIGNALS[name] or "map it with data.fields where another name is read"
+                advice = SIGNALS.get(name) or (
+                    "call it train (1: learned) or masked (1: not)"
+                    if is_flag
+                    else "map it with data.fields where another name is read"
+                )
                 raise DataError(
                     f"{origin}: {shown!r} would change what is learned and is not read here;"
                     f" {advice}; data.ignore_columns=[{shown}] passes over it"
                 )
             if len(self.facts.ignored_fields) < _MAX_IGNORED:
                 self.facts.ignored_fields.add(shown)
+
+    def refuse_held_out(self, row: Mapping[str, Any], columns: Iterable[str], place: Place) -> None:
+        """Refuse a row of train whose own column says that it is for validation or test.
+
+        Raises:
+            DataError: Whatever data.max_bad_rows says: the row would be learned.
+        """
+        for column in columns:
+            said = str(row[column]).strip().lower()
+            if self.split == "train" and said in {*SPLITS["valid"], *SPLITS["test"]}:
+                raise DataError(
+                    f"{self.origin(place)}: {column!r} says {row[column]!r}, but the file is read"
+                    " as train; write each split to a file of its own, or divide the rows anew:"
+                    f" data.ignore_columns=[{column}]"
+                )
 
     def keeps(self, code: str) -> bool:
         """Count what is odd about a function; False where it is blank and has to be dropped."""
@@ -279,6 +303,9 @@ def checked_text(value: Any, name: str) -> str:
     Raises:
         RowFault: It is not text, or holds half of a surrogate pair, which no encoding takes.
     """
+    if isinstance(value, list | dict):
+        way = "if this is a column, make rows of it: pandas does, by orient='records', lines=True"
+        raise RowFault(f"{name!r} must be text, found {quote(value)}; {way}")
     if not isinstance(value, str):
         refuse(name, value, "text")
     if not value.isascii():

@@ -21,7 +21,7 @@ _Maker = Callable[[Mapping[str, Any], Found, str, str, Reading], list[Any]]
 # How others write them: [not vulnerable, vulnerable].
 _LABELS = (
     ("false", "true"), ("0", "1"), ("no", "yes"), ("safe", "vulnerable"), ("good", "bad"),
-    ("fixed", "vulnerable"), ("non-vulnerable", "vulnerable"),
+    ("fixed", "vulnerable"), ("non-vulnerable", "vulnerable"), ("not vulnerable", "vulnerable"),
 )  # fmt: skip
 _IDS = KINDS[FUNCTION].ids
 _CWE = re.compile(r"\bcwe[-_ ]?0*(?=\d)(\d+)", re.IGNORECASE)
@@ -47,6 +47,8 @@ def row_records(rows: Rows, columns: Columns, reading: Reading) -> Iterator[Reco
                 if len(layouts) < _MAX_LAYOUTS:
                     layouts[here] = found
                 make, names = _MAKERS[KINDS[found.kind].holds], here
+            if found.splits:
+                reading.refuse_held_out(row, found.splits, place)
             origin, own_id = reading.origin(place), _own_id(row, found)
             made = make(row, found, own_id or origin, origin, reading)
         except RowFault as fault:
@@ -187,8 +189,10 @@ def _label_advice(value: Any) -> str:
     if not isinstance(value, str | int | float):
         return "else map it with data.labels, or let data.labels=auto learn several at once"
     label = _label(value)
-    usual = next((pair for pair in _LABELS if label.lower() in pair), (label[:20], "OTHER"))
-    no, yes = (n.capitalize() if label[0].isupper() and n != "OTHER" else n for n in usual)
+    usual = next((pair for pair in _LABELS if label.lower() in pair), None)
+    spellings = (str.lower, str.upper, str.capitalize, str.title)
+    spelling = next((spell for spell in spellings if spell(label) == label), None)
+    no, yes = map(spelling, usual) if usual and spelling else (label[:20], "OTHER")
     return (
         f"""else map it with data.labels='{{"{no}": 0, "{yes}": 1}}'; data.labels=auto learns"""
         " more classes, called as in the file"

@@ -90,6 +90,37 @@ def test_nan_of_an_optional_column_is_unknown_as_null_is(tmp_path):
     assert (sample.cwe, sample.commit) == ("", "")
 
 
+@pytest.mark.parametrize("column", ["split", "partition", "set"])
+def test_a_row_of_train_that_says_it_is_held_out_is_refused(tmp_path, column):
+    for said in ("valid", "Val", "dev", "test"):
+        path = tmp_path / "train.jsonl"
+        path.write_bytes(row(**{column: "train"}) + row(code="int b;", **{column: said}))
+        refused(path, ["train.jsonl:2:", f"{column!r} says {said!r}", f"ignore_columns=[{column}]"])
+        assert len(read(path, ignore_columns=[column])) == 2
+        assert len(read(path, split="test")) == 2  # an evaluation may read any rows
+        assert len(read(path, fields={"status": column})) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "no", "yes"),
+    [
+        ("Not Vulnerable", "Not Vulnerable", "Vulnerable"),
+        ("BAD", "GOOD", "BAD"),
+        ("True", "False", "True"),
+        ("nO", "nO", "OTHER"),
+    ],
+)
+def test_the_advised_map_of_labels_is_spelled_as_the_label(tmp_path, label, no, yes):
+    (tmp_path / "train.jsonl").write_bytes(row(target=label))
+    refused(tmp_path / "train.jsonl", [f"""data.labels='{{"{no}": 0, "{yes}": 1}}'"""])
+
+
+def test_a_file_of_columns_is_refused_with_how_pandas_writes_rows(tmp_path):
+    for codes, targets in ((["int a;"], [0]), ({"0": "int a;"}, {"0": 0})):
+        (tmp_path / "train.json").write_bytes(row(code=codes, target=targets))
+        refused(tmp_path / "train.json", ["'code' must be text", "orient='records', lines=True"])
+
+
 def test_a_label_of_another_type_is_refused_with_the_map_that_reads_it(tmp_path):
     for label, key in (("mine", "mine"), (7.5, "7.5")):
         (tmp_path / "train.jsonl").write_bytes(row(target=label))

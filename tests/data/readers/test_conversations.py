@@ -148,6 +148,9 @@ def test_a_greeting_is_context_and_two_answers_are_one(tmp_path):
     [
         ({"messages": [USER, ANSWER], "images": ["a.png"]}, "images"),
         ({"messages": [USER | {"image": "a.png"}, ANSWER]}, "message.image"),
+        ({"messages": [USER, ANSWER | {"trainable": False}]}, "message.trainable"),
+        ({"messages": [USER, ANSWER | {"loss_scale": 0.0}]}, "message.loss_scale"),
+        ({"messages": [USER, ANSWER | {"is_masked": True}]}, "message.is_masked"),
         ({"messages": [USER, ANSWER], "history": [["a", "b"]]}, "history"),
         ({"messages": [USER, ANSWER], "chosen": [ANSWER], "rejected": [ANSWER]}, "chosen"),
         ({"prompt": "p", "completion": "c", "label": False}, "label"),
@@ -237,6 +240,13 @@ def test_every_key_of_a_message_can_be_ignored_by_name(tmp_path, write):
     assert (bool(record.tools), facts.ignored_fields) == (True, set())
     with pytest.raises(DataError, match=r"needs role and content"):
         read(tmp_path, row, write=write, ignore_columns=["message.content"])
+
+
+def test_a_flag_of_another_name_that_says_what_is_so_anyway_changes_nothing(tmp_path):
+    flags = {"trainable": True, "is_masked": False, "loss_scale": 1.0, "trained_by": "x"}
+    [record], facts = read(tmp_path, {"messages": [USER, ANSWER | flags]})
+    assert record.turns[-1].is_learned
+    assert facts.ignored_fields == {f"message.{name}" for name in flags}
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "tool_plan"])
