@@ -96,7 +96,8 @@ def written(folder, num=60):
 
 def test_figures_of_the_page_are_those_of_the_json_and_texts_are_text(tmp_path):
     report = written(tmp_path)
-    parsed = checked(tmp_path)
+    parsed = checked(tmp_path, f"a run {HOSTILE}")
+    assert parsed.text.count(f"a run {SHOWN}") == 2  # title and heading
     for name, one in report["predictors"].items():
         cells = [name]
         for key in ("roc_auc", "pr_auc", "f1", "mcc"):

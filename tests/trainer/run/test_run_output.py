@@ -89,7 +89,13 @@ def test_the_page_says_what_was_run_on_which_data_and_how_it_went(finished):
     audit = folder.with_name("run.audit")
     audit.mkdir()
     (audit / "audit.md").write_text("# Audit of these data\n")
-    assert "<h2>Audit of these data</h2>" in write_page(folder / "report", "", folder).read_text()
+    data = json.loads((folder / "data.json").read_text())
+    assert data["remarks"] == []  # nothing to say of these data
+    data["remarks"] = ["train: 3 <b> repeat"]
+    (folder / "data.json").write_text(json.dumps(data))
+    page = write_page(folder / "report", "", folder).read_text()
+    assert "<h2>Audit of these data</h2>" in page
+    assert "<p>train: 3 &lt;b&gt; repeat</p>" in page
 
 
 def test_the_run_folder_holds_what_made_it(finished):
