@@ -103,7 +103,7 @@ def add_model(parser: ArgumentParser) -> None:
 
 def is_key(word: str) -> bool:
     """Whether an argument is section.key=value, not a path."""
-    return re.match(r"[a-z_]+\.[a-z_]+=", word) is not None
+    return re.match(r"[a-z_]+(\.\w+)+=", word) is not None
 
 
 def _help_with_keys(parser: ArgumentParser) -> str:

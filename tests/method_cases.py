@@ -31,16 +31,23 @@ METHODS: dict[str, dict[str, object]] = {
     "parallel": {"method": "parallel", "adapter_size": 6},
 }
 
+# Methods of PEFT by their names: one that layers share, and one before all layers.
+PEFT_METHODS: dict[str, dict[str, object]] = {
+    "vblora": {"method": "vblora", "peft": {"num_vectors": 16, "vector_length": 8}},
+    "prefix_tuning": {"method": "prefix_tuning", "peft": {"num_virtual_tokens": 5}},
+}
+
 
 def tuning(name: str, **more: object) -> TuningSection:
     """The section of a method."""
-    return TuningSection(**METHODS[name] | {"lora_dropout": 0.0} | more)  # type: ignore[arg-type]
+    return TuningSection(**(METHODS | PEFT_METHODS)[name] | {"lora_dropout": 0.0} | more)  # type: ignore[arg-type]
 
 
 def overrides(name: str) -> list[str]:
     """The same for a command line."""
     packing = ["data.packing=false"] if name == "ptuning" else []
-    return [f"tuning.{key}={value}" for key, value in METHODS[name].items()] + packing
+    given = (METHODS | PEFT_METHODS)[name]
+    return [f"tuning.{key}={value}" for key, value in given.items()] + packing
 
 
 def model_config(family: str) -> transformers.PretrainedConfig:

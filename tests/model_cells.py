@@ -21,6 +21,7 @@ from typing import Any
 import bitsandbytes  # noqa: F401  # a run of this process that needs none would hide it
 import yaml
 from conftest import SAMPLES, sample_rows, write_rows
+from method_cells import peft_overrides
 from rank_pool import run_ranks
 from tiny_models import WINDOW
 
@@ -172,7 +173,8 @@ def _given(arguments: list[str]) -> tuple[Cell, list[str], Path]:
     recipe = [f"{data}/{cell.task}.yaml", f"run.output_dir={folder / 'run'}", base]
     if not cell.drawn:
         recipe.append("model.config=null")
-    return cell, [*recipe, f"tuning.method={cell.method}", *_METHODS[cell.method]], folder
+    own = _METHODS.get(cell.method) or peft_overrides(cell.method)
+    return cell, [*recipe, f"tuning.method={cell.method}", *own], folder
 
 
 def train_cell(arguments: list[str]) -> int:
@@ -196,7 +198,10 @@ def check_cell(arguments: list[str]) -> int:
     run, merged = folder / "run", folder / "merged"
     transformers.logging.set_verbosity_error()
     with _timed(folder):
-        if code := export_main([str(run), str(merged), "--merge"]):
+        code = export_main([str(run), str(merged), "--merge"])
+        if code == 2 and cell.method not in _METHODS:  # PEFT does not merge every method
+            code = export_main([str(run), str(folder / "adapter")])
+        if code:
             return code
         _write_differences(cell, folder)
     return 0
@@ -217,7 +222,8 @@ def _write_differences(cell: Cell, folder: Path) -> None:
     for name, model in stock_models(base, run / "model", merged, cell):
         stock = [stock_scores(model, **record) for record in kept["test"]]
         differences[name] = distance([score for one in kept["ours"] for score in one], stock)
-    if cell.task == "instruction" and cell.method != "qlora":
+    is_identity = cell.method in _METHODS and cell.method != "qlora"  # at its start
+    if cell.task == "instruction" and is_identity:
         differences["first loss"] = loss_difference(run, base, kept["train"])
     (folder / "differences.json").write_text(json.dumps(differences))
 
@@ -314,7 +320,8 @@ def _in_order(pairs: list[Any], records: list[dict[str, list[int]]]) -> list[lis
 
 def stock_models(base: Path, adapter: Path, merged: Path, cell: Cell) -> Iterator[tuple[str, Any]]:
     """What users of stock tools load: the merged folder, and the adapter over the base."""
-    yield "merged", _whole_model(merged)
+    if merged.is_dir():
+        yield "merged", _whole_model(merged)
     if cell.method == "full":
         yield "saved", _whole_model(adapter)
         return

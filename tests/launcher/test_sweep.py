@@ -88,7 +88,8 @@ def test_what_is_wrong_with_a_grid_is_one_line_and_exit_code_2(tiny_recipe, tmp_
     root = tmp_path / "grid"
     arguments = [str(tiny_recipe), f"run.output_dir={root}", "--methods", "full", "lorra"]
     assert main(arguments) == 2
-    assert capsys.readouterr().err.startswith("error: lorra: tuning.method: ")
+    said = capsys.readouterr().err
+    assert said.startswith("error: lorra: tuning.method 'lorra' is not known; did you mean 'lora'?")
     assert main([*arguments[:-1], "--gpus", "0"]) == 2
     assert capsys.readouterr().err == "error: --gpus must be above 0\n"
     assert not root.exists()

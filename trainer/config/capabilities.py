@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.config.machines import Device
-from trainer.config.methods import LORA, choose_lora_backend
+from trainer.config.methods import LORA, PREFIXES, choose_lora_backend
 from trainer.config.preset import Preset
 from trainer.config.sections import RunConfig
 
@@ -43,6 +43,12 @@ STACK_LIMITS = (
         lambda c, *_: c.tuning.method == "ptuning" and c.data.packing,
         "tuning.method ptuning with data.packing=true: virtual tokens come before every function,"
         " and a packed row has no room for them; take data.packing=false, one function a row",
+    ),
+    Limit(
+        lambda c, *_: c.tuning.method in PREFIXES and c.model.gradient_checkpointing,
+        "tuning.method {method} with model.gradient_checkpointing=true: transformers drops the keys"
+        " and values of the prefix where it computes a layer again; take"
+        " model.gradient_checkpointing=false or tuning.method=prompt_tuning",
     ),
     Limit(
         lambda c, *_: c.tuning.variant == "dora" and c.tuning.base_quant_type == "int8",

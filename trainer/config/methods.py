@@ -5,6 +5,8 @@ from trainer.config.sections import TuningSection
 LORA = ("lora", "qlora")
 SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"  # of model.attention
 BOTTLENECKS = ("adapter_h", "adapter_p", "parallel")
+PREFIXES = ("prefix_tuning", "cartridge")  # virtual tokens as keys and values of every layer
+PROMPTS = ("prompt_tuning", *PREFIXES)  # PEFT's with virtual tokens, beside our ptuning
 HEAD = "score"
 SCORE_FILE = "score.safetensors"  # the head where transformers has no class with it
 _SIZES = {"ptuning": 30, "adapter_h": 256, "adapter_p": 256, "parallel": 256}  # Astraios
@@ -17,7 +19,9 @@ def adapter_size(tuning: TuningSection) -> int:
 
 
 def num_virtual_tokens(tuning: TuningSection) -> int:
-    """Positions before every function that P-Tuning takes."""
+    """Positions before every function that virtual tokens take."""
+    if tuning.method in PROMPTS:
+        return int(tuning.peft.get("num_virtual_tokens", _SIZES["ptuning"]))
     return adapter_size(tuning) if tuning.method == "ptuning" else 0
 
 
@@ -29,6 +33,8 @@ def choose_lora_backend(tuning: TuningSection) -> tuple[str, str]:
     """
     if tuning.lora_backend == "peft":
         return "peft", "set by the recipe"
+    if tuning.peft:
+        return "peft", "the fused layer does not know tuning.peft"
     if tuning.variant == "dora":
         return "peft", "the fused layer does not support dora"
     if tuning.base_quant_type is not None:

@@ -12,7 +12,8 @@ from data.config import Weighted
 from data.errors import parsing
 from data.readers.reading import quote
 from trainer.config.capabilities import STACK_LIMITS, refusals
-from trainer.config.methods import BOTTLENECKS, HEAD, adapter_size
+from trainer.config.methods import BOTTLENECKS, HEAD, PROMPTS, adapter_size
+from trainer.config.peft_methods import peft_faults
 from trainer.config.preset import ROOT, load_preset
 from trainer.config.renamed import is_saved, older_key_message, with_current_keys
 from trainer.config.sections import RunConfig
@@ -21,7 +22,6 @@ from trainer.errors import ConfigError
 
 _CAUSAL_LM = {"long_functions": "window", "supervise": "all"}  # defaults: text is learned whole
 _VARIANTS = {  # tuning.variant: the methods it belongs to
-    "plain": ("full", "lora", "qlora", "ia3", "ptuning", *BOTTLENECKS),
     "rslora": ("lora", "qlora"),
     "dora": ("lora", "qlora"),
     "llm_adapters": BOTTLENECKS,
@@ -93,6 +93,10 @@ def config_of(sections: Mapping[str, Any], overrides: Sequence[str], source: Pat
         block = values.setdefault(section, {})
         if not isinstance(block, dict):
             raise ConfigError(f"{source}: section {section!r} must hold keys, found {quote(block)}")
+        mapping, _, inner = key.partition(".")
+        if inner and _is_mapping(section, mapping):  # as tuning.peft and data.fields
+            key, before = mapping, block.get(mapping)
+            value = {**(before if isinstance(before, dict) else {}), inner: value}
         changed = _absolute_paths({section: {key: value}}, Path.cwd())
         block.update(changed[section])
     _let_the_command_line_choose(values, given)
@@ -103,6 +107,12 @@ def config_of(sections: Mapping[str, Any], overrides: Sequence[str], source: Pat
         config = config.changed("data", **unset)
     cross_check(config)
     return config
+
+
+def _is_mapping(section: str, key: str) -> bool:
+    sections: Any = RunConfig.model_fields
+    known = getattr(sections[section].annotation, "model_fields", {}) if section in sections else {}
+    return key in known and "dict[" in str(known[key].annotation)
 
 
 def _let_the_command_line_choose(
@@ -303,7 +313,8 @@ def _tuning_faults(config: RunConfig) -> Iterator[str]:
             f"model.quantize_cache with tuning.method {method}: nothing is quantised;"
             " take tuning.method=qlora or give tuning.quant_type, or remove it"
         )
-    if method not in _VARIANTS[tuning.variant]:
+    yield from peft_faults(tuning)
+    if method not in _VARIANTS.get(tuning.variant, (method,)):
         yield (
             f"tuning.variant {tuning.variant} is one of {', '.join(_VARIANTS[tuning.variant])}, not"
             f" of tuning.method {method}; take tuning.variant=plain"
@@ -313,7 +324,7 @@ def _tuning_faults(config: RunConfig) -> Iterator[str]:
             f"tuning.adapter_size {tuning.adapter_size} means nothing to tuning.method {method};"
             " remove it (lora has tuning.lora_r)"
         )
-    if method in ("full", "ptuning") and tuning.target_modules != "auto":
+    if method in ("full", "ptuning", *PROMPTS) and tuning.target_modules != "auto":
         yield (
             f"tuning.target_modules {tuning.target_modules} with tuning.method {method}, which"
             " adapts no layer; take tuning.target_modules=auto"

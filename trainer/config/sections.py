@@ -8,6 +8,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from data.config import MOST, DataConfig, Section
 from trainer.config.threshold import ThresholdRule
 
+OWN_METHODS = (
+    "full", "lora", "qlora", "ia3", "ptuning", "adapter_h", "adapter_p", "parallel"
+)  # fmt: skip
 _LARGEST = 1e9  # of factors, whose products with weights have to stay finite in fp32
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -73,12 +76,16 @@ class TaskSection(Section):
 class TuningSection(Section):
     """Which parameters are trained."""
 
-    method: Literal[
-        "full", "lora", "qlora", "ia3", "ptuning", "adapter_h", "adapter_p", "parallel"
-    ] = Field(
+    method: str = Field(
         "lora",
         description="full trains the base; qlora is lora on a quantised base;"
-        " adapter_h, adapter_p, parallel: bottleneck adapters of Houlsby, Pfeiffer, He",
+        " adapter_h, adapter_p, parallel: bottleneck adapters of Houlsby, Pfeiffer, He; ia3;"
+        " ptuning; or any method of PEFT by its name, e.g. oft, vera, hra",
+    )
+    peft: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of PEFT's config of the method, e.g. {oft_block_size: 32}; of lora"
+        " what no other key says, e.g. {rank_pattern: {mlp.c_proj: 16}}",
     )
     variant: Literal["plain", "rslora", "dora", "llm_adapters"] = Field(
         "plain",

@@ -21,7 +21,7 @@ from trainer.models.record_rows import record_rows
 from trainer.models.token_loss import TokenLoss
 from trainer.models.writing import Texts, last_states
 from trainer.tuning.plain import PlainModel
-from trainer.tuning.ptuning import virtual_tokens
+from trainer.tuning.ptuning import num_virtual, prefix, virtual_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -118,21 +118,22 @@ def read_states(model: "PeftModel | PlainModel", batch: Batch, strategy: Strateg
         prompt_BPD = prompt_1PD.to(tokens_BTD.dtype).expand(len(tokens_BTD), -1, -1)
         return {"inputs_embeds": torch.cat([prompt_BPD, tokens_BTD], dim=1)}
 
-    num_virtual = 0 if prompt_1PD is None else prompt_1PD.shape[1]
+    num_before = 0 if prompt_1PD is None else prompt_1PD.shape[1]
     if strategy.name == ROWS:
 
         def run(ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
-            mask_NL = nn.functional.pad(mask_NL, (num_virtual, 0), value=1)
-            given = inputs(ids_NL) | {"attention_mask": mask_NL} | without_cache(backbone)
-            states_NLD: Tensor = backbone(**given).last_hidden_state[:, num_virtual:]
+            mask_NT = nn.functional.pad(mask_NL, (num_virtual(model), 0), value=1)
+            given = inputs(ids_NL) | {"attention_mask": mask_NT} | without_cache(backbone)
+            outputs = backbone(**given, **prefix(model, len(ids_NL)))
+            states_NLD: Tensor = outputs.last_hidden_state[:, -ids_NL.shape[1] :]
             return states_NLD
 
         pad_id = getattr(embeddings, "padding_idx", None) or 0
         rows = record_rows(batch, pad_id, strategy.num_passes, strategy.most_padding)
         return rows.states(batch, run)
-    packed = prompted(batch, num_virtual) if num_virtual else batch
+    packed = prompted(batch, num_before) if num_before else batch
     given = inputs(batch.input_ids_BT) | packed_inputs(packed, strategy, base.dtype)
-    hidden_BTD = backbone(**given).last_hidden_state[:, num_virtual:]
+    hidden_BTD = backbone(**given).last_hidden_state[:, num_before:]
     states_SD: Tensor = hidden_BTD[batch.row_S, batch.read_S]
     return states_SD
 

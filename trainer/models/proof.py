@@ -6,6 +6,7 @@ tried; a model that no strategy gets right does not train.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,8 @@ from trainer.models.proof_records import beginning, changed, proof_records
 from trainer.models.quantized import quantized_layers
 from trainer.models.record_rows import ZERO3_PASSES
 from trainer.processes.peers import is_of_collective
-from trainer.tuning.ptuning import is_prompted
+from trainer.tuning.any_peft import is_any, stirred
+from trainer.tuning.ptuning import is_prefixed, is_prompted
 
 # Packed and alone run in kernels of other shapes, so they agree up to rounding: in fp32 it grows
 # with depth, in 16 bit it is a few units in the last place of the hidden states.
@@ -133,7 +135,7 @@ def choose_strategy(
     scorer, windows = _Scorer(forward, model, settings, device), _windows(model)
     records = proof_records(examples, settings.seq_length, windows, packing=settings.packing)
     faults: list[str] = []
-    with torch.no_grad():
+    with torch.no_grad(), stirred(model) if is_any(model.model) else nullcontext():
         own_S = _own_scores(scorer, records)
         for strategy in _strategies(settings, model, windows):
             try:
@@ -186,7 +188,11 @@ def _strategies(
     settings: Settings, model: PackedModel, windows: Sequence[int]
 ) -> Iterator[Strategy]:
     """What can be tried, in order: from the cheapest to the most general."""
-    stock, rows_alone = model.stock, isinstance(model, PackedClassifier) and model.pooling == OWN
+    stock, prompts = model.stock, is_prompted(model.model)
+    if prompts and (settings.packing or is_prefixed(model.model)):  # a packed row has no room
+        yield Strategy(ROWS, stock.attention, ZERO3_PASSES if settings.equal_passes else None)
+        return
+    rows_alone = isinstance(model, PackedClassifier) and model.pooling == OWN
     if settings.attention in (SEGMENT_SDPA, FLASH) and not rows_alone:
         yield Strategy(VARLEN, settings.attention)
         if not settings.is_free:
@@ -224,9 +230,11 @@ def _refuse_sighted(scorer: _Scorer, records: ExampleSet) -> None:
     before_S, after_S = (scorer.nll(text)[:-1] for text in (short, later))
     allowed = TOLERANCE[scorer.settings.precision] * max(1.0, float(before_S.norm(p=float("inf"))))
     if float((after_S - before_S).norm(p=float("inf"))) > allowed:
+        other = "a decoder, or a tuning.method of every token alone, as lora,"
         raise ModelError(
             f"{_kind(scorer.model)}: its tokens see later tokens, so it cannot learn to predict"
-            " them; take a decoder for this task, or task.name=classification"
+            f" them; take {other if is_any(scorer.model.model) else 'a decoder'} for this task, or"
+            " task.name=classification"
         )
 
 

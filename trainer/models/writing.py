@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.architectures.derived import backbone_of
 from trainer.models.output import without_cache
-from trainer.tuning.ptuning import virtual_tokens
+from trainer.tuning.ptuning import is_prefixed, num_virtual, prefix, virtual_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,6 +70,8 @@ def last_states(model: "PeftModel | PlainModel", texts: Texts) -> Tensor:
     backbone, embeddings = backbone_of(base), base.get_input_embeddings()
     prompt_1PD, mask_NT = virtual_tokens(model), texts.mask_NT
     given: dict[str, Any] = {"input_ids": texts.ids_NL}
+    if is_prefixed(model):
+        mask_NT = nn.functional.pad(mask_NT, (num_virtual(model), 0), value=1)
     if prompt_1PD is not None:
         mask_NT = nn.functional.pad(mask_NT, (prompt_1PD.shape[1], 0), value=1).sort(-1).values
         if not texts.cache:
@@ -78,8 +80,9 @@ def last_states(model: "PeftModel | PlainModel", texts: Texts) -> Tensor:
     num_new = next(iter(given.values())).shape[1]
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         given["position_ids"] = (mask_NT.cumsum(-1) - 1).clamp(min=0)[:, -num_new:]
-    kept = {"use_cache": True, **texts.cache} if texts.is_kept else without_cache(backbone)
-    outputs = backbone(**given, **kept)
+    before = texts.cache or prefix(model, len(texts.ids_NL))
+    kept = {"use_cache": True} if texts.is_kept else without_cache(backbone)
+    outputs = backbone(**given, **kept, **before)
     if texts.is_kept:
         if outputs.get(CACHE) is None:
             raise NotImplementedError(f"{type(backbone).__name__} gives no cache")

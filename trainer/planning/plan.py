@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from trainer.architectures.adapters import num_adapter_parameters
 from trainer.architectures.families import model_shape
 from trainer.architectures.shapes import NUM_CLASSES, ModelShape
 from trainer.config.machines import Machine
@@ -191,7 +190,7 @@ def _num_added(recipe: Resolved) -> int:
     """Parameters that the method adds to the model."""
     if recipe.tuning.method == "full":
         return 0
-    return num_adapter_parameters(recipe.shape, recipe.tuning)
+    return recipe.num_adapted
 
 
 def _seconds(

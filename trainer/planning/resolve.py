@@ -11,6 +11,7 @@ from trainer.config.preset import Preset, load_preset
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.models.files import too_long
+from trainer.planning.added import counted
 from trainer.planning.memory import memory_of
 from trainer.planning.resolved import Resolved
 
@@ -53,7 +54,10 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
     faults = tuple(_faults(config, settled, preset, machine))
     if error := too_long(config, shape.positions):
         faults += (error,)
-    return Resolved(config, settled, reasons, preset, shape, machine, faults)
+    num_counted, shape = counted(config, shape)
+    return Resolved(
+        config, settled, reasons, preset, shape, machine, faults, num_counted=num_counted
+    )
 
 
 def preset_family(machine: Machine) -> str:

@@ -28,6 +28,7 @@ class Resolved:
             known.
         record_tokens: Tokens of the record that a token is in, on average, where attention gets
             records; None: it gets rows of data.seq_length.
+        num_counted: Parameters of adapters that PEFT alone can size; None: a formula has them.
     """
 
     written: RunConfig
@@ -39,6 +40,7 @@ class Resolved:
     faults: tuple[ValueError, ...] = ()
     accumulation: int | None = None
     record_tokens: float | None = None
+    num_counted: int | None = None
 
     def choice(self, key: str) -> str:
         """A settled key and its reason, e.g. "bf16 (GPU of sm80 or newer)"."""
@@ -80,10 +82,17 @@ class Resolved:
         return len(tables) * self.shape.vocabulary * self.shape.hidden
 
     @property
+    def num_adapted(self) -> int:
+        """Parameters that the method trains besides the head and tuning.modules_to_save."""
+        if self.num_counted is not None:
+            return self.num_counted
+        return num_adapter_parameters(self.shape, self.tuning)
+
+    @property
     def num_trained(self) -> int:
         """Trained parameters: adapters, head and modules trained whole."""
         return (
-            num_adapter_parameters(self.shape, self.tuning)
+            self.num_adapted
             + num_head_parameters(self.shape, self.tuning)
             + self.num_saved_modules_parameters
         )

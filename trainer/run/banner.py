@@ -10,7 +10,7 @@ from data.config import DataConfig
 from data.prepared.prepare import Prepared
 from data.text.labels import Classes
 from data.text.language import LanguageFacts
-from trainer.config.methods import LORA, adapter_size
+from trainer.config.methods import LORA, PROMPTS, adapter_size
 from trainer.config.sections import RunConfig, TuningSection
 from trainer.evaluation.page.page import page_line
 from trainer.models.heads import PackedClassifier, PackedModel
@@ -92,7 +92,7 @@ def idle_share(loader: TrainLoader) -> float:
 def _method_lines(recipe: Resolved, model: PackedModel, num_parameters: int) -> Sequence[str]:
     """The layers that are adapted or not, the experts, and, for LoRA, what computes them."""
     tuning, tuned = recipe.tuning, model.model
-    if tuning.method in ("full", "ptuning"):
+    if tuning.method in ("full", "ptuning", *PROMPTS):
         return []
     reason = modules_reason(tuning, tuned.get_base_model().config.model_type)
     left_out = getattr(tuned, "left_out_line", "")
@@ -112,7 +112,9 @@ def _modules(model: PackedModel) -> list[str]:
     if isinstance(tuned, BottleneckModel):
         return list(tuned.settings.places)
     settings = tuned.peft_config["default"]
-    return sorted({*settings.target_modules, *(getattr(settings, "target_parameters", ()) or ())})
+    return sorted(
+        {*(settings.target_modules or ()), *(getattr(settings, "target_parameters", ()) or ())}
+    )
 
 
 def _method_name(tuning: TuningSection) -> str:

@@ -17,12 +17,13 @@ from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.load import DTYPES, VULNERABILITY, load_base, load_quantized_base
 from trainer.models.proof import Settings, choose_strategy
+from trainer.models.quantized_methods import prove_quantised
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, refuse_unseen_gpus
 from trainer.run_folder.folder import BASE, built, verify
-from trainer.tuning import METHODS
+from trainer.tuning import METHODS, add_peft
 from trainer.tuning.continued import take_adapter
 from trainer.tuning.plain import save_base
 
@@ -75,7 +76,7 @@ def build_model(config: RunConfig, classes: Classes = VULNERABILITY) -> PackedMo
     base = _load(config, classes)
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
-    tuned = METHODS[config.tuning.method](base, config.tuning)
+    tuned = METHODS.get(config.tuning.method, add_peft)(base, config.tuning)
     model: PackedModel
     if config.is_language:
         detach_modulator = config.replication.detach_modulator
@@ -161,6 +162,7 @@ def proof_settings(recipe: Resolved) -> Settings:
 def _load(config: RunConfig, classes: Classes) -> "PreTrainedModel":
     if config.tuning.base_quant_type is None:
         return load_base(config, classes)
+    prove_quantised(config.tuning)
     source = Path(config.model.path or config.output_dir / BASE)
     digest = base_digest(config.model, config.run.seed)
     return load_quantized_base(config, source, digest, classes)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from data.batches.sampling import at_most
+from data.errors import parsing
 from data.text.tokenization import ExampleSet
-from trainer.config.methods import BOTTLENECKS
-from trainer.config.sections import RunConfig
+from trainer.config.methods import BOTTLENECKS, PROMPTS
+from trainer.config.sections import OWN_METHODS, RunConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.scoring import outputs, split_batches
 from trainer.models.heads import PackedModel
@@ -36,6 +37,7 @@ from trainer.run.trained import Trained
 from trainer.run_folder.folder import FACTS, MANIFEST, built, write_json
 from trainer.run_folder.model import complete_model, write_facts
 from trainer.run_folder.stock import settle_generation, settle_tokenizer
+from trainer.tuning.any_peft import unloaded
 from trainer.tuning.plain import save_base
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
@@ -126,7 +128,7 @@ def _refuse(trained: Trained, wanted: Wanted) -> None:
     method = trained.config.tuning.method
     if wanted.output.exists():
         raise ConfigError(f"{wanted.output} exists; give a new folder")
-    if wanted.merge and method not in MERGED:
+    if wanted.merge and method in (*OWN_METHODS, *PROMPTS) and method not in MERGED:
         raise ConfigError(
             f"tuning.method {method} cannot be merged: its adapters are not part of a linear"
             f" layer's weight, as those of {', '.join(MERGED)} are; leave out --merge"
@@ -156,7 +158,8 @@ def _exported(trained: Trained, rows: Rows, wanted: Wanted) -> _Exported:
     merged = trained_model(_plain(settled), trained.folder, classes)
     if wanted.onto == "dequantized":
         _take_weights(merged, decoded)
-    merged.model.merge_adapter()
+    with parsing(f"tuning.method {settled.tuning.method}", ConfigError, "leave out --merge"):
+        merged.model.merge_adapter()
     merged = merged.to(ranks.device)
     use(merged, strategy)
     after_EC = _logits(merged, config, rows.examples, ranks)
@@ -230,7 +233,7 @@ def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:
 
 def _write_whole(exported: _Exported, trained: Trained, folder: Path, dtype: str | None) -> str:
     """Save adapter and base as one model; returns the dtype of its weights."""
-    model = exported.model.model.unload()
+    model = unloaded(exported.model.model)
     head = model.get_output_embeddings()
     if head is not None and not torch.equal(head.weight, model.get_input_embeddings().weight):
         model.config.tie_word_embeddings = False  # one of the two was trained alone

@@ -21,6 +21,7 @@ from trainer.config.sections import ModelSection, RunConfig
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config, text_values
 from trainer.run_folder.folder import BASE, FACTS, MODEL_FORMAT, built, write_json
+from trainer.tuning.any_peft import is_any, names_of
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import LOADER, PlainModel, is_backbone
@@ -51,6 +52,11 @@ def save_model(
     """
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     state = {name: weights[_WRAPPER + name].to(dtype) for name, dtype in dtypes.items()}
+    if is_any(model) and not is_prompted(model):
+        # What a method draws once belongs to its adapter; what layers share has several names.
+        names = names_of(model)
+        own = {alias: value for name, value in state.items() for alias in names[name]}
+        state = model.state_dict() | own
     with built(folder) as building:
         if isinstance(model, PlainModel):
             model.save(building, state)

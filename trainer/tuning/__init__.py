@@ -4,10 +4,13 @@ A base is a model of transformers, for sequence classification or causal languag
 Imports losses/ and the rooms above.
 """
 
+from trainer.tuning.any_peft import add_peft
 from trainer.tuning.bottleneck import add_bottlenecks
 from trainer.tuning.peft_layers import add_ia3, add_lora
 from trainer.tuning.plain import train_all
 from trainer.tuning.ptuning import add_prompt
+
+__all__ = ["METHODS", "add_peft"]
 
 METHODS = {
     "full": train_all,

@@ -15,6 +15,7 @@ from data.readers.reading import listed
 from data.text.labels import Classes
 from trainer.config.methods import HEAD, SCORE_FILE
 from trainer.errors import ModelError
+from trainer.tuning.any_peft import names_of
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.plain import PlainModel, is_backbone
 from trainer.tuning.ptuning import ENCODER_FILE, is_prompted
@@ -112,7 +113,8 @@ def _take_peft(model: "PeftModel", folder: Path) -> None:
         )
     result: Any = set_peft_model_state_dict(model, weights)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    absent = trained & set(result.missing_keys)
+    missing, names = set(result.missing_keys), names_of(model)
+    absent = {name for name in trained if missing.issuperset(names[name])}
     if is_prompted(model):
         model.prompt_encoder["default"].load_state_dict(load_file(folder / ENCODER_FILE))
         absent = {name for name in absent if not name.startswith("prompt_encoder.")}

@@ -29,7 +29,11 @@ def task_type(base: "PreTrainedModel") -> "TaskType":
     return TaskType.SEQ_CLS if head_modules(base) else TaskType.CAUSAL_LM
 
 
-def with_peft(base: "PreTrainedModel", settings: "PeftConfig") -> "PeftModel":
+def with_peft(
+    base: "PreTrainedModel",
+    settings: "PeftConfig",
+    remedy: str = "name other layers in tuning.target_modules",
+) -> "PeftModel":
     """Freeze the base and add the adapters that the settings describe.
 
     Raises:
@@ -37,9 +41,11 @@ def with_peft(base: "PreTrainedModel", settings: "PeftConfig") -> "PeftModel":
     """
     from peft import get_peft_model
 
-    remedy = "name other layers in tuning.target_modules"
     with parsing("PEFT adds no adapters", ModelError, remedy), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # What PEFT has not tried is proved at the start; boft has a kernel without CUDA, too.
+        warnings.filterwarnings("ignore", message="Unsupported layer type")
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
         model: PeftModel = get_peft_model(base, settings)
     return model
 

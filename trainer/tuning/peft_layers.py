@@ -40,6 +40,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         fan_in_fan_out=any(is_conv1d(layer) for layer in adapted.values()),
         use_rslora=tuning.variant == "rslora",
         use_dora=tuning.variant == "dora",
+        **tuning.peft,
     )
     if choose_lora_backend(tuning)[0] == "fused":
         from transformers.pytorch_utils import Conv1D
@@ -49,7 +50,8 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         # PEFT's own way to give its layers another class.
         settings._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
     model = layers.with_peft(base, settings)
-    _check_adapted(model, adapted)
+    if not tuning.peft:  # which can choose among them
+        _check_adapted(model, adapted)
     model.left_out_line = targets.left_out_line
     if HEAD in names:
         weight = base.get_submodule(HEAD).base_layer.weight

@@ -1,7 +1,9 @@
-"""P-Tuning (Liu et al. 2021) through PEFT: trained embeddings before every function.
+"""Virtual tokens through PEFT: trained embeddings, or keys and values, before every function.
 
-In training an embedding and an MLP make the virtual tokens. PEFT's layout keeps the tokens, which
-is enough for scoring; the embedding and the MLP are saved beside it, for tuning.init_from.
+P-Tuning (Liu et al. 2021): in training an embedding and an MLP make the tokens. PEFT's layout keeps
+the tokens, which is enough for scoring; what makes them is saved beside it, for tuning.init_from.
+Prompt tuning (Lester et al. 2021) trains the embeddings themselves, prefix tuning (Li and Liang
+2021) and cartridges the keys and values of every layer.
 
 B rows, P virtual tokens, D hidden
 """
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config.methods import adapter_size
+from trainer.config.methods import PREFIXES, adapter_size
 from trainer.config.sections import TuningSection
 from trainer.tuning.layers import task_type, trained_whole, with_peft
 
@@ -44,7 +46,25 @@ def add_prompt(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
 def virtual_tokens(model: nn.Module) -> Tensor | None:
     """The embeddings (1, P, D) before every function; None for other methods."""
     prompted: Any = model
-    return prompted.get_prompt(1) if is_prompted(model) else None
+    return prompted.get_prompt(1) if is_prompted(model) and not is_prefixed(model) else None
+
+
+def prefix(model: nn.Module, num_texts: int) -> dict[str, Any]:
+    """What a forward pass of texts gets before their tokens: a cache; {} for other methods."""
+    prefixed: Any = model
+    return {"past_key_values": prefixed.get_prompt(num_texts)} if is_prefixed(model) else {}
+
+
+def num_virtual(model: nn.Module) -> int:
+    """Virtual tokens before every function; 0 for other methods."""
+    settings: Any = getattr(model, "peft_config", {})
+    return int(settings["default"].num_virtual_tokens) if is_prompted(model) else 0
+
+
+def is_prefixed(model: nn.Module) -> bool:
+    """Whether virtual tokens are keys and values of every layer, not embeddings."""
+    settings: Any = getattr(model, "peft_config", {})
+    return is_prompted(model) and settings["default"].peft_type.value.lower() in PREFIXES
 
 
 def is_prompted(model: nn.Module) -> bool:
@@ -75,7 +95,9 @@ def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -
 
 
 def _encoded(encoder: Mapping[str, Tensor]) -> Tensor:
-    """The encoder's virtual tokens (P, D): three linear layers with ReLU between them."""
+    """The encoder's virtual tokens (P, D): its only weight, or P-Tuning's three linear layers."""
+    if len(encoder) == 1:
+        return next(iter(encoder.values()))
     hidden_PD = encoder["embedding.weight"]
     for layer in (0, 2, 4):
         hidden_PD = nn.functional.linear(

@@ -82,7 +82,8 @@ def choose_targets(base: "PreTrainedModel", tuning: TuningSection) -> Targets:
 
 def stacked_line(base: nn.Module, num_parameters: int, tuning: TuningSection) -> str | None:
     """Says which weights no linear layer holds, their share, and whether they are adapted."""
-    stacked = {n.replace(".base_layer", ""): p for n, p in stacked_parameters(base).items()}
+    own = {n: p for n, p in stacked_parameters(base).items() if not p.requires_grad}
+    stacked = {name.replace(".base_layer", ""): p for name, p in own.items()}
     if not stacked or tuning.method == "full":
         return None
     share = sum(parameter.numel() for parameter in stacked.values()) / num_parameters

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import SAMPLES, sample_rows, write_rows
-from method_cases import METHODS, overrides, write_model
+from method_cases import METHODS, PEFT_METHODS, overrides, write_model
 from rank_pool import run_ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -25,10 +25,13 @@ ROUNDING = 5e-6  # sums in another order, over four steps
 FAMILY = {
     "full": "qwen2", "lora": "llama", "rslora": "qwen2", "dora": "gpt2", "ia3": "llama",
     "ptuning": "gpt_bigcode", "adapter_h": "llama", "adapter_p": "gpt2", "parallel": "gpt_bigcode",
+    "vblora": "qwen2", "prefix_tuning": "llama",
 }  # fmt: skip
-NEW = [name for name in METHODS if name != "lora"]  # which test_resume.py and others take through
+NEW = [name for name in METHODS if name != "lora"] + list(
+    PEFT_METHODS
+)  # which test_resume.py and others take through
 # One for each kind of trained parts: all, PEFT's matrices, its vectors, its prompt, our layers.
-LAYOUTS = ["full", "dora", "ia3", "ptuning", "parallel"]
+LAYOUTS = ["full", "dora", "ia3", "ptuning", "parallel", *PEFT_METHODS]
 
 
 def run(arguments, folder, preset, world_size, *more, code=0):
@@ -202,7 +205,7 @@ def test_a_method_merges_where_merging_is_defined(name, finished, tmp_path, caps
     output = tmp_path / "merged"
     code = export_main([str(finished / name), str(output), "--merge"])
     captured = capsys.readouterr()
-    if name in ("ptuning", "adapter_h", "adapter_p", "parallel"):
+    if name in ("ptuning", "prefix_tuning", "adapter_h", "adapter_p", "parallel"):
         assert code == 2
         assert (
             "cannot be merged: its adapters are not part of a linear layer's weight" in captured.err

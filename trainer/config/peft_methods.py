@@ -1,0 +1,126 @@
+"""Any method of PEFT by its name, with arguments that PEFT's own config class checks.
+
+PEFT is imported only for a recipe that names one of its methods.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from trainer.config.sections import OWN_METHODS, TuningSection
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+_KEY_OF = {"target_modules": "tuning.target_modules", "modules_to_save": "tuning.modules_to_save"}
+_KEY_OF_LORA = {  # what a recipe says of LoRA elsewhere -> where
+    "r": "tuning.lora_r",
+    "lora_alpha": "tuning.lora_alpha",
+    "lora_dropout": "tuning.lora_dropout",
+    "use_rslora": "tuning.variant=rslora",
+    "use_dora": "tuning.variant=dora",
+}
+_KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # ways to start LoRA
+_OWNED = (
+    "task_type", "peft_type", "auto_mapping", "inference_mode", "fan_in_fan_out",
+    "base_model_name_or_path", "revision", "peft_version", "target_parameters", "save_projection",
+)  # fmt: skip
+_REFUSED = {  # they load other files or modules, or train what the adapter does not hold
+    "alora_invocation_tokens": "only a part of a record would be adapted",
+    "bias": "name what is trained whole in tuning.modules_to_save",
+    "layer_replication": "it makes another base",
+    "num_frozen_tokens": "the adapter holds what is trained",
+    "megatron_core": "it imports a module by name",
+    "prefix_projection": "the adapter holds no projection",
+    "prompt_tuning_init": "it loads a tokenizer by name",
+    "prompt_tuning_init_text": "it loads a tokenizer by name",
+    "tokenizer_kwargs": "it loads a tokenizer by name",
+    "tokenizer_name_or_path": "it loads a tokenizer by name",
+}
+_LEFT_OUT = {
+    "adalora": "its ranks follow a schedule that PEFT's own trainer calls at every step",
+    "cpt": "it needs the token ids of a prompt in every record",
+    "multitask_prompt_tuning": "it needs the id of a task in every record",
+    "poly": "it needs the id of a task in every record",
+    "shadow": "its second model runs beside the whole model, not beside its layers",
+    "xlora": "it mixes adapters that were trained before",
+}
+
+
+def peft_class(method: str) -> "type[PeftConfig] | None":
+    """PEFT's config class of a method that is not one of ours; None where PEFT has none."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = {kind.value.lower(): one for kind, one in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return classes.get(method)
+
+
+def peft_names() -> list[str]:
+    """Every method of PEFT that can be named."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    names = (kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
+    return sorted({name for name in names if name not in _LEFT_OUT} - {"p_tuning"})
+
+
+def peft_faults(tuning: TuningSection) -> Iterator[str]:
+    """What is wrong with a method's name or with tuning.peft, each with what is right."""
+    from pydantic import TypeAdapter, ValidationError
+
+    method, given = tuning.method, tuning.peft
+    if method in OWN_METHODS and not given:
+        return
+    if method in _LEFT_OUT:
+        yield f"tuning.method {method} is left out: {_LEFT_OUT[method]}; {_others(method)}"
+        return
+    kind = peft_class("lora" if method == "qlora" else method)
+    if kind is None or method == "p_tuning":
+        yield f"tuning.method {method!r} is not known; {_others(method)}"
+        return
+    if method in OWN_METHODS and method not in ("lora", "qlora"):
+        yield f"tuning.peft {sorted(given)} is not read by tuning.method {method}; remove it"
+        return
+    fields = {field.name for field in dataclasses.fields(kind)}
+    odd = {name: _remedy(name, fields, tuning) for name in given}
+    yield from (f"tuning.peft.{name}: {remedy}" for name, remedy in odd.items() if remedy)
+    if any(odd.values()):
+        return
+    try:
+        TypeAdapter(kind).validate_python(dict(given), strict=False)
+    except ValidationError as error:
+        for fault in error.errors():
+            place = ".".join(["tuning.peft", *map(str, fault["loc"][:1])])
+            yield f"{place}: {fault['msg']}, found {str(fault['input'])[:80]!r}"
+    except Exception as error:  # what the class itself says in __post_init__
+        yield f"tuning.peft: PEFT refuses it: {str(error)[:300]}"
+
+
+def _remedy(name: str, fields: set[str], tuning: TuningSection) -> str:
+    """What to do about an argument; "" where it is one of the method's."""
+    is_lora = tuning.method in ("lora", "qlora")
+    elsewhere = _KEY_OF | (_KEY_OF_LORA if is_lora else {})
+    if name in elsewhere and name in fields:
+        return f"set {elsewhere[name]} instead"
+    if name in _OWNED:
+        return "focaltune sets it; remove it"
+    if name in _REFUSED or name.endswith("_config") or name == "use_bdlora":
+        return f"not taken: {_REFUSED.get(name, 'it is a config of its own')}; remove it"
+    if name == "init_lora_weights" and is_lora and tuning.peft[name] not in _KEEPS_BASE:
+        return (
+            f"{tuning.peft[name]!r} changes the base, so the adapter alone would not be the model;"
+            f" allowed: {', '.join(map(str, _KEEPS_BASE))}"
+        )
+    if name in fields:
+        return ""
+    known = {one for one in fields - {*_OWNED, *_REFUSED, *elsewhere} if "_config" not in one}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known))}"
+    return f"PEFT's {tuning.method} has no such argument; {nearest}"
+
+
+def _others(method: str) -> str:
+    names = [*OWN_METHODS, *peft_names()]
+    close = difflib.get_close_matches(method, names, n=1, cutoff=0.5)
+    nearest = f"did you mean {close[0]!r}? " if close else ""
+    return f"{nearest}allowed: {', '.join(names)}"
