@@ -90,7 +90,7 @@ def _bare_loop(run: "Run") -> Callable[["StepBatches", int], Any]:
     use(module, run.engine.module.strategy)
     module.load_state_dict(run.engine.module.state_dict())
     module.train()
-    optimizer = build_optimizer(module.parameters(), run.config.optim)
+    optimizer = build_optimizer(module.named_parameters(), run.config.optim)
     for group in optimizer.param_groups:
         group["lr"] = _RATE
     trained = [p for p in module.parameters() if p.requires_grad]

@@ -12,7 +12,7 @@ from data.config import Weighted
 from data.errors import parsing
 from data.readers.reading import quote
 from trainer.config.capabilities import STACK_LIMITS, refusals
-from trainer.config.methods import BOTTLENECKS, HEAD, PROMPTS, adapter_size
+from trainer.config.methods import BOTTLENECKS, HEAD, LORA, PROMPTS, adapter_size
 from trainer.config.peft_methods import peft_faults
 from trainer.config.preset import ROOT, load_preset
 from trainer.config.renamed import is_saved, older_key_message, with_current_keys
@@ -283,6 +283,13 @@ def _optim_faults(config: RunConfig) -> Iterator[str]:
     optim = config.optim
     if (optim.epochs is None) == (optim.max_steps is None):
         yield "optim: set exactly one of epochs and max_steps"
+    if optim.warmup_ratio is not None and optim.warmup_steps:
+        yield "optim: set one of warmup_steps and warmup_ratio"
+    if optim.lora_plus_ratio != 1 and config.tuning.method not in LORA:
+        yield (
+            f"optim.lora_plus_ratio {optim.lora_plus_ratio} is for the B matrices of lora and"
+            f" qlora, not of tuning.method {config.tuning.method}; remove it"
+        )
     if optim.max_steps is not None and optim.warmup_steps > optim.max_steps:
         yield (
             f"optim.warmup_steps {optim.warmup_steps} is above optim.max_steps {optim.max_steps}"

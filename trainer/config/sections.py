@@ -164,11 +164,27 @@ class OptimSection(Section):
         "adamw", description="8bit and paged are bitsandbytes': moments in 8 bit, or in host memory"
     )
     lr: AboveZero = Field(2e-4, description="peak learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="after warm-up; wsd stays at lr, then falls over decay_ratio"
+    )
+    min_lr_ratio: Share = Field(0.0, description="share of lr to which a schedule falls")
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="share of the updates in which wsd falls, at the end"
+    )
     warmup_steps: Annotated[int, Field(ge=0, le=MOST)] = Field(
         0, description="linear from lr / warmup_steps"
     )
+    warmup_ratio: Share | None = Field(
+        None, description="warm-up as a share of all updates, instead of warmup_steps"
+    )
     weight_decay: NotNegative = Field(0.0, description="AdamW; not on biases and norms")
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.999], description="decay of AdamW's two moments"
+    )
+    eps: AboveZero = Field(1e-8, description="AdamW; added to the root of the second moment")
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=_LARGEST)] = Field(
+        1.0, description="LoRA+: rate of LoRA's B matrices as a multiple of lr, e.g. 16"
+    )
     max_grad_norm: NotNegative = Field(1.0, description="global clipping; 0 is off")
     epochs: Positive | None = Field(None, description="passes over the data; or max_steps")
     max_steps: Positive | None = Field(None, description="optimizer steps; or epochs")

@@ -12,7 +12,7 @@ from torch import nn
 from trainer.config.machines import Device, Machine
 from trainer.config.preset import load_preset
 from trainer.config.sections import RunConfig
-from trainer.engine.optim import build_optimizer
+from trainer.engine.optim import RATE, build_optimizer
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def build_engine(
     from deepspeed.utils.logging import logger
 
     logger.setLevel(logging.ERROR)
-    optimizer = build_optimizer(model.parameters(), config.optim)  # by shape: before they are cut
+    optimizer = build_optimizer(
+        model.named_parameters(), config.optim
+    )  # by shape: before they are cut
     if settings["zero_optimization"]["stage"] == 3:
         _cut_up(model, settings)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
@@ -122,4 +124,4 @@ def refuse_16_bit_masters(groups: Iterable[Mapping[str, Any]]) -> None:
 def set_learning_rate(engine: "DeepSpeedEngine", rate: float) -> None:
     """Give every parameter group the rate of the coming update."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RATE, 1.0)

@@ -1,6 +1,7 @@
 """The learning rate of each update, by hand, and the groups of the optimizer."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainer.config.sections import OptimSection
+from trainer.engine.engine import set_learning_rate
 from trainer.engine.optim import build_optimizer, learning_rate
 from trainer.engine.state import seed_step
 
@@ -36,6 +38,39 @@ def test_a_line_falls_by_the_same_amount_each_update():
     assert rates(6, schedule="linear", warmup_steps=2)[2:] == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_warm_up_stable_decay_falls_at_the_end_alone():
+    found = rates(10, schedule="wsd", warmup_steps=2, decay_ratio=0.4)
+    assert found == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_schedule_falls_to_its_floor():
+    assert rates(4, schedule="linear", min_lr_ratio=0.5) == [1.0, 0.875, 0.75, 0.625]
+    found = rates(9, schedule="cosine", min_lr_ratio=0.2)
+    assert found[3] == pytest.approx(0.2 + 0.8 * 0.75)  # cos(pi / 3) is a half
+    section = OptimSection(lr=1.0, schedule="cosine", min_lr_ratio=0.2)
+    assert learning_rate(section, 9, 9) == pytest.approx(0.2)
+
+
+def test_warm_up_can_be_a_share_of_the_updates():
+    assert rates(8, warmup_ratio=0.5, schedule="constant") == rates(
+        8, warmup_steps=4, schedule="constant"
+    )
+
+
+def test_lora_plus_gives_b_matrices_their_own_rate():
+    """The first update of AdamW is lr in size wherever there is a gradient."""
+    weights = {f"layer.lora_{one}.default.weight": nn.Parameter(torch.ones(2, 2)) for one in "AB"}
+    optimizer = build_optimizer(weights.items(), OptimSection(lr=0.01, lora_plus_ratio=16))
+    engine = SimpleNamespace(optimizer=optimizer)
+    set_learning_rate(engine, 0.002)
+    for weight in weights.values():
+        weight.grad = torch.full_like(weight, 0.5)
+    optimizer.step()
+    a, b = (float((1 - one).detach().mean()) for one in weights.values())
+    assert a == pytest.approx(0.002, rel=1e-4)  # fp32 near 1
+    assert b == pytest.approx(0.032, rel=1e-4)
+
+
 def test_a_constant_rate_stays():
     assert rates(3, schedule="constant") == [1.0, 1.0, 1.0]
 
@@ -52,7 +87,7 @@ def test_the_update_after_the_last_would_reach_zero():
 @given(
     total=st.integers(1, 60),
     warmup=st.integers(0, 60),
-    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+    schedule=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
     peak=st.floats(1e-6, 1.0),
 )
 def test_no_update_of_a_run_is_lost_to_a_rate_of_zero(total, warmup, schedule, peak):
@@ -64,7 +99,7 @@ def test_no_update_of_a_run_is_lost_to_a_rate_of_zero(total, warmup, schedule, p
 def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2))
     model[2].weight.requires_grad_(False)
-    optimizer = build_optimizer(model.parameters(), OptimSection(lr=0.1, weight_decay=0.01))
+    optimizer = build_optimizer(model.named_parameters(), OptimSection(lr=0.1, weight_decay=0.01))
     decayed, plain = optimizer.param_groups
     assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(2, 3)]
     assert decayed["weight_decay"] == 0.01
@@ -73,24 +108,27 @@ def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
 
 
 def test_an_adapter_without_vectors_has_one_group():
-    optimizer = build_optimizer(nn.Linear(3, 2, bias=False).parameters(), OptimSection())
+    optimizer = build_optimizer(nn.Linear(3, 2, bias=False).named_parameters(), OptimSection())
     assert len(optimizer.param_groups) == 1
 
 
-def test_two_updates_are_those_of_adamw_by_hand():
-    """Gradients 1e-8 and 3e-8, so small that the epsilon counts; moments decay by 0.9 and 0.999."""
+@pytest.mark.parametrize(("betas", "eps"), [([0.9, 0.999], 1e-8), ([0.8, 0.95], 1e-7)])
+def test_two_updates_are_those_of_adamw_by_hand(betas, eps):
+    """Gradients 1e-8 and 3e-8, so small that the epsilon counts."""
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer = build_optimizer([weight], OptimSection(lr=0.1))
+    given = OptimSection(lr=0.1, betas=betas, eps=eps)
+    optimizer = build_optimizer([("weight", weight)], given)
     first, second, expected = 0.0, 0.0, 0.0
     for step, gradient in enumerate((1e-8, 3e-8), start=1):
         weight.grad = torch.full_like(weight, gradient)
         optimizer.step()
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        mean, deviation = first / (1 - 0.9**step), math.sqrt(second / (1 - 0.999**step))
-        expected -= 0.1 * mean / (deviation + 1e-8)
+        first = betas[0] * first + (1 - betas[0]) * gradient
+        second = betas[1] * second + (1 - betas[1]) * gradient**2
+        mean = first / (1 - betas[0] ** step)
+        deviation = math.sqrt(second / (1 - betas[1] ** step))
+        expected -= 0.1 * mean / (deviation + eps)
         assert weight.item() == pytest.approx(expected, rel=1e-12)
-    assert -0.12 < expected < -0.11  # -0.1 and about -0.09 more without the epsilon
+    assert eps != 1e-8 or -0.12 < expected < -0.11  # -0.1 and about -0.09 more without the epsilon
 
 
 def test_dropout_differs_by_run_step_and_rank_and_repeats():

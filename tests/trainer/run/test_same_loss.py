@@ -112,3 +112,11 @@ def test_fp16_overflow_skips_the_update_and_uses_up_no_schedule(tiny_recipe, tmp
         assert begun == (after["step"] - 1) - row["skipped_steps"]
         if after["skipped_steps"] == row["skipped_steps"] and row["skipped_steps"] == row["step"]:
             assert after["lr"] == row["lr"]  # the first update takes the first rate
+
+
+def test_a_rate_of_its_own_reaches_the_groups_of_zero(tiny_recipe, tmp_path, reference):
+    more = ["optim.lora_plus_ratio=4"]
+    alone, _ = curve(tiny_recipe, tmp_path / "alone", 1, ["engine.preset=cpu_zero0", *more])
+    sharded, _ = curve(tiny_recipe, tmp_path / "sharded", 2, ["engine.preset=cpu_zero2", *more])
+    assert sharded == pytest.approx(alone, rel=ROUNDING)
+    assert alone[1] != pytest.approx(reference[0][1], rel=1e-3)
