@@ -9,6 +9,7 @@ from data.config import DataConfig, Weighted
 from data.errors import DataError
 from data.prepared.division import shares
 from data.readers import SPLITS, locate, named_files, overlooked, source_digest, told_apart
+from data.text.terminal import step
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def sources_of(config: DataConfig, language: bool) -> dict[str, Source]:
     return sources | {"train": weighed}
 
 
+@step("checking the files of the data")
 def sources_digest(paths: Sequence[Path]) -> str:
     """sha256 of a file or folder, or of the names and contents of several."""
     if len(paths) == 1:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from data.errors import first_line, parsing
+from data.text.terminal import step
 from trainer.architectures.classes import head_modules, model_class
 from trainer.architectures.derived import (
     backbone_of,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HUB = ("attn_implementation", "_attn_implementation")  # may name a kernel, which would be fetched
 
 
+@step("reading sizes and layers off the model")
 def derived_shape(
     config: Mapping[str, Any],
     pooling: str | None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data.text.terminal import step
 from trainer.cluster.agent import introduce
 from trainer.cluster.checks import (
     FAULT,
@@ -79,6 +80,7 @@ def examine_machine(planned: PlannedRun) -> Examination:
     return Examination(checks, {facts.host: facts}, seconds=time.monotonic() - started)
 
 
+@step("asking every node")
 def examine_cluster(hostfile: Path, planned: PlannedRun) -> Examination:
     """Check every node of a hostfile and collect all faults.
 

@@ -119,10 +119,11 @@ def scoring_model(
     device = ranks.device
     if ranks.is_main:
         terminal.say(f"  device     {device.type} x {ranks.world_size}", *_unseen(device))
-    recipe = resolve_here(config, device, classes=classes)
-    model = trained_model(recipe.config, folder, classes).to(device).eval()
-    if examples is not None:
-        choose_strategy(model, model, examples, proof_settings(recipe), device)
+    with terminal.step("loading the model"):
+        recipe = resolve_here(config, device, classes=classes)
+        model = trained_model(recipe.config, folder, classes).to(device).eval()
+        if examples is not None:
+            choose_strategy(model, model, examples, proof_settings(recipe), device)
     return recipe.config, model
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data.batches.sampling import at_most
 from data.errors import parsing
+from data.text.terminal import step
 from data.text.tokenization import ExampleSet
 from trainer.config.methods import BOTTLENECKS, PROMPTS
 from trainer.config.sections import OWN_METHODS, RunConfig
@@ -231,6 +232,7 @@ def _take_weights(model: PackedModel, weights: dict[str, Tensor]) -> None:
         layer.weight.data.copy_(weight.T if transposed else weight)
 
 
+@step("writing the model")
 def _write_whole(exported: _Exported, trained: Trained, folder: Path, dtype: str | None) -> str:
     """Save adapter and base as one model; returns the dtype of its weights."""
     model = unloaded(exported.model.model)

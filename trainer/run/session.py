@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from data.batches.batch import collate
 from data.batches.loader import TrainLoader
 from data.prepared.prepare import Prepared
+from data.text.terminal import step
 from trainer.config.sections import RunConfig
 from trainer.engine.state import (
     TrainState,
@@ -141,7 +142,8 @@ class Session:
                     f" in {self.checkpoints} are intact: make room, the same command continues"
                 ) from error
 
-        agreed(self.run.ranks, write)
+        with step(f"saving step {self.state.step}"):
+            agreed(self.run.ranks, write)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where a checkpoint was written, under any world size or ZeRO stage."""
@@ -191,7 +193,8 @@ class Session:
                 run.log.finish(report, config.output_dir / REPORT, self.state.step)
             return report
 
-        return agreed(run.ranks, report_and_export)
+        with step("writing report and model"):
+            return agreed(run.ranks, report_and_export)
 
     def report_facts(self) -> dict[str, Any]:
         """What the report's numbers rest on."""

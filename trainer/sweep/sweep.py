@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.text.terminal import step
 from trainer.errors import CellsFailedError, ConfigError
 from trainer.evaluation.measures import swept_measures
 from trainer.run_folder.folder import RunLock
@@ -62,7 +63,8 @@ def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> N
             f"no cell is finished with these settings under {root}: {first} {missing[first]}"
         )
     comparison = Comparison(tuple(results), swept_measures(results[0].measured))
-    page = write_report(root / "report", comparison, failures, missing)
+    with step("writing the report"):
+        page = write_report(root / "report", comparison, failures, missing)
     print(f"report: {page}")
     if missing:
         print(f"{len(missing)} of {len(cells)} cells are not finished; the report says why")
