@@ -60,7 +60,10 @@ REFUSED = {
     "61-gamma-negative": ("loss.gamma=-1", "loss.gamma: ", "greater than or equal to 0, found -1"),
     "61-gamma-nan": ("loss.gamma=.nan", "loss.gamma: ", "a finite number, found nan"),
     "62-dropout-1": ("tuning.lora_dropout=1.0", "tuning.lora_dropout: ", "less than 1, found 1.0"),
-    "66-unknown-schedule": ("optim.schedule=cosin", "'cosine', 'linear' or 'constant', found 'cos"),
+    "66-unknown-schedule": (
+        "optim.schedule=cosin",
+        "'cosine', 'linear', 'constant' or 'wsd', found 'cos",
+    ),
     "66-unknown-optimizer": (
         "optim.optimizer=lion",
         "'adamw', 'adamw_8bit', 'paged",

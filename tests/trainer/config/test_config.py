@@ -50,7 +50,7 @@ def test_every_key_is_described_for_help():
     assert "  run.seed = 0  weights, order, dropout" in lines
     for beginning in (
         "  run.output_dir = (required)  ", "  optim.lr = 0.0002  ", "  data.fields = {}  ",
-        "  optim.schedule = cosine {cosine, linear, constant}  ", "  data.packing = true  ",
+        "  engine.precision = auto {auto, fp32, bf16, fp16}  ", "  data.packing = true  ",
         "  eval.interval = epoch {epoch, never, N}  ", "  optim.epochs = null  ",
         '  log.trackers = ["tensorboard"] {tensorboard, wandb, mlflow}  ',
     ):  # fmt: skip
