@@ -25,7 +25,7 @@ RUNS ?= runs
 NEWEST ?= 8
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart tensorboard base quick test mutants fuzz faults models lint format golden samples bench bench-gpu clean
+.PHONY: quickstart tensorboard base quick test side-by-side alone mutants fuzz faults models lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -63,7 +63,8 @@ base: $(VENV)/.run
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/train.py recipes/base.yaml
 	$(BIN)/python data/samples/base.py weights runs/base/model/model.safetensors
 
-# Files side by side, in the order of tests/conftest.py; but for those that bound times or hold a GPU.
+# Files side by side, in the order of tests/conftest.py; beside them, one after the other, those of
+# hosts and GPUs, which mostly wait. What these print is shown when they end.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 ALONE := tests/cluster tests/gpu
 
@@ -71,8 +72,14 @@ quick: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore=%) -m "not slow"
 
 test: $(VENV)/.dev
+	$(MAKE) --no-print-directory --jobs 2 side-by-side alone
+
+side-by-side:
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore=%)
-	$(BIN)/python -m pytest $(ALONE)
+
+alone:
+	@printed=$$(mktemp); $(BIN)/python -m pytest $(ALONE) > $$printed 2>&1; code=$$?; \
+	cat $$printed; rm $$printed; exit $$code
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants.py
