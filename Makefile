@@ -93,6 +93,9 @@ faults: $(VENV)/.dev
 models: $(VENV)/.dev
 	$(BIN)/python tests/model_matrix.py --page
 
+methods: $(VENV)/.dev
+	$(BIN)/python tests/method_matrix.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

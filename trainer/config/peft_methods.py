@@ -38,7 +38,7 @@ _REFUSED = {  # they load other files or modules, or train what the adapter does
     "tokenizer_kwargs": "it loads a tokenizer by name",
     "tokenizer_name_or_path": "it loads a tokenizer by name",
 }
-_LEFT_OUT = {
+LEFT_OUT = {
     "adalora": "its ranks follow a schedule that PEFT's own trainer calls at every step",
     "cpt": "it needs the token ids of a prompt in every record",
     "multitask_prompt_tuning": "it needs the id of a task in every record",
@@ -61,7 +61,7 @@ def peft_names() -> list[str]:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     names = (kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
-    return sorted({name for name in names if name not in _LEFT_OUT} - {"p_tuning"})
+    return sorted({name for name in names if name not in LEFT_OUT} - {"p_tuning"})
 
 
 def peft_faults(tuning: TuningSection) -> Iterator[str]:
@@ -71,8 +71,8 @@ def peft_faults(tuning: TuningSection) -> Iterator[str]:
     method, given = tuning.method, tuning.peft
     if method in OWN_METHODS and not given:
         return
-    if method in _LEFT_OUT:
-        yield f"tuning.method {method} is left out: {_LEFT_OUT[method]}; {_others(method)}"
+    if method in LEFT_OUT:
+        yield f"tuning.method {method} is left out: {LEFT_OUT[method]}; {_others(method)}"
         return
     kind = peft_class("lora" if method == "qlora" else method)
     if kind is None or method == "p_tuning":

@@ -89,7 +89,9 @@ def unloaded(model: Any) -> "PreTrainedModel":
     for path, module in list(base.named_modules()):
         if hasattr(module, "unload_and_optionally_merge_module"):
             parent, _, name = path.rpartition(".")
-            whole = module.unload_and_optionally_merge_module(merge=True)
+            whole = module.unload_and_optionally_merge_module(
+                merge=True, safe_merge=False, adapter_names=None
+            )
             setattr(base.get_submodule(parent), name, whole)
     return base
 
