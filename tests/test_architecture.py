@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,12 @@ def sources() -> dict[str, Path]:
 
 
 SOURCES = sources()
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    """Not where tests are collected: every process does that."""
+    return ast.parse(SOURCES[module].read_text(encoding="utf-8"))
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -125,9 +131,9 @@ def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_the_sources_are_found():
     assert {"data.readers", "trainer.evaluation", "trainer.run.loop"} <= set(SOURCES)
     report = "trainer.evaluation.functions.report"
-    assert "trainer.evaluation.figures" in set(imported(TREES[report]))
+    assert "trainer.evaluation.figures" in set(imported(parsed(report)))
     assert "trainer.run.training" in set(
-        imported(TREES["trainer.run.commands"])
+        imported(parsed("trainer.run.commands"))
     )  # inside a function
 
 
@@ -137,9 +143,9 @@ def test_the_sources_are_found():
 def test_a_file_imports_only_from_its_own_room_and_those_before_it(module):
     top = module.split(".")[0]
     if module == top:
-        assert not list(imported(TREES[module]))
+        assert not list(imported(parsed(module)))
         return
-    ours = [name for name in imported(TREES[module]) if name.split(".")[0] == top]
+    ours = [name for name in imported(parsed(module)) if name.split(".")[0] == top]
     upward = [name for name in ours if level(name) > level(module)]
     assert not upward, f"{module} imports upward: {upward}"
     room = module.split(".")[1]
@@ -155,15 +161,15 @@ def test_every_folder_is_a_listed_room_that_says_what_lives_there(top):
     assert folders | {"samples"} == bare | {"samples"}
     for room in ROOMS_OF[top]:
         if room != "samples":  # scripts and data; nothing imports it
-            text = ast.get_docstring(TREES[f"{top}.{room}"]) or ""
+            text = ast.get_docstring(parsed(f"{top}.{room}")) or ""
             assert text.count(".") >= 2, f"{top}/{room}: what lives there, what it may import"
     root = [path.name for path in (REPOSITORY / top).glob("*.py")]
     assert len(root) <= MAX_ROOT_FILES[top], root
 
 
 def test_rooms_import_only_from_rooms_below_and_nothing_the_benchmarks():
-    for module, tree in TREES.items():
-        rooms = {name.split(".")[0] for name in imported(tree)}
+    for module in SOURCES:
+        rooms = {name.split(".")[0] for name in imported(parsed(module))}
         allowed = {
             "data": {"data"},
             "trainer": {"data", "trainer"},
@@ -174,7 +180,7 @@ def test_rooms_import_only_from_rooms_below_and_nothing_the_benchmarks():
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
-    below = {module: set(imported(tree)) - {module} for module, tree in TREES.items()}
+    below = {module: set(imported(parsed(module))) - {module} for module in SOURCES}
     while below:
         free = {module for module, names in below.items() if not names & below.keys()}
         assert free, f"a circle among {sorted(below)}"
@@ -184,13 +190,13 @@ def test_modules_do_not_import_each_other_in_a_circle():
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_a_file_stays_below_400_lines_and_a_function_within_60(module):
     assert len(SOURCES[module].read_text(encoding="utf-8").splitlines()) < MAX_FILE_LINES
-    long = [f.name for f in functions(TREES[module]) if num_lines(f) > MAX_FUNCTION_LINES]
+    long = [f.name for f in functions(parsed(module)) if num_lines(f) > MAX_FUNCTION_LINES]
     assert not long
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_no_source_unpickles_unpacks_archives_runs_a_shell_or_trusts_remote_code(module):
-    assert list(faults(TREES[module])) == []
+    assert list(faults(parsed(module))) == []
 
 
 @pytest.mark.parametrize(
@@ -235,7 +241,7 @@ def unknown_keys(tree: ast.AST) -> list[str]:
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_every_recipe_key_that_a_text_names_exists(module):
     older = list(RENAMED) if module == "trainer.config.renamed" else []
-    assert unknown_keys(TREES[module]) == older
+    assert unknown_keys(parsed(module)) == older
 
 
 def test_the_search_finds_a_key_that_does_not_exist():
