@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.prepared.prepare import Prepared
 from trainer.config.renamed import with_current_keys
 from trainer.config.sections import RunConfig, default_of
-from trainer.engine.state import TrainState
 from trainer.errors import ConfigError, ModelError
 from trainer.models.files import base_digest
 from trainer.run_folder.checkpoint import Checkpoint, load_checkpoint, load_step, newest_checkpoint
 from trainer.run_folder.folder import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from trainer.engine.state import TrainState  # imports torch
 
 # A change in these sections makes it another run; the others say where and how to compute.
 DECISIVE = ("model", "data", "task", "tuning", "loss", "optim")
@@ -61,12 +63,14 @@ def find_checkpoint(config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
     return found, [f"passed over {line}" for line in passed_over]
 
 
-def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> TrainState:
+def initial_state(config: RunConfig, checkpoint: Checkpoint | None) -> "TrainState":
     """The counters a run starts with.
 
     The best validation is looked for anew if its checkpoint does not verify here, or if another
     eval.metric chose it.
     """
+    from trainer.engine.state import TrainState
+
     if checkpoint is None:
         return TrainState()
     state = TrainState.of(checkpoint.trainer["state"])
