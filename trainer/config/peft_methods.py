@@ -5,9 +5,11 @@ PEFT is imported only for a recipe that names one of its methods.
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from data.config import MOST
+from trainer.config.methods import LORA
 from trainer.config.sections import OWN_METHODS, TuningSection
 
 if TYPE_CHECKING:
@@ -25,9 +27,11 @@ _KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # ways to start LoRA
 _OWNED = (
     "task_type", "peft_type", "auto_mapping", "inference_mode", "fan_in_fan_out",
     "base_model_name_or_path", "revision", "peft_version", "target_parameters", "save_projection",
+    "num_attention_heads", "num_layers", "num_transformer_submodules", "token_dim",
 )  # fmt: skip
-_REFUSED = {  # they load other files or modules, or train what the adapter does not hold
+_REFUSED = {  # they load other files, train what the adapter does not hold, or do nothing
     "alora_invocation_tokens": "only a part of a record would be adapted",
+    "encoder_hidden_size": "the adapter holds no projection",
     "bias": "name what is trained whole in tuning.modules_to_save",
     "layer_replication": "it makes another base",
     "num_frozen_tokens": "the adapter holds what is trained",
@@ -37,7 +41,13 @@ _REFUSED = {  # they load other files or modules, or train what the adapter does
     "prompt_tuning_init_text": "it loads a tokenizer by name",
     "tokenizer_kwargs": "it loads a tokenizer by name",
     "tokenizer_name_or_path": "it loads a tokenizer by name",
+    "sample_at_inference": "the same function would get another score each time",
+    "save_only_topk_weights": "such an adapter cannot be trained further",
+    "use_asa": "its ranks follow a schedule that PEFT's own trainer calls at every step",
+    "use_bdlora": "it is a config of its own",
+    "use_qalora": "it does nothing on a base that is not GPTQ's",
 }
+_SIZES = ("r", "alpha", "num_virtual_tokens", "rank_pattern")  # 0 or less is no adapter
 LEFT_OUT = {
     "adalora": "its ranks follow a schedule that PEFT's own trainer calls at every step",
     "cpt": "it needs the token ids of a prompt in every record",
@@ -66,45 +76,72 @@ def peft_names() -> list[str]:
 
 def peft_faults(tuning: TuningSection) -> Iterator[str]:
     """What is wrong with a method's name or with tuning.peft, each with what is right."""
-    from pydantic import TypeAdapter, ValidationError
-
     method, given = tuning.method, tuning.peft
     if method in OWN_METHODS and not given:
         return
     if method in LEFT_OUT:
         yield f"tuning.method {method} is left out: {LEFT_OUT[method]}; {_others(method)}"
         return
-    kind = peft_class("lora" if method == "qlora" else method)
+    kind = peft_class("lora" if method in LORA else method)
+    if method in OWN_METHODS and method not in LORA:
+        yield f"tuning.peft {sorted(given)} is not read by tuning.method {method}; remove it"
+        return
     if kind is None or method == "p_tuning":
         yield f"tuning.method {method!r} is not known; {_others(method)}"
-        return
-    if method in OWN_METHODS and method not in ("lora", "qlora"):
-        yield f"tuning.peft {sorted(given)} is not read by tuning.method {method}; remove it"
         return
     fields = {field.name for field in dataclasses.fields(kind)}
     odd = {name: _remedy(name, fields, tuning) for name in given}
     yield from (f"tuning.peft.{name}: {remedy}" for name, remedy in odd.items() if remedy)
-    if any(odd.values()):
-        return
-    try:
-        TypeAdapter(kind).validate_python(dict(given), strict=False)
-    except ValidationError as error:
-        for fault in error.errors():
-            place = ".".join(["tuning.peft", *map(str, fault["loc"][:1])])
-            yield f"{place}: {fault['msg']}, found {str(fault['input'])[:80]!r}"
-    except Exception as error:  # what the class itself says in __post_init__
-        yield f"tuning.peft: PEFT refuses it: {str(error)[:300]}"
+    if method == "trainable_tokens" and not given.get("token_indices"):
+        yield "tuning.peft: give token_indices, the ids of the tokens to train, e.g. [3, 17]"
+    elif not any(odd.values()):
+        yield from _value_faults(kind, given)
+
+
+def _value_faults(kind: "type[PeftConfig]", given: Mapping[str, Any]) -> Iterator[str]:
+    """Values of another type than PEFT's config says (strictly: it takes them as they are)."""
+    from pydantic import TypeAdapter, ValidationError
+
+    types, is_sound = get_type_hints(kind), True
+    for name, value in given.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+            wrong = _number_fault(name, value)
+        except ValidationError as error:
+            wrong = "; or ".join(dict.fromkeys(fault["msg"] for fault in error.errors()))
+        if wrong:
+            is_sound = False
+            yield f"tuning.peft.{name}: {wrong}, found {str(value)[:80]!r}"
+    if is_sound:
+        try:
+            kind(**given)
+        except Exception as error:  # what the class itself says
+            yield f"tuning.peft: PEFT refuses it: {str(error)[:300]}"
+
+
+def _number_fault(name: str, value: Any) -> str:
+    """What is wrong with a number, or with one inside a list or mapping; "" where nothing is."""
+    if isinstance(value, Mapping | list):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return next(filter(None, (_number_fault(name, one) for one in inner)), "")
+    if isinstance(value, int | float) and not abs(value) <= MOST:
+        return f"a number must be finite and at most {MOST}"
+    if not isinstance(value, int | float):
+        return ""
+    if name.endswith("token_indices") and value < 0:
+        return "ids of tokens are 0 or more"
+    return "must be above 0" if name in _SIZES and value <= 0 else ""
 
 
 def _remedy(name: str, fields: set[str], tuning: TuningSection) -> str:
     """What to do about an argument; "" where it is one of the method's."""
-    is_lora = tuning.method in ("lora", "qlora")
+    is_lora = tuning.method in LORA
     elsewhere = _KEY_OF | (_KEY_OF_LORA if is_lora else {})
     if name in elsewhere and name in fields:
         return f"set {elsewhere[name]} instead"
     if name in _OWNED:
         return "focaltune sets it; remove it"
-    if name in _REFUSED or name.endswith("_config") or name == "use_bdlora":
+    if name in _REFUSED or name.endswith("_config"):
         return f"not taken: {_REFUSED.get(name, 'it is a config of its own')}; remove it"
     if name == "init_lora_weights" and is_lora and tuning.peft[name] not in _KEEPS_BASE:
         return (
@@ -114,13 +151,14 @@ def _remedy(name: str, fields: set[str], tuning: TuningSection) -> str:
     if name in fields:
         return ""
     known = {one for one in fields - {*_OWNED, *_REFUSED, *elsewhere} if "_config" not in one}
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    same = [one for one in known if one.lower() == name.lower()]
+    close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     nearest = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known))}"
     return f"PEFT's {tuning.method} has no such argument; {nearest}"
 
 
 def _others(method: str) -> str:
-    names = [*OWN_METHODS, *peft_names()]
-    close = difflib.get_close_matches(method, names, n=1, cutoff=0.5)
+    names = list(dict.fromkeys([*OWN_METHODS, *peft_names()]))
+    close = difflib.get_close_matches(method.lower(), names, n=1, cutoff=0.5)
     nearest = f"did you mean {close[0]!r}? " if close else ""
     return f"{nearest}allowed: {', '.join(names)}"

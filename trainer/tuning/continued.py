@@ -5,6 +5,7 @@ a plain transformers folder for full fine-tuning.
 """
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 _CONFIG, _WEIGHTS, _FACTS = "adapter_config.json", "adapter_model.safetensors", "focaltune.json"
 _REMEDY = "copy the adapter again"
 _FULL = ("config.json", "model*.safetensors")  # a large model comes in shards
-_MUST_MATCH = (
-    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "num_virtual_tokens",
-    "target_modules", "feedforward_modules", "modules_to_save",
+_MAY_DIFFER = (  # they change nothing that a trained adapter computes; nor do dropouts
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
+    "task_type",
 )  # fmt: skip
 
 
@@ -72,12 +73,13 @@ def take_adapter(model: "PeftModel | PlainModel", folder: Path) -> None:
     with parsing(f"tuning.init_from: {folder} cannot be read", ModelError, _REMEDY):
         if isinstance(model, PlainModel):
             if isinstance(model, BottleneckModel):
-                _refuse_other(folder, vars(model.settings), tuple(vars(model.settings)))
+                _refuse_other(folder, model.settings, vars(model.settings))
                 _take_by_name(model.get_base_model(), folder, _weights(folder, _WEIGHTS))
             else:
                 _take_whole(model.get_base_model(), folder)
             return
-        _refuse_other(folder, model.peft_config["default"].to_dict(), _MUST_MATCH)
+        settings = model.peft_config["default"]
+        _refuse_other(folder, settings, settings.to_dict())
         _take_peft(model, folder)
 
 
@@ -121,11 +123,15 @@ def _take_peft(model: "PeftModel", folder: Path) -> None:
     _refuse_missing(folder, absent, [n for n in result.unexpected_keys if n != "prompt_embeddings"])
 
 
-def _refuse_other(folder: Path, fresh: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    saved = _json(folder / _CONFIG)
-    for key in keys:
-        before, now = _comparable(saved.get(key)), _comparable(fresh.get(key))
-        if before != now and key != "base_model_name_or_path":
+def _refuse_other(folder: Path, settings: Any, fresh: Mapping[str, Any]) -> None:
+    """Refuse an adapter of other settings; what its file lacks has the default of its class."""
+    defaults = {one.name: one.default for one in fields(settings) if one.default is not MISSING}
+    saved = defaults | _json(folder / _CONFIG)
+    for key in fresh:
+        if key in _MAY_DIFFER or key.endswith("dropout"):
+            continue
+        before, now = _comparable(saved.get(key)), _comparable(fresh[key])
+        if before != now:
             raise ModelError(
                 f"tuning.init_from: {folder} has {key} {before}, this recipe {now}; an adapter is"
                 " continued with its own"
@@ -167,6 +173,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _comparable(value: Any) -> Any:
-    """One form for module names, which come as lists or sets, with duplicates, or as null."""
+    """One form for module names, which come as lists or sets, with duplicates, or as null.
+
+    Other lists keep their order: the rows of trainable_tokens lie in that of token_indices.
+    """
     plain = getattr(value, "value", value)  # PEFT's enumerations
-    return sorted(set(plain)) if isinstance(plain, list | set | tuple) else plain or None
+    if plain == "" or (isinstance(plain, list | set | tuple | dict) and not plain):
+        return None
+    if isinstance(plain, list | set | tuple):
+        is_names = all(isinstance(one, str) for one in plain)
+        return sorted(set(plain)) if is_names else list(plain)
+    return plain

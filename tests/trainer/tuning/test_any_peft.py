@@ -16,6 +16,8 @@ from trainer.errors import ConfigError, ModelError
 from trainer.models.quantized_methods import prove_quantised
 from trainer.planning.added import counted
 from trainer.planning.plan import read_shape
+from trainer.run_folder.model import save_model
+from trainer.tuning.continued import take_adapter
 
 CELLS = list(
     zip(
@@ -66,6 +68,20 @@ def test_lily_is_refused_for_texts_whose_tokens_it_lets_see_later_ones():
     [
         ("oft", {"oft_blok_size": 4}, "no such argument; did you mean 'oft_block_size'?"),
         ("vera", {"r": "many"}, "tuning.peft.r: Input should be a valid integer"),
+        ("vera", {"r": "4"}, "tuning.peft.r: Input should be a valid integer, found '4'"),
+        ("vera", {"r": 0}, "tuning.peft.r: must be above 0"),
+        ("vera", {"d_initial": float("nan")}, "d_initial: a number must be finite"),
+        ("lora", {"rank_pattern": {"q_proj": -1}}, "tuning.peft.rank_pattern: must be above 0"),
+        ("trainable_tokens", {}, "give token_indices, the ids of the tokens to train"),
+        ("lora", {"trainable_token_indices": [-1]}, "ids of tokens are 0 or more"),
+        ("adamss", {"use_asa": True}, "its ranks follow a schedule"),
+        ("vblora", {"save_only_topk_weights": True}, "cannot be trained further; remove it"),
+        ("pvera", {"sample_at_inference": True}, "would get another score each time"),
+        ("lora", {"use_qalora": True}, "it does nothing on a base that is not GPTQ's"),
+        ("prefix_tuning", {"token_dim": 3}, "focaltune sets it; remove it"),
+        ("oft", {"OFT_block_size": 4}, "did you mean 'oft_block_size'?"),
+        ("full", {"r": 4}, "tuning.peft ['r'] is not read by tuning.method full; remove it"),
+        ("VERA", {}, "did you mean 'vera'?"),
         ("vera", {"target_modules": ["q"]}, "set tuning.target_modules instead"),
         ("lora", {"r": 4}, "set tuning.lora_r instead"),
         ("lora", {"init_lora_weights": "pissa"}, "'pissa' changes the base"),
@@ -83,6 +99,34 @@ def test_what_peft_would_take_otherwise_is_refused_before_anything_loads(method,
     words = [f"tuning.method={method}", f"tuning.peft={peft}", "data.packing=false"]
     with pytest.raises(ConfigError):
         load_run_config(base, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "said"),
+    [
+        ("vera", {"r": 4}, {"r": 4, "projection_prng_key": 5}, "projection_prng_key 0, this .* 5"),
+        ("hra", {"r": 4}, {"r": 4, "apply_GS": True}, "apply_GS False, this recipe True"),
+        (
+            "trainable_tokens",
+            {"token_indices": [3, 40]},
+            {"token_indices": [40, 3]},
+            r"token_indices \[3, 40\], this recipe \[40, 3\]",
+        ),
+        ("vera", {"r": 4}, {"r": 4, "vera_dropout": 0.5}, ""),
+    ],
+)
+def test_an_adapter_is_continued_with_every_argument_that_it_computes_with(
+    name, before, after, said, tmp_path
+):
+    model = packed(name, "llama", "instruction", peft=before)
+    weights = {key: p.detach().float() for key, p in trained(model).items()}
+    save_model(model.model, weights, tmp_path / "model", {})
+    fresh = packed(name, "llama", "instruction", seed=2, peft=after)
+    if not said:
+        take_adapter(fresh.model, tmp_path / "model")
+        return
+    with pytest.raises(ModelError, match=f"{said}; an adapter is continued with its own"):
+        take_adapter(fresh.model, tmp_path / "model")
 
 
 def test_an_argument_is_given_by_its_own_key(base):

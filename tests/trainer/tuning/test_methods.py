@@ -301,7 +301,7 @@ def test_the_head_can_have_an_adapter_that_carries_its_frozen_weight(tmp_path):
     [
         ("adapter_h", {"adapter_size": 7}, "has size 6, this recipe 7"),
         ("adapter_h", {"method": "adapter_p"}, "has method adapter_h, this recipe adapter_p"),
-        ("lora", {"variant": "dora"}, "has use_dora None, this recipe True"),
+        ("lora", {"variant": "dora"}, "has use_dora False, this recipe True"),
         ("lora", {"method": "ia3"}, "has peft_type LORA, this recipe IA3"),
         ("ptuning", {"adapter_size": 6}, "has num_virtual_tokens 5, this recipe 6"),
         ("ia3", {"target_modules": ["c_attn"]}, "has target_modules"),
