@@ -22,6 +22,7 @@ from conftest import REPOSITORY, sample_rows, write_rows
 from rank_pool import run_ranks
 from recipe_cases import write_model, write_records
 from test_architecture import ROOMS_OF
+from test_vulnerability_recipes import CASES, devign
 
 from data.config import DataConfig
 from data.readers import read_language, read_records
@@ -39,6 +40,7 @@ PAGES = sorted(
 FIRST_SCREEN = 60  # lines
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SYSTEM = {"apt-get", "export", "python3", "ssh-copy-id"}  # not ours: read, not run
+SIZES = ("1B", "3B", "7B", "16B")
 LANGUAGES = {"bash", "json", "python", "sh", "yaml"}  # sh: a script with commands in it
 KEYS = {
     f"{section}.{key}"
@@ -78,9 +80,12 @@ def places(tmp_path_factory, tiny_data, tiny_model) -> dict[str, str]:
     chat_model = write_model(root / "chat", REPOSITORY / "recipes" / "qwen2_5_coder_7b.json")
     (root / "chats.jsonl").write_bytes((chats / "train.jsonl").read_bytes() * 3)
     (root / "alpaca.json").write_bytes((root / "alpaca" / "train.jsonl").read_bytes())
+    devign(root / "devign.json", CASES)
     other = write_rows(root / "other.jsonl", sample_rows("test", 20))
     return {
         "MY_CHATS.jsonl": str(root / "chats.jsonl"),
+        "MY_COMMITS": str(chats),
+        "MY_DEVIGN.json": str(root / "devign.json"),
         "MY_INSTRUCTIONS.json": str(root / "alpaca.json"),
         "MY_OTHER.jsonl": str(other),
         "MY_NEW_FOLDER": str(root / "new"),
@@ -90,8 +95,7 @@ def places(tmp_path_factory, tiny_data, tiny_model) -> dict[str, str]:
         "MY_CONFIG": str(tiny_model),
         "MY_TOKENIZER": str(tiny_model),
         "MY_MODEL": str(chat_model),
-        "MY_1B": str(shutil.copytree(tiny_model, root / "1b")),
-        "MY_3B": str(shutil.copytree(tiny_model, root / "3b")),
+        **{f"MY_{size}": str(shutil.copytree(tiny_model, root / size)) for size in SIZES},
         "RECIPE": str(REPOSITORY / "recipes" / "quickstart.yaml"),
     }
 
