@@ -17,6 +17,9 @@ def counted(config: RunConfig, shape: ModelShape) -> tuple[int | None, ModelShap
 
     Where PEFT's start needs values, which a skeleton lacks, LoRA's formula of the same rank is
     taken, and the shape says so.
+
+    Raises:
+        ModelError: The method cannot be added to this model as the recipe says.
     """
     tuning = config.tuning
     if tuning.method in OWN_METHODS and not tuning.peft:
@@ -43,6 +46,8 @@ def _on_skeleton(config: str, pooling: str | None, tuning_json: str) -> int | st
         with torch.device("meta"):
             model = METHODS.get(tuning.method, add_peft)(base, tuning)
     except Exception as error:
+        if not isinstance(error.__cause__ or error, RuntimeError):  # what lacks values raises these
+            raise
         return first_line(error)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return sum(int(p.numel()) for n, p in trained.items() if not any(part in n for part in heads))

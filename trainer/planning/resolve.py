@@ -54,7 +54,11 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
     faults = tuple(_faults(config, settled, preset, machine))
     if error := too_long(config, shape.positions):
         faults += (error,)
-    num_counted, shape = counted(config, shape)
+    num_counted = None
+    try:
+        num_counted, shape = counted(config, shape)
+    except ModelError as error:
+        faults += (error,)
     return Resolved(
         config, settled, reasons, preset, shape, machine, faults, num_counted=num_counted
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from trainer.architectures.adapters import is_named
 from trainer.architectures.classes import head_modules
 from trainer.architectures.derived import backbone_of, is_conv1d
 from trainer.config.methods import PROMPTS, num_virtual_tokens
@@ -131,6 +132,10 @@ def stirred(model: nn.Module) -> Iterator[None]:
 def _targets(base: "PreTrainedModel", tuning: TuningSection) -> tuple[list[str] | None, Any]:
     """Names for PEFT, or None where it finds the layers itself; and what auto chose."""
     if tuning.target_modules != "auto":
+        paths = [path for path, _ in base.named_modules()]
+        for name in tuning.target_modules:
+            if not any(is_named(path, name) for path in paths):
+                layers.check_named(name, sorted(layers.linear_layers(base)))
         return list(tuning.target_modules), None
     if tuning.method in _OWN_LAYERS:
         return None, None

@@ -16,6 +16,7 @@ from trainer.errors import ConfigError, ModelError
 from trainer.models.quantized_methods import prove_quantised
 from trainer.planning.added import counted
 from trainer.planning.plan import read_shape
+from trainer.run.build import build_model, resolve_here
 from trainer.run_folder.model import save_model
 from trainer.tuning.continued import take_adapter
 
@@ -149,11 +150,22 @@ def test_the_planner_counts_a_method_on_the_skeleton(name, base, tmp_path):
     num, shape = counted(config, read_shape(config))
     assert not shape.doubt
     torch.manual_seed(0)
-    from trainer.run.build import build_model, resolve_here
-
     model = build_model(resolve_here(config, torch.device("cpu")).config)
     heads = [p.numel() for n, p in trained(model).items() if "score" in n]
     assert num == sum(p.numel() for p in trained(model).values()) - sum(heads)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tuning.method=road", "tuning.peft.group_size=48"], "must be divisible by group_size"),
+        (["tuning.method=oft", "tuning.target_modules=[c_attn, nope]"], "'nope' matches no linear"),
+        (["tuning.peft.exclude_modules=[c_attn, c_proj, c_fc]"], "No modules were targeted"),
+    ],
+)
+def test_what_peft_refuses_on_this_model_is_known_before_it_loads(words, said, base):
+    with pytest.raises(ModelError, match=said):
+        resolve_here(load_run_config(base, words), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
