@@ -122,7 +122,7 @@ def refuse_other_run(
     Raises:
         ModelError: Another base, tokenizer or dataset.
         ConfigError: A decisive key of the recipe differs, without run.accept_changes; or one that
-            decides what the rows of an epoch are.
+            decides what the rows of an epoch are, or what a method's weights mean.
     """
     changes = config_changes(checkpoint.trainer["recipe"], config.to_json())
     if changes and not config.run.accept_changes:
@@ -132,11 +132,17 @@ def refuse_other_run(
             + "\nrestore these values, or set run.accept_changes=true to continue with the new ones"
         )
     # data.* decide what an example is and which share a row, the seed their order
-    other_rows = [line for line in changes if line.startswith(("run.seed: ", "data."))]
-    if other_rows:
+    others = {
+        ("run.seed: ", "data."): "the examples of an epoch would be others, so some would be"
+        " skipped or repeated",
+        ("tuning.peft: ",): "the trained weights would mean something else",
+    }
+    for keys, why in others.items():
+        if not (odd_lines := [line for line in changes if line.startswith(keys)]):
+            continue
         raise ConfigError(
-            "the examples of an epoch would be others, so some would be skipped or repeated:\n  "
-            + "\n  ".join(other_rows)
+            f"{why}:\n  "
+            + "\n  ".join(odd_lines)
             + "\nrestore these values; or begin a run with another run.output_dir and"
             f" tuning.init_from={checkpoint.path.parents[1]}"
         )

@@ -90,6 +90,17 @@ def test_other_rows_are_refused_whatever_the_recipe_accepts(override, line, base
         refuse_other_run(checkpoint, load_run_config(base, [*language, override]), IDENTITY)
 
 
+def test_arguments_of_a_method_are_kept_whatever_the_recipe_accepts(base):
+    """Another key draws other projections; no shape tells."""
+    words = ["tuning.method=vera", "run.accept_changes=true"]
+    checkpoint = checkpoint_of(load_run_config(base, words))
+    other = load_run_config(base, [*words, "tuning.peft.projection_prng_key=9"])
+    with pytest.raises(
+        ConfigError, match=r"mean something else:\n  tuning\.peft: .*\n.*init_from=run"
+    ):
+        refuse_other_run(checkpoint, other, IDENTITY)
+
+
 @pytest.mark.parametrize(
     "override",
     [
