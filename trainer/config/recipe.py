@@ -16,7 +16,7 @@ from trainer.config.methods import BOTTLENECKS, HEAD, LORA, PROMPTS, adapter_siz
 from trainer.config.peft_methods import peft_faults
 from trainer.config.preset import ROOT, load_preset
 from trainer.config.renamed import is_saved, older_key_message, with_current_keys
-from trainer.config.sections import RunConfig
+from trainer.config.sections import RunConfig, default_of
 from trainer.config.strict_yaml import read_yaml, read_yaml_file
 from trainer.errors import ConfigError
 
@@ -285,6 +285,10 @@ def _optim_faults(config: RunConfig) -> Iterator[str]:
         yield "optim: set exactly one of epochs and max_steps"
     if optim.warmup_ratio is not None and optim.warmup_steps:
         yield "optim: set one of warmup_steps and warmup_ratio"
+    if optim.schedule == "constant" and optim.min_lr_ratio:
+        yield "optim.min_lr_ratio with optim.schedule=constant, which does not fall; remove it"
+    if optim.schedule != "wsd" and optim.decay_ratio != default_of("optim", "decay_ratio"):
+        yield "optim.decay_ratio is of optim.schedule=wsd alone; remove it"
     if optim.lora_plus_ratio != 1 and config.tuning.method not in LORA:
         yield (
             f"optim.lora_plus_ratio {optim.lora_plus_ratio} is for the B matrices of lora and"

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from trainer.config.recipe import load_run_config
 from trainer.config.sections import OptimSection
 from trainer.engine.engine import set_learning_rate
 from trainer.engine.optim import build_optimizer, learning_rate
 from trainer.engine.state import seed_step
+from trainer.errors import ConfigError
 
 
 def rates(total: int, **optim: object) -> list[float]:
@@ -55,6 +57,18 @@ def test_warm_up_can_be_a_share_of_the_updates():
     assert rates(8, warmup_ratio=0.5, schedule="constant") == rates(
         8, warmup_steps=4, schedule="constant"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.schedule=constant", "optim.min_lr_ratio=0.1"], "which does not fall"),
+        (["optim.decay_ratio=0.2"], "of optim.schedule=wsd alone"),
+    ],
+)
+def test_a_key_without_effect_on_the_schedule_is_refused(words, said, base):
+    with pytest.raises(ConfigError, match=said):
+        load_run_config(base, words)
 
 
 def test_lora_plus_gives_b_matrices_their_own_rate():
