@@ -15,7 +15,7 @@ from trainer.prediction.changes import Lines, changed_lines
 from trainer.prediction.foreign import ForeignLog, known_fingerprints
 from trainer.prediction.walking import Walk, git_top
 from trainer.processes.imports import stack_imports
-from trainer.run.commands import joined_if_several, without_bitsandbytes
+from trainer.run.commands import joined_if_several, without_unused
 from trainer.run.trained import open_trained
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def predict(model: Path, wanted: Wanted, version: str, base: Path | None = None)
             " functions (task.name=classification)"
         )
     store = joined_if_several(trained.config)
-    without_bitsandbytes(trained.config)
+    without_unused(trained.config)
     with stack_imports():
         from trainer.processes.distributed import agreed, start, stop
         from trainer.run.build import alone

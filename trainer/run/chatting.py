@@ -9,7 +9,7 @@ from trainer.config.methods import num_virtual_tokens
 from trainer.errors import ConfigError
 from trainer.models.files import positions
 from trainer.processes.imports import stack_imports
-from trainer.run.commands import without_bitsandbytes
+from trainer.run.commands import without_unused
 from trainer.run.trained import open_trained
 
 
@@ -38,7 +38,7 @@ def chat_with(
         raise ConfigError(
             f"{model} is a classifier and writes nothing; score files with evaluate.py"
         )
-    without_bitsandbytes(config)
+    without_unused(config)
     with stack_imports():
         from trainer.generation.chat import Chat, converse
         from trainer.generation.decoding import Limits, Writer

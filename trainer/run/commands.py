@@ -51,7 +51,7 @@ def train_recipe(
     store = joined(config)
     prepared = prepare_run(config)
     check_model_files(config, prepared.tokenizer.vocab_size, prepared.tokenizer.end_id)
-    without_bitsandbytes(config)
+    without_unused(config)
     with stack_imports():
         from trainer.run.training import run_training
 
@@ -107,7 +107,7 @@ def evaluate_model(
         raise ConfigError(
             f"{listed(given)} is not the run's own test file; give its report another --name"
         )
-    without_bitsandbytes(config)
+    without_unused(config)
     with stack_imports():
         from trainer.run.saved_run import FilesToScore, evaluate_files
 
@@ -150,7 +150,7 @@ def export_trained(
         raise ConfigError(f"{of_training[0]}: rows to compare are --data FILE")
     trained = open_trained(model, base, of_files)
     found = export_rows(trained, rows)
-    without_bitsandbytes(trained.config)
+    without_unused(trained.config)
     with stack_imports():
         from trainer.run.export import Wanted, export_model
 
@@ -178,14 +178,17 @@ def joined_if_several(config: RunConfig) -> "Store | None":
     return joined(config) if seen["WORLD_SIZE"] != "1" else None
 
 
-def without_bitsandbytes(config: RunConfig) -> None:
-    """Let this process find no bitsandbytes where its recipe needs none.
+def without_unused(config: RunConfig) -> None:
+    """Let this process find no package that its recipe needs not and others would import.
 
-    PEFT and torch import it wherever they find it, and it imports torch's compiler: a third of a
-    start. None in sys.modules is Python's own way to say that a package is not there.
+    PEFT and torch import bitsandbytes wherever they find it, and with it torch's compiler: a third
+    of a start; DeepSpeed imports mlflow, and with it pandas. None in sys.modules is Python's own
+    way to say that a package is not there.
     """
-    if config.tuning.base_quant_type is None and config.optim.optimizer == "adamw":
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    is_plain = config.tuning.base_quant_type is None and config.optim.optimizer == "adamw"
+    unused = ["bitsandbytes"] * is_plain + ["mlflow"] * ("mlflow" not in config.log.trackers)
+    for name in unused:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def _training_data(trained: Trained, overrides: Sequence[str]) -> tuple[Prepared, str]:

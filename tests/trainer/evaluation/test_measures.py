@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,11 +78,11 @@ def test_a_measure_of_functions_reaches_report_and_validation(monkeypatch, tmp_p
 
     logged = []
     examples = example_set([[n + 1, 2] for n in range(5)], labels=LABELS)
-    valid = SimpleNamespace(examples=examples, targets=LABELS)
+    valid = SimpleNamespace(examples=examples, targets=LABELS, folder=Path("valid"))
     prepared = SimpleNamespace(
         splits={"train": valid, "valid": valid}, classes=Classes(), prior_C=np.array([0.4, 0.6])
     )
-    log = SimpleNamespace(validation=logged.append)
+    log = SimpleNamespace(validation=logged.append, pr_curve=lambda *_: None)
     task = Classification(LossSection(), ranks.device)
     evaluation = FunctionEvaluation(CONFIG, prepared, ranks, Scores(SCORES), log, task)
     auc_chosen = evaluation.validate(3)
