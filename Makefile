@@ -6,6 +6,7 @@
 # make mutants      whether a test notices one change at a time, where a wrong result is silent
 # make fuzz         damaged inputs of every kind: SECONDS=600 SEED=0
 # make faults       runs that are killed and starved of disk in every phase: KILLS=200 SEED=0 RANKS="1 2"
+# make methods      every method of PEFT, compared with stock; writes docs/methods.md
 # make models       every model type with every task, compared with stock; writes docs/models.md
 # make lint         format, style, types
 # make bench        the loss and the LoRA layer against their peers, on this CPU
@@ -25,7 +26,7 @@ RUNS ?= runs
 NEWEST ?= 8
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart tensorboard base quick test side-by-side alone mutants fuzz faults models lint format golden samples bench bench-gpu clean
+.PHONY: quickstart tensorboard base quick test side-by-side alone mutants fuzz faults models methods lint format golden samples bench bench-gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'

@@ -18,7 +18,7 @@ from trainer.config.sections import OWN_METHODS, LossSection, TuningSection
 from trainer.models.heads import PackedClassifier, PackedLanguageModel
 from trainer.models.proof import choose_strategy, use
 from trainer.run_folder.model import save_model
-from trainer.tuning import METHODS, add_peft
+from trainer.tuning import add_method
 from trainer.tuning.any_peft import unloaded
 from trainer.tuning.continued import take_adapter
 
@@ -72,7 +72,7 @@ def base_of(family, task):
 def packed(name, family, task, seed=1, **more):
     base, given = base_of(family, task), section(name, **more)
     torch.manual_seed(seed)
-    tuned = METHODS.get(name, add_peft)(base, given)
+    tuned = add_method(base, given)
     if task == "classification":
         return PackedClassifier(tuned).eval()
     return PackedLanguageModel(tuned, LossSection(backend="reference")).eval()

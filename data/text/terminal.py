@@ -26,7 +26,6 @@ _PLAIN_SECONDS = 30.0  # between two lines of a step in a pipe
 _DRAWN_SECONDS = 0.1  # between two states of a bar: a step can be of millions of records
 _BAR_WIDTH = 16
 _live: "list[Progress]" = []  # the one that draws the bars of this process
-_num_steps = 0  # under way
 
 
 def is_silent() -> bool:
@@ -90,13 +89,11 @@ class Step:
 
     def close(self) -> None:
         """Take the bar away."""
-        global _num_steps
         if self._task is None:
             return
         _live[0].remove_task(self._task)
         self._task = None
-        _num_steps -= 1
-        if not _num_steps:
+        if not _live[0].tasks:
             _live.pop().stop()
 
     def _plain(self) -> str:
@@ -129,9 +126,7 @@ def tracked(
 
 
 def _bars() -> "Progress":
-    """The bars of this process, once more in use."""
-    global _num_steps
-    _num_steps += 1
+    """The bars of this process."""
     if not _live:
         _live.append(_drawn(console()))
         _live[0].start()

@@ -47,7 +47,7 @@ _REFUSED = {  # they load other files, train what the adapter does not hold, or 
     "use_bdlora": "it is a config of its own",
     "use_qalora": "it does nothing on a base that is not GPTQ's",
 }
-_SIZES = ("r", "alpha", "num_virtual_tokens", "rank_pattern")  # 0 or less is no adapter
+_SIZES = ("r", "alpha", "num_virtual_tokens", "rank_pattern")  # above 0
 LEFT_OUT = {
     "adalora": "its ranks follow a schedule that PEFT's own trainer calls at every step",
     "cpt": "it needs the token ids of a prompt in every record",
@@ -60,18 +60,18 @@ LEFT_OUT = {
 
 def peft_class(method: str) -> "type[PeftConfig] | None":
     """PEFT's config class of a method that is not one of ours; None where PEFT has none."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    classes = {kind.value.lower(): one for kind, one in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    return classes.get(method)
+    return _classes().get(method)
 
 
 def peft_names() -> list[str]:
     """Every method of PEFT that can be named."""
+    return sorted(_classes().keys() - LEFT_OUT.keys() - {"p_tuning"})
+
+
+def _classes() -> "dict[str, type[PeftConfig]]":
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    names = (kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
-    return sorted({name for name in names if name not in LEFT_OUT} - {"p_tuning"})
+    return {kind.value.lower(): one for kind, one in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
 def peft_faults(tuning: TuningSection) -> Iterator[str]:

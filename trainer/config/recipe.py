@@ -374,8 +374,7 @@ def _task_faults(config: RunConfig) -> Iterator[str]:
     for section, keys in foreign.items():
         block = getattr(config, section)
         for key in keys:
-            default = type(block).model_fields[key].get_default(call_default_factory=True)
-            if getattr(block, key) != default:
+            if getattr(block, key) != default_of(section, key):
                 yield (
                     f"{section}.{key}={getattr(block, key)!r}: task.name {config.task.name} does"
                     " not read it; remove it"

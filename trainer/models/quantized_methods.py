@@ -62,11 +62,14 @@ def _quantised(quant_type: str) -> Any:
     import bitsandbytes
 
     weight = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0)) / 16
-    layer: Any = bitsandbytes.nn.Linear4bit(
-        _SIZE, _SIZE, bias=False, compute_dtype=torch.float32, quant_type=quant_type
-    ) if quant_type != "int8" else bitsandbytes.nn.Linear8bitLt(
-        _SIZE, _SIZE, bias=False, has_fp16_weights=False
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"input_features": _SIZE, "output_features": _SIZE, "bias": False}
+    layer: Any
+    if quant_type == "int8":
+        layer = bitsandbytes.nn.Linear8bitLt(**sizes, has_fp16_weights=False)
+    else:
+        layer = bitsandbytes.nn.Linear4bit(
+            **sizes, compute_dtype=torch.float32, quant_type=quant_type
+        )
     layer.load_state_dict({"weight": weight})
     layer = layer.to("cpu")
     prepare_layers(layer)

@@ -37,14 +37,14 @@ def _on_skeleton(config: str, pooling: str | None, tuning_json: str) -> int | st
     """The number, or why there is none."""
     import torch
 
-    from trainer.tuning import METHODS, add_peft
+    from trainer.tuning import add_method
 
     tuning = TuningSection.model_validate_json(tuning_json)
     base = model_class(transformers_config(json.loads(config)), pooling).skeleton(None)
     heads = tuple(f".{path}." for path in (*head_modules(base), "modules_to_save"))
     try:
         with torch.device("meta"):
-            model = METHODS.get(tuning.method, add_peft)(base, tuning)
+            model = add_method(base, tuning)
     except Exception as error:
         if not isinstance(error.__cause__ or error, RuntimeError):  # what lacks values raises these
             raise

@@ -23,7 +23,7 @@ from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, refuse_unseen_gpus
 from trainer.run_folder.folder import BASE, built, verify
-from trainer.tuning import METHODS, add_peft
+from trainer.tuning import add_method
 from trainer.tuning.continued import take_adapter
 from trainer.tuning.plain import save_base
 
@@ -76,7 +76,7 @@ def build_model(config: RunConfig, classes: Classes = VULNERABILITY) -> PackedMo
     base = _load(config, classes)
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
-    tuned = METHODS.get(config.tuning.method, add_peft)(base, config.tuning)
+    tuned = add_method(base, config.tuning)
     model: PackedModel
     if config.is_language:
         detach_modulator = config.replication.detach_modulator

@@ -17,11 +17,11 @@ from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, ModelError
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks
-from trainer.run_folder.folder import LOG, RECIPE, write_json
+from trainer.run_folder.folder import LOG, PASSPORT, RECIPE, write_json
 from trainer.run_folder.metrics import read_log
 from trainer.run_folder.resume import config_changes
 
-PASSPORT, FORMAT = "run.json", 1
+FORMAT = 1
 _DAMAGED = "delete it: only what it says of the run is lost"
 _COMPARED = ("code", "versions", "hardware", "settled")
 _HOUR = 3600.0

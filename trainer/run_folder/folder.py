@@ -26,7 +26,7 @@ CHECKPOINTS, MODEL, REPORT, BASE = "checkpoints", "model", "report", "base"
 BASELINES = "baselines"  # what they learned of the training data
 FACTS, MODEL_FORMAT = "focaltune.json", 1  # of a trained model
 LOG, RECIPE, LOCK, MANIFEST = "log.jsonl", "config.yaml", ".focaltune-run", "MANIFEST.json"
-DATA = "data.json"
+DATA, PASSPORT = "data.json", "run.json"
 _LOCK_BEFORE = ".lock"  # of versions before 0.3; it holds the same text
 _HOLDER = re.compile(r"process \d+ on .")
 

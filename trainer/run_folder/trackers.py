@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import json_object
-from trainer.config.sections import RunConfig, plain
+from trainer.config.sections import RunConfig, default_of, plain
 from trainer.errors import MachineError
 from trainer.run_folder.folder import write_json
 
@@ -33,7 +33,7 @@ _MOST_PARAMS, _MOST_VALUE = 100, 500  # that MLflow takes at once, and character
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run.
+    """What a tracker gets to know of a run.
 
     Attributes:
         folder: The run folder.
@@ -280,7 +280,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         package = _PACKAGES.get(name)
         spec = find_spec(package) if package else None
-        if package and (spec is None or spec.origin is None):  # a folder of that name is no package
+        if package and (spec is None or spec.origin is None):  # a folder of that name alone
             raise MachineError(
                 f"log.trackers names {name}, which is not installed: {_INSTALL}; or leave it out"
             )
@@ -289,11 +289,9 @@ def check_trackers(names: Sequence[str]) -> None:
 def _is_tuned(key: str, value: Any) -> bool:
     """Whether a setting tells runs apart: one that people tune, or not the default."""
     section, _, name = key.partition(".")
-    block = RunConfig.model_fields.get(section)
-    if key in _TUNED or block is None:
+    if key in _TUNED or section not in RunConfig.model_fields:
         return True
-    fields: Any = block.annotation
-    default = plain(fields.model_fields[name].get_default(call_default_factory=True))
+    default = plain(default_of(section, name))
     return section != "log" and key not in _OF_PLACES and value != default
 
 

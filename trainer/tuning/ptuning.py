@@ -57,20 +57,23 @@ def prefix(model: nn.Module, num_texts: int) -> dict[str, Any]:
 
 def num_virtual(model: nn.Module) -> int:
     """Virtual tokens before every function; 0 for other methods."""
-    settings: Any = getattr(model, "peft_config", {})
-    return int(settings["default"].num_virtual_tokens) if is_prompted(model) else 0
+    return int(_settings(model).num_virtual_tokens) if is_prompted(model) else 0
 
 
 def is_prefixed(model: nn.Module) -> bool:
     """Whether virtual tokens are keys and values of every layer, not embeddings."""
-    settings: Any = getattr(model, "peft_config", {})
-    return is_prompted(model) and settings["default"].peft_type.value.lower() in PREFIXES
+    return is_prompted(model) and _settings(model).peft_type.value.lower() in PREFIXES
 
 
 def is_prompted(model: nn.Module) -> bool:
     """Whether a model has virtual tokens."""
-    settings: Any = getattr(model, "peft_config", {})
-    return bool(settings) and bool(settings["default"].is_prompt_learning)
+    settings = _settings(model)
+    return settings is not None and bool(settings.is_prompt_learning)
+
+
+def _settings(model: nn.Module) -> Any:
+    """PEFT's, of the adapter; None of a model without."""
+    return getattr(model, "peft_config", {}).get("default")
 
 
 def save_prompt(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -231,7 +231,7 @@ def test_json_markdown_and_picture_are_written(clean, tmp_path):
     assert json.loads(paths[0].read_text()) == json.loads(json.dumps(facts.to_json()))
     page = paths[1].read_text()
     assert "\n| valid | " in page.partition("## Lengths in tokens")[2]
-    assert "|\n\n| valid" not in page  # a row apart is no row of its table
+    assert "|\n\n| valid" not in page  # apart, it would not belong to its table
     assert page.index("| leak |") < page.index("## Splits") < page.index("![Lengths")
     assert "`zorp` | comment |" in page
     assert "| CWE\\|9 |" in page

@@ -55,7 +55,7 @@ def test_every_key_is_described_for_help():
         '  log.trackers = ["tensorboard"] {tensorboard, wandb, mlflow}  ',
     ):  # fmt: skip
         assert sum(line.startswith(beginning) for line in lines) == 1, beginning
-    assert choices(int | None) == []  # a number alone is no choice
+    assert choices(int | None) == []  # there is nothing to choose
 
 
 def test_a_loaded_recipe_cannot_be_changed(base):

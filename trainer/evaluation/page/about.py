@@ -12,7 +12,7 @@ from trainer.config.strict_yaml import read_yaml_file
 from trainer.evaluation.figures import curves_svg
 from trainer.evaluation.measures import MEASURES
 from trainer.evaluation.page.html import as_html, inlined
-from trainer.run_folder.folder import DATA, LOG, RECIPE
+from trainer.run_folder.folder import DATA, LOG, PASSPORT, RECIPE
 from trainer.run_folder.metrics import curve, read_log, resources
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class About:
 def about_run(run: Path) -> About:
     """Read what a run has left."""
     config = RunConfig.model_validate(with_current_keys(read_yaml_file(run / RECIPE)))
-    papers, data, plan = (_json(run / name) for name in ("run.json", DATA, "plan.json"))
+    papers, data, plan = (_json(run / name) for name in (PASSPORT, DATA, "plan.json"))
     train, valid = (read_log(run / LOG, kind) for kind in ("train", "valid"))
     training = list(_training(config, papers, plan, train))
     audit = run.with_name(f"{run.name}.audit")
