@@ -81,6 +81,10 @@ def places(tmp_path_factory, tiny_data, tiny_model) -> dict[str, str]:
     (root / "chats.jsonl").write_bytes((chats / "train.jsonl").read_bytes() * 3)
     (root / "alpaca.json").write_bytes((root / "alpaca" / "train.jsonl").read_bytes())
     devign(root / "devign.json", CASES)
+    write_rows(
+        root / "suites.jsonl", [{"func1": "a", "func2": "b", "label": n % 2} for n in range(4)]
+    )
+    (root / "outputs.json").write_text(json.dumps([["Yes"], ["No"], ["no"], ["yes"]]))
     other = write_rows(root / "other.jsonl", sample_rows("test", 20))
     return {
         "MY_CHATS.jsonl": str(root / "chats.jsonl"),
@@ -90,6 +94,8 @@ def places(tmp_path_factory, tiny_data, tiny_model) -> dict[str, str]:
         "MY_OTHER.jsonl": str(other),
         "MY_NEW_FOLDER": str(root / "new"),
         "MY_TEXTS": str(texts),
+        "MY_SUITES": str(root / "suites.jsonl"),
+        "MY_OUTPUTS.json": str(root / "outputs.json"),
         "MY_SOURCES": str(REPOSITORY / "data" / "text"),
         "MY_DATA": str(tiny_data),
         "MY_CONFIG": str(tiny_model),
@@ -285,7 +291,14 @@ def check_compare(arguments: list[str], folder: Path, _: pytest.MonkeyPatch) -> 
     assert compare([str(folder / word) if word in names else word for word in arguments]) == 0
 
 
+def check_suite(arguments: list[str], folder: Path, _: pytest.MonkeyPatch) -> None:
+    from launcher.suite import main as suite
+
+    assert suite([*arguments, "--output", str(folder / "suites")]) == 0
+
+
 CHECKS: dict[str, Check] = {
+    "suite": check_suite,
     "chat": check_run_folder("chat"),
     "compare": check_compare,
     "train": check_train,
