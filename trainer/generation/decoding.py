@@ -34,12 +34,18 @@ class Prompt:
     Attributes:
         ends: Tokens any of which ends an answer.
         reference: The answer in the data, or "".
+        most: Tokens of its answer at most, whatever the limits say; None: as they say.
+        place: What is drawn for it depends on; (): its number among the prompts.
+        is_over: Whether an answer needs no more tokens, asked after every eighth.
     """
 
     ids: list[int]
     text: str
     ends: Set[int]
     reference: str = ""
+    most: int | None = None
+    place: tuple[int, ...] = ()
+    is_over: Callable[[Ids], bool] = lambda _: False
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,17 @@ class Limits:
         seq_length: Most tokens of a prompt and its answer.
         new_tokens: Most tokens of an answer.
         temperature: 0 takes the most likely token; else one is drawn, by `seed`.
+        top_p: Tokens that are drawn are those whose chances together reach this, the most likely
+            first (Holtzman et al. 2020).
+        together: Texts that share a pass; None: as many as a row of seq_length has room for.
     """
 
     seq_length: int
     new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    top_p: float = 1.0
+    together: int | None = None
 
 
 class Writer:
@@ -64,6 +75,7 @@ class Writer:
     Args:
         model: The engine, or the model itself: Texts -> logits (N, V). It keeps its mode.
         device: Of the model.
+        is_alone: This rank writes texts of its own, without the others.
 
     Attributes:
         most: Texts that share a pass; 0: each token takes a pass over the whole text. None before
@@ -71,8 +83,9 @@ class Writer:
         fault: What keeps texts from sharing passes with a cache; "" where nothing does.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, *, is_alone: bool = False) -> None:
         self.model, self.device = model, device
+        self.agreed: Callable[[Tensor], Tensor] = (lambda one: one) if is_alone else of_main
         packed: Any = getattr(model, "module", model)  # the engine's
         self.packed: PackedLanguageModel = packed
         self.most: int | None = None
@@ -93,7 +106,7 @@ class Writer:
                 room = limits.seq_length - max(len(texts[n]) for n in group)
                 steps = self._steps(
                     [texts[n] for n in group],
-                    lambda: [(n, len(answers[n])) for n in group],  # noqa: B023
+                    lambda: [(*(prompts[n].place or (n,)), len(answers[n])) for n in group],  # noqa: B023
                     limits,
                 )
                 for tokens in islice(steps, room):
@@ -108,7 +121,9 @@ class Writer:
         answer: list[int] = []
         with self._as_stock():
             self._prove([prompt.ids])
-            steps = self._steps([prompt.ids], lambda: [(0, len(answer))], limits)
+            steps = self._steps(
+                [prompt.ids], lambda: [(*(prompt.place or (0,)), len(answer))], limits
+            )
             while not _is_whole(prompt, answer, limits):
                 answer += next(steps)
                 yield answer[-1]
@@ -140,14 +155,16 @@ class Writer:
         """
         group: list[int] = []
         for n in sorted(texts, key=lambda n: len(texts[n])):
-            places = (len(texts[n]) + limits.new_tokens) * (len(group) + 1)
-            if group and (len(group) >= (self.most or 1) or places > limits.seq_length):
+            num = len(group) + 1
+            places = (len(texts[n]) + limits.new_tokens) * num
+            fits = num <= limits.together if limits.together else places <= limits.seq_length
+            if group and (num > (self.most or 1) or not fits):
                 break
             group.append(n)
         return group
 
     def _steps(
-        self, texts: Sequence[Ids], places: Callable[[], list[tuple[int, int]]], limits: Limits
+        self, texts: Sequence[Ids], places: Callable[[], list[tuple[int, ...]]], limits: Limits
     ) -> Iterator[list[int]]:
         """The next token of each text, one after the other.
 
@@ -159,7 +176,7 @@ class Writer:
         part = Texts.of(texts, self.device, is_kept=bool(self.most))
         while True:
             # One rank chooses: others could differ where two tokens are nearly as likely.
-            chosen_N = of_main(_chosen(self._logits(part), places(), limits))
+            chosen_N = self.agreed(_chosen(self._logits(part), places(), limits))
             yield chosen_N.tolist()
             if self.most:
                 part = part.followed_by(chosen_N[:, None])
@@ -200,7 +217,7 @@ class Writer:
                 raise
             return first_line(error)
         scale = whole_NV.abs().max().clamp(min=1.0)
-        difference = float(of_main((cached_NV - whole_NV).abs().max() / scale))
+        difference = float(self.agreed((cached_NV - whole_NV).abs().max() / scale))
         dtype = self.packed.model.get_base_model().dtype
         if difference <= next(TOLERANCE[name] for name, one in DTYPES.items() if one == dtype):
             return ""
@@ -214,20 +231,27 @@ class Writer:
 
 def _is_whole(prompt: Prompt, answer: Ids, limits: Limits) -> bool:
     num = len(answer)
-    is_long = num >= limits.new_tokens or len(prompt.ids) + num >= limits.seq_length
-    return is_long or (num > 0 and answer[-1] in prompt.ends)
+    most = min(limits.new_tokens, limits.seq_length - len(prompt.ids))
+    if num >= (most if prompt.most is None else prompt.most):
+        return True
+    return num > 0 and (answer[-1] in prompt.ends or (num % 8 == 0 and prompt.is_over(answer)))
 
 
-def _chosen(logits_NV: Tensor, places: Sequence[tuple[int, int]], limits: Limits) -> Tensor:
-    """The most likely token (N,) of each row, or one drawn: the Gumbel-max trick.
+def _chosen(logits_NV: Tensor, places: Sequence[tuple[int, ...]], limits: Limits) -> Tensor:
+    """The most likely token (N,) of each row, or one drawn, in float64.
 
-    What is drawn depends on the seed and the place alone, not on which texts share a pass.
+    What is drawn depends on the seed and the place alone, not on which texts share a pass; logits
+    do, in their last bits. One number is drawn for a place and looked up in the sums of chances
+    in the order of the ids, so that a last bit moves a border and never reorders tokens.
     """
-    if limits.temperature:
-        size = logits_NV.shape[1]
-        noise_NV = np.stack(
-            [np.random.default_rng([limits.seed, *place]).gumbel(size=size) for place in places]
-        )
-        logits_NV = logits_NV / limits.temperature
-        logits_NV = logits_NV + torch.from_numpy(noise_NV).to(logits_NV)
-    return logits_NV.argmax(-1)
+    if not limits.temperature:
+        return logits_NV.argmax(-1)
+    chance_NV = (logits_NV.double() / limits.temperature).softmax(-1)
+    if limits.top_p < 1:
+        falling_NV, id_NV = chance_NV.sort(descending=True, stable=True)
+        is_kept_NV = falling_NV.cumsum(-1) - falling_NV < limits.top_p
+        chance_NV = torch.zeros_like(chance_NV).scatter(-1, id_NV, falling_NV * is_kept_NV)
+    sum_NV = chance_NV.cumsum(-1)
+    draws = [[np.random.default_rng([limits.seed, *place]).random()] for place in places]
+    draw_N1 = torch.tensor(draws, dtype=torch.float64, device=sum_NV.device)
+    return torch.searchsorted(sum_NV, draw_N1 * sum_NV[:, -1:], right=True)[:, 0]

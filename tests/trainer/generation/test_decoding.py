@@ -6,20 +6,16 @@ import numpy as np
 import pytest
 import torch
 from example_sets import example_set
-from method_cases import METHODS, tuning
-from tiny_models import tiny_config
-from transformers import AutoModelForCausalLM, GenerationConfig
+from method_cases import METHODS
+from transformers import GenerationConfig
+from written_texts import CPU, language_model
 
 from data.batches.batch import collate
-from trainer.config.sections import LossSection
 from trainer.generation.decoding import Limits, Prompt, Writer
 from trainer.models.heads import PackedLanguageModel
-from trainer.models.output import output_function
 from trainer.models.packed_attention import VARLEN, Strategy
 from trainer.models.proof import use
-from trainer.tuning import METHODS as FUNCTIONS
 
-CPU = torch.device("cpu")
 END = 9
 LENGTHS = (5, 80, 31)  # below and above the windows of tiny models, 64
 LIMITS = Limits(seq_length=1000, new_tokens=24)
@@ -29,25 +25,6 @@ TYPES = {
     "mistral": 3, "gemma2_caps": 3, "gemma3_text": 3, "granite_scaled": 3,  # windows, caps, scales
     "qwen3_next": 3, "mamba": 0,
 }  # fmt: skip
-
-
-def language_model(name, method="full"):
-    """A model whose adapters, if any, change what it says."""
-    torch.manual_seed(1)
-    config = tiny_config(name)
-    # or some types write one token only, the one before it
-    config.initializer_range, config.tie_word_embeddings = 0.2, False
-    base = AutoModelForCausalLM.from_config(config).eval()
-    scale, cap = output_function(base, torch.tensor([[5, 6, 7]]))
-    section = tuning(method)
-    model = PackedLanguageModel(
-        FUNCTIONS[section.method](base, section), LossSection(backend="torch")
-    )
-    model.loss.scale, model.loss.cap = scale, cap
-    for parameter in model.parameters():
-        if parameter.requires_grad and method != "full":
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.eval()
 
 
 def prompts_of(lengths=LENGTHS, ends=frozenset({END})):
