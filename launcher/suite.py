@@ -5,6 +5,7 @@ they are in. With --generations FILE there is no MODEL: the outputs in the file 
 Programs run in a bubblewrap sandbox, or not at all.
 """
 
+import argparse
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -28,6 +29,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--generations", type=Path, metavar="FILE", help="score these outputs; needs no model"
     )
+    parser.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="base of the model, where it has moved"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, metavar="N",
+        help="texts that are written together; more need more memory; default: 8",
+    )  # fmt: skip
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER",
@@ -41,8 +50,14 @@ def _measure(given: Namespace) -> None:
     from trainer.evaluation.suites.running import checked_names, score_given
 
     if not given.generations:
-        checked_names(given.words[1:])
-        raise ConfigError("outputs are not generated yet; give them by --generations FILE")
+        from trainer.run.suite import measure_model
+
+        model, *words = given.words
+        measure_model(
+            Path(model), checked_names(words), given.data, given.output,
+            limit=given.limit, base=given.base, batch=given.batch,
+        )  # fmt: skip
+        return
     names = checked_names(given.words)
     if given.limit is not None and given.limit < 1:
         raise ConfigError(f"--limit {given.limit}: must be at least 1")

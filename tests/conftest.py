@@ -26,6 +26,7 @@ SLOW = (
     "trainer/run/test_trained.py",
     "trainer/run/test_bounded.py",
     "trainer/run/test_chat_run.py",
+    "trainer/run/test_suite_run.py",
     "launcher/test_deepspeed_signals.py",
     "trainer/run/test_qlora.py",
     "trainer/run/test_same_loss.py",

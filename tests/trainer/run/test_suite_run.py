@@ -1,0 +1,108 @@
+"""A suite with a model: any number of ranks, interrupted or not, a run or a plain base."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import write_rows
+from rank_pool import run_ranks
+
+from launcher.suite import main as suite
+
+ROWS = [
+    {"idx": n, "func": f"int f{n}(int a) {{ return a / {n}; }}", "target": n % 2} for n in range(5)
+]
+ROWS += [{"idx": 9, "func": "int long_one() {" + " x += 1;" * 300 + " }", "target": 1}]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tmp_path_factory):
+    """A whole model that has seen a few questions, and the data of a suite."""
+    folder = tmp_path_factory.mktemp("suite")
+    pairs = [{"instruction": f"say {n}", "output": f"yes, {n}."} for n in range(6)]
+    data = str(write_rows(folder / "train.jsonl", pairs))
+    values = {
+        "run": {"output_dir": str(folder / "run"), "seed": 3},
+        "model": {"config": str(tiny_model)},
+        "task": {"name": "instruction"},
+        "data": {
+            "train": data, "valid": data, "test": data, "seq_length": 128, "allow_leaks": True,
+        },
+        "tuning": {"method": "full"},
+        "optim": {"lr": 1e-4, "warmup_steps": 1, "max_steps": 2, "global_batch_size": 3},
+        "log": {"interval": 1, "progress": False, "trackers": []},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    printed = folder / "printed.txt"
+    assert run_ranks([str(folder / "recipe.yaml")], 1, printed) == [0], printed.read_text()[-3000:]
+    return folder / "run", write_rows(folder / "defect.jsonl", ROWS)
+
+
+def words(model, data, output, *more):
+    return [str(model), "defect", "--data", str(data), "--output", str(output), *more]
+
+
+def logged(folder, name="outputs"):
+    lines = (folder / "defect" / f"{name}.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return sorted(
+        [{**row, "seconds": 0} for row in rows], key=lambda row: (row["id"], row["sample"])
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    assert suite(words(*run, folder)) == 0
+    assert len({row["output"] for row in logged(folder)}) > 1  # or equal outputs prove nothing
+    return folder
+
+
+def test_two_ranks_give_what_one_gives(run, alone, tmp_path):
+    printed = tmp_path / "printed.txt"
+    codes = run_ranks(words(*run, tmp_path, "--batch", "2"), 2, printed, entry=suite)
+    assert codes == [0, 0], printed.read_text()[-3000:]
+    assert logged(tmp_path) == logged(alone)
+    assert logged(tmp_path, "items") == logged(alone, "items")
+    reports = [
+        json.loads((folder / "defect" / "suite.json").read_text()) for folder in (tmp_path, alone)
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0]["facts"]["items"] == 6
+
+
+def test_what_is_finished_is_not_written_again(run, alone, tmp_path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    log = tmp_path / "defect" / "outputs.jsonl"
+    whole = log.read_text()
+    assert suite(words(*run, tmp_path)) == 0
+    assert log.read_text() == whole
+    first, second, *_ = whole.splitlines(keepends=True)
+    log.write_text(first + second[:-9])  # stopped in the middle of a line
+    assert suite(words(*run, tmp_path)) == 0
+    assert log.read_text().startswith(first + second[:-9] + "\n")
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"}' in line))
+    assert logged(tmp_path) == logged(alone)
+
+
+def test_other_weights_write_again(run, alone, tmp_path):
+    shutil.copytree(run[0] / "model", tmp_path / "model")
+    shutil.copytree(alone, tmp_path / "out")
+    facts = tmp_path / "model" / "focaltune.json"
+    facts.unlink()  # nothing of ours is left: a plain base
+    for path in (tmp_path / "model").glob("*manifest*"):
+        path.unlink()
+    assert suite(words(tmp_path / "model", run[1], tmp_path / "out", "--limit", "3")) == 0
+    rows = logged(tmp_path / "out")
+    assert len(rows) == 6 + 3
+    said = {(row["id"], row["output"]) for row in rows}
+    assert len(said) == 6  # but they write the same
+
+
+def test_a_classifier_is_refused(tiny_recipe, run, tmp_path, capsys):
+    output = f"run.output_dir={tmp_path / 'run'}"
+    assert run_ranks([str(tiny_recipe), output], 1, tmp_path / "printed.txt") == [0]
+    assert suite(words(tmp_path / "run", run[1], tmp_path / "out")) == 2
+    assert "is a classifier and writes nothing" in capsys.readouterr().err
+    assert suite(words(run[0], run[1], tmp_path / "out", "--batch", "0")) == 2
