@@ -12,7 +12,7 @@ import torch
 def count_optimizer_state(arguments: list[str]) -> int:
     """Train, then write the elements of Adam's moments that this rank holds to state-RANK.txt."""
     from launcher.train import main
-    from trainer.engine.moments import adam_of
+    from trainer.engine.moments import optimizer_of
     from trainer.run.session import Session
 
     finish = Session.finish
@@ -20,7 +20,7 @@ def count_optimizer_state(arguments: list[str]) -> int:
     def counted_finish(session: Session) -> object:
         moments = [
             value
-            for entry in adam_of(session.run.engine).state.values()
+            for entry in optimizer_of(session.run.engine).state.values()
             for value in entry.values()
             if torch.is_tensor(value) and value.numel() > 1
         ]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.config.machines import Device
-from trainer.config.methods import LORA, PREFIXES, choose_lora_backend
+from trainer.config.methods import BITSANDBYTES, LORA, PREFIXES, WHOLE, choose_lora_backend
 from trainer.config.preset import Preset
 from trainer.config.sections import RunConfig
 
@@ -34,7 +34,13 @@ STACK_LIMITS = (
         " tuning.method=lora with ZeRO 3",
     ),
     Limit(
-        lambda c, preset, _: preset.stage == 3 and c.optim.optimizer != "adamw",
+        lambda c, preset, _: preset.stage > 0 and c.optim.optimizer in WHOLE,
+        "optim.optimizer {optimizer} with engine.preset {preset}: its update needs whole matrices,"
+        " and ZeRO 1 to 3 cut them into flat parts; take a zero0 preset with engine.precision=fp32"
+        " (auto does both; model.dtype=bf16 keeps a frozen base small), or optim.optimizer=adamw",
+    ),
+    Limit(
+        lambda c, preset, _: preset.stage == 3 and c.optim.optimizer in BITSANDBYTES,
         "optim.optimizer {optimizer} with engine.preset {preset}: ZeRO 3 keeps the state in pieces"
         " that bitsandbytes' blocks and pages do not follow; take a zero1 or zero2 preset, or"
         " optim.optimizer=adamw",
@@ -65,7 +71,7 @@ STACK_LIMITS = (
         " auto or peft",
     ),
     Limit(
-        lambda c, preset, _: preset.is_offloaded and c.optim.optimizer != "adamw",
+        lambda c, preset, _: preset.is_offloaded and c.optim.optimizer not in ("adamw", *WHOLE),
         "optim.optimizer {optimizer} with engine.preset {preset}: what is offloaded is updated on"
         " the host, in fp32; take a preset without offload, or optim.optimizer=adamw",
     ),

@@ -7,6 +7,14 @@ SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"  # of 
 BOTTLENECKS = ("adapter_h", "adapter_p", "parallel")
 PREFIXES = ("prefix_tuning", "cartridge")  # virtual tokens as keys and values of every layer
 PROMPTS = ("prompt_tuning", *PREFIXES)  # PEFT's with virtual tokens, beside our ptuning
+BITSANDBYTES = (
+    "adamw_8bit",
+    "paged_adamw",
+    "paged_adamw_8bit",
+    "lion",
+    "lion_8bit",
+)  # of optim.optimizer
+WHOLE = ("muon", "adafactor")  # optimizers whose update is not elementwise
 HEAD = "score"
 SCORE_FILE = "score.safetensors"  # the head where transformers has no class with it
 _SIZES = {"ptuning": 30, "adapter_h": 256, "adapter_p": 256, "parallel": 256}  # Astraios

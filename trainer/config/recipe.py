@@ -12,7 +12,7 @@ from data.config import Weighted
 from data.errors import parsing
 from data.readers.reading import quote
 from trainer.config.capabilities import STACK_LIMITS, refusals
-from trainer.config.methods import BOTTLENECKS, HEAD, LORA, PROMPTS, adapter_size
+from trainer.config.methods import BOTTLENECKS, HEAD, LORA, PROMPTS, WHOLE, adapter_size
 from trainer.config.peft_methods import peft_faults
 from trainer.config.preset import ROOT, load_preset
 from trainer.config.renamed import is_saved, older_key_message, with_current_keys
@@ -279,6 +279,10 @@ def _data_faults(config: RunConfig) -> Iterator[str]:
         )
 
 
+_ADAMW = ("adamw", "paged_adamw", "muon")
+_READ_BY = {"betas": (*_ADAMW, "lion", "sgd"), "eps": _ADAMW}  # optim.optimizer
+
+
 def _optim_faults(config: RunConfig) -> Iterator[str]:
     optim = config.optim
     if (optim.epochs is None) == (optim.max_steps is None):
@@ -289,6 +293,10 @@ def _optim_faults(config: RunConfig) -> Iterator[str]:
         yield "optim.min_lr_ratio with optim.schedule=constant, which does not fall; remove it"
     if optim.schedule != "wsd" and optim.decay_ratio != default_of("optim", "decay_ratio"):
         yield "optim.decay_ratio is of optim.schedule=wsd alone; remove it"
+    for key, readers in _READ_BY.items():
+        usual = default_of("optim", key)
+        if getattr(optim, key) != usual and optim.optimizer.partition("_8bit")[0] not in readers:
+            yield f"optim.{key} is not read by optim.optimizer={optim.optimizer}; remove it"
     if optim.lora_plus_ratio != 1 and config.tuning.method not in LORA:
         yield (
             f"optim.lora_plus_ratio {optim.lora_plus_ratio} is for the B matrices of lora and"
@@ -302,7 +310,9 @@ def _optim_faults(config: RunConfig) -> Iterator[str]:
 
 def _precision_faults(config: RunConfig) -> Iterator[str]:
     precision, dtype = config.engine.precision, config.model.dtype
-    preset = "cpu_zero1" if config.engine.preset == "auto" else config.engine.preset  # auto's stage
+    is_whole = config.optim.optimizer in WHOLE and precision in ("auto", "fp32")
+    of_auto = "cpu_zero0" if is_whole else "cpu_zero1"  # its stage
+    preset = of_auto if config.engine.preset == "auto" else config.engine.preset
     yield from refusals(STACK_LIMITS, config, load_preset(preset))
     frozen_in_16_bit = precision == "fp32" and dtype in ("bf16", "fp16")
     if frozen_in_16_bit and config.tuning.modules_to_save:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from data.config import MOST, DataConfig, Section
 from trainer.config.threshold import ThresholdRule
@@ -160,9 +160,14 @@ class LossSection(Section):
 class OptimSection(Section):
     """Updates. Batches: global in examples or rows, micro in rows; accumulation follows."""
 
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
-        "adamw", description="8bit and paged are bitsandbytes': moments in 8 bit, or in host memory"
-    )
+    optimizer: Literal[
+        "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "lion_8bit", "sgd",
+        "muon", "adafactor",
+    ] = Field(
+        "adamw",
+        description="8bit, paged and lion are bitsandbytes': moments in 8 bit, or in host memory;"
+        " muon and adafactor update whole matrices, which ZeRO 0 alone has",
+    )  # fmt: skip
     lr: AboveZero = Field(2e-4, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="after warm-up; wsd stays at lr, then falls over decay_ratio"
@@ -177,9 +182,15 @@ class OptimSection(Section):
     warmup_ratio: Share | None = Field(
         None, description="warm-up as a share of all updates, instead of warmup_steps"
     )
-    weight_decay: NotNegative = Field(0.0, description="AdamW; not on biases and norms")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="rate of a block as a share of the next one's, e.g. 0.8; head at lr"
+    )
+    weight_decay: NotNegative = Field(
+        0.0, description="not on biases and norms; times the rate, of sgd added to the gradient"
+    )
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(
-        default_factory=lambda: [0.9, 0.999], description="decay of AdamW's two moments"
+        default_factory=lambda: [0.9, 0.999],
+        description="decay of AdamW's two moments, 0.9 and 0.99 of lion's; sgd: momentum first",
     )
     eps: AboveZero = Field(1e-8, description="AdamW; added to the root of the second moment")
     lora_plus_ratio: Annotated[float, Field(ge=1, le=_LARGEST)] = Field(
@@ -193,6 +204,14 @@ class OptimSection(Section):
     batch_unit: Literal["examples", "rows"] = Field(
         "examples", description="unit of global_batch_size; packing then leaves the steps alone"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_of_lion(cls, given: Any) -> Any:
+        """Those of its paper, where the recipe says nothing."""
+        if isinstance(given, dict) and str(given.get("optimizer")).startswith("lion"):
+            return {"betas": [0.9, 0.99]} | given
+        return given
 
 
 class EngineSection(Section):

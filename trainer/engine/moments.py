@@ -1,4 +1,4 @@
-"""Adam's moments under their own names and in fp32, also where bitsandbytes keeps 8-bit codes.
+"""The optimizer's state by name and in fp32, also where bitsandbytes keeps 8-bit codes.
 
 A block of 256 elements shares a scale, its largest magnitude, and every element is the nearest of
 256 values of a table times that scale. The table lacks -1, so the scale cannot be found in the
@@ -12,50 +12,74 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-SCALES = ("exp_avg_scale", "exp_avg_sq_scale")
-_NUMBERED = tuple(zip((1, 2), MOMENTS, SCALES, strict=True))  # as bitsandbytes counts them
+_NUMBERED = (  # as bitsandbytes counts them; lion has the first alone
+    (1, "exp_avg", "exp_avg_scale"),
+    (2, "exp_avg_sq", "exp_avg_sq_scale"),
+)
 _BLOCK = 256
 _Entry = MutableMapping[str, Any]
 
 
-def adam_of(engine: "DeepSpeedEngine") -> torch.optim.Optimizer:
+def optimizer_of(engine: "DeepSpeedEngine") -> torch.optim.Optimizer:
     """The optimizer inside ZeRO's wrapper."""
     optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return optimizer
 
 
-def moment_names(engine: "DeepSpeedEngine") -> tuple[str, ...]:
-    """Names of what a checkpoint holds for each trained parameter, besides its weight."""
-    optim_bits = getattr(getattr(adam_of(engine), "args", None), "optim_bits", 32)
-    return MOMENTS + SCALES if optim_bits == 8 else MOMENTS
+def moment_shapes(engine: "DeepSpeedEngine", parameter: nn.Parameter) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint holds for a trained parameter besides its weight; empty before any update.
+
+    Under ZeRO 1 to 3 the optimizer sees flat parts of all parameters, and updates elements: what it
+    keeps has the parameter's shape. Under ZeRO 0 it sees the parameter, and may keep anything.
+    """
+    state = optimizer_of(engine).state
+    whole = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    if engine.zero_optimization_stage():
+        return dict.fromkeys(_names(engine, next(iter(state.values()), {})), whole)
+    entry = state.get(parameter, {})
+    return {
+        name: tuple(entry[name].shape) if name in entry else whole for name in _names(engine, entry)
+    }
+
+
+def _names(engine: "DeepSpeedEngine", entry: _Entry) -> list[str]:
+    """State of an entry; `step`, the same for all, is a counter (`optimizer_counters`)."""
+    numbered = [(moment, scale) for n, moment, scale in _NUMBERED if f"state{n}" in entry]
+    if not numbered:
+        return [key for key, value in entry.items() if torch.is_tensor(value) and key != "step"]
+    moments, scales = zip(*numbered, strict=True)
+    optim_bits = getattr(getattr(optimizer_of(engine), "args", None), "optim_bits", 32)
+    return [*moments, *scales] if optim_bits == 8 else [*moments]
 
 
 @contextmanager
 def named_moments(engine: "DeepSpeedEngine", *, write: bool = False) -> Iterator[None]:
-    """Inside, every optimizer's state holds `moment_names` in fp32, of the parameter's own shape.
+    """Inside, every optimizer's state holds what `moment_shapes` names, in fp32.
 
-    torch's AdamW does anyway. With `write`, the values at the end become the state. ZeRO is linked
-    to the state in any case: it looks once, after the first step of the first group alone, and
-    misses that of a second (matrices have weight decay, vectors none).
+    torch's optimizers do anyway. With `write`, the values at the end become the state. ZeRO is
+    linked to the state in any case: it looks once, after the first step of the first group alone,
+    and misses that of a second (matrices have weight decay, vectors none).
     """
-    entries = [entry for entry in adam_of(engine).state.values() if "state1" in entry]
-    for entry in entries:
-        for number, moment, scale in _NUMBERED:
-            entry[moment], entry[scale] = _decode(entry, number)
+    coded = [
+        (entry, one)
+        for entry in optimizer_of(engine).state.values()
+        for one in _NUMBERED
+        if f"state{one[0]}" in entry
+    ]
+    for entry, (number, moment, scale) in coded:
+        entry[moment], entry[scale] = _decode(entry, number)
     _link(engine)
     yield
-    for entry in entries:
-        for number, moment, scale in _NUMBERED:
-            value, scales = entry.pop(moment), entry.pop(scale)
-            if write:
-                _encode(entry, number, value, scales)
-    if entries:
+    for entry, (number, moment, scale) in coded:
+        value, scales = entry.pop(moment), entry.pop(scale)
+        if write:
+            _encode(entry, number, value, scales)
+    if coded:
         _link(engine)
 
 
@@ -93,7 +117,7 @@ def _link(engine: "DeepSpeedEngine") -> None:
     """Link ZeRO 1 and 2 to the tensors that the state now holds; stages 0 and 3 find them."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
-    if engine.zero_optimization_stage() not in (1, 2) or not adam_of(engine).state:
+    if engine.zero_optimization_stage() not in (1, 2) or not optimizer_of(engine).state:
         return
     zero = engine.optimizer
     for parameters, flat in zip(

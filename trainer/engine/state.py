@@ -1,6 +1,7 @@
-"""Trained weights, optimizer moments and counters, out of an engine and back into one.
+"""Trained weights, the optimizer's state and counters, out of an engine and back into one.
 
-Everything is gathered to full fp32 tensors, so a checkpoint does not know the world size or the
+Everything is gathered to full fp32 tensors: a weight under its name, what the optimizer keeps for
+it under KEY/name. So a checkpoint does not know the world size or the
 ZeRO stage it was written under. Data order, dropout and learning rate are pure functions of the
 step, so they need no state.
 """
@@ -14,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.moments import MOMENTS, SCALES, adam_of, moment_names, named_moments
+from trainer.engine.moments import moment_shapes, named_moments, optimizer_of
 from trainer.errors import DivergedError, ModelError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-_BESIDE_WEIGHTS = tuple(f"{name}/" for name in MOMENTS + SCALES)
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 _IN_EVERY_VERSION = {"step", "best_step", "best_score"}  # the other counters may be new
@@ -84,12 +84,12 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def state_shapes(engine: "DeepSpeedEngine") -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of `gathered_state`, in its order."""
-    prefixes = ("", *(f"{key}/" for key in moment_names(engine)))
-    return {
-        prefix + name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in trained_parameters(engine)
-        for prefix in prefixes
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in trained_parameters(engine):
+        shapes[name] = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        kept = moment_shapes(engine, parameter)
+        shapes |= {f"{key}/{name}": shape for key, shape in kept.items()}
+    return shapes
 
 
 def gathered_state(engine: "DeepSpeedEngine", keep: bool) -> Iterator[tuple[str, Tensor]]:
@@ -107,8 +107,8 @@ def gathered_state(engine: "DeepSpeedEngine", keep: bool) -> Iterator[tuple[str,
     with named_moments(engine):
         for name, parameter in trained_parameters(engine):
             master = safe_get_full_fp32_param(parameter) if sharded else parameter.data
-            for key in ("", *moment_names(engine)):
-                tensor = _moment(engine, parameter, key, master) if key else master
+            for key in ("", *moment_shapes(engine, parameter)):
+                tensor = _moment(engine, parameter, key) if key else master
                 full_name = f"{key}/{name}" if key else name
                 if not torch.isfinite(tensor).all():
                     broken.append(full_name)
@@ -118,8 +118,9 @@ def gathered_state(engine: "DeepSpeedEngine", keep: bool) -> Iterator[tuple[str,
 
 
 def optimizer_counters(engine: "DeepSpeedEngine") -> dict[str, Any]:
-    """Adam's step and the loss scaler's state, as plain values."""
-    steps = [float(entry["step"]) for entry in adam_of(engine).state.values() if "step" in entry]
+    """Updates as the optimizer counts them and the loss scaler's state, as plain values."""
+    entries = optimizer_of(engine).state.values()
+    steps = [float(entry["step"]) for entry in entries if "step" in entry]
     scaler = engine.optimizer.loss_scaler if engine.fp16_enabled() else None
     return {
         "adam_step": max(steps, default=0.0),
@@ -148,12 +149,14 @@ def restore_state(
     restore_weights(engine, tensors)
     with named_moments(engine, write=True):
         for name, parameter in trained_parameters(engine):
-            for key in moment_names(engine):
-                # A state of plain AdamW has no scales: those of its values are found anew.
-                saved = f"{key}/{name}"
-                value = tensors[saved] if saved in tensors else torch.zeros_like(tensors[name])
+            shapes = moment_shapes(engine, parameter)
+            assert shapes, f"{name} has no state after a step"
+            for key, shape in shapes.items():
+                # No state before the first update is zeros; a state of plain AdamW has no scales:
+                # those of its values are found anew.
+                value = tensors.get(f"{key}/{name}", torch.zeros(shape))
                 _set_moment(engine, parameter, key, value)
-    for entry in adam_of(engine).state.values():
+    for entry in optimizer_of(engine).state.values():
         if torch.is_tensor(entry.get("step")):
             entry["step"] = torch.full_like(entry["step"], counters["adam_step"])
         elif "step" in entry:  # bitsandbytes counts in an int
@@ -192,16 +195,12 @@ def _writable(engine: "DeepSpeedEngine", parameter: nn.Parameter) -> Iterator[No
         yield
 
 
-def _moment(engine: "DeepSpeedEngine", parameter: nn.Parameter, key: str, like: Tensor) -> Tensor:
-    """A full moment; zeros before the first update, which fp16 overflows can put off."""
+def _moment(engine: "DeepSpeedEngine", parameter: nn.Parameter, key: str) -> Tensor:
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    adam = adam_of(engine)
-    if not adam.state:
-        return torch.zeros_like(like)
     if engine.zero_optimization_stage():
         return cast(Tensor, safe_get_full_optimizer_state(parameter, key))
-    return cast(Tensor, adam.state[parameter][key])
+    return cast(Tensor, optimizer_of(engine).state[parameter][key])
 
 
 def _set_master(engine: "DeepSpeedEngine", parameter: nn.Parameter, value: Tensor) -> None:
@@ -237,7 +236,7 @@ def _local_part(engine: "DeepSpeedEngine", value: Tensor) -> Tensor:
 
 
 def _check_shapes(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    saved = {name for name in tensors if not name.startswith(_BESIDE_WEIGHTS)}
+    saved = {name for name in tensors if "/" not in name}
     if saved != parameters.keys():
         odd = sorted(saved ^ parameters.keys())
         raise ModelError(

@@ -22,11 +22,14 @@ from dataclasses import dataclass, fields, replace
 
 from trainer.architectures.adapters import adapted_layers, is_feed_forward, place_of
 from trainer.architectures.shapes import ATTENTION, Linear
-from trainer.config.methods import BOTTLENECKS, EAGER, FLASH, SEGMENT_SDPA, adapter_size
+from trainer.config.methods import BOTTLENECKS, EAGER, FLASH, LORA, SEGMENT_SDPA, adapter_size
 from trainer.kernels.chunks import BUDGET_BYTES
 from trainer.planning.resolved import Resolved
 
-_MOMENT_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
+_MOMENT_BYTES = {
+    "adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03,
+    "lion": 4.0, "lion_8bit": 1.015, "sgd": 4.0,
+}  # fmt: skip
 _CUDA_CONTEXT = 0.6 * 2**30  # context and cuBLAS workspace of one process, GPUs of sm70 to sm90
 _FRAGMENTATION = 0.05  # of all the allocator holds: blocks are rounded up and cached
 
@@ -69,7 +72,7 @@ def memory_of(recipe: Resolved) -> Memory:
         step = replace(
             step,
             master_weights=4 * recipe.num_trained / shards if recipe.preset.stage else 0.0,
-            moments=_MOMENT_BYTES[recipe.config.optim.optimizer] * recipe.num_trained / shards,
+            moments=moment_bytes(recipe) / shards,
         )
     # Every rank holds all gradients of adapters, which are small.
     shares_gradients = recipe.tuning.method == "full" and recipe.preset.stage >= 2
@@ -87,6 +90,31 @@ def memory_of(recipe: Resolved) -> Memory:
     if not recipe.on_gpu:
         return peak
     return replace(peak, context=_CUDA_CONTEXT, fragmentation=_FRAGMENTATION * peak.total)
+
+
+def moment_bytes(recipe: Resolved) -> float:
+    """Bytes of the optimizer's state of all that is trained.
+
+    Of whole-matrix optimizers: muon keeps one moment of the blocks' matrices and AdamW's two of the
+    rest; adafactor sums of rows and of columns of a matrix, as little as 1 / r of LoRA's.
+    """
+    optimizer, num_trained = recipe.config.optim.optimizer, recipe.num_trained
+    if optimizer in _MOMENT_BYTES:
+        return _MOMENT_BYTES[optimizer] * num_trained
+    tuning, shape = recipe.tuning, recipe.shape
+    is_full = tuning.method == "full"
+    in_matrices = shape.num_linear_weights if is_full else recipe.num_adapted
+    if optimizer == "muon":
+        return 4.0 * in_matrices + 8.0 * (num_trained - in_matrices)
+    if not is_full and tuning.method not in LORA:
+        return 4.0 * num_trained
+    layers = shape.linears if is_full else adapted_layers(shape, tuning)
+    inner = 0 if is_full else 2 * tuning.lora_r
+    sums = sum(one.times * (one.inputs + inner + one.outputs) for one in layers)
+    tables = shape.positions + shape.vocabulary * (2 if shape.head == "vocabulary" else 1)
+    rows_of_tables = tables if is_full else 0
+    in_sums = in_matrices + rows_of_tables * shape.hidden
+    return 4.0 * (sums + rows_of_tables + num_trained - in_sums)
 
 
 def kept_activations(recipe: Resolved) -> float:

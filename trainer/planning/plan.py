@@ -14,7 +14,7 @@ from trainer.config.methods import FLASH, SEGMENT_SDPA
 from trainer.config.sections import RunConfig
 from trainer.models.files import read_config
 from trainer.planning.data_facts import DataFacts, Steps
-from trainer.planning.memory import Memory, memory_of
+from trainer.planning.memory import Memory, memory_of, moment_bytes
 from trainer.planning.resolved import BYTES, Resolved
 
 MFU, QUANTISED_MFU = (0.25, 0.45), (0.15, 0.35)
@@ -182,8 +182,11 @@ def communication_bytes(recipe: Resolved, accumulation: int) -> float:
 
 
 def checkpoint_bytes(recipe: Resolved) -> float:
-    """fp32 weight and two moments of all that is trained; 8-bit moments carry their scales."""
-    return (20 if "8bit" in recipe.config.optim.optimizer else 12) * recipe.num_trained
+    """fp32 weight and moments of all that is trained; 8-bit moments are fp32, with their scales."""
+    optimizer = recipe.config.optim.optimizer
+    if "8bit" in optimizer:
+        return (12 if "lion" in optimizer else 20) * recipe.num_trained
+    return 4 * recipe.num_trained + moment_bytes(recipe)
 
 
 def _num_added(recipe: Resolved) -> int:

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from trainer.architectures.shapes import ModelShape
 from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
 from trainer.config.machines import Machine
-from trainer.config.methods import FLASH, LORA, SEGMENT_SDPA, choose_lora_backend
+from trainer.config.methods import (
+    BITSANDBYTES,
+    FLASH,
+    LORA,
+    SEGMENT_SDPA,
+    WHOLE,
+    choose_lora_backend,
+)
 from trainer.config.preset import Preset, load_preset
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError, ModelError
@@ -86,12 +93,15 @@ def choose_preset(config: RunConfig, shape: ModelShape, machine: Machine) -> tup
     family = preset_family(machine)
     where = "" if family == "cpu" else f"for {machine.name}; "
     is_bare = _takes_zero0(config, machine)
+    stages = dict(_STAGES)
+    if config.optim.optimizer in WHOLE:
+        stages["zero0"] = f"optim.optimizer {config.optim.optimizer} needs whole matrices"
     first = f"{family}_zero{0 if is_bare else 1}"
     if machine.device is None or not shape.is_known:
-        return first, f"{where}{_STAGES[first.removeprefix(f'{family}_')]}"
+        return first, f"{where}{stages[first.removeprefix(f'{family}_')]}"
     limit = machine.device.memory_gib * _GIB
     peak_of_first = 0.0
-    for stage, reason in _STAGES.items():
+    for stage, reason in stages.items():
         name = f"{family}_{stage}"
         preset = load_preset(name)
         if (preset.stage == 0 and not is_bare) or (preset.stage == 3 and machine.num_ranks == 1):
@@ -114,11 +124,14 @@ def choose_preset(config: RunConfig, shape: ModelShape, machine: Machine) -> tup
 def _takes_zero0(config: RunConfig, machine: Machine) -> bool:
     """Whether ZeRO would shard nothing and only cost time, for the same losses to the last digit.
 
-    8-bit moments are not the same: their blocks end with a parameter.
+    8-bit moments are not the same: their blocks end with a parameter. Some optimizers need ZeRO 0.
     """
     precision = config.engine.precision
     is_fp32 = precision == "fp32" or (precision == "auto" and machine.device is None)
-    return machine.num_ranks == 1 and is_fp32 and config.optim.optimizer == "adamw"
+    optimizer = config.optim.optimizer
+    if optimizer in WHOLE:
+        return precision in ("auto", "fp32")
+    return machine.num_ranks == 1 and is_fp32 and optimizer not in BITSANDBYTES
 
 
 def choose_precision(config: RunConfig, machine: Machine, preset: Preset) -> tuple[str, str]:

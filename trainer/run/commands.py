@@ -13,6 +13,7 @@ from data.prepared.sources import sources_digest
 from data.readers import named_files
 from data.readers.reading import listed
 from data.text import terminal
+from trainer.config.methods import BITSANDBYTES
 from trainer.config.recipe import DATA_PATHS, load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
@@ -185,7 +186,7 @@ def without_unused(config: RunConfig) -> None:
     of a start; DeepSpeed imports mlflow, and with it pandas. None in sys.modules is Python's own
     way to say that a package is not there.
     """
-    is_plain = config.tuning.base_quant_type is None and config.optim.optimizer == "adamw"
+    is_plain = config.tuning.base_quant_type is None and config.optim.optimizer not in BITSANDBYTES
     unused = ["bitsandbytes"] * is_plain + ["mlflow"] * ("mlflow" not in config.log.trackers)
     for name in unused:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]

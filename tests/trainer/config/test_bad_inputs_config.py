@@ -65,9 +65,9 @@ REFUSED = {
         "'cosine', 'linear', 'constant' or 'wsd', found 'cos",
     ),
     "66-unknown-optimizer": (
-        "optim.optimizer=lion",
+        "optim.optimizer=lyon",
         "'adamw', 'adamw_8bit', 'paged",
-        "found 'lion'",
+        "found 'lyon'",
     ),
     "68-no-such-model": ("model.config=/no/such/model", "model.config: /no/such/model does not"),
     "71-output-is-the-dataset": ("run.output_dir={data}", "run.output_dir", "choose another"),

@@ -15,7 +15,10 @@ from trainer.errors import MachineError
 from trainer.run.build import resolve_here
 
 METHODS = (("lora", ""), ("ia3", "int8"), ("qlora", "nf4"), ("qlora", "fp4"), ("qlora", "int8"))
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+OPTIMIZERS = (
+    "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "lion_8bit", "sgd", "muon",
+    "adafactor",
+)  # fmt: skip
 # name, capability, precisions that run, quantised bases that run
 MACHINES = (
     ("cpu", None, {"fp32", "bf16", "fp16"}, {"nf4", "fp4", "int8"}),
@@ -43,8 +46,9 @@ def test_every_combination_runs_or_is_refused_as_the_rules_say(base: Path):
         stack = [
             stage == 0 and precision != "fp32",
             stage == 3 and method != "lora",
-            stage == 3 and optimizer in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
-            is_offloaded and optimizer in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
+            stage > 0 and optimizer in ("muon", "adafactor"),
+            stage == 3 and optimizer not in ("adamw", "sgd", "muon", "adafactor"),
+            is_offloaded and optimizer not in ("adamw", "muon", "adafactor"),
         ]
         hardware = [
             precision not in precisions,
@@ -57,7 +61,7 @@ def test_every_combination_runs_or_is_refused_as_the_rules_say(base: Path):
         for message in found[0] + found[1]:
             assert "; take " in message
             assert "{" not in message
-    assert 0 < num_refused < 2 * 4 * 3 * 5 * 4 * 6
+    assert 0 < num_refused < 2 * 4 * 3 * 5 * 9 * 6
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What DeepSpeed is told, and what each rank then holds."""
 
+import shutil
+
 import pytest
 import rank_checks
 from rank_pool import run_ranks
@@ -7,6 +9,9 @@ from rank_pool import run_ranks
 from trainer.config.preset import load_preset
 from trainer.config.recipe import load_run_config
 from trainer.engine.engine import deepspeed_config
+from trainer.run_folder.metrics import read_log
+
+ROUNDING = 5e-6  # sums in another order
 
 
 @pytest.mark.parametrize("preset", ["cpu_zero1", "cpu_zero2", "cpu_zero3"])
@@ -47,3 +52,34 @@ def test_the_run_owns_every_number_of_the_engine(tiny_recipe):
     assert settings["bf16"] == {"enabled": True}
     assert settings["zero_optimization"] == load_preset("cpu_zero2").zero
     assert "fp16" not in settings
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "preset"),
+    [
+        ("lion", "cpu_zero2"), ("sgd", "cpu_zero3"), ("muon", "cpu_zero0"),
+        ("adafactor", "cpu_zero0"),
+    ],
+)  # fmt: skip
+def test_the_state_of_any_optimizer_continues_on_any_number_of_ranks(
+    optimizer, preset, tiny_recipe, tmp_path
+):
+    def losses(name, world_size, steps, preset):
+        folder = tmp_path / name
+        command = [
+            str(tiny_recipe), f"run.output_dir={folder}", f"optim.optimizer={optimizer}",
+            f"engine.preset={preset}", f"optim.max_steps={steps}", "optim.schedule=constant",
+            "run.accept_changes=true", "eval.interval=never", "optim.lr=3e-3",
+        ]  # fmt: skip
+        printed = folder.with_suffix(".txt")
+        codes = run_ranks(command, world_size, printed)
+        assert codes == [0] * world_size, printed.read_text()[-3000:]
+        return [row["loss"] for row in read_log(folder / "log.jsonl")]
+
+    whole = losses("whole", 2, 6, preset)
+    assert len(set(whole)) == 6
+    assert losses("alone", 1, 6, "cpu_zero0") == pytest.approx(whole, rel=ROUNDING)
+    losses("parts", 2, 3, preset)
+    shutil.copytree(tmp_path / "parts", tmp_path / "moved")
+    assert losses("parts", 2, 6, preset) == whole  # bitwise
+    assert losses("moved", 1, 6, "cpu_zero0") == pytest.approx(whole, rel=ROUNDING)

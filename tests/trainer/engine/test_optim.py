@@ -12,9 +12,11 @@ from torch import nn
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import OptimSection
 from trainer.engine.engine import set_learning_rate
-from trainer.engine.optim import build_optimizer, learning_rate
+from trainer.engine.optim import RATE, build_optimizer, learning_rate
 from trainer.engine.state import seed_step
 from trainer.errors import ConfigError
+from trainer.planning.memory import moment_bytes
+from trainer.run.build import build_model, resolve_here
 
 
 def rates(total: int, **optim: object) -> list[float]:
@@ -143,6 +145,145 @@ def test_two_updates_are_those_of_adamw_by_hand(betas, eps):
         expected -= 0.1 * mean / (deviation + eps)
         assert weight.item() == pytest.approx(expected, rel=1e-12)
     assert eps != 1e-8 or -0.12 < expected < -0.11  # -0.1 and about -0.09 more without the epsilon
+
+
+def two_updates(optimizer, weight, gradients, **optim):
+    """A matrix of a block, in its dtype, after an update with each of two gradients."""
+    parameter = nn.Parameter(weight.clone())
+    given = OptimSection(optimizer=optimizer, lr=0.1, weight_decay=0.5, **optim)
+    built = build_optimizer([("h.0.weight", parameter)], given)
+    for gradient in gradients:
+        parameter.grad = gradient.to(weight.dtype)
+        built.step()
+    return parameter.detach().double()
+
+
+@pytest.fixture
+def drawn():
+    """A weight and two gradients of 64 x 96 in float64, none near 0."""
+    draw = torch.Generator().manual_seed(0)
+    signs = torch.randn(3, 64, 96, generator=draw, dtype=torch.float64).sign()
+    return signs * (1 + torch.rand(3, 64, 96, generator=draw, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "lion_8bit"])
+def test_two_updates_are_those_of_lion_by_hand(optimizer, drawn):
+    """Chen et al. 2023, algorithm 2; the second gradient is small, so the moment decides."""
+    weight, first, second = drawn[0], drawn[1], 0.02 * drawn[2]
+    found = two_updates(optimizer, weight.float(), (first, second))
+    expected = weight * 0.95 - 0.1 * first.sign()
+    moment = 0.01 * first
+    expected = expected * 0.95 - 0.1 * (0.9 * moment + 0.1 * second).sign()
+    assert ((0.9 * moment + 0.1 * second).sign() != second.sign()).sum() > 1000
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # fp32
+
+
+def test_two_updates_are_those_of_momentum_by_hand(drawn):
+    weight, *gradients = drawn
+    expected, velocity = weight, torch.zeros_like(weight)
+    for gradient in gradients:
+        velocity = 0.8 * velocity + gradient + 0.5 * expected
+        expected = expected - 0.1 * velocity
+    found = two_updates("sgd", weight, gradients, betas=[0.8, 0.9])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_two_updates_are_those_of_adafactor_by_hand(drawn):
+    """Shazeer & Stern 2018, algorithm 4 with an absolute rate; the second gradient is larger."""
+    weight, first, second = drawn[0], drawn[1], 5 * drawn[2]
+    expected, rows, columns = weight, torch.zeros(64, 1), torch.zeros(1, 96)
+    for step, gradient in enumerate((first, second), start=1):
+        decay = 1 - step**-0.8
+        rows = decay * rows + (1 - decay) * (gradient**2).mean(1, keepdim=True)
+        columns = decay * columns + (1 - decay) * (gradient**2).mean(0, keepdim=True)
+        update = gradient / (rows * columns / rows.mean()).sqrt()
+        update = update / max(1.0, float((update**2).mean().sqrt()))
+        expected = expected - 0.1 * update - 0.1 * 0.5 * expected
+    found = two_updates("adafactor", weight, (first, second))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_two_updates_are_those_of_muon_by_hand(drawn):
+    """Jordan et al. 2024: five Newton-Schulz steps, here in float64 and there in bf16.
+
+    The size is that of Liu et al. 2025: 0.2 x the root of the longer side.
+    """
+    weight, *gradients = drawn
+    expected, momentum = weight, torch.zeros_like(weight)
+    for gradient in gradients:
+        momentum = 0.95 * momentum + 0.05 * gradient
+        x = 0.05 * gradient + 0.95 * momentum
+        x = x / x.norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+        expected = expected * 0.95 - 0.1 * 0.2 * math.sqrt(96) * x
+    found = two_updates("muon", weight, gradients)
+    moved = (expected - 0.95**2 * weight).norm()
+    assert (found - expected).norm() < 0.02 * moved  # 8 bits of bf16, five times
+    assert moved > 1
+
+
+def test_muon_leaves_what_is_no_matrix_of_a_block_to_adamw():
+    """AdamW's first update is lr in size at every element; Muon's is not."""
+    shapes = {"wte.weight": (6, 4), "h.0.weight": (4, 4), "h.0.bias": (4,), "score.weight": (2, 4)}
+    weights = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    optimizer = build_optimizer(weights.items(), OptimSection(optimizer="muon", lr=0.01))
+    set_learning_rate(SimpleNamespace(optimizer=optimizer), 0.002)
+    for weight in weights.values():
+        weight.grad = torch.rand_like(weight) + 0.5
+    optimizer.step()
+    for name, weight in weights.items():
+        is_adamw = torch.allclose(weight, torch.full_like(weight, -0.002), rtol=1e-4)
+        assert is_adamw == (name != "h.0.weight")
+    assert (
+        0.3 < float(weights["h.0.weight"].detach().norm() / 0.002 / (0.2 * 4)) < 3
+    )  # 0.2 an element
+    with pytest.raises(ConfigError, match=r"take .*adamw"):
+        build_optimizer([("score.weight", weights["score.weight"])], OptimSection(optimizer="muon"))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd", "muon", "adafactor"])
+def test_the_planner_counts_the_state_that_the_optimizer_keeps(optimizer, method, tiny_recipe):
+    given = [f"optim.optimizer={optimizer}", f"tuning.method={method}"]
+    recipe = resolve_here(load_run_config(tiny_recipe, given), torch.device("cpu"))
+    assert recipe.preset.stage == 0 or optimizer == "lion"
+    model = build_model(recipe.config)
+    built = build_optimizer(model.named_parameters(), recipe.config.optim)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built.step()
+    kept = [value for entry in built.state.values() for value in entry.values()]
+    held = sum(4 * one.numel() for one in kept if torch.is_tensor(one) and one.ndim)
+    assert moment_bytes(recipe) == pytest.approx(held, rel=0.05)  # biases and a small head
+
+
+def test_the_rate_falls_from_block_to_block():
+    """BEiT's: embeddings 0.5 ** 3 with two blocks, the head the whole rate."""
+    names = (
+        "wte.weight",
+        "h.0.a.weight",
+        "h.0.b.weight",
+        "h.1.a.weight",
+        "ln.weight",
+        "score.weight",
+    )
+    parameters = [(name, nn.Parameter(torch.zeros(1, 1))) for name in names]
+    parameters[1][1].requires_grad_(False)
+    groups = build_optimizer(parameters, OptimSection(layer_decay=0.5)).param_groups
+    assert {group[RATE]: len(group["params"]) for group in groups} == {
+        0.125: 1, 0.25: 1, 0.5: 1, 1.0: 2
+    }  # fmt: skip
+
+
+def test_betas_of_lion_are_its_papers_and_keys_that_nobody_reads_are_refused(base):
+    assert load_run_config(base, ["optim.optimizer=lion"]).optim.betas == [0.9, 0.99]
+    given = ["optim.optimizer=lion_8bit", "optim.betas=[0.8,0.9]"]
+    assert load_run_config(base, given).optim.betas == [0.8, 0.9]
+    for optimizer, key in (("lion", "eps=1e-6"), ("adafactor", "betas=[0.8,0.9]")):
+        with pytest.raises(ConfigError, match=rf"is not read by .*{optimizer}"):
+            load_run_config(base, [f"optim.optimizer={optimizer}", f"optim.{key}"])
 
 
 def test_dropout_differs_by_run_step_and_rank_and_repeats():

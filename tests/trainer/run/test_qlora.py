@@ -94,7 +94,9 @@ def test_an_8_bit_base_learns_too(tiny_recipe, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize(("optimizer", "world_size"), [("adamw", 1), ("adamw_8bit", 2)])
+@pytest.mark.parametrize(
+    ("optimizer", "world_size"), [("adamw", 1), ("adamw_8bit", 2), ("lion_8bit", 2)]
+)
 def test_a_run_in_two_parts_has_the_losses_of_one_in_one(
     optimizer, world_size, tiny_recipe, tmp_path
 ):
