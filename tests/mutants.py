@@ -113,7 +113,7 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
         ("template.question.format(instruction=users[0])", ["0 -> -1"], "there is one user turn"),
     ],
     "data/text/tokenization.py": [
-        ("TOKENS_FORMAT = 4", ["4 -> 5", "4 -> 3"], "data prepared under another are made anew"),
+        ("TOKENS_FORMAT = 5", ["5 -> 6", "5 -> 4"], "data prepared under another are made anew"),
         ("lengths = np.zeros(1, np.int32)", ["1 -> 2"], "one 0 and two have the same statistics"),
         ("_BLOCK = ", ["65536 -> 65537", "65536 -> 65535"], "blocks bound memory alone"),
     ],

@@ -133,7 +133,7 @@ def _write_split(building: Building, kind: Kind) -> None:
             building.path_records.append(writer.num_records - num_before)
     if kind is FUNCTIONS:
         table = RecordTable(building.folder / RECORDS, kind.stored)
-        if num := repeated_ids(table, building.keys.code_N):
+        if num := repeated_ids(table, building.keys):
             building.rows.warn(f"{num:,} functions are in several files, with the same id")
 
 

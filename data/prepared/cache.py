@@ -2,8 +2,8 @@
 
 <root>/focaltune-cache/CACHEDIR.TAG   marks the folder as ours
 <root>/focaltune-cache/<key>/facts.json   counts, digests of all files; written last
-<root>/focaltune-cache/<key>/<split>/records.arrow, tokens.bin, starts.npy, record.npy, length.npy
-                                supervised.bin, empty for functions
+<root>/focaltune-cache/<key>/<split>/records.arrow, tokens.bin, starts.npy, record.npy, length.npy,
+                                records.target.npy of functions, supervised.bin of language
 """
 
 import fcntl

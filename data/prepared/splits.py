@@ -77,7 +77,7 @@ class SplitKeys:
     def __init__(self) -> None:
         self._codes = array("Q")
         self._groups = {group: array("Q") for group in GROUPS}
-        self._targets = array("i")
+        self._targets, self._ids = array("i"), array("q")
         self.cwes: Counter[tuple[str, int]] = Counter()
 
     def append(self, texts: Sequence[str]) -> None:
@@ -90,6 +90,7 @@ class SplitKeys:
             values = map(attrgetter(group), samples)
             keys.frombytes(b"".join([text_digest(v) if v else _UNKNOWN for v in values]))
         self._targets.extend(map(attrgetter("target"), samples))
+        self._ids.extend(map(hash, map(attrgetter("id"), samples)))
         self.cwes.update(map(attrgetter("cwe", "target"), samples))
 
     def relabel(self, target_of: npt.NDArray[np.int64]) -> None:
@@ -109,6 +110,11 @@ class SplitKeys:
     def target_N(self) -> npt.NDArray[np.int32]:
         """Target of every function; empty for language records."""
         return np.frombuffer(self._targets, np.int32)
+
+    @property
+    def id_N(self) -> npt.NDArray[np.int64]:
+        """Hash of the id of every function; empty for language records."""
+        return np.frombuffer(self._ids, np.int64)
 
     def group_N(self, field: str) -> Digests:
         """Digest of a group field of every function; 0 where it has no value."""
@@ -147,51 +153,43 @@ def compare_splits(
     examples: list[str] = []
     for one, other in combinations(splits, 2):
         pair = f"{one}/{other}"
-        both, at_one, at_other = np.intersect1d(
-            keys[one].code_N, keys[other].code_N, return_indices=True
-        )
-        functions[pair] = len(both)
-        places = sorted(zip(at_one.tolist(), at_other.tolist(), strict=True))[:_SHOWN]
+        places = _in_both(keys[one].code_N, keys[other].code_N)
+        functions[pair] = len(places)
         examples += [
             f"functions {pair}: {splits[one][a].origin} = {splits[other][b].origin}"
-            for a, b in places
+            for a, b in places[:_SHOWN]
         ]
         for group, shared in groups.items():
-            first, second = keys[one].group_N(group), keys[other].group_N(group)
-            both, at_one, at_other = np.intersect1d(first, second, return_indices=True)
-            places = sorted(
-                zip(at_one[both > 0].tolist(), at_other[both > 0].tolist(), strict=True)
-            )
+            places = _in_both(keys[one].group_N(group), keys[other].group_N(group))
             shared[pair] = len(places)
             for a, b in places[:_SHOWN]:
                 value = getattr(splits[one][a], group)
                 where = f"{splits[one][a].origin} = {splits[other][b].origin}"
                 examples.append(f"{group}s {pair}: {value} at {where}")
+    repeated = {name: _repeated(each) for name, each in keys.items()}
     return SplitFacts(
         shared_functions=functions,
         shared_groups=groups,
-        duplicates={n: len(k.code_N) - len(np.unique(k.code_N)) for n, k in keys.items()},
-        contradictory={name: _contradictions(k) for name, k in keys.items()},
+        duplicates={name: num for name, (num, _) in repeated.items()},
+        contradictory={name: num for name, (_, num) in repeated.items()},
         examples=examples,
     )
 
 
-def repeated_ids(samples: RecordTable[Any], code_N: Digests) -> int:
+def repeated_ids(samples: RecordTable[Any], keys: SplitKeys) -> int:
     """Functions whose id an earlier file has too, for the same function.
 
     Args:
-        samples: The records of a split; ids of one file are unique.
-        code_N: Digests of the functions.
+        samples: The records of a split, read where a message names them; ids of one file differ.
+        keys: Their digests.
 
     Raises:
         DataError: Two functions have one id: predictions would be ambiguous.
     """
-    chunks = (chunk.to_pylist() for chunk in samples.column("id").chunks)
-    ids = np.fromiter((hash(i) for chunk in chunks for i in chunk), np.int64, len(code_N))
-    order_N = np.argsort(ids, kind="stable")
-    is_same = ids[order_N][1:] == ids[order_N][:-1]
+    order_N = np.argsort(keys.id_N, kind="stable")
+    is_same = keys.id_N[order_N][1:] == keys.id_N[order_N][:-1]
     first, second = order_N[:-1][is_same], order_N[1:][is_same]
-    (clashes,) = np.nonzero(code_N[first] != code_N[second])
+    (clashes,) = np.nonzero(keys.code_N[first] != keys.code_N[second])
     if len(clashes):
         at = clashes[second[clashes].argmin()]
         one, other = samples[int(first[at])], samples[int(second[at])]
@@ -238,13 +236,32 @@ def refuse_absent_class(
         raise DataError(f"{name}: no function has the class {absent!r}; add some, or map it")
 
 
-def _contradictions(keys: SplitKeys) -> int:
+def _in_both(one_N: Digests, other_N: Digests) -> list[tuple[int, int]]:
+    """First places in either of the values that both have, in order; 0 is no value.
+
+    Only what both have is sorted, besides the smaller split.
+    """
+    if len(one_N) < len(other_N):
+        return sorted((a, b) for b, a in _in_both(other_N, one_N))
+    value_N = np.unique(other_N[other_N > 0])
+    if not len(value_N):
+        return []
+    nearest_N = np.searchsorted(value_N, one_N).clip(max=len(value_N) - 1)
+    (candidates,) = np.nonzero(value_N[nearest_N] == one_N)
+    _, at_one, at_other = np.intersect1d(one_N[candidates], other_N, return_indices=True)
+    return sorted(zip(candidates[at_one].tolist(), at_other.tolist(), strict=True))
+
+
+def _repeated(keys: SplitKeys) -> tuple[int, int]:
+    """Functions that repeat an earlier one, and those with different labels."""
+    order_N = np.argsort(keys.code_N)
+    code_N = keys.code_N[order_N]
+    is_same = code_N[1:] == code_N[:-1]
     if not len(keys.target_N):
-        return 0
-    order = np.lexsort((keys.target_N, keys.code_N))
-    code_N, target_N = keys.code_N[order], keys.target_N[order]
-    differs_N = (code_N[1:] == code_N[:-1]) & (target_N[1:] != target_N[:-1])
-    return len(np.unique(code_N[1:][differs_N]))
+        return int(is_same.sum()), 0
+    target_N = keys.target_N[order_N]
+    differs = is_same & (target_N[1:] != target_N[:-1])
+    return int(is_same.sum()), len(np.unique(code_N[1:][differs]))
 
 
 def collapsed_digest(text: str) -> bytes:

@@ -1,9 +1,13 @@
-"""The records of a split on disk: an Arrow file that is mapped, never loaded into memory."""
+"""The records of a split on disk: an Arrow file that is mapped, never loaded into memory.
 
-import os
+Targets, which every command reads whole, are an array beside it: read from the Arrow file they
+would draw most of its pages into memory.
+"""
+
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -29,49 +33,47 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
         import pyarrow as pa
 
         self._pa = pa
-        self._names = kind._fields
-        self._values = attrgetter(*kind._fields)
-        self._schema = pa.schema(
-            [(name, pa.int32() if name == "target" else pa.string()) for name in self._names]
-        )
+        self._names = _texts_of(kind)
+        self._values = attrgetter(*self._names)
+        self._targets_path = _targets_path(path) if _has_target(kind) else None
+        self._targets = array("i")
+        self._schema = pa.schema([(name, pa.string()) for name in self._names])
         self._writer = pa.ipc.new_file(str(path), self._schema)
 
     def append(self, records: Sequence[Any]) -> None:
         """Write records as one batch, with less than 2 GiB of text."""
         if not records:
             return
-        columns = zip(self._names, zip(*map(self._values, records), strict=True), strict=True)
-        arrays = [_numbers(v) if name == "target" else _texts(v) for name, v in columns]
+        arrays = [_texts(values) for values in zip(*map(self._values, records), strict=True)]
         self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
+        if self._targets_path is not None:
+            self._targets.extend(map(attrgetter("target"), records))
 
     def __exit__(self, *_: object) -> None:
-        """Complete the file."""
+        """Complete the files."""
         self._writer.close()
+        if self._targets_path is not None:
+            np.save(self._targets_path, np.frombuffer(self._targets, np.int32))
 
 
 def rewrite_targets(path: Path, target_of: npt.NDArray[np.int64]) -> None:
-    """Put the target of each number in its place, in a file of RecordWriter."""
-    import pyarrow as pa
-
-    reader, rewritten = pa.ipc.open_file(pa.memory_map(str(path))), path.with_suffix(".new")
-    with pa.ipc.new_file(str(rewritten), reader.schema) as writer:
-        for place in range(reader.num_record_batches):
-            batch = reader.get_batch(place)
-            targets = _numbers(target_of[np.from_dlpack(batch["target"])])
-            writer.write_batch(
-                batch.set_column(batch.schema.names.index("target"), "target", targets)
-            )
-    os.replace(rewritten, path)
+    """Put the target of each number in its place, in the files of RecordWriter."""
+    np.save(_targets_path(path), target_of[np.load(_targets_path(path))].astype(np.int32))
 
 
-# From their bytes: pa.array would import pandas, to know its missing values.
-def _numbers(values: npt.ArrayLike) -> Any:
-    import pyarrow as pa
-
-    numbers = np.asarray(values, np.int32)
-    return pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(numbers)])
+def _targets_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.target.npy")
 
 
+def _has_target(kind: type[Any]) -> bool:
+    return "target" in kind._fields
+
+
+def _texts_of(kind: RecordClass) -> tuple[str, ...]:
+    return tuple(name for name in kind._fields if name != "target")
+
+
+# From its bytes: pa.array would import pandas, to know its missing values.
 def _texts(values: Sequence[str]) -> Any:
     import pyarrow as pa
 
@@ -98,6 +100,9 @@ class RecordTable(Sequence[R]):
         self._kind = kind
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._columns = dict(zip(self._table.column_names, self._table.columns, strict=True))
+        self.targets: npt.NDArray[np.int32] = (
+            np.load(_targets_path(path)) if _has_target(kind) else np.empty(0, np.int32)
+        )
 
     def __len__(self) -> int:
         """Number of records."""
@@ -117,19 +122,17 @@ class RecordTable(Sequence[R]):
             raise IndexError(f"record {index} of {len(self)}")
         # By column: a slice of the table costs three times as much.
         place = index % len(self)
-        return self._kind(**{name: c[place].as_py() for name, c in self._columns.items()})
+        return self._made({name: c[place].as_py() for name, c in self._columns.items()}, place)
 
     def __iter__(self) -> Iterator[R]:
         """All records in order, a batch of them in memory at a time."""
-        for batch in self._table.to_batches():
-            for row in batch.to_pylist():
-                yield self._kind(**row)
+        rows = (row for batch in self._table.to_batches() for row in batch.to_pylist())
+        yield from map(self._made, rows, count())
 
-    @cached_property
-    def targets(self) -> npt.NDArray[np.int32]:
-        """Target of every record."""
-        parts = map(np.from_dlpack, self._table["target"].chunks)  # to_numpy would import pandas
-        return np.concatenate([np.empty(0, np.int32), *parts])
+    def _made(self, texts: dict[str, Any], place: int) -> R:
+        if _has_target(self._kind):
+            texts["target"] = int(self.targets[place])
+        return self._kind(**texts)
 
     def column(self, name: str) -> Any:
         """A field of all records as an Arrow array, still on disk."""

@@ -21,7 +21,7 @@ TokenIds: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 Tokens = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
-TOKENS_FORMAT = 4
+TOKENS_FORMAT = 5
 """Part of the key of prepared data. Raise it with a change after which the same files and settings
 give other records, tokens or masks, or another layout on disk."""
 
