@@ -132,9 +132,10 @@ def main(
 def run_command(action: Callable[[], int | None]) -> int:
     """Run an entry point and turn our errors into one message and an exit code.
 
-    Codes: 0 done, 2 recipe, 3 data, 4 model or checkpoint, 5 machine, 6 diverged or hung, 75
-    stopped and saved, or what the action returns. Any other exception is a defect and keeps its
-    traceback. A rank that fails ends here: leaving its group in good order would hold the others.
+    Codes: 0 done, 2 recipe, 3 data, 4 model or checkpoint, 5 machine, 6 diverged or hung, 7 no
+    sandbox, 75 stopped and saved, or what the action returns. Any other exception is a defect and
+    keeps its traceback. A rank that fails ends here: leaving its group in good order would hold the
+    others.
     """
     _offline_and_quiet()
     before = signal.signal(signal.SIGINT, _interrupted)

@@ -49,6 +49,8 @@ def _measure(given: Namespace) -> None:
     from trainer.errors import ConfigError
     from trainer.evaluation.suites.running import checked_names, score_given
 
+    if given.limit is not None and given.limit < 1:
+        raise ConfigError(f"--limit {given.limit}: must be at least 1")
     if not given.generations:
         from trainer.run.suite import measure_model
 
@@ -59,8 +61,6 @@ def _measure(given: Namespace) -> None:
         )  # fmt: skip
         return
     names = checked_names(given.words)
-    if given.limit is not None and given.limit < 1:
-        raise ConfigError(f"--limit {given.limit}: must be at least 1")
     if len(names) > 1:
         raise ConfigError(f"--generations belongs to one suite, found {', '.join(names)}")
     output = given.output or Path(f"{given.generations}.suites")

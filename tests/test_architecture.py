@@ -30,6 +30,9 @@ APART = {"sweep": "run"}  # a sweep starts runs as processes and reads their fol
 
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"torch.load", "os.system", "os.popen", "eval", "exec"}
+RUNS_CODE = {  # in the sandbox only, where it is what runs; nothing imports it
+    "trainer.evaluation.suites.inside": {"eval", "exec"},
+}
 FORBIDDEN_METHODS = {"extractall"}  # of anything
 FORBIDDEN_TRUE = {"shell", "trust_remote_code"}
 
@@ -196,7 +199,12 @@ def test_a_file_stays_below_400_lines_and_a_function_within_60(module):
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_no_source_unpickles_unpacks_archives_runs_a_shell_or_trusts_remote_code(module):
-    assert list(faults(parsed(module))) == []
+    found = {fault.split(": ")[1] for fault in faults(parsed(module))}
+    assert found == RUNS_CODE.get(module, set())
+
+
+def test_nothing_imports_what_may_run_code():
+    assert not [m for m in SOURCES if set(imported(parsed(m))) & RUNS_CODE.keys()]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-NUMBERS = range(1, 121)
+NUMBERS = range(1, 134)
 # test_70_a_folder_that_cannot_be_made..., or a parameter's id such as "70-no-folder"
 _FUNCTION, _PARAMETER = re.compile(r"test_(\d+)_"), re.compile(r"(\d{1,3})-[a-z0-9]+(-|$)", re.I)
 

@@ -59,3 +59,9 @@ class CellsFailedError(ValueError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.exit_code = code if 0 < code < 128 else MachineError.exit_code  # killed, or no report
+
+
+class SandboxError(ValueError):
+    """Programs that a model wrote cannot be run in a sandbox here."""
+
+    exit_code = 7

@@ -19,6 +19,7 @@ from trainer.evaluation.suites.asking import ASKING, Asking
 from trainer.evaluation.suites.items import suite_items
 from trainer.evaluation.suites.report import write_suite_report
 from trainer.evaluation.suites.running import ITEMS, judged_items
+from trainer.evaluation.suites.sandbox import check_sandbox
 from trainer.evaluation.suites.suite import Item
 from trainer.evaluation.suites.suites import SUITES
 from trainer.models.files import base_digest, check_model_files, positions
@@ -81,10 +82,13 @@ def measure_model(
         ConfigError: The model is a classifier, or a number is out of range.
         DataError: The data do not fit a suite.
         ModelError: As open_trained.
+        SandboxError: Programs would have to run without a sandbox.
     """
     if batch < 1 or (limit is not None and limit < 1):
         raise ConfigError("--batch and --limit are at least 1")
     opened = open_model(model, base)
+    if any(SUITES[name].runs_programs for name in names):
+        check_sandbox()
     items = {name: SUITES[name].select(suite_items(SUITES[name], data))[:limit] for name in names}
     run = opened.folder.parent
     usual = run / "suites" if is_run_folder(run) else opened.folder.with_suffix(".suites")

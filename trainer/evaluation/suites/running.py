@@ -13,6 +13,7 @@ from data.text.terminal import say, step
 from trainer.errors import ConfigError
 from trainer.evaluation.suites.items import given_outputs, suite_items
 from trainer.evaluation.suites.report import write_suite_report
+from trainer.evaluation.suites.sandbox import check_sandbox
 from trainer.evaluation.suites.suite import Item, Judged, Result, Suite
 from trainer.evaluation.suites.suites import SUITES
 
@@ -55,6 +56,8 @@ def score_given(name: str, data: Path, given: Path, folder: Path, limit: int | N
         raise DataError(
             f"{given}: {missing[0]} of {name} has no output, nor have {len(missing) - 1}"
         )
+    if suite.runs_programs:
+        check_sandbox()
     folder.mkdir(parents=True, exist_ok=True)
     results = judged_items(suite, items, outputs, folder / ITEMS)
     facts = {"data": str(data), "generations": str(given), "items": len(items)}
@@ -86,8 +89,12 @@ def judged_items(
 def _judged(
     suite: Suite, items: Sequence[Item], outputs: Mapping[str, Sequence[str]]
 ) -> Iterator[Result]:
-    """In the order of the items; programs wait for the sandbox, so threads serve."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    """In the order of the items.
+
+    Threads serve, for programs are processes. Two for each core: a sandbox waits for the kernel,
+    which takes its namespaces down, for half of its time.
+    """
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
         work = [(item, pool.submit(suite.judge, item, outputs[item.id])) for item in items]
         try:
             yield from ((item, future.result()) for item, future in work)
@@ -95,17 +102,11 @@ def _judged(
             pool.shutdown(cancel_futures=True)
 
 
-def prompt_digest(suite: Suite, item: Item) -> str | None:
-    """Of what a model is asked; None where a suite only takes given outputs."""
-    if suite.prompt is None:
-        return None
-    return hashlib.sha256(suite.prompt(item).encode("utf-8", "replace")).hexdigest()[:16]
-
-
 def _lines(
     suite: Suite, item: Item, outputs: Sequence[str], judged: Sequence[Judged]
 ) -> Iterator[str]:
-    digest = prompt_digest(suite, item)
+    asked = suite.asking.prompt(item.row, "")  # of explain, without the model's description
+    digest = hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()[:16]
     for number, (output, one) in enumerate(zip(outputs, judged, strict=True)):
         row = {
             "id": item.id,

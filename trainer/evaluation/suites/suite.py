@@ -1,8 +1,10 @@
 """What a suite is: its items, what a model is asked, how outputs are judged, what is counted."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from trainer.evaluation.suites.asking import Asking
 
 Verdict = Literal["pass", "fail", "timeout", "error", "not measured", "invalid"]
 """error: the machine's fault, never the output's; not measured: a compiler is missing; invalid: an
@@ -53,12 +55,7 @@ class Suite:
         summary: All results -> measures in percent: name -> {"value", "interval"}, the first one
             is drawn; and counts.
         select: Chooses among the rows of the data file.
-        prompt: What a model is asked; None: outputs can only be given.
-        output: An item and what a model wrote after the prompt -> the output that is judged.
-        stop: Texts that end the writing.
-        num_samples: Outputs of each item.
-        temperature: 0 takes the likeliest token.
-        max_new_tokens: Of an output.
+        asking: What a model is asked, and what is kept of its answer.
         runs_programs: Its outputs run in the sandbox.
     """
 
@@ -66,12 +63,6 @@ class Suite:
     shape: str
     judge: Callable[[Item, Sequence[str]], Sequence[Judged]]
     summary: Callable[[Sequence[Result]], dict[str, Any]]
+    asking: Asking
     select: Callable[[Sequence[Item]], Sequence[Item]] = lambda items: items
-    prompt: Callable[[Item], str] | None = None
-    output: Callable[[Item, str], str] = lambda _, text: text
-    stop: Sequence[str] = field(default=())
-    num_samples: int = 20
-    temperature: float = 0.2
-    top_p: float = 0.95
-    max_new_tokens: int = 512
     runs_programs: bool = True

@@ -1,28 +1,41 @@
 """SUITES[name] is all that a suite needs."""
 
 from trainer.evaluation.suites.answers import CLONE, DEFECT
+from trainer.evaluation.suites.asking import ASKING
+from trainer.evaluation.suites.programs import LANGUAGES
+from trainer.evaluation.suites.scoring import program_summary
 from trainer.evaluation.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
     "defect": Suite(
         "defect detection (Devign)",
         "defect",
-        judge=DEFECT.judge,
-        summary=DEFECT.summary,
-        select=DEFECT.select,
-        num_samples=1,
-        temperature=0.0,
-        max_new_tokens=64,
+        DEFECT.judge,
+        DEFECT.summary,
+        ASKING["defect"],
+        DEFECT.select,
         runs_programs=False,
     ),
     "clone": Suite(
         "clone detection (BigCloneBench)",
         "clone",
-        judge=CLONE.judge,
-        summary=CLONE.summary,
-        num_samples=1,
-        temperature=0.0,
-        max_new_tokens=64,
+        CLONE.judge,
+        CLONE.summary,
+        ASKING["clone"],
         runs_programs=False,
     ),
+    "humaneval": Suite(
+        "HumanEval", "humaneval", LANGUAGES["python"].judge, program_summary, ASKING["humaneval"]
+    ),
+    **{
+        f"humanevalpack-{task}-{language}": Suite(
+            f"HumanEvalPack, {task}, {language}",
+            f"humanevalpack-{language}",
+            of.judge,
+            program_summary,
+            ASKING[f"humanevalpack-{task}-{language}"],
+        )
+        for task in ("synthesize", "fix", "explain")
+        for language, of in LANGUAGES.items()
+    },
 }

@@ -128,7 +128,7 @@ def test_finished_items_are_not_judged_again_unless_their_output_is_another(tmp_
         (["clone", "--generations", "{one}"], 3, "has no output"),
         (["clone", "--generations", "{number}"], 3, "an output must be a text, found '7'"),
         (["defect", "--generations", "{o}"], 3, "needs one file of JSON lines with func, target"),
-        (["MODEL", "clone"], 2, "--generations FILE"),
+        (["MODEL", "other"], 2, "is not a suite; there are defect"),
     ],
 )
 def test_what_does_not_fit_is_an_error(words, code, said, tmp_path, capsys):

@@ -1,0 +1,158 @@
+"""Programs of six languages: canonical solutions pass, wrong and dishonest ones do not; pass@k."""
+
+import gzip
+import itertools
+import json
+import statistics
+
+import pytest
+from conftest import REPOSITORY
+
+from launcher.suite import main as suite
+from trainer.errors import SandboxError
+from trainer.evaluation.suites import sandbox
+from trainer.evaluation.suites.items import shape_of
+from trainer.evaluation.suites.programs import LANGUAGES
+from trainer.evaluation.suites.scoring import pass_at_k, program_summary
+from trainer.evaluation.suites.suite import Item, Judged
+from trainer.evaluation.suites.suites import SUITES
+
+DATA = REPOSITORY.parent / "shared" / "data"
+try:
+    sandbox.check_sandbox()
+    MISSING = ""
+except SandboxError as error:
+    MISSING = str(error)
+needs_sandbox = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the repository")
+
+
+def rows(language):
+    with gzip.open(DATA / "humanevalpack" / f"humanevalpack_{language}.jsonl.gz", "rt") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def verdicts(language, row, *outputs):
+    found = LANGUAGES[language].judge(Item(row["task_id"], row, 0), outputs)
+    return [one.verdict for one in found]
+
+
+def compiled(language):
+    missing = [name for name in LANGUAGES[language].needs if not sandbox.seen(name)]
+    if missing:
+        pytest.skip(f"{missing[0]} is not in /usr/bin")
+
+
+@needs_sandbox
+@needs_data
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("place", [0, 33])  # 33 imports what others do not
+def test_canonical_solutions_pass_and_buggy_ones_fail(language, place):
+    compiled(language)
+    row = rows(language)[place]
+    right, wrong = (row["prompt"] + row[key] for key in ("canonical_solution", "buggy_solution"))
+    assert verdicts(language, row, right, wrong, right) == ["pass", "fail", "pass"]
+
+
+@needs_sandbox
+@needs_data
+@pytest.mark.parametrize(
+    ("language", "extra"),
+    [
+        ("js", "process.exit(0);"),
+        ("js", "console.log('PASS'); process.reallyExit(0);"),
+        ("js", "console.assert = () => {};"),
+        ("js", "Object.defineProperty(console, 'assert', {value: () => {}});"),
+        ("js", "globalThis.console = {assert: () => {}};"),
+        ("js", "const console = {assert: () => {}};"),
+        ("js", "process.reallyExit = () => {}; process.on('uncaughtException', () => {});"),
+        ("js", "process.on('exit', () => { process.exitCode = 0; });"),
+        ("cpp", "struct Early { Early() { puts(\"PASS\"); exit(0); } } early;"),
+        ("cpp", "#define NDEBUG"),
+    ],
+)  # fmt: skip
+def test_130_a_wrong_solution_that_is_dishonest_still_fails(language, extra):
+    compiled(language)
+    row = rows(language)[0]
+    wrong = row["prompt"] + row["buggy_solution"]
+    assert verdicts(language, row, f"{wrong}\n{extra}\n") == ["fail"]
+
+
+EXITS = {  # in place of a solution: a line that looks like success, and an end in good order
+    "js": "console.log('PASS'); process.exit(0) }\n",
+    "java": 'System.out.println("PASS"); System.exit(0); return true; } }\n',
+    "go": 'println("PASS"); os.Exit(0); return true }\n',
+    "rust": 'println!("test result: ok. 1 passed"); std::process::exit(0) }\n',
+    "cpp": 'puts("PASS"); exit(0); }\n',
+}
+
+
+@needs_sandbox
+@needs_data
+@pytest.mark.parametrize("language", EXITS)
+def test_129_a_solution_that_ends_its_process_fails(language):
+    compiled(language)
+    row = rows(language)[0]
+    prompt = row["prompt"].replace('"math"', '"math"\n"os"')
+    [found] = LANGUAGES[language].judge(Item("0", row, 0), [prompt + EXITS[language]])
+    assert found.verdict == "fail"
+    assert "does not build" not in found.detail
+    assert "PASS" in found.detail or language in ("go", "rust"), found.detail
+
+
+@pytest.mark.parametrize(("num", "passed"), [(1, 0), (1, 1), (5, 2), (6, 1), (6, 6), (20, 3)])
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_pass(num, passed):
+    outputs = [True] * passed + [False] * (num - passed)
+    for k in range(1, min(num, 4) + 1):
+        share = statistics.mean(any(s) for s in itertools.combinations(outputs, k))
+        assert pass_at_k(num, passed, k) == pytest.approx(share, abs=1e-12)
+
+
+def test_what_could_not_be_judged_is_left_out_and_counted():
+    def item(*verdicts):
+        return Item("", {}, 0), [Judged(verdict) for verdict in verdicts]
+
+    results = [
+        item("pass", "fail"), item("timeout", "fail"), item("pass", "pass"),
+        item("pass", "error"), item("not measured", "not measured"),
+    ]  # fmt: skip
+    found = program_summary(results)
+    assert found["left_out"] == 2
+    assert found["measures"].keys() == {"pass@1"}
+    assert found["measures"]["pass@1"]["value"] == pytest.approx(50)  # (1/2 + 0 + 1) / 3
+    low, high = found["measures"]["pass@1"]["interval"]
+    assert 0 <= low < 50 < high <= 100
+    assert found["counts"] == {
+        "error": 1, "fail": 2, "not measured": 2, "pass": 4, "timeout": 1
+    }  # fmt: skip
+
+
+@needs_sandbox
+@needs_data
+def test_released_outputs_of_the_study_are_scored(tmp_path):
+    """Of 164 problems the first four: 20 outputs each, as the study published them."""
+    name = "generations-humanevalsynthesizepython-starcoderbase-1b-lora.json.gz"
+    words = ["--data", f"{DATA}", "--generations", f"{DATA / 'astraios_outputs' / name}"]
+    words += ["--limit", "4", "--output", str(tmp_path)]
+    assert suite(["humanevalpack-synthesize-python", *words]) == 0
+    folder = tmp_path / "humanevalpack-synthesize-python"
+    found = json.loads((folder / "suite.json").read_text())
+    assert found["measures"].keys() == {"pass@1", "pass@10"}
+    lines = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    assert len(lines) == 80
+    # By one plain interpreter for program and tests, when this test was written.
+    passed = [sum(one["verdict"] == "pass" for one in lines[n : n + 20]) for n in (0, 20, 40, 60)]
+    assert passed == [19, 0, 20, 0]
+    assert found["measures"]["pass@1"]["value"] == pytest.approx(100 * 39 / 80)
+    assert found["measures"]["pass@10"]["value"] == pytest.approx(50)
+
+
+@needs_data
+def test_every_file_is_known_by_its_columns():
+    for language in LANGUAGES:
+        assert shape_of(rows(language)[0]) == f"humanevalpack-{language}"
+    with gzip.open(DATA / "humaneval" / "HumanEval.jsonl.gz", "rt") as stream:
+        assert shape_of(json.loads(stream.readline())) == "humaneval"
+    with (DATA / "aatk" / "scenario_dow.jsonl").open() as stream:
+        assert shape_of(json.loads(stream.readline())) == "aatk"
+    assert {one.shape for one in SUITES.values()} >= {"defect", "clone", "humaneval"}
