@@ -41,6 +41,10 @@ def main(arguments: list[str]) -> int:
         help="a key of one method's cells",
     )  # fmt: skip
     parser.add_argument(
+        "--budget", metavar="trained_parameters=N",
+        help="or N%% of the base: the rank of every method is the largest that trains no more",
+    )  # fmt: skip
+    parser.add_argument(
         "--gpus", type=int, metavar="N", help="ranks of a cell, by the deepspeed launcher"
     )
     parser.add_argument("--report", action="store_true", help="train nothing, only report")
@@ -57,7 +61,7 @@ def _sweep(given: Namespace) -> None:
         raise ConfigError("give what is compared: --methods M M, --grid KEY=VALUE,VALUE, or both")
     root, cells = expand(
         given.recipe, given.overrides, given.methods, given.models, given.seeds, given.set,
-        given.grid,
+        given.grid, given.budget,
     )  # fmt: skip
 
     from trainer.sweep.sweep import run_sweep

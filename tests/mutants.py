@@ -151,7 +151,6 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
     "trainer/evaluation/comparison/compare.py": [
         ("first, groups = runs[0]", ["0 -> 1", "0 -> -1"], "paired runs have the same groups"),
         ("replace(predictors[0], ", ["0 -> 1", "0 -> -1"], "labels are those of all"),
-        ("one = groups[0].averaged", ["0 -> 1", "0 -> -1"], "labels and targets are those of all"),
         (
             "if a is None or b is None",
             ["a is None or b is None -> a is None and b is None"],

@@ -63,6 +63,12 @@ def peft_class(method: str) -> "type[PeftConfig] | None":
     return _classes().get(method)
 
 
+def argument_names(method: str) -> set[str]:
+    """Arguments of a method's config class; none where PEFT has none."""
+    kind = peft_class(method)
+    return {field.name for field in dataclasses.fields(kind)} if kind else set()
+
+
 def peft_names() -> list[str]:
     """Every method of PEFT that can be named."""
     return sorted(_classes().keys() - LEFT_OUT.keys() - {"p_tuning"})

@@ -3,8 +3,8 @@
 Shapes: N functions or records, R resamples.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -48,6 +48,15 @@ class Bootstrap:
             for (name, measure), values_R in self.values.items()
             if name == predictor and not np.isnan(values_R).any()
         }
+
+    def averaged(self, members: Mapping[str, Sequence[str]]) -> "Bootstrap":
+        """The mean over several predictors, such as the seeds of a setting, in each resample."""
+        values = {
+            (name, measure): np.mean([self.values[one, measure] for one in of], axis=0)
+            for name, of in members.items()
+            for measure in dict.fromkeys(key for _, key in self.values)
+        }
+        return replace(self, values=values)
 
     def more(self, key: str) -> list[float] | None:
         """Both ends of a further value, over the resamples where it is defined.

@@ -4,14 +4,15 @@ M methods, S seeds, N points.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from math import comb, isclose
 
 import numpy as np
 
-from trainer.evaluation.measures import Measure
+from trainer.evaluation.best_step import deciding
+from trainer.evaluation.measures import Measure, measures_of
 from trainer.evaluation.statistics import (
     FloatArray,
     grouped_interval,
@@ -22,6 +23,7 @@ from trainer.evaluation.statistics import (
     separated_pairs,
     spearman,
 )
+from trainer.sweep.paired import Paired
 from trainer.sweep.results import Result
 
 FEWEST = 3  # methods, or cells, that an order needs
@@ -35,15 +37,44 @@ class Comparison:
 
     Attributes:
         measures: By name, the measures of the task that sweeps compare.
+        paired: By model, the methods on the same resamples of the test records.
     """
 
     results: tuple[Result, ...]
     measures: Mapping[str, Measure]
+    paired: Mapping[str, Paired] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
         """Title of the first measure, which pictures and correlations use."""
         return next(iter(self.measures.values())).title
+
+    @property
+    def score(self) -> str:
+        """Name of the measure that decides: what fronts and differences are about."""
+        return deciding(self.results[0].measured, "auto")[0]
+
+    @property
+    def scored(self) -> dict[str, Measure]:
+        """The deciding measure, then the others that sweeps compare."""
+        every = measures_of(self.results[0].measured)
+        return {self.score: every[self.score]} | dict(self.measures)
+
+    def value(self, result: Result) -> float:
+        """The deciding measure of a cell; NaN where it is undefined."""
+        if self.score not in result.measures:
+            return result.loss
+        value = result.measures[self.score]
+        return float("nan") if value is None else value
+
+    def front(self, groups: Sequence["Group"], cost: Callable[[Result], float]) -> list["Group"]:
+        """The groups that no other beats in both mean cost and mean score, cheapest first."""
+        sign = -1 if self.scored[self.score].higher_is_better else 1
+        cost_N, worse_N = (
+            np.array([group.mean(value) for group in groups])
+            for value in (cost, lambda cell: sign * self.value(cell))
+        )
+        return [groups[n] for n in pareto_front(cost_N, worse_N) if not np.isnan(worse_N[n])]
 
     @property
     def methods(self) -> list[str]:
@@ -214,15 +245,6 @@ class Relation:
     num: int
     rho: float | None
     interval: tuple[float, float] | None
-
-
-def front_of(groups: Sequence[Group], cost: Callable[[Result], float]) -> list[Group]:
-    """The groups that no other beats in both mean cost and mean loss, cheapest first."""
-    cost_N, loss_N = (
-        np.array([group.mean(value) for group in groups])
-        for value in (cost, lambda cell: cell.loss)
-    )
-    return [groups[n] for n in pareto_front(cost_N, loss_N)]
 
 
 def _order(results: Sequence[Result], model: str, other: str) -> Order | None:

@@ -13,6 +13,7 @@ from trainer.config.sections import RunConfig
 from trainer.config.strict_yaml import read_yaml
 from trainer.errors import ConfigError
 from trainer.planning.plan import read_shape
+from trainer.sweep.budget import keys_within
 
 _OWNED = ("tuning.method", "model.path", "model.config", "run.seed", "run.output_dir")
 _LONGEST = 120  # characters of a folder's name
@@ -48,6 +49,7 @@ def expand(
     seeds: Sequence[int] = (),
     settings: Sequence[str] = (),
     grid: Sequence[str] = (),
+    budget: str | None = None,
 ) -> tuple[Path, list[Cell]]:
     """The folder of the grid and its cells, by seed, model, method: the first seed comes first.
 
@@ -57,6 +59,7 @@ def expand(
         seeds: Values of run.seed; none: the recipe's own seed.
         settings: METHOD:section.key=value, for the cells of one method.
         grid: section.key=VALUE,VALUE, each value with each of the others.
+        budget: trained_parameters=N or N%, for which every method gets its largest size.
 
     Raises:
         ConfigError: Cells that could not run; the message lists every fault.
@@ -68,6 +71,7 @@ def expand(
     roots: list[Path] = []
     cells: list[Cell] = []
     faults: dict[str, str] = {}
+    sizes: dict[tuple[str | None, ...], tuple[str, ...]] = {}
     every = product(seeds or (None,), folders, methods or (None,), points)
     for seed, model, method, point in every:
         keys = (*overrides, *folders[model], *point.values())
@@ -75,6 +79,11 @@ def expand(
         keys += () if seed is None else (f"run.seed={seed}",)
         try:
             config = load_run_config(recipe, keys)
+            if budget is not None:  # the same for every seed
+                if (place := (method, *point, model)) not in sizes:
+                    sizes[place] = keys_within(budget, config, keys, " ".join(filter(None, place)))
+                keys += sizes[place]
+                config = load_run_config(recipe, keys)
         except ConfigError as error:
             place = (method, *point, model)
             faults.setdefault(str(error), " ".join(filter(None, place)) or str(recipe))

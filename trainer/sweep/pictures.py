@@ -8,7 +8,7 @@ import numpy as np
 from data.audit.figure import svg
 from trainer.evaluation.figures import panels
 from trainer.evaluation.measures import with_interval
-from trainer.sweep.findings import Comparison, Group, front_of
+from trainer.sweep.findings import Comparison, Group
 from trainer.sweep.results import Result
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
         "loss_by_size.svg": _loss_by_size(comparison),
         "loss_over_steps.svg": _loss_over_steps(comparison),
         "resources.svg": _resources(comparison),
-        "metric_by_trained.svg": _metric_by_trained(comparison),
         "metric_by_loss.svg": _metric_by_loss(comparison),
-        "cost.svg": _cost_and_loss(comparison),
+        "cost.svg": _cost_and_score(comparison),
     }
 
 
@@ -111,16 +110,6 @@ def _resources(comparison: Comparison) -> bytes:
     return svg(figure)
 
 
-def _metric_by_trained(comparison: Comparison) -> bytes:
-    """The task's metric over trained parameters."""
-    metric = comparison.metric
-    figure, [axis] = _panels(f"Test {metric} against trainable parameters", 1)
-    _points(axis, comparison, lambda cell: cell.num_trained, _metric)
-    axis.set(xscale="log", xlabel="trainable parameters", ylabel=f"{metric} on test")
-    _legend(figure, comparison)
-    return svg(figure)
-
-
 def _metric_by_loss(comparison: Comparison) -> bytes:
     """The task's metric over loss, a point for each cell, with their rank correlation."""
     metric, loss_name = comparison.metric, comparison.loss_name
@@ -136,21 +125,32 @@ def _metric_by_loss(comparison: Comparison) -> bytes:
     return svg(figure)
 
 
-def _cost_and_loss(comparison: Comparison) -> bytes:
-    """Loss over training time and over peak memory, with the Pareto fronts."""
-    groups, costs = comparison.groups, _costs(comparison)
-    figure, axes = _panels("Cost and performance, with the Pareto front", len(costs))
+def _cost_and_score(comparison: Comparison) -> bytes:
+    """The score over trained parameters, memory and time, with intervals and Pareto fronts."""
+    groups, value = comparison.groups, comparison.value
+    costs = {"trained parameters": _trained, **_costs(comparison)}
+    measure = comparison.scored[comparison.score]
+    figure, axes = _panels(f"Cost and {measure.title}, with the Pareto front", len(costs))
     for axis, (name, cost) in zip(axes, costs.items(), strict=True):
-        front = front_of(groups, cost)
-        points = [(group.mean(cost), group.mean(_loss)) for group in front]
-        axis.step(*zip(*points, strict=True), where="post", color="0.6", linewidth=1.2, zorder=1)
-        _points(axis, comparison, cost, _loss)
-        for point, group in zip(points, front, strict=True):  # no point is left of and below these
+        for group in groups:
+            paired = comparison.paired.get(group.model)
+            ends = paired.intervals.get((group.method, comparison.score)) if paired else None
+            if ends is not None:
+                colour, _ = _style(comparison, group.method)
+                axis.plot([group.mean(cost)] * 2, ends, color=colour, linewidth=1, zorder=1)
+        front = comparison.front(groups, cost)
+        points = [(group.mean(cost), group.mean(value)) for group in front]
+        if points:
+            axis.step(*zip(*points, strict=True), where="post", color="0.6", linewidth=1.2)
+        _points(axis, comparison, cost, value)
+        below = -1 if measure.higher_is_better else 1  # no point lies on that side of the front
+        for point, group in zip(points, front, strict=True):
             axis.annotate(
-                f"{group.method} {group.model}", point, xytext=(-6, -5),
-                textcoords="offset points", ha="right", va="top", fontsize=7,
+                f"{group.method} {group.model}", point, xytext=(-6, -5 * below),
+                textcoords="offset points", ha="right", va="top" if below > 0 else "bottom",
+                fontsize=7,
             )  # fmt: skip
-        axis.set(xlabel=name, ylabel=f"{comparison.loss_name} (nats)")
+        axis.set(xlabel=name, ylabel=f"{measure.title} on test")
         _cost_scale(axis, [group.mean(cost) for group in groups])
     _legend(figure, comparison)
     return svg(figure)
@@ -161,6 +161,10 @@ def _costs(comparison: Comparison) -> Mapping[str, Value]:
         "training time (s)": lambda cell: cell.train_seconds,
         f"{comparison.memory_name} (GiB)": lambda cell: cell.peak_gib,
     }
+
+
+def _trained(cell: Result) -> float:
+    return cell.num_trained
 
 
 def _loss(cell: Result) -> float:

@@ -11,7 +11,7 @@ from trainer.evaluation.measures import with_interval
 from trainer.evaluation.page.page import write_page
 from trainer.evaluation.report import write_files
 from trainer.sweep import pictures
-from trainer.sweep.findings import FEWEST, Comparison, front_of
+from trainer.sweep.findings import FEWEST, Comparison
 from trainer.sweep.results import Result
 from trainer.sweep.running import Failure
 
@@ -26,9 +26,9 @@ _CAPTIONS = {
     "loss_by_size.svg": "Final loss by size; bars: lowest and highest seed",
     "loss_over_steps.svg": "Training loss over steps, mean of seeds",
     "resources.svg": "Trainable share, time and memory, mean of seeds",
-    "metric_by_trained.svg": "Metric against trainable parameters, mean of seeds",
     "metric_by_loss.svg": "Metric against loss, a point for each cell",
-    "cost.svg": "Cost against loss, mean of seeds; the line is the Pareto front",
+    "cost.svg": "Cost against score, mean of seeds, with the interval over test records; the"
+    " grey line is the Pareto front",
 }
 
 
@@ -79,7 +79,7 @@ def render(
         _PAGE,
         c=comparison,
         fewest=FEWEST,
-        fronts={name: front_of(groups, cost) for name, cost in costs.items()},
+        fronts={name: comparison.front(groups, cost) for name, cost in costs.items()},
         captions=_CAPTIONS,
         failures=failures if missing else (),
         failed={failure.cell for failure in failures},

@@ -1,6 +1,7 @@
 """A sweep in the order it happens: run the cells, read them, report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.text.terminal import step
@@ -10,6 +11,7 @@ from trainer.run_folder.folder import RunLock
 from trainer.sweep.findings import Comparison
 from trainer.sweep.finished import finished_result
 from trainer.sweep.grid import Cell
+from trainer.sweep.paired import pair_methods
 from trainer.sweep.report import write_report
 from trainer.sweep.results import Result, UnfinishedError
 from trainer.sweep.running import Failure, run_cells
@@ -51,10 +53,12 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
 def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> None:
     """Write the report of the finished cells; a damaged file leaves only its own cell out."""
     results: list[Result] = []
+    finished: list[Cell] = []
     missing: dict[str, str] = {}
     for cell in cells:
         try:
             results.append(finished_result(cell))
+            finished.append(cell)
         except UnfinishedError as error:
             missing[cell.name] = str(error)
     if not results:
@@ -63,6 +67,8 @@ def _report(root: Path, cells: Sequence[Cell], failures: Sequence[Failure]) -> N
             f"no cell is finished with these settings under {root}: {first} {missing[first]}"
         )
     comparison = Comparison(tuple(results), swept_measures(results[0].measured))
+    pairs = pair_methods(finished, list(comparison.scored))
+    comparison = replace(comparison, paired=pairs)
     with step("writing the report"):
         page = write_report(root / "report", comparison, failures, missing)
     print(f"report: {page}")

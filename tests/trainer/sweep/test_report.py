@@ -130,7 +130,7 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     assert "    error: no weights\n" in text
     assert "\n- qlora/large/seed-0: has no report yet\n" in text
     pictures = sorted(path.name for path in page.parent.glob("*.svg"))
-    assert len(pictures) == 6
+    assert len(pictures) == 5
     for name in pictures:
         assert f"]({name})" in text
         width, height = map(

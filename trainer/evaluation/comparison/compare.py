@@ -4,7 +4,7 @@ Shapes: N functions or records, C classes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,8 @@ from trainer.evaluation.comparison.runs import MeasuredRun, Predictor, paired, r
 from trainer.evaluation.language.report import FEWEST_RECORDS
 from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.measures import measured, measures_of
-from trainer.evaluation.predictors import Measured, Scored
-from trainer.evaluation.resampling import USUAL_DRAWS, FloatArray, Resampling, cluster_ids
+from trainer.evaluation.predictors import Scored
+from trainer.evaluation.resampling import USUAL_DRAWS, FloatArray, Resampling
 from trainer.run_folder.folder import LOG
 from trainer.run_folder.metrics import read_log, resources
 
@@ -103,15 +103,14 @@ def comparison(runs: Sequence[MeasuredRun], draws: Resampling = USUAL_DRAWS) -> 
     Each group is compared with the first on the same resamples.
     """
     first, groups = runs[0], grouped(runs)
-    cluster_N = cluster_ids([row.get("group") or n for n, row in enumerate(first.rows)])
-    drawn = _drawn(first.of, groups, cluster_N, draws)
+    drawn = drawn_together(first, {group.letter: group.averaged for group in groups}, draws)
     settings = [decisive(group.runs[0]) for group in groups]
     values = {key: [one.get(key) for one in settings] for one in settings for key in one}
     return {
         "split": first.report["split"],
         "measured": first.of,
         "num": len(first.rows),
-        "bootstrap": asdict(draws) | {"num_clusters": int(cluster_N.max()) + 1},
+        "bootstrap": asdict(draws) | {"num_clusters": int(first.cluster_N.max()) + 1},
         "groups": [_described(group, drawn) for group in groups],
         "differences": [_against(groups[0], other, drawn) for other in groups[1:]],
         "settings": {k: each for k, each in values.items() if any(v != each[0] for v in each)},
@@ -157,15 +156,15 @@ def mcnemar(first_N: Mask, other_N: Mask) -> dict[str, Any]:
     return {"only_first_right": only_first, "only_other_right": only_other, "p": p}
 
 
-def _drawn(
-    of: Measured, groups: Sequence[Group], cluster_N: npt.NDArray[np.int64], draws: Resampling
+def drawn_together(
+    first: MeasuredRun, predictors: Mapping[str, Predictor], draws: Resampling = USUAL_DRAWS
 ) -> Bootstrap:
-    one = groups[0].averaged
+    """Every measure of predictors, in the order of the first run's rows, on the same resamples."""
+    one = next(iter(predictors.values()))
     if isinstance(one, TokenSums) and (one.count_N > 0).sum() < FEWEST_RECORDS:
         return Bootstrap({}, 0, draws.level)
     labels_N = one.labels_N if isinstance(one, Scored) else None
-    predictors = {group.letter: group.averaged for group in groups}
-    return bootstrap(of, predictors, cluster_N, draws, labels_N)
+    return bootstrap(first.of, predictors, first.cluster_N, draws, labels_N)
 
 
 def _described(group: Group, drawn: Bootstrap) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from trainer.evaluation.language.sums import TokenSums
 from trainer.evaluation.measures import measured
 from trainer.evaluation.predictors import ClassScored, Measured, Scored
 from trainer.evaluation.report import MODEL
+from trainer.evaluation.resampling import IntArray, cluster_ids
 from trainer.run_folder.folder import LOG, RECIPE, REPORT
 from trainer.run_folder.metrics import read_log
 
@@ -63,6 +64,11 @@ class MeasuredRun:
         """Names of the classes; none where they are vulnerable and not, or tokens."""
         found = self.report.get("classes", [])
         return [one if isinstance(one, str) else one["class"] for one in found]
+
+    @cached_property
+    def cluster_N(self) -> IntArray:
+        """The group that each row is drawn with."""
+        return cluster_ids([row.get("group") or n for n, row in enumerate(self.rows)])
 
     @cached_property
     def predictor(self) -> Predictor:
