@@ -15,7 +15,7 @@ from trainer.config.methods import num_virtual_tokens
 from trainer.config.recipe import config_of
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, ModelError
-from trainer.evaluation.suites.asking import ASKING, Asking
+from trainer.evaluation.suites.asking import Asking
 from trainer.evaluation.suites.items import suite_items
 from trainer.evaluation.suites.report import write_suite_report
 from trainer.evaluation.suites.running import ITEMS, judged_items
@@ -107,7 +107,7 @@ def measure_model(
     outputs = {}
     for name in names:
         task = _Task(opened, writer, ranks, batch, folders[name])
-        outputs[name] = task.outputs(ASKING[name], items[name])
+        outputs[name] = task.outputs(SUITES[name].asking, items[name])
     if store is not None:
         stop()
     for name in names if ranks.is_main else ():
@@ -179,12 +179,11 @@ class _Task:
             self.opened.digest, asking.most_tokens, asking.temperature, asking.top_p,
             str(self.opened.config.model.dtype),
         )  # fmt: skip
-        questions = []
-        for item in items:
-            for sample in range(asking.num_samples):
-                text = asking.prompt(item.row, said[item.id, sample])
-                about = hashlib.sha256(json.dumps([*of_all, text]).encode()).hexdigest()[:16]
-                questions.append(_Question(item, sample, text, about))
+        by_id, questions = {item.id: item for item in items}, []
+        for (name, sample), description in said.items():
+            text = asking.prompt(by_id[name].row, description)
+            about = hashlib.sha256(json.dumps([*of_all, text]).encode()).hexdigest()[:16]
+            questions.append(_Question(by_id[name], sample, text, about))
         return questions
 
     def _written(

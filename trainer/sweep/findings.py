@@ -137,6 +137,11 @@ class Comparison:
         return [_relation(where, part) for where, part in parts.items() if len(part) >= FEWEST]
 
     @property
+    def suites(self) -> list[str]:
+        """Suites that a cell was measured on."""
+        return sorted({name for result in self.results for name in result.suites})
+
+    @property
     def loss_name(self) -> str:
         """The loss that methods are compared by."""
         has_test = all(result.test_loss is not None for result in self.results)

@@ -32,12 +32,19 @@ Value = Callable[[Result], float]
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
     """All pictures by their file names."""
+    suites = {}
+    if comparison.suites:
+        suites = {
+            "suites_by_trained.svg": _suites(comparison, "trainable parameters", _trained),
+            "suites_by_loss.svg": _suites(comparison, f"{comparison.loss_name} (nats)", _loss),
+        }
     return {
         "loss_by_size.svg": _loss_by_size(comparison),
         "loss_over_steps.svg": _loss_over_steps(comparison),
         "resources.svg": _resources(comparison),
         "metric_by_loss.svg": _metric_by_loss(comparison),
         "cost.svg": _cost_and_score(comparison),
+        **suites,
     }
 
 
@@ -152,6 +159,19 @@ def _cost_and_score(comparison: Comparison) -> bytes:
             )  # fmt: skip
         axis.set(xlabel=name, ylabel=f"{measure.title} on test")
         _cost_scale(axis, [group.mean(cost) for group in groups])
+    _legend(figure, comparison)
+    return svg(figure)
+
+
+def _suites(comparison: Comparison, heading: str, x: Value) -> bytes:
+    """Score on each suite, a panel each: mean of the seeds that were measured."""
+    figure, axes = _panels(f"Suites against {heading}", len(comparison.suites))
+    for axis, name in zip(axes, comparison.suites, strict=True):
+        parts = [tuple(c for c in g.cells if name in c.suites) for g in comparison.groups]
+        groups = [Group(p[0].method, p[0].model, p) for p in parts if p]
+        _points(axis, comparison, x, lambda cell: cell.suites[name], groups)  # noqa: B023
+        axis.set(title=name, xlabel=heading, xscale="log" if x is _trained else "linear")
+    axes[0].set_ylabel("percent")
     _legend(figure, comparison)
     return svg(figure)
 

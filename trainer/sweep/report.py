@@ -29,6 +29,8 @@ _CAPTIONS = {
     "metric_by_loss.svg": "Metric against loss, a point for each cell",
     "cost.svg": "Cost against score, mean of seeds, with the interval over test records; the"
     " grey line is the Pareto front",
+    "suites_by_trained.svg": "Score on suites against trainable parameters, mean of seeds",
+    "suites_by_loss.svg": "Score on suites against loss, mean of seeds",
 }
 
 
@@ -54,14 +56,17 @@ def csv_text(results: Sequence[Result]) -> str:
     """A line for each cell, with every digit."""
     text = io.StringIO()
     others = list(results[0].measures)[1:]  # the first is the metric
-    writer = csv.DictWriter(text, [*_COLUMNS, *others], lineterminator="\n", extrasaction="ignore")
+    suites = sorted({name for result in results for name in result.suites})
+    columns = [*_COLUMNS, *others, *suites]
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for result in results:
         low, high = result.test_interval or (None, None)
         more = {"test_loss_low": low, "test_loss_high": high, "metric": result.metric}
         more |= {"trained_share": result.trained_share}
         values = vars(result) | dict(result.measures) | more
-        writer.writerow({name: csv_value(value) for name, value in values.items()})
+        values |= dict.fromkeys(suites) | dict(result.suites)
+        writer.writerow({name: csv_value(values[name]) for name in columns})
     return text.getvalue()
 
 
@@ -80,7 +85,7 @@ def render(
         c=comparison,
         fewest=FEWEST,
         fronts={name: comparison.front(groups, cost) for name, cost in costs.items()},
-        captions=_CAPTIONS,
+        captions={n: c for n, c in _CAPTIONS.items() if comparison.suites or "suites" not in n},
         failures=failures if missing else (),
         failed={failure.cell for failure in failures},
         missing=missing,

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.evaluation.measures import TASK_MEASURES, swept_measures
 from trainer.evaluation.predictors import Measured
 from trainer.planning.plan import read_shape
-from trainer.run_folder.folder import LOG, REPORT
+from trainer.run_folder.folder import FACTS, LOG, MODEL, REPORT
 from trainer.run_folder.metrics import read_log
 from trainer.sweep.grid import Cell
 
@@ -39,6 +39,7 @@ class Result:
         memory_gib: Highest logged, of a GPU's tensors or of the whole process on a CPU.
         planned_gib: Planned tensors at the peak of a step.
         curve: (step, loss) of the logged steps.
+        suites: The first measure of each suite that launcher/suite.py measured of its model.
     """
 
     method: str
@@ -61,6 +62,7 @@ class Result:
     is_on_cpu: bool
     curve: tuple[tuple[int, float], ...]
     data: str
+    suites: Mapping[str, float]
 
     @property
     def metric(self) -> float | None:
@@ -90,6 +92,7 @@ def read_result(cell: Cell) -> Result:
         method=cell.method,
         model=cell.model,
         seed=cell.seed,
+        suites=_suites(folder),
         num_base=read_shape(cell.config).num_parameters,
         is_base_random=cell.config.model.path is None,
         **take(
@@ -100,6 +103,17 @@ def read_result(cell: Cell) -> Result:
         **take(folder / "plan.json", read_json, _of_plan),
         **take(folder / LOG, read_log, _of_log),
     )
+
+
+def _suites(folder: Path) -> dict[str, float]:
+    """Scores of suites by name; those of an earlier model of the run are passed over."""
+    paths, found = sorted(folder.glob("suites/*/suite.json")), {}
+    since = take(folder / MODEL / FACTS, Path.stat, lambda one: one.st_mtime_ns) if paths else 0
+    for path in paths:
+        measures = take(path, read_json, lambda content: dict(content["measures"]))
+        if measures and path.stat().st_mtime_ns >= since:
+            found[path.parent.name] = float(next(iter(measures.values()))["value"])
+    return found
 
 
 def take(path: Path, read: Callable[[Path], Any], choose: Callable[[Any], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -9,7 +10,9 @@ from conftest import write_rows
 from rank_pool import run_ranks
 
 from launcher.suite import main as suite
+from trainer.evaluation.suites.suites import SUITES
 
+needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bubblewrap here")
 ROWS = [
     {"idx": n, "func": f"int f{n}(int a) {{ return a / {n}; }}", "target": n % 2} for n in range(5)
 ]
@@ -98,6 +101,46 @@ def test_other_weights_write_again(run, alone, tmp_path):
     assert len(rows) == 6 + 3
     said = {(row["id"], row["output"]) for row in rows}
     assert len(said) == 6  # but they write the same
+
+
+@needs_sandbox
+def test_programs_and_scenarios_of_a_model_are_judged_once_written(run, tmp_path, monkeypatch):
+    """Explained from its own descriptions; equal for passes of another size."""
+    row = {
+        "task_id": "Python/0", "prompt": "def f(a):\n    \"\"\"One.\"\"\"\n", "entry_point": "f",
+        "declaration": "def f(a):\n", "canonical_solution": "    return 1\n",
+        "buggy_solution": "    return 2\n", "test": "def check(f):\n    assert f(0) == 1\n",
+        "docstring": "One thing that is said.", "instruction": "Write f.",
+    }  # fmt: skip
+    scenario = {
+        "scenario_id": "DoW/CWE-79-0", "language": "python", "prompt": "def f(a):\n",
+        "suffix": "\n", "check_ql": "ReflectedXss.ql",
+    }  # fmt: skip
+    write_rows(tmp_path / "pack.jsonl", [row])
+    write_rows(tmp_path / "scenarios.jsonl", [scenario])
+    names = ["humanevalpack-explain-python", "aatk"]
+    for name in names:  # fewer and shorter answers, for the time it takes
+        asking = replace(SUITES[name].asking, most_tokens=120, num_samples=10)
+        if asking.describes is not None:
+            asking = replace(asking, describes=replace(asking.describes, most_tokens=120))
+        monkeypatch.setitem(SUITES, name, replace(SUITES[name], asking=asking))
+    given = [str(run[0]), *names, "--data", str(tmp_path)]
+    for batch in (3, 10):
+        assert suite([*given, "--output", str(tmp_path / str(batch)), "--batch", str(batch)]) == 0
+    for name in names:
+        logs = [(tmp_path / str(batch) / name / "outputs.jsonl") for batch in (3, 10)]
+        one, other = (sorted(log.read_text().splitlines()) for log in logs)
+        assert one == other
+        assert len(one) == 10
+    said = [
+        json.loads(line)["output"]
+        for line in (logs[0].parents[1] / names[0] / "descriptions.jsonl").read_text().splitlines()
+    ]
+    assert len(said) == 10
+    assert 0 < max(map(len, said)) <= len(row["docstring"])
+    assert len({*said}) > 1
+    report = json.loads((tmp_path / "3" / names[0] / "suite.json").read_text())
+    assert {*report["measures"]} == {"pass@1", "pass@10"}
 
 
 def test_a_classifier_is_refused(tiny_recipe, run, tmp_path, capsys):

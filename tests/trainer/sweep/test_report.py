@@ -1,6 +1,8 @@
 """The report of a sweep: what it concludes from the numbers of its cells."""
 
 import csv
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -143,6 +145,30 @@ def test_the_report_holds_the_answer_the_table_the_failed_cells_and_every_pictur
     assert float(rows[0]["test_loss"]) == 2.2
     assert float(rows[0]["test_loss_low"]) == pytest.approx(2.1)
     assert rows[0]["trained_share"] == "1.0"
+
+
+def test_scores_of_suites_stand_beside_trained_parameters_and_loss(finished, tmp_path):
+    for cell in finished:
+        folder = cell.config.output_dir
+        if cell.model == "large" and cell.method != "ia3":
+            score = {"value": 10.0 * (cell.seed + 1), "interval": None}
+            path = folder / "suites" / "humaneval" / "suite.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"measures": {"pass@1": score, "pass@10": {"value": 99}}}))
+    stale = finished[0].config.output_dir / "suites" / "humaneval" / "suite.json"
+    os.utime(stale, (1, 1))  # of a model before this one
+    results = [read_result(cell) for cell in finished]
+    page = write_report(tmp_path / "report", compare(results))
+    text = page.read_text()
+    assert "| full | large | 1,000 | 2.205 [2.200, 2.210] | 20.00 |" in text
+    assert "| lora | large | 40 | 2.105 [2.100, 2.110] | 15.00 [10.00, 20.00] |" in text
+    assert "| ia3 | large | 4 | 2.405 [2.400, 2.410] |" in text
+    for name in ("suites_by_trained.svg", "suites_by_loss.svg"):
+        assert f"]({name})" in text
+        assert "humaneval" in (page.parent / name).read_text()
+    with (page.parent / "report.csv").open() as file:
+        scores = [row["humaneval"] for row in csv.DictReader(file)]
+    assert [scores[:2], scores.count("")] == [["", "10.0"], 2 + 10 + 1]
 
 
 def test_the_same_order_on_both_sizes_is_answered_yes_and_other_data_is_named(finished, tmp_path):

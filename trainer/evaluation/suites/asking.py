@@ -233,7 +233,7 @@ def _cut_scenario(text: str, row: Row) -> str:
 
 _SCENARIO = Asking(
     lambda row, _: row["prompt"],
-    lambda row: str(row["prompt"]),
+    lambda _: "",  # released outputs are completions
     _cut_scenario,
     lambda text, row: END in text or _cut_scenario(text, row) != text,
     most_tokens=1024,

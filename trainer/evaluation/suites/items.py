@@ -15,6 +15,7 @@ _PACK = {"task_id", "prompt", "canonical_solution", "test", "buggy_solution", "e
 _PACK_LANGUAGES = {
     "Python": "python", "Java": "java", "JavaScript": "js", "Go": "go", "Rust": "rust", "CPP": "cpp"
 }  # fmt: skip
+_DIVERSITY = {"DoP", "DoD"}  # scenarios of prompts and hardware, which the study leaves out
 SHAPES: dict[str, set[str]] = {
     **{f"humanevalpack-{language}": _PACK for language in _PACK_LANGUAGES.values()},
     "humaneval": {"task_id", "prompt", "canonical_solution", "test", "entry_point"},
@@ -29,6 +30,8 @@ _OUTPUT = ("output", "completion", "generation", "raw_text")
 
 def shape_of(row: Mapping[str, Any]) -> str | None:
     """The first key of SHAPES that a row fits, else None."""
+    if str(row.get("scenario_id")).partition("/")[0] in _DIVERSITY:
+        return None
     prefix = str(row.get("task_id")).partition("/")[0]
     for shape, columns in SHAPES.items():
         pack = shape.removeprefix("humanevalpack-")
@@ -76,6 +79,8 @@ def suite_items(suite: Suite, data: Path) -> list[Item]:
     Raises:
         DataError: No file or several fit, a row lacks a column, or an id stands twice.
     """
+    if suite.read is not None:
+        return suite.read(data)
     files = [data] if data.is_file() else sorted(data.rglob("*.jsonl*"))
     fitting = [path for path in files if first_shape(path) == suite.shape]
     if len(fitting) != 1:
@@ -102,8 +107,8 @@ def given_outputs(path: Path, items: Sequence[Item]) -> dict[str, list[str]]:
     """Released outputs by the id of their item.
 
     A list holds one list for each row of the data, in their order, of texts or of objects with
-    raw_text. JSON lines, or a list of objects, name the item by task_id, scenario_id or id, and
-    hold output, completion, generation or raw_text: a text or several.
+    raw_text or completion. JSON lines, or a list of objects, name the item by task_id, scenario_id
+    or id, and hold output, completion, generation or raw_text: a text or several.
 
     Raises:
         DataError: It is neither, an item has no output, or it is for other data.
@@ -111,12 +116,15 @@ def given_outputs(path: Path, items: Sequence[Item]) -> dict[str, list[str]]:
     rows = rows_of(path)
     found: dict[str, list[str]] = {}
     by_place = all(isinstance(row, list) for row in rows)
-    if by_place and len(rows) != len(items):
+    placed = items
+    if by_place and len(rows) < len(items):
+        placed = [item for item in items if not item.is_extra]
+    if by_place and len(rows) != len(placed):
         raise DataError(f"{path} holds {len(rows)} lists of outputs, the data {len(items)} rows")
     for place, row in enumerate(rows):
         where = f"{path}: entry {place + 1}"
         if by_place:
-            name, texts = items[place].id, row
+            name, texts = placed[place].id, row
         else:
             name = next((str(row[key]) for key in _ID if key in row), "") if row else ""
             texts = [next((row[key] for key in _OUTPUT if key in row), None)] if name else []
@@ -135,7 +143,9 @@ def _texts(values: Any, where: str) -> Iterator[str]:
         if isinstance(value, list):
             yield from _texts(value, where)
             continue
-        text = value.get("raw_text") if isinstance(value, dict) else value
+        text = value
+        if isinstance(value, dict):  # of the study: an answer, or a completion of a scenario
+            text = value.get("raw_text", value.get("completion"))
         if not isinstance(text, str):
             raise DataError(f"{where}: an output must be a text, found {str(value)[:40]!r}")
         yield text

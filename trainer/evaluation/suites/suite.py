@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from trainer.evaluation.suites.asking import Asking
@@ -19,11 +20,13 @@ class Item:
         id: Unique in its suite.
         row: The row of the data file.
         place: Its number among the rows of the file; released outputs stand in this order.
+        is_extra: Released outputs may lack it.
     """
 
     id: str
     row: Mapping[str, Any]
     place: int
+    is_extra: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Suite:
             is drawn; and counts.
         select: Chooses among the rows of the data file.
         asking: What a model is asked, and what is kept of its answer.
-        runs_programs: Its outputs run in the sandbox.
+        runs_programs: Its outputs run, or are compiled, in the sandbox.
+        read: The items where they are not the rows of one file.
     """
 
     title: str
@@ -66,3 +70,4 @@ class Suite:
     asking: Asking
     select: Callable[[Sequence[Item]], Sequence[Item]] = lambda items: items
     runs_programs: bool = True
+    read: Callable[[Path], list[Item]] | None = None

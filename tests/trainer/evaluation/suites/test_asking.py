@@ -1,29 +1,9 @@
 """Prompts and cuts of the suites: those of the study's released programs, to the byte."""
 
-import gzip
-import json
-from functools import cache
-
 import pytest
-from conftest import REPOSITORY
+from released import lines, needs_data, released
 
 from trainer.evaluation.suites.asking import ASKING, function_end
-
-SHARED = REPOSITORY.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no data sets beside the repository")
-
-
-@cache
-def lines(path):
-    opened = gzip.open if path.endswith(".gz") else open
-    with opened(SHARED / path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
-
-
-@cache
-def released(name):
-    path = SHARED / "astraios_outputs" / f"generations-{name}.json.gz"
-    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 @needs_data
