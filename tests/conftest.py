@@ -18,6 +18,7 @@ SLOW = (
     "test_models.py",
     "trainer/run/test_resume.py",
     "trainer/tuning/test_runs.py",
+    "trainer/tuning/test_lora_starts.py",
     "trainer/run/test_any_world_size.py",
     "trainer/run/test_class_run.py",
     "trainer/run/test_early_stop.py",

@@ -1,5 +1,8 @@
 """Names of methods and back ends, and what a recipe says of them before any model is known."""
 
+import math
+import re
+
 from trainer.config.sections import TuningSection
 
 LORA = ("lora", "qlora")
@@ -31,6 +34,23 @@ def num_virtual_tokens(tuning: TuningSection) -> int:
     if tuning.method in PROMPTS:
         return int(tuning.peft.get("num_virtual_tokens", _SIZES["ptuning"]))
     return adapter_size(tuning) if tuning.method == "ptuning" else 0
+
+
+def takes_part_of_base(tuning: TuningSection) -> bool:
+    """Whether LoRA begins with a part of the base's weights, which PEFT takes out of the base."""
+    start = str(tuning.peft.get("init_lora_weights"))
+    return tuning.method in LORA and re.fullmatch(r"pissa(_niter_\d+)?|olora", start) is not None
+
+
+def as_plain(tuning: TuningSection) -> TuningSection:
+    """What is saved where `takes_part_of_base`: adapter and negative start, of equal scale."""
+    factor = math.sqrt(2) if tuning.variant == "rslora" else 2
+    peft = {key: value for key, value in tuning.peft.items() if key != "init_lora_weights"}
+    for key, times in (("rank_pattern", 2), ("alpha_pattern", factor)):
+        if peft.get(key):
+            peft[key] = {name: times * value for name, value in peft[key].items()}
+    changed = {"lora_r": 2 * tuning.lora_r, "lora_alpha": factor * tuning.lora_alpha, "peft": peft}
+    return tuning.model_copy(update=changed)
 
 
 def choose_lora_backend(tuning: TuningSection) -> tuple[str, str]:

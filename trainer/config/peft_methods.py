@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from data.config import MOST
-from trainer.config.methods import LORA
+from trainer.config.methods import LORA, takes_part_of_base
 from trainer.config.sections import OWN_METHODS, TuningSection
 
 if TYPE_CHECKING:
@@ -23,7 +23,14 @@ _KEY_OF_LORA = {  # what a recipe says of LoRA elsewhere -> where
     "use_rslora": "tuning.variant=rslora",
     "use_dora": "tuning.variant=dora",
 }
-_KEEPS_BASE = (True, False, "gaussian", "orthogonal")  # ways to start LoRA
+_STARTS = "true, false, gaussian, orthogonal, pissa, pissa_niter_16 (or another number), olora"
+_NO_STARTS = {
+    "corda": "it needs the inputs of every layer on data, before there is a run",
+    "eva": "it needs the inputs of every layer on data, before there is a run",
+    "loftq": "it quantises the base itself; take tuning.method=qlora",
+    "lora_ga": "it needs gradients on data, before there is a run",
+    "mica": "it freezes B, and a checkpoint holds what is trained",
+}
 _OWNED = (
     "task_type", "peft_type", "auto_mapping", "inference_mode", "fan_in_fan_out",
     "base_model_name_or_path", "revision", "peft_version", "target_parameters", "save_projection",
@@ -110,6 +117,8 @@ def _value_faults(kind: "type[PeftConfig]", given: Mapping[str, Any]) -> Iterato
 
     types, is_sound = get_type_hints(kind), True
     for name, value in given.items():
+        if name == "init_lora_weights":  # PEFT's type has pissa_niter_[number of iters], literally
+            continue
         try:
             TypeAdapter(types[name]).validate_python(value, strict=True)
             wrong = _number_fault(name, value)
@@ -149,11 +158,8 @@ def _remedy(name: str, fields: set[str], tuning: TuningSection) -> str:
         return "focaltune sets it; remove it"
     if name in _REFUSED or name.endswith("_config"):
         return f"not taken: {_REFUSED.get(name, 'it is a config of its own')}; remove it"
-    if name == "init_lora_weights" and is_lora and tuning.peft[name] not in _KEEPS_BASE:
-        return (
-            f"{tuning.peft[name]!r} changes the base, so the adapter alone would not be the model;"
-            f" allowed: {', '.join(map(str, _KEEPS_BASE))}"
-        )
+    if name == "init_lora_weights" and is_lora:
+        return _start_fault(tuning)
     if name in fields:
         return ""
     known = {one for one in fields - {*_OWNED, *_REFUSED, *elsewhere} if "_config" not in one}
@@ -161,6 +167,22 @@ def _remedy(name: str, fields: set[str], tuning: TuningSection) -> str:
     close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     nearest = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known))}"
     return f"PEFT's {tuning.method} has no such argument; {nearest}"
+
+
+def _start_fault(tuning: TuningSection) -> str:
+    """What is wrong with the way LoRA starts."""
+    start = tuning.peft["init_lora_weights"]
+    if not takes_part_of_base(tuning):
+        if isinstance(start, bool) or start in ("gaussian", "orthogonal"):
+            return ""
+        return f"{start!r}: {_NO_STARTS.get(str(start), 'not known')}; allowed: {_STARTS}"
+    if tuning.base_quant_type is not None:
+        return f"{start!r} decomposes weights, and the base is quantised; take tuning.method=lora"
+    if tuning.variant == "dora":
+        return f"{start!r} begins with a part of the base, dora with all of it; choose one"
+    if tuning.init_from is not None:
+        return f"{start!r} with tuning.init_from, which has weights to begin with; remove one"
+    return ""
 
 
 def _others(method: str) -> str:

@@ -13,6 +13,7 @@ from trainer.config.machines import Device, Machine
 from trainer.config.preset import load_preset
 from trainer.config.sections import RunConfig
 from trainer.engine.optim import RATE, build_optimizer
+from trainer.engine.state import starts
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def build_engine(
         _cut_up(model, settings)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     refuse_16_bit_masters(engine.optimizer.param_groups)
+    for _, start in starts(engine):  # of rank 0, as DeepSpeed does with parameters
+        torch.distributed.broadcast(start, 0)
     return engine
 
 

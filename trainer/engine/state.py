@@ -89,7 +89,7 @@ def state_shapes(engine: "DeepSpeedEngine") -> dict[str, tuple[int, ...]]:
         shapes[name] = tuple(getattr(parameter, "ds_shape", parameter.shape))
         kept = moment_shapes(engine, parameter)
         shapes |= {f"{key}/{name}": shape for key, shape in kept.items()}
-    return shapes
+    return shapes | {name: tuple(start.shape) for name, start in starts(engine)}
 
 
 def gathered_state(engine: "DeepSpeedEngine", keep: bool) -> Iterator[tuple[str, Tensor]]:
@@ -113,6 +113,8 @@ def gathered_state(engine: "DeepSpeedEngine", keep: bool) -> Iterator[tuple[str,
                 if not torch.isfinite(tensor).all():
                     broken.append(full_name)
                 yield full_name, tensor.detach().float().cpu() if keep else tensor
+        for name, start in starts(engine):
+            yield name, start.float().cpu() if keep else start
     if broken:
         raise DivergedError(f"not saved: {len(broken)} tensors are not finite, first {broken[0]}")
 
@@ -168,8 +170,10 @@ def restore_state(
 
 def restore_weights(engine: "DeepSpeedEngine", tensors: Mapping[str, Tensor]) -> None:
     """Overwrite the trained weights, masters and the copies that compute, alone."""
-    parameters = dict(trained_parameters(engine))
-    _check_shapes(parameters, tensors)
+    parameters, fixed = dict(trained_parameters(engine)), dict(starts(engine))
+    _check_shapes(parameters | fixed, tensors)
+    for name, start in fixed.items():
+        start.copy_(tensors[name])
     for name, parameter in parameters.items():
         value = tensors[name]
         with torch.no_grad(), _writable(engine, parameter):
@@ -181,6 +185,15 @@ def restore_weights(engine: "DeepSpeedEngine", tensors: Mapping[str, Tensor]) ->
 def trained_parameters(engine: "DeepSpeedEngine") -> list[tuple[str, nn.Parameter]]:
     """Name and parameter of everything that is trained."""
     return [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+
+
+def starts(engine: "DeepSpeedEngine") -> list[tuple[str, Tensor]]:
+    """What adapters began with, where a layer subtracts it (tuning/fused_lora.py).
+
+    Another machine would decompose the base a little differently, so a checkpoint holds it.
+    """
+    named = engine.module.named_buffers()
+    return [(name, one) for name, one in named if name.endswith((".start_A", ".start_B"))]
 
 
 @contextmanager
@@ -235,7 +248,7 @@ def _local_part(engine: "DeepSpeedEngine", value: Tensor) -> Tensor:
     return padded[rank * part : (rank + 1) * part].clone().to(engine.device)
 
 
-def _check_shapes(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+def _check_shapes(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     saved = {name for name in tensors if "/" not in name}
     if saved != parameters.keys():
         odd = sorted(saved ^ parameters.keys())

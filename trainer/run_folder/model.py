@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import TOKENIZER_FILES
 from data.text.tokenizer import special_tokens
 from trainer.architectures.classes import head_modules
+from trainer.config.methods import as_plain, takes_part_of_base
 from trainer.config.recipe import without_paths
-from trainer.config.sections import ModelSection, RunConfig
+from trainer.config.sections import ModelSection, RunConfig, TuningSection
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config, text_values
 from trainer.run_folder.folder import BASE, FACTS, MODEL_FORMAT, built, write_json
@@ -70,12 +73,48 @@ def save_model(
                 safe_serialization=True,
                 save_embedding_layers=False,
             )
+            if config is not None and takes_part_of_base(config.tuning):
+                facts = _on_whole_base(building, weights, as_plain(config.tuning), facts)
             add_frozen_head(model, building)
             (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
         if config is not None:
             complete_model(building, config)
         is_stock = not isinstance(model, BottleneckModel) and not is_prompted(model)
         write_facts(model.get_base_model(), building, facts, with_loader=is_stock)
+
+
+def _on_whole_base(
+    folder: Path, weights: Mapping[str, Tensor], plain: TuningSection, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make an adapter that begins with a part of the base plain LoRA on the base as it is.
+
+    W - s B0 A0 + s B A is W + s [B, -B0] [A; A0].
+
+    Args:
+        folder: From PEFT's save_pretrained.
+        plain: From `as_plain`.
+        facts: With the recipe that trained it.
+
+    Returns:
+        The facts with the recipe of what is saved.
+    """
+    path, tensors = folder / "adapter_model.safetensors", {}
+    for name, value in load_file(path).items():
+        layer, _, side = name.rpartition(".lora_")
+        if side not in ("A.weight", "B.weight"):
+            tensors[name] = value
+            continue
+        start = weights[f"{_WRAPPER}{layer}.start_{side[0]}"].to(value.dtype)
+        parts = [value, start] if side[0] == "A" else [value, -start]
+        tensors[name] = torch.cat(parts, "AB".index(side[0]))
+    save_file(tensors, path, metadata={"format": "pt"})
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings |= {"r": plain.lora_r, "lora_alpha": plain.lora_alpha, "init_lora_weights": True}
+    settings |= {key: plain.peft.get(key, {}) for key in ("rank_pattern", "alpha_pattern")}
+    write_json(folder / "adapter_config.json", settings)
+    changed = {key: getattr(plain, key) for key in ("lora_r", "lora_alpha", "peft")}
+    tuning = facts["recipe"]["tuning"] | changed
+    return {**facts, "recipe": facts["recipe"] | {"tuning": tuning}}
 
 
 def write_facts(

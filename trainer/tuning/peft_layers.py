@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer.architectures.adapters import is_feed_forward
 from trainer.architectures.derived import is_conv1d
-from trainer.config.methods import HEAD, choose_lora_backend
+from trainer.config.methods import HEAD, as_plain, choose_lora_backend, takes_part_of_base
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning import layers
@@ -26,7 +26,8 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     """
     from peft import LoraConfig
 
-    targets = choose_targets(base, tuning)
+    takes_part = takes_part_of_base(tuning)
+    targets = choose_targets(base, as_plain(tuning) if takes_part else tuning)
     names = targets.modules
     adapted = layers.adapted(base, names)
     settings = LoraConfig(
@@ -42,14 +43,17 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         use_dora=tuning.variant == "dora",
         **tuning.peft,
     )
-    if choose_lora_backend(tuning)[0] == "fused":
+    if takes_part or choose_lora_backend(tuning)[0] == "fused":
         from transformers.pytorch_utils import Conv1D
 
-        from trainer.tuning.fused_lora import FusedLoraLinear
+        from trainer.tuning.fused_lora import FusedLoraLinear, PartLoraLinear
 
+        kind = PartLoraLinear if takes_part else FusedLoraLinear
         # PEFT's own way to give its layers another class.
-        settings._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
+        settings._register_custom_module({nn.Linear: kind, Conv1D: kind})
     model = layers.with_peft(base, settings)
+    if takes_part:
+        _check_parts(model)
     if not tuning.peft:  # which can choose among them
         _check_adapted(model, adapted)
     model.left_out_line = targets.left_out_line
@@ -89,6 +93,21 @@ def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         fan_in_fan_out=any(is_conv1d(layer) for layer in scaled.values()),
     )
     return layers.with_peft(base, settings)
+
+
+def _check_parts(model: "PeftModel") -> None:
+    """Refuse layers of whose base PEFT itself has taken a part."""
+    from peft.tuners.lora import LoraLayer
+
+    from trainer.tuning.fused_lora import PartLoraLinear
+
+    for path, module in model.base_model.named_modules():
+        if isinstance(module, LoraLayer) and not isinstance(module, PartLoraLinear):
+            raise ModelError(
+                f"tuning.peft init_lora_weights: {path} is a {type(module).__name__}, and a part of"
+                " the base is taken of plain linear layers alone; leave it out of"
+                " tuning.target_modules, or remove init_lora_weights"
+            )
 
 
 def _check_adapted(model: "PeftModel", wanted: Iterable[str]) -> None:

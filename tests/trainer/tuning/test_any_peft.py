@@ -85,7 +85,7 @@ def test_lily_is_refused_for_texts_whose_tokens_it_lets_see_later_ones():
         ("VERA", {}, "did you mean 'vera'?"),
         ("vera", {"target_modules": ["q"]}, "set tuning.target_modules instead"),
         ("lora", {"r": 4}, "set tuning.lora_r instead"),
-        ("lora", {"init_lora_weights": "pissa"}, "'pissa' changes the base"),
+        ("lora", {"init_lora_weights": "mica"}, "'mica': it freezes B"),
         ("lora", {"megatron_core": "os"}, "it imports a module by name; remove it"),
         ("lora", {"eva_config": {}}, "it is a config of its own; remove it"),
         ("prompt_tuning", {"tokenizer_kwargs": {"trust_remote_code": True}}, "by name; remove it"),
