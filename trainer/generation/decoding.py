@@ -99,7 +99,7 @@ class Writer:
             return [n for n in numbers if not _is_whole(prompts[n], answers[n], limits)]
 
         with self._as_stock():
-            self._prove([prompt.ids for prompt in prompts])
+            self.prove([prompt.ids for prompt in prompts])
             while left := pending(range(len(prompts))):
                 texts = {n: [*prompts[n].ids, *answers[n]] for n in left}
                 group = self._group(texts, limits)
@@ -120,7 +120,7 @@ class Writer:
         """The tokens of one answer as they are chosen, with the one that ends it."""
         answer: list[int] = []
         with self._as_stock():
-            self._prove([prompt.ids])
+            self.prove([prompt.ids])
             steps = self._steps(
                 [prompt.ids], lambda: [(*(prompt.place or (0,)), len(answer))], limits
             )
@@ -185,8 +185,8 @@ class Writer:
             texts = [[*text, token] for text, token in pairs]
             part = Texts.of(texts, self.device, is_kept=False)
 
-    def _prove(self, texts: Sequence[Ids]) -> None:
-        """Settle how many texts share a pass, by the shortest and the longest of these."""
+    def prove(self, texts: Sequence[Ids]) -> None:
+        """Settle how many texts share a pass, once, by the shortest and the longest of these."""
         if self.most is not None or not texts:
             return
         self.most = 0

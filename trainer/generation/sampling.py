@@ -10,6 +10,9 @@ with equal chances.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
+from data.text import terminal
 from data.text.tokenizer import CodeTokenizer
 from trainer.generation.decoding import Ids, Limits, Prompt, Writer
 from trainer.processes.distributed import Ranks, gather
@@ -34,7 +37,11 @@ class Asked:
 
 
 def generate(
-    asked: Sequence[Asked], writer: Writer, tokenizer: CodeTokenizer, limits: Limits, ranks: Ranks
+    asked: Sequence[Asked],
+    model: nn.Module,
+    tokenizer: CodeTokenizer,
+    limits: Limits,
+    ranks: Ranks,
 ) -> Iterator[dict[int, str]]:
     """Answers by their number among what is asked, without the end token; all ranks call this.
 
@@ -42,7 +49,7 @@ def generate(
     rank yields the answers of all ranks, once each rank has written its own.
 
     Args:
-        writer: Of a rank alone.
+        model: As Writer takes it, whole on each rank's device.
         limits: seq_length is that of a text with its answer.
     """
     texts = list(dict.fromkeys(one.text for one in asked))
@@ -54,6 +61,10 @@ def generate(
         is_over = _ids_over(ids[-_BEFORE:], tokenizer, one.is_over)
         ends = frozenset({tokenizer.end_id})
         prompts.append(Prompt(ids, one.text, ends, most=most, place=one.place, is_over=is_over))
+    writer = Writer(model, ranks.device, is_alone=True)
+    writer.prove([prompt.ids for prompt in prompts])
+    if ranks.is_main and writer.line:
+        terminal.say(writer.line)
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].ids))
     together = limits.together or 1
     room = Limits(

@@ -29,7 +29,7 @@ from trainer.run.trained import open_trained
 from trainer.run_folder.folder import FACTS, MODEL, is_run_folder
 
 if TYPE_CHECKING:
-    from trainer.generation.decoding import Writer
+    from trainer.models.heads import PackedModel
     from trainer.processes.distributed import Ranks
 
 _OUTPUTS, _DESCRIPTIONS = "outputs.jsonl", "descriptions.jsonl"
@@ -96,17 +96,15 @@ def measure_model(
     store = joined_if_several(opened.config)
     without_unused(opened.config)
     with stack_imports():
-        from trainer.generation.decoding import Writer
         from trainer.processes.distributed import start, stop
         from trainer.run.build import alone, scoring_model
 
     config = opened.config
     ranks = alone() if store is None else start(config.engine.timeout_seconds, store)
     network = scoring_model(config, opened.folder, Classes(), ranks, None)[1]
-    writer = Writer(network, ranks.device, is_alone=True)
     outputs = {}
     for name in names:
-        task = _Task(opened, writer, ranks, batch, folders[name])
+        task = _Task(opened, network, ranks, batch, folders[name])
         outputs[name] = task.outputs(SUITES[name].asking, items[name])
     if store is not None:
         stop()
@@ -156,7 +154,7 @@ class _Task:
     """A suite under way on a rank."""
 
     opened: Opened
-    writer: "Writer"
+    network: "PackedModel"
     ranks: "Ranks"
     batch: int
     folder: Path
@@ -193,6 +191,7 @@ class _Task:
         from trainer.generation.decoding import Limits
         from trainer.generation.sampling import Asked, generate
         from trainer.processes.distributed import agreed, gather
+        from trainer.run.loop import memory_errors_named
 
         log, ranks = self.folder / name, self.ranks
         logged = _logged(log) if ranks.is_main else {}
@@ -210,9 +209,11 @@ class _Task:
         asked = [
             Asked(one.text, (one.item.place, one.sample), _over(asking, one.item)) for one in left
         ]
-        with terminal.step(f"writing {self.folder.name}", len(questions)) as shown:
+        room = f"with {self.batch} texts of up to {most} tokens together; lower --batch"
+        showing = terminal.step(f"writing {self.folder.name}", len(questions))
+        with showing as shown, memory_errors_named(room):
             shown.advance(len(kept))
-            for answers in generate(asked, self.writer, self.opened.tokenizer, limits, ranks):
+            for answers in generate(asked, self.network, self.opened.tokenizer, limits, ranks):
                 new = [(left[n], asking.program(left[n].item.row, answers[n])) for n in answers]
                 kept |= {(one.item.id, one.sample): text for one, text in new}
                 shown.advance(len(new))
