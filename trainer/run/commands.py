@@ -17,6 +17,8 @@ from trainer.config.methods import BITSANDBYTES
 from trainer.config.recipe import DATA_PATHS, load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError
+from trainer.evaluation.suites.items import first_shape
+from trainer.evaluation.suites.suites import SUITES
 from trainer.models.files import check_model_files
 from trainer.processes.imports import stack_imports
 from trainer.processes.launched import check_launch
@@ -86,7 +88,7 @@ def evaluate_model(
 
     Raises:
         ConfigError: The name is not one, or it belongs to the run's own test file; robustness of
-            a model that did not learn functions.
+            a model that did not learn functions; a file is a suite of programs.
         DataError: A file cannot be read.
         ModelError: The folder holds no trained model, or its base is missing or another.
     """
@@ -102,6 +104,7 @@ def evaluate_model(
         )
     given = [str(file) for file in files]
     paths = named_files(given, "FILE", config.data, split="test", language=config.is_language)
+    _refuse_suites(model, paths)
     store = joined_if_several(config)
     prepared, left_out = _training_data(trained, of_training)
     if name == "test" and not _is_test_split(paths, prepared):
@@ -116,6 +119,19 @@ def evaluate_model(
     folder = output.resolve() if output else config.output_dir
     to_score = FilesToScore(paths, name, title, folder, robustness)
     evaluate_files(trained, prepared, to_score, store, left_out)
+
+
+def _refuse_suites(model: Path, files: Sequence[Path]) -> None:
+    """A suite's tests are to be run; as a text they would get a loss that says nothing."""
+    for file in files:
+        shape = first_shape(file)
+        names = [name for name, suite in SUITES.items() if suite.shape == shape]
+        if shape is not None and all(SUITES[name].runs_programs for name in names):
+            others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+            raise ConfigError(
+                f"{file} holds {shape}, programs to write and run, not texts to score; use"
+                f" launcher/suite.py {model} {names[0] if names else shape} --data {file}{others}"
+            )
 
 
 def export_trained(

@@ -9,6 +9,7 @@ import yaml
 from conftest import write_rows
 from rank_pool import run_ranks
 
+from launcher.evaluate import main as evaluate
 from launcher.suite import main as suite
 from trainer.evaluation.suites.suites import SUITES
 
@@ -149,3 +150,20 @@ def test_a_classifier_is_refused(tiny_recipe, run, tmp_path, capsys):
     assert suite(words(tmp_path / "run", run[1], tmp_path / "out")) == 2
     assert "is a classifier and writes nothing" in capsys.readouterr().err
     assert suite(words(run[0], run[1], tmp_path / "out", "--batch", "0")) == 2
+
+
+def test_a_suite_of_programs_is_not_scored_as_text(run, tmp_path, capsys):
+    row = {
+        "task_id": "Go/0",
+        "prompt": "",
+        "canonical_solution": "",
+        "test": "",
+        "entry_point": "f",
+    }
+    pack = write_rows(tmp_path / "pack.jsonl", [{**row, "buggy_solution": ""}])
+    assert evaluate([str(run[0]), str(pack)]) == 2
+    said = capsys.readouterr().err
+    assert f"launcher/suite.py {run[0]} humanevalpack-synthesize-go --data {pack}" in said
+    scenario = {"scenario_id": "a", "prompt": "", "suffix": "", "check_ql": ""}
+    assert evaluate([str(run[0]), str(write_rows(tmp_path / "s.jsonl", [scenario]))]) == 2
+    assert "aatk --data" in capsys.readouterr().err

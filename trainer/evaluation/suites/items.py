@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import lzma
+import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -10,15 +14,18 @@ from data.errors import DataError, parsing
 from trainer.evaluation.suites.suite import Item, Suite
 
 _MOST_BYTES = 1 << 30  # of a file, decompressed; the largest release has 5 MB
+_MOST_FIRST = 16 << 20  # of the row that shows what a file is
 _REMEDY = "docs/suites.md says where the data of each suite come from"
-_PACK = {"task_id", "prompt", "canonical_solution", "test", "buggy_solution", "entry_point"}
+_HUMANEVAL = {"task_id", "prompt", "canonical_solution", "test", "entry_point"}
+_PACK = {*_HUMANEVAL, "buggy_solution"}
 _PACK_LANGUAGES = {
     "Python": "python", "Java": "java", "JavaScript": "js", "Go": "go", "Rust": "rust", "CPP": "cpp"
 }  # fmt: skip
 _DIVERSITY = {"DoP", "DoD"}  # scenarios of prompts and hardware, which the study leaves out
 SHAPES: dict[str, set[str]] = {
     **{f"humanevalpack-{language}": _PACK for language in _PACK_LANGUAGES.values()},
-    "humaneval": {"task_id", "prompt", "canonical_solution", "test", "entry_point"},
+    "recode": {*_HUMANEVAL, "seed", "perturbed"},
+    "humaneval": _HUMANEVAL,
     "aatk": {"scenario_id", "prompt", "suffix", "check_ql"},
     "defect": {"func", "target"},
     "clone": {"func1", "func2", "label"},
@@ -66,10 +73,26 @@ def rows_of(path: Path) -> list[Any]:
 def first_shape(path: Path) -> str | None:
     """The shape of a file by its first row; None where it is no file of a suite."""
     try:
+        if tarfile.is_tarfile(path):
+            return _shape_of_archive(path)
         with _opened(path) as stream:
-            row = json.loads(stream.readline(_MOST_BYTES))
-    except (ValueError, OSError, EOFError):
+            return _shape_of_line(stream.readline(_MOST_FIRST))
+    except (ValueError, OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error):
         return None
+
+
+def _shape_of_archive(path: Path) -> str | None:
+    """Only ReCode comes as an archive, of files whose rows are also those of HumanEval."""
+    with tarfile.open(path) as archive:
+        for member in islice(archive, 16):
+            if member.name.endswith(".jsonl") and (stream := archive.extractfile(member)):
+                is_one = _shape_of_line(stream.readline(_MOST_FIRST)) in ("humaneval", "recode")
+                return "recode" if is_one else None
+    return None
+
+
+def _shape_of_line(line: bytes) -> str | None:
+    row = json.loads(line)
     return shape_of(row) if isinstance(row, dict) else None
 
 

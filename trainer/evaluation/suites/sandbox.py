@@ -146,11 +146,8 @@ def _wrapper(disk: int) -> list[str]:
         if os.path.islink(f"/{name}")
         for word in ("--symlink", f"usr/{name}", f"/{name}")
     ]
-    opened = [
-        word
-        for name in ("alternatives", "ld.so.cache", "java-17-openjdk", "java-21-openjdk")
-        for word in ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
-    ]
+    kept = ["/etc/alternatives", "/etc/ld.so.cache", *map(str, Path("/etc").glob("java-*"))]
+    opened = [word for path in kept for word in ("--ro-bind-try", path, path)]
     return [
         *drop, bubblewrap, "--unshare-all", "--unshare-user", "--disable-userns",
         "--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL",

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from launcher.suite import main as suite
 from trainer.errors import SandboxError
 from trainer.evaluation.suites import sandbox
-from trainer.evaluation.suites.items import shape_of
+from trainer.evaluation.suites.items import first_shape, shape_of
 from trainer.evaluation.suites.programs import LANGUAGES
 from trainer.evaluation.suites.scoring import pass_at_k, program_summary
 from trainer.evaluation.suites.suite import Item, Judged
@@ -155,4 +155,5 @@ def test_every_file_is_known_by_its_columns():
         assert shape_of(json.loads(stream.readline())) == "humaneval"
     with (DATA / "aatk" / "scenario_dow.jsonl").open() as stream:
         assert shape_of(json.loads(stream.readline())) == "aatk"
+    assert first_shape(next((DATA / "recode_humaneval_s0-4").glob("*.tar.xz"))) == "recode"
     assert {one.shape for one in SUITES.values()} >= {"defect", "clone", "humaneval"}
