@@ -22,7 +22,15 @@ from dataclasses import dataclass, fields, replace
 
 from trainer.architectures.adapters import adapted_layers, is_feed_forward, place_of
 from trainer.architectures.shapes import ATTENTION, Linear
-from trainer.config.methods import BOTTLENECKS, EAGER, FLASH, LORA, SEGMENT_SDPA, adapter_size
+from trainer.config.methods import (
+    BOTTLENECKS,
+    EAGER,
+    FLASH,
+    LORA,
+    SEGMENT_SDPA,
+    adapter_size,
+    takes_part_of_base,
+)
 from trainer.kernels.chunks import BUDGET_BYTES
 from trainer.planning.resolved import Resolved
 
@@ -161,9 +169,10 @@ def _weights(recipe: Resolved) -> Memory:
         quantised = shape.num_linear_weights * quantised_bytes(recipe)
     else:
         frozen += shape.num_linear_weights
+    starts = recipe.train_bytes * recipe.num_adapted if takes_part_of_base(recipe.tuning) else 0
     return Memory(
         quantised_weights=quantised,
-        frozen_weights=recipe.base_bytes * _resident(recipe, frozen) + shape.mask_bytes,
+        frozen_weights=recipe.base_bytes * _resident(recipe, frozen) + shape.mask_bytes + starts,
         trained_weights=recipe.train_bytes * recipe.num_trained,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from trainer.architectures.families import model_shape
 from trainer.architectures.shapes import NUM_CLASSES, ModelShape
 from trainer.config.machines import Machine
-from trainer.config.methods import FLASH, SEGMENT_SDPA
+from trainer.config.methods import FLASH, SEGMENT_SDPA, takes_part_of_base
 from trainer.config.sections import RunConfig
 from trainer.models.files import read_config
 from trainer.planning.data_facts import DataFacts, Steps
@@ -184,9 +184,10 @@ def communication_bytes(recipe: Resolved, accumulation: int) -> float:
 def checkpoint_bytes(recipe: Resolved) -> float:
     """fp32 weight and moments of all that is trained; 8-bit moments are fp32, with their scales."""
     optimizer = recipe.config.optim.optimizer
+    starts = 4 * recipe.num_adapted if takes_part_of_base(recipe.tuning) else 0
     if "8bit" in optimizer:
-        return (12 if "lion" in optimizer else 20) * recipe.num_trained
-    return 4 * recipe.num_trained + moment_bytes(recipe)
+        return (12 if "lion" in optimizer else 20) * recipe.num_trained + starts
+    return 4 * recipe.num_trained + moment_bytes(recipe) + starts
 
 
 def _num_added(recipe: Resolved) -> int:

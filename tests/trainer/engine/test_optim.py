@@ -47,6 +47,11 @@ def test_warm_up_stable_decay_falls_at_the_end_alone():
     assert found == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
+def test_a_decay_of_no_whole_update_ends_after_the_last():
+    section = OptimSection(lr=1.0, schedule="wsd", decay_ratio=0.01)
+    assert [learning_rate(section, update, 5) for update in range(6)] == [1, 1, 1, 1, 1, 0]
+
+
 def test_a_schedule_falls_to_its_floor():
     assert rates(4, schedule="linear", min_lr_ratio=0.5) == [1.0, 0.875, 0.75, 0.625]
     found = rates(9, schedule="cosine", min_lr_ratio=0.2)

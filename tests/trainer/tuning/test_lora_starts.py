@@ -16,6 +16,8 @@ from trainer.config.peft_methods import peft_faults
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
+from trainer.planning.memory import memory_of
+from trainer.planning.plan import checkpoint_bytes
 from trainer.run.build import build_model, resolve_here
 from trainer.run_folder.metrics import read_log
 from trainer.tuning.peft_layers import add_lora
@@ -151,6 +153,20 @@ def test_a_checkpoint_holds_the_start_so_that_another_decomposition_changes_noth
         layer, _, side = name.removeprefix("model.").rpartition(".start_")
         value = saved[f"{layer}.lora_{side}.weight"]
         assert torch.equal(value[4:] if side == "A" else -value[:, 4:], start)
+
+
+def test_the_planner_counts_what_adapters_began_with(tiny_recipe):
+    plain, begun = (
+        resolve_here(load_run_config(tiny_recipe, given), torch.device("cpu"))
+        for given in ([], words("pissa"))
+    )
+    layers = [(32, 48), (32, 32), (32, 64), (64, 32)]  # multi-query: 32 + 2 x 8 outputs
+    started = 2 * 4 * sum(map(sum, layers))
+    buffers = dict(build_model(begun.config).named_buffers())
+    assert sum(one.numel() for n, one in buffers.items() if ".start_" in n) == started
+    frozen = [memory_of(one).frozen_weights for one in (plain, begun)]
+    assert frozen[1] - frozen[0] == 4 * started
+    assert checkpoint_bytes(begun) - checkpoint_bytes(plain) == 4 * started
 
 
 def test_the_scale_of_what_is_saved_is_that_of_what_was_trained():
