@@ -65,7 +65,7 @@ base: $(VENV)/.run
 	$(BIN)/python data/samples/base.py weights runs/base/model/model.safetensors
 
 # Files side by side, in the order of tests/conftest.py; beside them, one after the other, those of
-# hosts and GPUs, which mostly wait. What these print is shown when they end.
+# hosts and GPUs, which mostly wait. Only tests/gpu sees GPUs. What they print is shown at the end.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 ALONE := tests/cluster tests/gpu
 
@@ -79,7 +79,8 @@ side-by-side:
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore=%)
 
 alone:
-	@printed=$$(mktemp); $(BIN)/python -m pytest $(ALONE) > $$printed 2>&1; code=$$?; \
+	@printed=$$(mktemp); code=0; \
+	for folder in $(ALONE); do $(BIN)/python -m pytest $$folder >> $$printed 2>&1 || code=$$?; done; \
 	cat $$printed; rm $$printed; exit $$code
 
 mutants: $(VENV)/.dev

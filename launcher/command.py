@@ -271,7 +271,7 @@ def _leave(code: int, error: Exception) -> int:
 
 
 def _offline_and_quiet() -> None:
-    """No network, telemetry, library messages or long spinning, unless the user set it."""
+    """No network, telemetry, messages, long spinning or split memory, unless the user set it."""
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -286,6 +286,9 @@ def _offline_and_quiet() -> None:
         # Read when torch loads. Threads that spin long starve each other on a busy machine, those
         # that sleep at once wake too late for the small steps of a tiny model.
         defaults["GOMP_SPINCOUNT"] = "3000"
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same
+        # Rows of many widths would leave a GPU's memory in pieces that no other width fits.
+        defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # bitsandbytes offers a kernel for 4-bit CPU inference that nothing here uses.

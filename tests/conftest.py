@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,8 @@ CACHE = tempfile.mkdtemp(prefix="focaltune-tests-")  # of prepared data: never t
 os.environ.update(
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", XDG_CACHE_HOME=CACHE
 )
+if not any("gpu" in Path(argument.partition("::")[0]).parts for argument in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # only tests/gpu, run by its name, sees GPUs
 
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no fault

@@ -9,9 +9,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
 from launched import free_port
 
 _PRELOAD = [
@@ -64,8 +66,7 @@ def start_ranks(
         entry: Called instead of launcher.train.main; importable by name.
         draws: Draw the pictures of the report, which take a tenth of a tiny run's time.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = _context()
     port = free_port()
     ranks = [
         context.Process(
@@ -77,6 +78,17 @@ def start_ranks(
     for process in ranks:
         process.start()
     return ranks
+
+
+def _context() -> BaseContext:
+    """Forked ranks; spawned ones where a GPU is seen: DeepSpeed asks CUDA where it is imported, and
+    a process that has asked cannot fork others that use it.
+    """
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
 
 
 def wait_ranks(ranks: Sequence[BaseProcess], timeout: float = TIMEOUT) -> list[int]:

@@ -80,7 +80,10 @@ def load_quantized_base(
         ModelError: As load_base.
     """
     settings = quantization_config(
-        config.tuning, DTYPES[config.base_dtype], _unquantised(config, source, classes)
+        config.tuning,
+        DTYPES[config.base_dtype],
+        _unquantised(config, source, classes),
+        packing=config.data.packing,
     )
 
     def quantize() -> "PreTrainedModel":

@@ -172,9 +172,10 @@ def _own_scores(scorer: _Scorer, records: ExampleSet) -> Tensor:
     try:
         use(model, model.stock)
         if isinstance(model, PackedLanguageModel):
+            _finite_scores(scorer, beginning(records))
             _refuse_sighted(scorer, records)
             _settle_output(scorer, model, records)
-        own_S = scorer.scores(model.stock, records)
+        own_S = _finite_scores(scorer, records)
     except Exception as error:
         if not is_of_model(error):
             raise
@@ -182,6 +183,37 @@ def _own_scores(scorer: _Scorer, records: ExampleSet) -> Tensor:
     if len(records) > 1 and float((own_S - own_S[0]).abs().max()) <= _DEAF:
         raise ModelError("the model's logits do not depend on its input; check its weights")
     return own_S
+
+
+def _finite_scores(scorer: _Scorer, records: ExampleSet) -> Tensor:
+    """The model's own scores; refuses those that are not finite, naming the first such layer."""
+    own_S = scorer.scores(scorer.model.stock, records)
+    if own_S.isfinite().all():
+        return own_S
+    first: list[str] = []
+
+    def look(name: str, outputs: Any) -> None:
+        values = outputs if isinstance(outputs, tuple) else (outputs,)
+        floats = [one for one in values if torch.is_tensor(one) and one.is_floating_point()]
+        if not first and not all(one.isfinite().all() for one in floats):
+            first.append(name)
+
+    layers = [(n, m) for n, m in scorer.model.model.named_modules() if not list(m.children())]
+    hooks = [m.register_forward_hook(lambda *a, n=n: look(n, a[2])) for n, m in layers]
+    try:
+        scorer.scores(scorer.model.stock, records)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    remedy = "take another base"
+    if scorer.settings.precision == "fp16":
+        remedy = (
+            "fp16 ends at 65,504, and bases trained in bf16, such as Qwen2.5, go beyond: take"
+            " engine.precision=fp32, a GPU of sm80 or newer, which has bf16, or another base; a"
+            " lower optim.lr does not help"
+        )
+    where = f", first behind {first[0]}" if first else ""
+    raise ModelError(f"{_kind(scorer.model)}: its own scores are not finite{where}; {remedy}")
 
 
 def _strategies(

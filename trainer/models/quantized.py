@@ -20,17 +20,20 @@ if TYPE_CHECKING:
 
 
 def quantization_config(
-    tuning: TuningSection, dtype: torch.dtype, head: list[str]
+    tuning: TuningSection, dtype: torch.dtype, head: list[str], *, packing: bool
 ) -> "BitsAndBytesConfig":
     """The settings for transformers; the head and modules trained whole are not quantised.
 
-    A layer decodes its weight to `dtype`, that of the products, when it is used.
+    A layer decodes its weight to `dtype`, that of the products, when it is used. LLM.int8 takes a
+    column out of the 8 bits for all tokens of a batch where one of them has an outlier in it, so
+    that packed records change each other: with packing it keeps every column, rounded by token.
     """
     from transformers import BitsAndBytesConfig
 
     kept = [*head, *tuning.modules_to_save]
     if tuning.base_quant_type == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        outliers = {"llm_int8_threshold": 0.0} if packing else {}
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept, **outliers)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=tuning.base_quant_type,

@@ -70,13 +70,13 @@ def start(timeout_seconds: int, store: "Store | None" = None) -> Ranks:
             # Ranks share the cores this process may use; a thread too many costs a factor of 40.
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
     _check_accelerator()
-    _join(timeout_seconds, store)
-    local_rank = int(os.environ["LOCAL_RANK"])
+    device = _device(int(os.environ["LOCAL_RANK"]))
+    _join(timeout_seconds, store, device)
     return Ranks(
         rank=torch.distributed.get_rank(),
-        local_rank=local_rank,
+        local_rank=int(os.environ["LOCAL_RANK"]),
         world_size=torch.distributed.get_world_size(),
-        device=_device(local_rank),
+        device=device,
     )
 
 
@@ -214,7 +214,7 @@ def _check_accelerator() -> None:
     raise MachineError(f"DS_ACCELERATOR={chosen}: {reason}; unset it, or set cpu or cuda")
 
 
-def _join(timeout_seconds: int, store: "Store | None") -> None:
+def _join(timeout_seconds: int, store: "Store | None", device: "Device") -> None:
     import deepspeed
     import deepspeed.ops
     from torch.distributed import DistError
@@ -226,10 +226,15 @@ def _join(timeout_seconds: int, store: "Store | None") -> None:
     # dict of our own also saves DeepSpeed's search for operators, which starts compilers.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     timeout = timedelta(seconds=timeout_seconds)
+    store = store or rendezvous.meet(timeout_seconds)
+    if device.type == "cuda":
+        _refuse_shared_gpus(store, _name_of(device))
+        # NCCL ends a late process itself, by SIGABRT and without a code: the watchdog comes first.
+        timeout *= 2
     # ZeRO makes groups of its own, which init_distributed(timeout=) does not reach.
     c10d.default_pg_timeout = timeout
     c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
-    rendezvous.register(store or rendezvous.meet(timeout_seconds), timeout)
+    rendezvous.register(store, timeout)
     if rendezvous.is_one_machine():  # nothing listens on an interface that others reach
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
@@ -250,14 +255,49 @@ def _join(timeout_seconds: int, store: "Store | None") -> None:
 
 
 def _device(local_rank: int) -> "Device":
+    """The device of this rank, chosen before ranks talk: they refuse what is wrong by name.
+
+    The only GPU that a process sees is its own, as under Slurm's --gpus-per-task=1: its index is 0
+    whatever the rank, for DeepSpeed too.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus > 1:
         raise MachineError(
-            f"local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()};"
-            " lower --num_gpus or the slots of the hostfile"
+            f"local rank {local_rank} has no GPU: this node has {num_gpus}; lower --num_gpus or the"
+            " slots of the hostfile"
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    if num_gpus == 1:
+        os.environ["LOCAL_RANK"] = "0"
+    index = int(os.environ["LOCAL_RANK"])
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _name_of(device: "Device") -> str:
+    import torch
+
+    return f"{socket.gethostname()} GPU {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _refuse_shared_gpus(store: "Store", own: str) -> None:
+    """Refuse two ranks on one GPU, on every rank alike; NCCL would fail with a line of its own.
+
+    Args:
+        own: The name of this rank's GPU, which differs from every other.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store.set(f"GPU of rank {rank}", own)
+    first: dict[str, int] = {}
+    for other in range(world_size):
+        name = store.get(f"GPU of rank {other}").decode()
+        if name in first:
+            raise MachineError(
+                f"ranks {first[name]} and {other} have one GPU between them ({name}); give each its"
+                " own: lower --num_gpus or the slots of the hostfile, or let Slurm bind them"
+                " (--gpus-per-task=1)"
+            )
+        first[name] = other

@@ -53,6 +53,8 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
     logged = replace(state)
     check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
     gradients = GradientCheck(run.engine)
+    if run.ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.ranks.device)  # loading and the proof have their own
     while state.step < run.total_steps and not session.early_stop:
         with watchdog.watching("step", state.step + 1):
             started = time.perf_counter()

@@ -49,7 +49,7 @@ def test_the_run_owns_every_number_of_the_engine(tiny_recipe):
     settings = deepspeed_config(config)
     assert settings["train_micro_batch_size_per_gpu"] == 3
     assert settings["gradient_clipping"] == 0.5
-    assert settings["bf16"] == {"enabled": True}
+    assert settings["bf16"] == {"enabled": True, "check_grad_overflow": False}
     assert settings["zero_optimization"] == load_preset("cpu_zero2").zero
     assert "fp16" not in settings
 

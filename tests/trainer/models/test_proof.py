@@ -100,6 +100,21 @@ def language_model(kind, **more):
     return PackedLanguageModel(train_all(base, None), LossSection(backend="torch")).eval()
 
 
+def test_a_base_that_overflows_in_fp16_is_named_with_its_layer_and_what_to_do():
+    """In fp32 the same weights are sound, so no learning rate is to blame."""
+    model = language_model("granite")
+    with torch.no_grad():
+        model.model.get_base_model().model.layers[1].mlp.up_proj.weight.mul_(1e6)
+    examples = functions(supervised=True)
+    settings = proof_settings()
+    choose_strategy(model, model, examples, settings, CPU)
+    half = model.half()
+    with pytest.raises(
+        ModelError, match=r"not finite, first behind .*layers\.1\.mlp.*=fp32, a GPU"
+    ):
+        choose_strategy(half, half, examples, proof_settings(precision="fp16"), CPU)
+
+
 def texts(examples):
     for first, last in zip(examples.starts[:-1], examples.starts[1:], strict=True):
         yield torch.from_numpy(examples.tokens[first:last].astype(np.int64))[None]

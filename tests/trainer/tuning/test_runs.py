@@ -324,8 +324,9 @@ def saved_weights(folder):
 )  # fmt: skip
 def test_every_method_learns_beside_a_quantised_base(name, kind, arguments_of, tmp_path):
     folder = tmp_path / "run"
-    # LLM.int8() takes outliers out of whole rows, so packed functions would see each other.
-    keys = [f"tuning.quant_type={kind}", "model.gradient_checkpointing=true", "data.packing=false"]
+    keys = [f"tuning.quant_type={kind}", "model.gradient_checkpointing=true"]
+    # Packed, every column is rounded to 8 bits, outliers too: a merge is closer without.
+    keys += ["data.packing=false"] if name in ("ptuning", "ia3") else []
     learned = run(arguments_of(name), folder, "cpu_zero1", 1, *keys)
     assert min(learned) < learned[0]
     assert f"quantised  {kind}, " in folder.with_suffix(".txt").read_text()
