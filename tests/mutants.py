@@ -76,6 +76,10 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     "trainer/processes/ranks.py": ["trainer/processes/test_launch_environment.py"],
     "trainer/run_folder/checkpoint.py": ["trainer/run_folder/test_checkpoint.py"],
     "trainer/evaluation/statistics.py": ["trainer/evaluation/test_statistics.py"],
+    "trainer/evaluation/suites/asking.py": ["trainer/evaluation/suites/test_asking.py"],
+    "trainer/evaluation/suites/recode.py": ["trainer/evaluation/suites/test_recode.py"],
+    "trainer/evaluation/suites/security.py": ["trainer/evaluation/suites/test_security.py"],
+    "trainer/generation/sampling.py": ["trainer/generation/test_sampling.py"],
 }
 SLOW = [  # tests of those files that are left out: they take seconds and are about whole processes
     "data/prepared/test_cache.py::test_a_build_that_is_killed_leaves_no_entry",
@@ -144,6 +148,10 @@ NOTHING: dict[str, list[tuple[str, list[str], str]]] = {
             ["correlation(x_M, y_M) -> correlation(y_M, x_M)"],
             "a correlation is symmetric",
         ),
+    ],
+    "trainer/evaluation/suites/recode.py": [
+        ("rows = _rows(paths[0])", ["0 -> 1", "0 -> -1"], "there is one"),
+        ("_MOST_BYTES = ", ["64 -> 65", "64 -> 63", "20 -> 19", "20 -> 21"], _EFFORT),
     ],
     "trainer/kernels/focal.py": [
         ("if gamma == 0:", ["0 -> -1"], "by the formula q^0 = 1 gives the same"),

@@ -100,6 +100,11 @@ def test_a_description_is_no_longer_than_the_docstring_and_shows_no_solution():
     assert asking.is_over(said, row)
     assert not asking.is_over(said[:30], row)
     assert asking.cut("Fine.\ndef f(): and more", row) == "Fine."
+    row = {
+        "docstring": "x" * 50,
+        "canonical_solution": "12345678901234567890\n123456789012345678901",
+    }
+    assert asking.cut("12345678901234567890 123456789012345678901", row) == "12345678901234567890 "
 
 
 @pytest.mark.parametrize(
@@ -116,6 +121,7 @@ def test_a_description_is_no_longer_than_the_docstring_and_shows_no_solution():
 def test_a_function_ends_where_it_is_left(language, text, kept):
     end = function_end(text, language)
     assert (text[:end] if end >= 0 else None) == kept
+    assert ASKING[f"humanevalpack-fix-{language}"].is_over(text, {}) is (kept is not None)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +132,57 @@ def test_a_function_ends_where_it_is_left(language, text, kept):
         ("java", "{ { a } b", "{ { a }\n}"),
         ("java", "{ a }\npublic static void main() {", "{ a }\n}"),
         ("go", "a\nfunc g() {}", "a"),
+        ("python", "\ndef g():", ""),
+        ("python", "c\n", ""),
         ("cpp", "a<|endoftext|>b }", "a"),
     ],
 )
 def test_stops_and_what_is_not_closed(language, text, kept):
     assert ASKING[f"humanevalpack-fix-{language}"].cut(text, {}) == kept
+
+
+@pytest.mark.parametrize(
+    ("suites", "settings"),
+    [
+        ("defect clone", (512, 1, 0.0)),
+        ("recode", (1024, 1, 0.0)),
+        ("humaneval aatk", (1024, 20, 0.2)),
+        ("humanevalpack-synthesize-go humanevalpack-fix-java", (2048, 20, 0.2)),
+    ],
+)
+def test_the_settings_are_the_studys(suites, settings):
+    """Of its scripts: --max_length_generation, --n_samples, --temperature; top_p is the default."""
+    for suite in suites.split():
+        one = ASKING[suite]
+        assert (one.most_tokens, one.num_samples, one.temperature) == settings
+        assert one.top_p == 0.95
+
+
+def test_a_program_is_the_prompts_end_and_what_is_kept():
+    row = {"prompt": "\ndef f():\n"}
+    asking = ASKING["recode"]
+    assert asking.program(row, "\n  return 1\n\ndef g") == "def f():\n  return 1\n"
+    assert asking.program(row, "\ndef g") == "def f():"
+    assert [asking.is_over(text, row) for text in ("\ndef g", "\n  return 1")] == [True, False]
+    assert ASKING["humanevalpack-fix-python"].is_over("c", row)
+
+
+@pytest.mark.parametrize(
+    ("language", "prompt", "text", "kept"),
+    [
+        ("c", "int f() {\n", " a; {b;}\n}\nint g() {}", " a; {b;}"),
+        ("c", "int f() {\n", "}", ""),
+        ("c", "int f() {\n", " a;", " a;"),
+        ("python", "def f():\n", "    a\n\n    b\nc\n", "    a\n\n    b"),
+        ("python", "@app\n", "def f():\n    a\nb", "def f():\n    a"),  # begins outside
+        ("python", "e =", "  A()\ne.b = 1\n\n# c", "  A()\ne.b = 1\n"),  # the rest of a line
+        ("python", "e =\n", "  A()\ne.b = 1", "  A()"),
+        ("python", "e =", "  A(\n  1)\ne.b = 1", "  A(\n  1)"),
+        ("python", "", "a\n# b", "a"),
+    ],
+)
+def test_a_scenario_ends_with_its_function(language, prompt, text, kept):
+    row = {"language": language, "prompt": prompt}
+    assert ASKING["aatk"].cut(text, row) == kept
+    assert ASKING["aatk"].is_over(text, row) is (text != kept)
+    assert ASKING["aatk"].program(row, text) == kept

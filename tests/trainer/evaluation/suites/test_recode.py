@@ -65,6 +65,8 @@ def test_a_category_is_the_worst_of_its_transformations():
     assert list(found["measures"]) == ["RP@1 format"]
     assert found["measures"]["RP@1 format"]["value"] == 50
     assert found["left_out"] == 1
+    ten = {problem: {"0": [T] * 5 + [F] * 5} for problem in PASSED}
+    assert {*recode_summary([*results(ten)])["measures"]} == {"RP@1 format", "RP@10 format"}
 
 
 def archive(path: Path, files) -> Path:
@@ -90,6 +92,18 @@ def test_an_archive_is_read_in_place_and_says_what_it_lacks(tmp_path):
     path = archive(path, files | {"nominal/humaneval_partial.jsonl": [row]})
     ids = [item.id for item in recode_items("format")(tmp_path)]
     assert ids == ["format/tabs_s1/HumanEval/0", "format/nominal/HumanEval/0"]
+    half = {**row, "prompt": "def f():\n    pass\n"}
+    more = {"nominal/humaneval_partial.jsonl": [half], "nominal/README.md": ["text"]}
+    more |= {"other/HumanEval.jsonl": ["text"]}
+    more |= {"perturbed_finalized/humaneval/full/func_name/humaneval_Swap_s0.jsonl": [row]}
+    items = recode_items("function", "format")(archive(path, files | more))
+    assert [(item.place, item.id, item.row["prompt"], item.is_extra) for item in items] == [
+        (0, "function/Swap_s0/HumanEval/0", row["prompt"], False),
+        (1, "format/tabs_s1/HumanEval/0", row["prompt"], False),
+        (2, "function/nominal/HumanEval/0", row["prompt"], True),
+        (3, "format/nominal/HumanEval/0", half["prompt"], True),
+    ]
+    assert {item.row["helpers"] for item in items} == {row["prompt"]}
     archive(path, files | {"nominal/humaneval_partial.jsonl": [{"task_id": "x"}]})
     with pytest.raises(DataError, match="has no task_id, prompt, test or entry_point"):
         recode_items("format")(path)
