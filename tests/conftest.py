@@ -24,6 +24,8 @@ SLOW = (
     "trainer/run/test_class_run.py",
     "trainer/run/test_early_stop.py",
     "trainer/run/test_language_run.py",
+    "trainer/evaluation/suites/test_programs.py",
+    "trainer/evaluation/suites/test_sandbox.py",
     "trainer/run/test_export.py",
     "trainer/run/test_trained.py",
     "trainer/run/test_bounded.py",
