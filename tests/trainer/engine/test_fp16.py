@@ -71,6 +71,19 @@ def test_overflows_and_the_loss_scale_are_scalars_of_tensorboard(tiny_recipe, tm
     assert all(math.log2(scale).is_integer() for scale in scales)
 
 
+def test_a_checkpoint_before_the_first_update_continues_bit_by_bit(tiny_recipe, tmp_path):
+    """Its optimizer has no state yet."""
+    overflowing = [*FP16, "loss.alpha=[5.0, 5.0]", "run.accept_changes=true", "save.interval=1"]
+    whole = run(tiny_recipe, tmp_path / "whole", *overflowing)
+    assert whole[0]["skipped_steps"] == 1
+    assert whole[-1]["skipped_steps"] < 8
+    run(tiny_recipe, tmp_path / "parts", *overflowing, "optim.max_steps=1")
+    state = load_file(tmp_path / "parts" / "checkpoints" / "step-00000001" / "state.safetensors")
+    assert not [name for name in state if "/" in name]
+    parts = run(tiny_recipe, tmp_path / "parts", *overflowing)
+    assert [row["loss"] for row in parts] == [row["loss"] for row in whole]
+
+
 def test_masters_of_16_bit_are_refused():
     weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float16))
     with pytest.raises(ConfigError, match="fp32 masters"):
