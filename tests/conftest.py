@@ -50,7 +50,7 @@ SLOW = (
     "trainer/engine/test_fp16.py",
     "trainer/evaluation/test_population.py",
     "trainer/evaluation/test_robustness_run.py",
-    "trainer/generation/test_sampling.py",
+    "trainer/generation/test_sampling_ranks.py",
     "trainer/losses/test_token_loss.py",
     "cluster",
     "gpu",

@@ -79,7 +79,6 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     "trainer/evaluation/suites/asking.py": ["trainer/evaluation/suites/test_asking.py"],
     "trainer/evaluation/suites/recode.py": ["trainer/evaluation/suites/test_recode.py"],
     "trainer/evaluation/suites/security.py": ["trainer/evaluation/suites/test_security.py"],
-    "trainer/generation/sampling.py": ["trainer/generation/test_sampling.py"],
 }
 SLOW = [  # tests of those files that are left out: they take seconds and are about whole processes
     "data/prepared/test_cache.py::test_a_build_that_is_killed_leaves_no_entry",

@@ -66,7 +66,8 @@ def generate(
     if ranks.is_main and writer.line:
         terminal.say(writer.line)
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].ids))
-    together = limits.together or 1
+    together = limits.together
+    assert together is not None
     room = Limits(
         limits.seq_length + 1,  # the last token is written and never read
         limits.seq_length, limits.temperature, limits.seed, limits.top_p, together,

@@ -1,21 +1,18 @@
-"""Answers to many prompts: stock's, and the same in passes of any size and on any number of ranks.
+"""Answers to many prompts: stock's, and the same in passes of any size.
 
 Equal texts are what float32 on a CPU gives; sampling.py says what can differ elsewhere.
 """
-
-import json
 
 import numpy as np
 import pytest
 import torch
 from language_sets import byte_tokenizer
-from rank_pool import run_ranks
 from transformers import GenerationConfig
 from transformers.generation.logits_process import TopPLogitsWarper
-from written_texts import DRAWN, TEXTS, asked, language_model, on_a_rank, written
+from written_texts import DRAWN, TEXTS, asked, language_model, written
 
 from trainer.generation.decoding import Limits, _chosen
-from trainer.generation.sampling import Asked
+from trainer.generation.sampling import Asked, _said
 
 
 def test_samples_are_the_same_in_passes_of_any_size(tmp_path):
@@ -26,16 +23,6 @@ def test_samples_are_the_same_in_passes_of_any_size(tmp_path):
     assert len({*one}) == 15  # samples of a text differ, or they prove nothing
     assert max(map(len, one)) > 20
     assert written(tmp_path, Limits(90, 40, 0.8, 6, 0.9, 8)) != one
-
-
-def test_samples_are_the_same_on_one_and_two_ranks_and_on_both(tmp_path):
-    for num in (1, 2):
-        printed = tmp_path / f"{num}.txt"
-        codes = run_ranks([str(tmp_path)], num, printed, entry=on_a_rank)
-        assert codes == [0] * num, printed.read_text()[-3000:]
-    texts = [(tmp_path / name).read_text() for name in ("1-0.json", "2-0.json", "2-1.json")]
-    assert texts[0] == texts[1] == texts[2]
-    assert json.loads(texts[0]) == written(tmp_path, DRAWN)
 
 
 def test_the_most_likely_texts_are_those_of_stock(tmp_path):
@@ -75,6 +62,14 @@ def test_an_answer_that_is_over_is_written_no_further(tmp_path):
         assert text.startswith(part.rstrip("\ufffd"))  # bytes that are not yet a character
         assert len(part) >= 5 or part == text
     assert sum(map(len, short)) < sum(map(len, whole)) / 2
+
+
+def test_the_end_token_is_no_text(tmp_path):
+    tokenizer = byte_tokenizer(tmp_path)
+    [[a, *more]] = tokenizer.encode(["a bc"])
+    assert _said([a], [*more, tokenizer.end_id], tokenizer) == " bc"
+    assert _said([a], more, tokenizer) == " bc"
+    assert _said([a], [tokenizer.end_id], tokenizer) == ""
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.6, 0.95])
