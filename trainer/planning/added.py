@@ -1,6 +1,7 @@
 """What a method that only PEFT can size adds to a model, counted on its skeleton."""
 
 import json
+import warnings
 from dataclasses import replace
 from functools import lru_cache
 
@@ -43,7 +44,8 @@ def _on_skeleton(config: str, pooling: str | None, tuning_json: str) -> int | st
     base = model_class(transformers_config(json.loads(config)), pooling).skeleton(None)
     heads = tuple(f".{path}." for path in (*head_modules(base), "modules_to_save"))
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a run says them once
             model = add_method(base, tuning)
     except Exception as error:
         if not isinstance(error.__cause__ or error, RuntimeError):  # what lacks values raises these

@@ -49,12 +49,19 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
 
 
 def _style(comparison: Comparison, method: str) -> tuple[str, str]:
-    """Colour and marker: its own, or by its place where a method has several settings."""
+    """Colour and marker: its own, or the next that no other method of the comparison has."""
     if method in STYLES:
         return STYLES[method]
-    place, styles = comparison.methods.index(method), list(STYLES.values())
-    round_, place = divmod(place, len(styles))
-    return styles[place][0], styles[(place + round_) % len(styles)][1]
+    others = [one for one in comparison.methods if one not in STYLES]
+    styles = list(STYLES.values())
+    every = [
+        (colour, styles[(place + turn) % len(styles)][1])
+        for turn in range(len(styles))
+        for place, (colour, _) in enumerate(styles)
+    ]
+    taken = {STYLES[one] for one in comparison.methods if one in STYLES}
+    free = [style for style in every if style not in taken]
+    return free[others.index(method) % len(free)]
 
 
 def parameters(number: int) -> str:

@@ -13,6 +13,7 @@ from sweep_cells import cells_of, write_cell
 
 from trainer.evaluation.measures import swept_measures
 from trainer.sweep.findings import Comparison
+from trainer.sweep.pictures import STYLES, _style
 from trainer.sweep.report import render, write_report
 from trainer.sweep.results import final_loss, read_result
 from trainer.sweep.running import Failure
@@ -169,6 +170,15 @@ def test_scores_of_suites_stand_beside_trained_parameters_and_loss(finished, tmp
     with (page.parent / "report.csv").open() as file:
         scores = [row["humaneval"] for row in csv.DictReader(file)]
     assert [scores[:2], scores.count("")] == [["", "10.0"], 2 + 10 + 1]
+
+
+def test_no_two_methods_look_alike(finished):
+    results = [read_result(cell) for cell in finished[:2]]
+    names = ["ia3", "vera", "hra", "lora", *(f"lora tuning.lora_r={n}" for n in range(20))]
+    compared = compare([replace(results[0], method=name) for name in names])
+    styles = {_style(compared, name) for name in names}
+    assert len(styles) == len(names)
+    assert _style(compared, "lora") == STYLES["lora"]
 
 
 def test_the_same_order_on_both_sizes_is_answered_yes_and_other_data_is_named(finished, tmp_path):
