@@ -12,6 +12,7 @@
 # make bench        the loss and the LoRA layer against their peers, on this CPU
 # make bench-gpu    the same, the settings and tests/gpu on a GPU; GPU_PYTHON names another Python,
 #                   PEERS a folder of packages to compare with
+# make gpu          everything that only a GPU shows, in MINUTES=9 (benchmarks/GPU.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,10 +24,11 @@ SEED ?= 0
 KILLS ?= 200
 RANKS ?= 1 2
 RUNS ?= runs
+MINUTES ?= 9
 NEWEST ?= 8
 
 # make golden       record tests/golden/tokens.json and losses.json anew
-.PHONY: quickstart tensorboard base quick test side-by-side alone mutants fuzz faults models methods lint format golden samples bench bench-gpu clean
+.PHONY: quickstart tensorboard base quick test side-by-side alone mutants fuzz faults models methods lint format golden samples bench bench-gpu gpu clean
 
 $(VENV)/.run: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "focaltune needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
@@ -128,6 +130,10 @@ bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
 	$(GPU_PYTHON) benchmarks/lora_linear.py --device cuda --json benchmarks/lora_linear_gpu.json
 	$(GPU_PYTHON) benchmarks/kernel_settings.py --json benchmarks/kernel_settings_gpu.json
 	$(GPU_PYTHON) -m pytest tests/gpu
+
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+	$(GPU_PYTHON) benchmarks/gpu_campaign.py --minutes $(MINUTES) --out benchmarks/gpu_campaign.json
+	$(GPU_PYTHON) benchmarks/gpu_campaign.py --report benchmarks/gpu_campaign.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
