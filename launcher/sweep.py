@@ -47,6 +47,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="ranks of a cell, by the deepspeed launcher"
     )
+    parser.add_argument(
+        "--suites", nargs="+", default=[], metavar="NAME", help="measure every cell on suites, too"
+    )
+    parser.add_argument(
+        "--suite-data", type=Path, default=Path("suites"), metavar="FOLDER",
+        help="launcher/suite.py's --data",
+    )  # fmt: skip
     parser.add_argument("--report", action="store_true", help="train nothing, only report")
     return command.main(parser, _sweep, arguments)
 
@@ -64,9 +71,17 @@ def _sweep(given: Namespace) -> None:
         given.grid, given.budget,
     )  # fmt: skip
 
+    if given.suites:
+        from trainer.evaluation.suites.running import checked_names
+
+        checked_names(given.suites)
+        if not all(cell.config.is_language for cell in cells):
+            raise ConfigError("--suites: classifiers write no answers; they are for language tasks")
+
     from trainer.sweep.sweep import run_sweep
 
-    run_sweep(root, cells, None if given.report else given.recipe, given.gpus)
+    recipe = None if given.report else given.recipe
+    run_sweep(root, cells, recipe, given.gpus, given.suites, given.suite_data)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from data.text import terminal
 from trainer.config.preset import ROOT
 from trainer.errors import StoppedError
 from trainer.processes.signals import receive_stops
-from trainer.sweep.finished import unfinished
+from trainer.sweep.finished import finished_result, unfinished
 from trainer.sweep.grid import Cell
+from trainer.sweep.results import UnfinishedError
 
-TRAIN = ROOT / "launcher" / "train.py"
+TRAIN, SUITE = (ROOT / "launcher" / name for name in ("train.py", "suite.py"))
 _NUM_LINES = 5  # of a failed cell's output are shown
 _TAIL_BYTES = 1 << 16
 _POLL_SECONDS = 0.2
@@ -88,6 +89,39 @@ def run_cells(cells: Sequence[Cell], recipe: Path, num_gpus: int | None) -> list
                     terminal.say(f"    {line}")
             if is_stopped:
                 raise StoppedError(f"stopped at {cell.name}; the same command continues")
+    return failures
+
+
+def measure_cells(cells: Sequence[Cell], suites: Sequence[str], data: Path) -> list[Failure]:
+    """Measure the finished cells on suites by launcher/suite.py; returns those that failed.
+
+    Suites that a cell has a result of are left out.
+
+    Args:
+        suites: Names.
+        data: As launcher/suite.py's --data.
+
+    Raises:
+        StoppedError: A signal came; the same command goes on.
+    """
+    failures: list[Failure] = []
+    with stop_signals() as received:
+        for cell in terminal.tracked(cells, "suites", len(cells)):
+            try:
+                measured = finished_result(cell).suites
+            except UnfinishedError:
+                continue
+            wanted = [name for name in suites if name not in measured]
+            if not wanted:
+                continue
+            folder = cell.config.output_dir
+            terminal.say(f"{cell.name}: {', '.join(wanted)}")
+            command = [sys.executable, str(SUITE), str(folder), *wanted, "--data", str(data)]
+            code = _run(command, output := folder.with_suffix(".suites.txt"), received)
+            if received:
+                raise StoppedError(f"stopped at {cell.name}; the same command continues")
+            if code:
+                failures.append(Failure(f"{cell.name} on suites", code, last_lines(output), output))
     return failures
 
 

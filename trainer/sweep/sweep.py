@@ -14,18 +14,26 @@ from trainer.sweep.grid import Cell
 from trainer.sweep.paired import pair_methods
 from trainer.sweep.report import write_report
 from trainer.sweep.results import Result, UnfinishedError
-from trainer.sweep.running import Failure, run_cells
+from trainer.sweep.running import Failure, measure_cells, run_cells
 
 # Not a run folder's lock: that would make a run folder of the grid's.
 _LOCK = ".sweep.lock"
 
 
-def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: int | None) -> None:
-    """Run the cells that are not finished and write root/report.
+def run_sweep(
+    root: Path,
+    cells: Sequence[Cell],
+    recipe: Path | None,
+    num_gpus: int | None,
+    suites: Sequence[str] = (),
+    suite_data: Path = Path("suites"),
+) -> None:
+    """Run the cells that are not finished, measure them on suites, and write root/report.
 
     Args:
         recipe: Every cell's; None: run nothing, report the finished cells.
         num_gpus: Ranks of a cell; None: one process without a launcher.
+        suites, suite_data: Names of suites, and where their data are.
 
     Raises:
         StoppedError: A signal came.
@@ -41,6 +49,7 @@ def run_sweep(root: Path, cells: Sequence[Cell], recipe: Path | None, num_gpus: 
     try:
         failures = run_cells(cells, recipe, num_gpus)
         if len(failures) < len(cells):
+            failures += measure_cells(cells, suites, suite_data) if suites else []
             _report(root, cells, failures)
     finally:
         lock.release()

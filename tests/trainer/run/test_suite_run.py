@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +12,9 @@ from rank_pool import run_ranks
 
 from launcher.evaluate import main as evaluate
 from launcher.suite import main as suite
+from launcher.sweep import main as sweep
 from trainer.evaluation.suites.suites import SUITES
+from trainer.sweep.grid import expand
 
 needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bubblewrap here")
 ROWS = [
@@ -167,3 +170,20 @@ def test_a_suite_of_programs_is_not_scored_as_text(run, tmp_path, capsys):
     scenario = {"scenario_id": "a", "prompt": "", "suffix": "", "check_ql": ""}
     assert evaluate([str(run[0]), str(write_rows(tmp_path / "s.jsonl", [scenario]))]) == 2
     assert "aatk --data" in capsys.readouterr().err
+
+
+def test_a_sweep_measures_its_finished_cells_once_and_shows_their_scores(run, tmp_path):
+    """The cell is the run of the other tests, at its place in the grid."""
+    folder, data = run
+    recipe, root = str(folder.parent / "recipe.yaml"), tmp_path / "grid"
+    words = [recipe, f"run.output_dir={root}", "--methods", "full", "--suite-data", str(data)]
+    [cell] = expand(Path(recipe), words[1:2], ["full"])[1]
+    shutil.copytree(folder, cell.config.output_dir, ignore=shutil.ignore_patterns("suites"))
+    assert sweep([*words, "--suites", "defect"]) == 0
+    [measured] = cell.config.output_dir.glob("suites/defect/suite.json")
+    page = (root / "report" / "report.md").read_text()
+    assert "suites_by_trained.svg" in page
+    before = measured.stat().st_mtime_ns
+    assert sweep([*words, "--suites", "defect"]) == 0
+    assert measured.stat().st_mtime_ns == before
+    assert sweep([*words, "--suites", "defects"]) == 2
