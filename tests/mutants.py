@@ -58,6 +58,8 @@ GUARDS: dict[str, list[str]] = {  # modules where a wrong result is silent -> fi
     "trainer/evaluation/robustness/measures.py": ["trainer/evaluation/test_robustness.py"],
     "trainer/evaluation/robustness/names.py": ["trainer/evaluation/test_transformations.py"],
     "trainer/evaluation/robustness/statements.py": ["trainer/evaluation/test_transformations.py"],
+    "trainer/evaluation/suites/answers.py": ["trainer/evaluation/suites/test_answers.py"],
+    "trainer/evaluation/suites/scoring.py": ["trainer/evaluation/suites/test_scoring.py"],
     "trainer/kernels/focal.py": ["trainer/losses/test_losses.py"],
     "trainer/losses/loss.py": [
         "trainer/losses/test_losses.py",

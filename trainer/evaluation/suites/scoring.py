@@ -41,7 +41,7 @@ def with_intervals(
     ).intervals("")
     whole = measured(np.ones((1, num), np.float32))
     return {
-        name: {"value": float(value_R[0]), "interval": drawn.get(name)}
+        name: {"value": float(value_R.item()), "interval": drawn.get(name)}
         for name, value_R in whole.items()
     }
 

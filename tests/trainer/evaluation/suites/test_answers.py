@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import random
+from dataclasses import replace
 
 import pytest
 from conftest import REPOSITORY
@@ -9,6 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from launcher.suite import main as suite
 from trainer.evaluation.suites.answers import CLONE, DEFECT
+from trainer.evaluation.suites.suite import Item
 
 RELEASED = REPOSITORY.parent / "shared" / "data" / "astraios_outputs"
 
@@ -21,6 +24,8 @@ RELEASED = REPOSITORY.parent / "shared" / "data" / "astraios_outputs"
         ("Question: yes?\nAnswer: no\nAnswer: Yes, it is", "1"),
         ("It is fine, yes. no", "invalid"),  # the first sentence ends at the comma
         ("I do not think so", "0"),
+        ("Yes. No", "1"),
+        ("Yes, no", "1"),
         ("yes or no", "invalid"),
         ("yes and no: there is a defect", "1"),
         ("Hm. There is a defect", "1"),
@@ -37,6 +42,26 @@ def test_the_two_questions_have_their_own_phrases():
     assert DEFECT.answer("It has a defect") == "1"
     assert CLONE.answer("It has a defect") == "invalid"
     assert CLONE.answer("Hm. Here is a clone relation") == "1"
+
+
+def test_rows_are_drawn_as_the_study_drew_them():
+    labels = [int(n % 3 == 0) for n in range(60)]
+    items = [Item(str(n), {"target": label}, n) for n, label in enumerate(labels)]
+    random.seed(0)
+    kinds = [[n for n in range(60) if labels[n] == kind] for kind in (0, 1)]
+    expected = [kinds[0][n] for n in random.sample(range(40), 7)]
+    expected += [kinds[1][n] for n in random.sample(range(20), 5)]
+    drawn = replace(DEFECT, sampled=(7, 5)).select(items)
+    assert [item.place for item in drawn] == sorted(expected)
+    assert replace(DEFECT, sampled=(7, 21)).select(items) == items
+    assert DEFECT.select(items) == items  # fewer than the study had
+
+
+def test_the_first_of_several_answers_counts():
+    item = Item("0", {"target": 1}, 0)
+    found = DEFECT.summary([(item, DEFECT.judge(item, ["yes", "no"]))])
+    assert found["counts"] == {"1": 1}
+    assert found["measures"]["accuracy"] == {"value": 100, "interval": None}
 
 
 def written(path, rows):

@@ -1,9 +1,7 @@
-"""Programs of six languages: canonical solutions pass, wrong and dishonest ones do not; pass@k."""
+"""Programs of six languages: canonical solutions pass, wrong and dishonest ones do not."""
 
 import gzip
-import itertools
 import json
-import statistics
 
 import pytest
 from conftest import REPOSITORY
@@ -13,8 +11,7 @@ from trainer.errors import SandboxError
 from trainer.evaluation.suites import sandbox
 from trainer.evaluation.suites.items import first_shape, shape_of
 from trainer.evaluation.suites.programs import LANGUAGES
-from trainer.evaluation.suites.scoring import pass_at_k, program_summary
-from trainer.evaluation.suites.suite import Item, Judged
+from trainer.evaluation.suites.suite import Item
 from trainer.evaluation.suites.suites import SUITES
 
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -113,33 +110,6 @@ def test_every_canonical_solution_of_python_passes(tmp_path):
     found = json.loads((tmp_path / "humanevalpack-fix-python" / "suite.json").read_text())
     assert found["counts"] == {"pass": 164}
     assert found["measures"]["pass@1"]["value"] == 100
-
-
-@pytest.mark.parametrize(("num", "passed"), [(1, 0), (1, 1), (5, 2), (6, 1), (6, 6), (20, 3)])
-def test_pass_at_k_is_the_share_of_subsets_that_hold_a_pass(num, passed):
-    outputs = [True] * passed + [False] * (num - passed)
-    for k in range(1, min(num, 4) + 1):
-        share = statistics.mean(any(s) for s in itertools.combinations(outputs, k))
-        assert pass_at_k(num, passed, k) == pytest.approx(share, abs=1e-12)
-
-
-def test_what_could_not_be_judged_is_left_out_and_counted():
-    def item(*verdicts):
-        return Item("", {}, 0), [Judged(verdict) for verdict in verdicts]
-
-    results = [
-        item("pass", "fail"), item("timeout", "fail"), item("pass", "pass"),
-        item("pass", "error"), item("not measured", "not measured"),
-    ]  # fmt: skip
-    found = program_summary(results)
-    assert found["left_out"] == 2
-    assert found["measures"].keys() == {"pass@1"}
-    assert found["measures"]["pass@1"]["value"] == pytest.approx(50)  # (1/2 + 0 + 1) / 3
-    low, high = found["measures"]["pass@1"]["interval"]
-    assert 0 <= low < 50 < high <= 100
-    assert found["counts"] == {
-        "error": 1, "fail": 2, "not measured": 2, "pass": 4, "timeout": 1
-    }  # fmt: skip
 
 
 @needs_sandbox
