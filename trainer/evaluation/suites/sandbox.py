@@ -12,11 +12,17 @@ arguments and gives values. It has none of the channel's file descriptors, never
 the tests, and cannot trace, kill or open the first process, which is not dumpable and is pid 1. So
 exit codes, printed lines, patched builtins, atexit, and a child left behind change nothing.
 
+A filter of system calls refuses the few that reach past namespaces or limits: keys of the session
+that started it, sockets of a virtual machine, System V memory. It is no defence of the kernel:
+whatever breaks the kernel's isolation breaks this, too.
+
 What hostile code can still do. A program of another language is built together with its tests into
-one process. It passes where its end prints a random mark; a program made to search its own code or
-memory for that mark can forge it. Python cannot. Whatever breaks the kernel's isolation breaks
-this, too: there is no seccomp filter. Memory is bounded for each process, not for their sum; where
-the machine's memory runs out, this tree is the first to go. /usr can be read.
+one process. It passes where its end prints a random mark. A program made to search its own code or
+memory for that mark forges a pass, and so does one that changes what its tests compare with: the
+JSON.stringify of JavaScript, a macro of C++ or Rust, a class of Java. Python cannot. Memory is
+bounded for each process, not for their sum, and not in empty files; where the machine's memory runs
+out, this tree is the first to go. It can take its share of the cores until its time ends, which
+others may miss. /usr can be read.
 """
 
 import functools

@@ -165,6 +165,29 @@ def test_127_there_is_no_network():
 
 
 @needs_sandbox
+def test_127_what_no_namespace_holds_is_refused():
+    """Keys of the session that started it, a virtual machine's sockets, shared memory of no size.
+
+    Each errno is EPERM; the last ones, which programs need, are not refused.
+    """
+    said = reported(
+        "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "arm = os.uname().machine == 'aarch64'\nfound = []\n"
+        "def tried(call, *given):\n"
+        "    ctypes.set_errno(0)\n    call(*given)\n    found.append(ctypes.get_errno())\n"
+        "tried(libc.syscall, 219 if arm else 250, 0, -3, 0)\n"  # keyctl: the session's keyring
+        "tried(libc.syscall, 217 if arm else 248, b'user', b'a', b'b', 1, -3)\n"  # add_key
+        "tried(libc.syscall, 425, 1, ctypes.create_string_buffer(120))\n"  # io_uring: sockets, too
+        "tried(libc.shmget, 0, 1 << 12, 0o1600)\ntried(libc.msgget, 0, 0o1600)\n"
+        "tried(libc.semget, 0, 1, 0o1600)\n"
+        "tried(libc.socket, 40, 1, 0)\ntried(libc.socket, 38, 5, 0)\n"  # vsock, alg
+        "tried(libc.syscall, 1 << 30 | 39)\n"  # another ABI's numbers
+        "for family in (1, 2, 10, 16): tried(libc.socket, family, 2, 0)\nreturn found"
+    )
+    assert said == str([1] * 9 + [0] * 4)
+
+
+@needs_sandbox
 def test_128_output_is_thrown_away():
     flood = "import sys, os\nfor _ in range(2000):\n    os.write({}, b'A' * 65536)\n"
     for number in (1, 2):
@@ -232,6 +255,14 @@ def test_a_verdict_cannot_be_forged(name, monkeypatch):
     assert run(GOOD).verdict == "pass"
     found = run(FORGERIES[name], replace(SHORT, cpu=3))
     assert found.verdict == "fail", found
+
+
+@needs_sandbox
+def test_130_an_output_cannot_end_a_loop_of_the_tests():
+    test = "for found, right in zip(map(f, [3]), [[4]]):\n    assert found == right"
+    assert run(GOOD, test=test).verdict == "pass"
+    found = run("def f(n): raise StopIteration", test=test)
+    assert (found.verdict, found.detail[:27]) == ("fail", "RuntimeError: StopIteration")
 
 
 @needs_sandbox
