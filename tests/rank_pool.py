@@ -64,7 +64,8 @@ def start_ranks(
         allow_fp16: Let DeepSpeed run fp16 on a CPU, which it refuses because it is slow: the
             arithmetic of the loss scale is the same.
         entry: Called instead of launcher.train.main; importable by name.
-        draws: Draw the pictures of the report, which take a tenth of a tiny run's time.
+        draws: Draw the pictures of the report and write its page, which take a quarter of a tiny
+            run's time. A fault of the page ends no run, so only a test that reads it proves it.
     """
     context = _context()
     port = free_port()
@@ -145,9 +146,11 @@ def _run_rank(
         os.dup2(descriptor, 2)
     from launcher.train import main
     from trainer.evaluation import figures
+    from trainer.run import banner
 
     if not draws:
         figures.svg = lambda _: b""
+        banner.page_line = lambda *_: "page    was not wanted"
     if allow_fp16:
         from deepspeed.accelerator import get_accelerator
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import SAMPLES, sample_rows, write_rows
+from cut_runs import cut_back
 from method_cases import METHODS, PEFT_METHODS, overrides, write_model
 from rank_pool import run_ranks
 from safetensors.torch import load_file
@@ -83,18 +84,9 @@ def test_one_rank_without_zero_has_the_losses_of_two_with_it(
     assert len(set(alone)) == STEPS
 
 
-def cut_back(finished, name, copy):
-    """A run as it was after its first checkpoint, at half of its steps."""
-    shutil.copytree(finished / name, copy)
-    shutil.rmtree(copy / "checkpoints" / f"step-{STEPS:08d}")
-    shutil.rmtree(copy / "model")
-    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step-00000002"]
-    return copy
-
-
 @pytest.mark.parametrize("name", NEW)
 def test_a_continued_run_repeats_to_the_last_bit(name, arguments_of, finished, tmp_path):
-    folder = cut_back(finished, name, tmp_path / "run")
+    folder = cut_back(finished / name, tmp_path / "run", STEPS // 2)
     assert run(arguments_of(name), folder, "cpu_zero2", 2) == losses(finished / name)
     for path in sorted((finished / name / "model").glob("*.safetensors")):
         assert (folder / "model" / path.name).read_bytes() == path.read_bytes()
@@ -104,7 +96,7 @@ def test_a_continued_run_repeats_to_the_last_bit(name, arguments_of, finished, t
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_zero_3_continues_what_zero_2_began(name, arguments_of, finished, tmp_path):
-    folder = cut_back(finished, name, tmp_path / "run")
+    folder = cut_back(finished / name, tmp_path / "run", STEPS // 2)
     continued = run(arguments_of(name), folder, "cpu_zero3", 2)
     assert continued == pytest.approx(losses(finished / name), rel=ROUNDING)
     assert scores(folder) == pytest.approx(scores(finished / name), abs=1e-5)
@@ -292,9 +284,9 @@ def test_a_language_task_is_tuned_and_continued_alike(name, arguments_of, instru
     whole = run(arguments, folder, "cpu_zero2", 2)
     assert whole == pytest.approx(alone, rel=ROUNDING)
     assert len(set(whole)) == STEPS
-    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
-    assert run(arguments, folder, "cpu_zero2", 2) == whole
-    assert not any("score" in key for key in saved_weights(folder / "model"))
+    again = cut_back(folder, tmp_path / "again", STEPS // 2)
+    assert run(arguments, again, "cpu_zero2", 2) == whole
+    assert not any("score" in key for key in saved_weights(again / "model"))
 
 
 def test_a_merged_model_whose_embedding_alone_was_trained_is_not_tied(
