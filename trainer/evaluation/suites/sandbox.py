@@ -21,8 +21,7 @@ one process. It passes where its end prints a random mark. A program made to sea
 memory for that mark forges a pass, and so does one that changes what its tests compare with: the
 JSON.stringify of JavaScript, a macro of C++ or Rust, a class of Java. Python cannot. Memory is
 bounded for each process, not for their sum, and not in empty files; where the machine's memory runs
-out, this tree is the first to go. It can take its share of the cores until its time ends, which
-others may miss. /usr can be read.
+out, this tree is the first to go. /usr can be read.
 """
 
 import functools

@@ -178,13 +178,14 @@ def test_127_what_no_namespace_holds_is_refused():
         "tried(libc.syscall, 219 if arm else 250, 0, -3, 0)\n"  # keyctl: the session's keyring
         "tried(libc.syscall, 217 if arm else 248, b'user', b'a', b'b', 1, -3)\n"  # add_key
         "tried(libc.syscall, 425, 1, ctypes.create_string_buffer(120))\n"  # io_uring: sockets, too
+        "tried(libc.memfd_create, b'a', 0)\n"
         "tried(libc.shmget, 0, 1 << 12, 0o1600)\ntried(libc.msgget, 0, 0o1600)\n"
         "tried(libc.semget, 0, 1, 0o1600)\n"
         "tried(libc.socket, 40, 1, 0)\ntried(libc.socket, 38, 5, 0)\n"  # vsock, alg
         "tried(libc.syscall, 1 << 30 | 39)\n"  # another ABI's numbers
         "for family in (1, 2, 10, 16): tried(libc.socket, family, 2, 0)\nreturn found"
     )
-    assert said == str([1] * 9 + [0] * 4)
+    assert said == str([1] * 10 + [0] * 4)
 
 
 @needs_sandbox
