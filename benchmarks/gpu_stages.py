@@ -80,8 +80,8 @@ def attention(device: torch.device) -> dict[str, Any]:
             return _segment_sdpa(layer, q, k, v, None, segment_lengths=lengths)[0]
 
         backends: dict[str, Callable[..., Any]] = {"mask": by_mask, "segments": by_segment}
-        if is_gpu:
-            backends["varlen"] = _varlen(ends.to(device), max(lengths))
+        for name in ("torch_varlen", "torch_efficient") if is_gpu else ():
+            backends[name] = _varlen(name, ends.to(device), max(lengths))
         exact = by_mask(q.double(), k.double(), v.double())
         for name, function in backends.items():
             results[f"{tokens} {name}"] = _timed(function, (q, k, v), exact, device)
@@ -101,15 +101,18 @@ def _lengths(tokens: int) -> list[int]:
     return taken
 
 
-def _varlen(ends: torch.Tensor, longest: int) -> Callable[..., Any]:
-    """torch's own variable-length flash kernel, through its operator."""
-    starts = torch.cat([ends.new_zeros(1), ends]).int()
+def _varlen(name: str, ends: torch.Tensor, longest: int) -> Callable[..., Any]:
+    """A back end that gets the boundaries."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from trainer.models import varlen_kernels  # noqa: F401  # makes its back ends known
+
+    bounds = torch.cat([ends.new_zeros(1), ends]).int()
 
     def attend(q: Any, k: Any, v: Any) -> Any:
-        flat = [x[0].transpose(0, 1).contiguous() for x in (q, k, v)]
-        return torch.ops.aten._flash_attention_forward(
-            *flat, starts, starts, longest, longest, 0.0, True, False
-        )[0][None]
+        return ALL_ATTENTION_FUNCTIONS[name](
+            torch.nn.Module(), q, k, v, None, cu_seq_lens_q=bounds, max_length_q=longest
+        )[0]
 
     return attend
 

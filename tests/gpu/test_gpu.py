@@ -7,7 +7,10 @@ import rank_checks
 import torch
 from conftest import REPOSITORY
 from rank_pool import run_ranks
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trainer.models import varlen_kernels  # noqa: F401  # makes its back ends known
+from trainer.models.packed_attention import causal_segment_mask
 from trainer.run_folder.metrics import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -40,6 +43,35 @@ def test_fp32_losses_do_not_depend_on_the_stage(preset, reference, tiny_recipe, 
 def test_half_precision_follows_fp32(precision, reference, tiny_recipe, tmp_path):
     ours = losses(tiny_recipe, tmp_path / "run", f"engine.precision={precision}")
     assert ours == pytest.approx(reference, rel=0.1)
+
+
+@pytest.mark.parametrize("attention", ["torch_varlen", "torch_efficient"])
+def test_torchs_own_kernels_have_the_gradients_of_a_mask(attention):
+    """In fp16, of two heads a key; a record of one token and one of odd length are among them."""
+    if attention == "torch_varlen" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("torch's flash kernel needs sm80")
+    lengths = (1, 37, 90)
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).cuda()
+    segment_BT = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None].cuda()
+    draw = torch.Generator("cuda").manual_seed(0)
+    heads = (4, 2, 2)
+    inputs = [
+        torch.randn(1, n, sum(lengths), 64, device="cuda", generator=draw).half().requires_grad_()
+        for n in heads
+    ]
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 2
+    of_both = []
+    for name, kwargs in (
+        ("sdpa", {"attention_mask": causal_segment_mask(segment_BT, torch.float16)}),
+        (attention, {"attention_mask": None, "cu_seq_lens_q": ends, "max_length_q": max(lengths)}),
+    ):
+        mask = kwargs.pop("attention_mask")
+        out, _ = ALL_ATTENTION_FUNCTIONS[name](layer, *inputs, mask, **kwargs)
+        grads = torch.autograd.grad(out.float().square().sum(), inputs)
+        of_both.append([out, *grads])
+    for ours, theirs in zip(*of_both, strict=True):
+        assert torch.allclose(ours.float(), theirs.float(), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.skipif(not HAS_FLASH, reason="flash_attn is not installed")

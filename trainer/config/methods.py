@@ -7,6 +7,8 @@ from trainer.config.sections import TuningSection
 
 LORA = ("lora", "qlora")
 SEGMENT_SDPA, FLASH, EAGER = "segment_sdpa", "flash_attention_2", "eager"  # of model.attention
+TORCH_VARLEN, TORCH_EFFICIENT = "torch_varlen", "torch_efficient"
+BY_RECORD = (SEGMENT_SDPA, FLASH, TORCH_VARLEN, TORCH_EFFICIENT)  # their cost follows the records
 BOTTLENECKS = ("adapter_h", "adapter_p", "parallel")
 PREFIXES = ("prefix_tuning", "cartridge")  # virtual tokens as keys and values of every layer
 PROMPTS = ("prompt_tuning", *PREFIXES)  # PEFT's with virtual tokens, beside our ptuning

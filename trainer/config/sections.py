@@ -40,9 +40,15 @@ class ModelSection(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of the frozen base; auto follows engine.precision"
     )
-    attention: Literal["auto", "eager", "sdpa", "segment_sdpa", "flash_attention_2"] = Field(
-        "auto", description="attention back end; the choice and its reason are printed"
-    )
+    attention: Literal[
+        "auto",
+        "eager",
+        "sdpa",
+        "segment_sdpa",
+        "flash_attention_2",
+        "torch_varlen",
+        "torch_efficient",
+    ] = Field("auto", description="attention back end; the choice and its reason are printed")
     pooling: Literal["auto", "last", "first", "mean"] = Field(
         "auto",
         description="state of a function that classification scores; auto: as transformers' class"

@@ -14,6 +14,7 @@ from data.batches.batch import Batch
 from trainer.architectures.classes import OWN
 from trainer.architectures.derived import backbone_of
 from trainer.config.sections import LossSection
+from trainer.models import varlen_kernels  # noqa: F401  # makes its back ends known
 from trainer.models.output import without_cache
 from trainer.models.packed_attention import ROWS, Strategy, packed_inputs
 from trainer.models.pooling import own_logits, pooled_states

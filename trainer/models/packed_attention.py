@@ -1,6 +1,7 @@
 """Ways to keep the records of a packed row apart inside the model.
 
-varlen   attention gets the boundaries: FlashAttention, or SDPA segment by segment on a CPU
+varlen   attention gets the boundaries: FlashAttention, torch's own kernels (varlen_kernels.py), or
+         SDPA segment by segment on a CPU
 mask     each layer gets one explicit block-diagonal mask, which would hide a window of the layer
 native   positions restart without a mask, so transformers builds a packed mask for each layer
 rows     see trainer/models/record_rows.py
@@ -117,7 +118,7 @@ def _segment_sdpa(
     if segment_lengths is None:
         raise NotImplementedError(f"{type(module).__name__} does not get the boundaries")
     assert attention_mask is None  # the name has no mask function: transformers makes none
-    _refuse_unknown(module, kwargs)
+    refuse_unknown(module, kwargs)
     outputs = [
         sdpa_attention_forward(
             module,
@@ -158,7 +159,8 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
     return seen_TT.tril().triu(1 - window)[None, None]
 
 
-def _refuse_unknown(module: torch.nn.Module, given: Mapping[str, Any]) -> None:
+def refuse_unknown(module: torch.nn.Module, given: Mapping[str, Any]) -> None:
+    """Refuse what a layer passes to attention that would be left out silently."""
     unknown = [
         name
         for name, value in given.items()

@@ -19,7 +19,7 @@ from data.errors import first_line
 from data.text.tokenization import ExampleSet
 from trainer.architectures.classes import OWN
 from trainer.architectures.derived import forward_fault
-from trainer.config.methods import FLASH, SEGMENT_SDPA
+from trainer.config.methods import BY_RECORD
 from trainer.errors import ModelError
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.output import output_function, text_logits
@@ -225,7 +225,7 @@ def _strategies(
         yield Strategy(ROWS, stock.attention, ZERO3_PASSES if settings.equal_passes else None)
         return
     rows_alone = isinstance(model, PackedClassifier) and model.pooling == OWN
-    if settings.attention in (SEGMENT_SDPA, FLASH) and not rows_alone:
+    if settings.attention in BY_RECORD and not rows_alone:
         yield Strategy(VARLEN, settings.attention)
         if not settings.is_free:
             return

@@ -24,10 +24,11 @@ from trainer.architectures.adapters import adapted_layers, is_feed_forward, plac
 from trainer.architectures.shapes import ATTENTION, Linear
 from trainer.config.methods import (
     BOTTLENECKS,
+    BY_RECORD,
     EAGER,
-    FLASH,
     LORA,
     SEGMENT_SDPA,
+    TORCH_EFFICIENT,
     adapter_size,
     takes_part_of_base,
 )
@@ -129,7 +130,7 @@ def kept_activations(recipe: Resolved) -> float:
     """Bytes alive when the backward pass begins."""
     shape, kept = recipe.shape, recipe.shape.kept[recipe.base_bytes]
     outside = kept.once
-    if recipe.config.model.attention not in (SEGMENT_SDPA, FLASH):  # a mask of whole rows
+    if recipe.config.model.attention not in BY_RECORD:  # a mask of whole rows
         outside += recipe.base_bytes * recipe.row_tokens
     if recipe.config.model.gradient_checkpointing:
         inputs = shape.num_layers * shape.hidden * recipe.base_bytes
@@ -258,7 +259,8 @@ def _attention_bytes(recipe: Resolved) -> float:
         recipe.base_bytes,
         recipe.config.model.attention,
     )
-    copied = width * shape.copied if back_end not in (SEGMENT_SDPA, FLASH) else 0
+    repeats = back_end not in BY_RECORD or back_end == TORCH_EFFICIENT  # shared keys and values
+    copied = width * shape.copied if repeats else 0
     if back_end != EAGER:
         written = recipe.shape.kept[width].written.at(recipe.row_tokens)
         return copied + (0.0 if recipe.on_gpu else written)

@@ -11,6 +11,8 @@ from trainer.config.methods import (
     FLASH,
     LORA,
     SEGMENT_SDPA,
+    TORCH_EFFICIENT,
+    TORCH_VARLEN,
     WHOLE,
     choose_lora_backend,
 )
@@ -155,7 +157,11 @@ def choose_attention(config: RunConfig, machine: Machine, precision: str) -> tup
         return SEGMENT_SDPA, "CPU: its cost follows the examples, not the row"
     if machine.has_flash and precision != "fp32":
         return FLASH, "flash_attn is installed and the GPU is sm80 or newer"
-    return "sdpa", "GPU without usable flash_attn"
+    if precision == "fp32":
+        return "sdpa", "GPU in fp32"
+    if machine.device.precision == "bf16":
+        return TORCH_VARLEN, "torch's own kernel of sm80 and newer: its cost follows the examples"
+    return TORCH_EFFICIENT, "torch's own kernel of older GPUs: its cost follows the examples"
 
 
 def choose_loss_backend(config: RunConfig, machine: Machine) -> tuple[str, str]:

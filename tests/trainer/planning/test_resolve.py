@@ -87,8 +87,10 @@ def test_a_gpu_takes_triton_where_it_runs(capability, has_triton, backend, reaso
         (CPU, "auto", "segment_sdpa"),
         (gpu((8, 0), has_flash=True), "auto", "flash_attention_2"),
         (gpu((8, 0), has_flash=True), "fp32", "sdpa"),
-        (gpu((8, 0), has_flash=False), "auto", "sdpa"),
-        (gpu((8, 0)), "auto", "sdpa"),  # planned for: it may not be installed
+        (gpu((8, 0), has_flash=False), "auto", "torch_varlen"),
+        (gpu((8, 0)), "auto", "torch_varlen"),  # planned for: flash_attn may not be installed
+        (gpu((7, 0)), "auto", "torch_efficient"),
+        (gpu((7, 0)), "fp32", "sdpa"),
     ],
 )
 def test_attention_follows_machine_and_precision(machine, precision, attention):
