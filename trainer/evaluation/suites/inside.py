@@ -153,6 +153,7 @@ class Candidate:
         os.close(ask_read)
         os.close(answer)
         self.answers = os.fdopen(answer_read, "rb")
+        self.ended: tuple[str, str] | None = None  # the verdict, whatever a test catches
 
     def request(self, function: str | None, given: Any, named: Any = None) -> Any:
         """Ask and wait; raises what the candidate raised, and Ended where it is gone.
@@ -163,7 +164,8 @@ class Candidate:
             send(self.ask, encoded([function, given, named]))
             kind, answer = decoded(self.answers)
         except (BrokenPipeError, EOFError):
-            raise Ended(*self.ending()) from None
+            self.ended = self.ending()
+            raise Ended from None
         if kind == "value":
             return answer
         known = getattr(builtins, str(kind), None)
@@ -184,7 +186,7 @@ class Candidate:
 
 
 class Ended(BaseException):
-    """The child is gone; holds the verdict. No test catches it."""
+    """The child is gone."""
 
 
 def judged_function(candidate: Candidate, task: dict[str, Any]) -> tuple[str, str]:
@@ -199,12 +201,9 @@ def judged_function(candidate: Candidate, task: dict[str, Any]) -> tuple[str, st
     try:
         candidate.request(None, task["program"])
         exec(compile(task["test"], "tests", "exec"), names)
-    except Ended as ended:
-        verdict, why = ended.args
-        return verdict, why
     except BaseException as error:
-        return "fail", f"{type(error).__name__}: {error}"
-    return "pass", ""
+        return candidate.ended or ("fail", f"{type(error).__name__}: {error}")
+    return candidate.ended or ("pass", "")
 
 
 def judged_files(task: dict[str, Any]) -> tuple[str, str]:

@@ -267,6 +267,14 @@ def test_130_an_output_cannot_end_a_loop_of_the_tests():
 
 
 @needs_sandbox
+def test_129_an_end_is_none_of_the_exceptions_that_tests_wait_for():
+    test = "try: f(1)\nexcept: pass\nelse: raise AssertionError"
+    assert run("def f(n): raise ValueError", test=test).verdict == "pass"
+    found = run("import os\ndef f(n): os._exit(0)", test=test)
+    assert (found.verdict, found.detail) == ("fail", "it ended with 0")
+
+
+@needs_sandbox
 def test_values_come_back_as_they_were():
     values = [
         None, True, 7, 0.1, float("inf"), -0.0, 1j, "ü\n\ud800\\n", b"\0\xff",
