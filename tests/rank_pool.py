@@ -64,8 +64,8 @@ def start_ranks(
         allow_fp16: Let DeepSpeed run fp16 on a CPU, which it refuses because it is slow: the
             arithmetic of the loss scale is the same.
         entry: Called instead of launcher.train.main; importable by name.
-        draws: Draw the pictures of the report and write its page, which take a quarter of a tiny
-            run's time. A fault of the page ends no run, so only a test that reads it proves it.
+        draws: Draw the pictures of the report and write its page, a tenth of a tiny run's time. A
+            fault of the page ends no run, so only a test that reads it proves it.
     """
     context = _context()
     port = free_port()
