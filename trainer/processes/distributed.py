@@ -31,7 +31,7 @@ class Ranks:
     """This process among all.
 
     Attributes:
-        local_rank: Among the processes of this node: the GPU's index.
+        local_rank: Among the processes of this node.
         hosts: Name of every rank's machine, once the ranks have exchanged them.
         devices: What every rank computes on, exchanged with the hosts.
     """
@@ -70,11 +70,12 @@ def start(timeout_seconds: int, store: "Store | None" = None) -> Ranks:
             # Ranks share the cores this process may use; a thread too many costs a factor of 40.
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
     _check_accelerator()
-    device = _device(int(os.environ["LOCAL_RANK"]))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = _device(local_rank)
     _join(timeout_seconds, store, device)
     return Ranks(
         rank=torch.distributed.get_rank(),
-        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_rank=local_rank,
         world_size=torch.distributed.get_world_size(),
         device=device,
     )
@@ -270,9 +271,8 @@ def _device(local_rank: int) -> "Device":
             f"local rank {local_rank} has no GPU: this node has {num_gpus}; lower --num_gpus or the"
             " slots of the hostfile"
         )
-    if num_gpus == 1:
-        os.environ["LOCAL_RANK"] = "0"
-    index = int(os.environ["LOCAL_RANK"])
+    index = 0 if num_gpus == 1 else local_rank
+    os.environ["LOCAL_RANK"] = str(index)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -1,4 +1,4 @@
-"""Which GPU a rank takes, and who is told when two ranks have one. No GPU is needed."""
+"""Which GPU a rank takes, and what two ranks on one GPU are told. These tests need no GPU."""
 
 import os
 from types import SimpleNamespace
@@ -32,6 +32,18 @@ def test_a_rank_takes_its_own_gpu_or_the_only_one_it_sees(
     assert distributed._device(local_rank) == torch.device("cuda", index)
     assert gpus.index == index
     assert os.environ["LOCAL_RANK"] == str(index)  # DeepSpeed takes the device from it
+
+
+def test_a_rank_with_a_gpu_of_its_own_keeps_its_place_on_the_node(gpus, monkeypatch):
+    """The roll call refuses a node whose ranks have one local rank."""
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    for name in ("_check_accelerator", "_join"):
+        monkeypatch.setattr(distributed, name, lambda *_: None)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    ranks = distributed.start(60)
+    assert (ranks.local_rank, ranks.device) == (5, torch.device("cuda", 0))
+    assert os.environ["LOCAL_RANK"] == "0"
 
 
 def test_ranks_of_tests_are_forked_only_where_no_gpu_is_seen(gpus, monkeypatch):
