@@ -101,7 +101,7 @@ def _settle_classes(splits: Mapping[str, Building], given: Classes | None) -> di
         building.classes = classes
         if not np.array_equal(target_of[name], np.arange(len(target_of[name]))):
             building.keys.relabel(target_of[name])
-            rewrite_targets(building.folder / RECORDS, target_of[name])
+            rewrite_targets(building.folder / RECORDS, building.keys.target_N)
     return {"classes": classes.to_json()}
 
 

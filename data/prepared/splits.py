@@ -237,9 +237,9 @@ def refuse_absent_class(
 
 
 def _in_both(one_N: Digests, other_N: Digests) -> list[tuple[int, int]]:
-    """First places in either of the values that both have, in order; 0 is no value.
+    """Where each value that both have is found first, in one and in the other, in order.
 
-    Only what both have is sorted, besides the smaller split.
+    0 means that there is no value. Only shared values are sorted, and the smaller split.
     """
     if len(one_N) < len(other_N):
         return sorted((a, b) for b, a in _in_both(other_N, one_N))

@@ -56,9 +56,9 @@ class RecordWriter(AbstractContextManager["RecordWriter"]):
             np.save(self._targets_path, np.frombuffer(self._targets, np.int32))
 
 
-def rewrite_targets(path: Path, target_of: npt.NDArray[np.int64]) -> None:
-    """Put the target of each number in its place, in the files of RecordWriter."""
-    np.save(_targets_path(path), target_of[np.load(_targets_path(path))].astype(np.int32))
+def rewrite_targets(path: Path, target_N: npt.NDArray[np.int32]) -> None:
+    """Put others in the place of the targets that RecordWriter wrote."""
+    np.save(_targets_path(path), target_N)
 
 
 def _targets_path(path: Path) -> Path:

@@ -172,7 +172,6 @@ def _own_scores(scorer: _Scorer, records: ExampleSet) -> Tensor:
     try:
         use(model, model.stock)
         if isinstance(model, PackedLanguageModel):
-            _finite_scores(scorer, beginning(records))
             _refuse_sighted(scorer, records)
             _settle_output(scorer, model, records)
         own_S = _finite_scores(scorer, records)
@@ -259,7 +258,7 @@ def _refuse_sighted(scorer: _Scorer, records: ExampleSet) -> None:
     """Refuse an encoder, whose tokens see the one that they should predict."""
     short = beginning(records)
     later = replace(short, tokens=np.append(short.tokens[:-1], short.tokens[0]))
-    before_S, after_S = (scorer.nll(text)[:-1] for text in (short, later))
+    before_S, after_S = (_finite_scores(scorer, text)[:-1, 0] for text in (short, later))
     allowed = TOLERANCE[scorer.settings.precision] * max(1.0, float(before_S.norm(p=float("inf"))))
     if float((after_S - before_S).norm(p=float("inf"))) > allowed:
         other = "a decoder, or a tuning.method of every token alone, as lora,"

@@ -5,9 +5,9 @@ import json
 
 import pytest
 from conftest import REPOSITORY
+from sandboxed import needs_sandbox
 
 from launcher.suite import main as suite
-from trainer.errors import SandboxError
 from trainer.evaluation.suites import sandbox
 from trainer.evaluation.suites.items import first_shape, shape_of
 from trainer.evaluation.suites.programs import LANGUAGES
@@ -15,12 +15,6 @@ from trainer.evaluation.suites.suite import Item
 from trainer.evaluation.suites.suites import SUITES
 
 DATA = REPOSITORY.parent / "shared" / "data"
-try:
-    sandbox.check_sandbox()
-    MISSING = ""
-except SandboxError as error:
-    MISSING = str(error)
-needs_sandbox = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the repository")
 
 

@@ -60,7 +60,7 @@ def test_a_category_is_the_worst_of_its_transformations():
     )
     assert found["transformations"]["format"]["lines"]["RP@1"] == pytest.approx(100 / 3)
     assert found["transformations"]["format"]["lines"]["RC@1"] == pytest.approx(200 / 3)
-    # without nominal outputs there is no change to see; a problem that was not judged is left out
+    # no RC without nominal outputs; a problem that could not be judged is left out
     found = recode_summary([*results(PASSED, B="error")])
     assert list(found["measures"]) == ["RP@1 format"]
     assert found["measures"]["RP@1 format"]["value"] == 50

@@ -8,21 +8,15 @@ import time
 from dataclasses import replace
 
 import pytest
+from sandboxed import needs_sandbox
 
 from launcher.suite import main as suite
-from trainer.errors import SandboxError
 from trainer.evaluation.suites import sandbox
 from trainer.evaluation.suites.programs import LANGUAGES
 from trainer.evaluation.suites.sandbox import Limits, judged
 from trainer.evaluation.suites.suite import Item
 from trainer.evaluation.suites.suites import SUITES
 
-try:
-    sandbox.check_sandbox()
-    MISSING = ""
-except SandboxError as error:
-    MISSING = str(error)
-needs_sandbox = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 TEST = "assert f(3) == [4]\nassert f(5) == [6]\n"
 GOOD = "def f(n):\n    return [n + 1]\n"
 SHORT = Limits(wall=3.0, cpu=1)
