@@ -35,6 +35,7 @@ class Asking:
         cut: What is kept of an answer; a longer answer with the same beginning gives the same
             once `is_over`.
         is_over: Whether the rest of an answer can change nothing.
+        stops: Texts any of which makes an answer over; a closing brace, e.g., is none of them.
         most_tokens: Of a prompt and its answer; a longer prompt loses its beginning.
         num_samples: Answers to each prompt.
         temperature, top_p: Of what is drawn; temperature 0 takes the most likely token.
@@ -45,6 +46,7 @@ class Asking:
     start: Callable[[Row], str]
     cut: Callable[[str, Row], str]
     is_over: Callable[[str, Row], bool]
+    stops: Callable[[Row], Sequence[str]] = lambda _: (END,)
     most_tokens: int = 2048
     num_samples: int = 20
     temperature: float = 0.2
@@ -90,12 +92,16 @@ def function_end(text: str, language: str) -> int:
     return -1
 
 
+def _stops(language: str) -> tuple[str, ...]:
+    return (*_STOPS.get(language, ()), END)
+
+
 def cut_function(text: str, language: str) -> str:
     """What of an answer is the function that it began inside of.
 
     A function that is not closed ends with its last brace, or Java's before a main of its own.
     """
-    text = until_stop(text, (*_STOPS.get(language, ()), END))
+    text = until_stop(text, _stops(language))
     if (end := function_end(text, language)) >= 0:
         return text[:end]
     if language == "java":
@@ -109,14 +115,12 @@ def cut_function(text: str, language: str) -> str:
 
 
 def _function_over(text: str, language: str) -> bool:
-    stops = (*_STOPS.get(language, ()), END)
-    return until_stop(text, stops) != text or function_end(text, language) >= 0
+    return until_stop(text, _stops(language)) != text or function_end(text, language) >= 0
 
 
 def cut_description(text: str, row: Row, language: str) -> str:
     """A description, no longer than the docstring and without lines of the solution."""
-    stops = (*_STOPS.get(language, ()), END)
-    text = until_stop(text.strip()[: len(row["docstring"])], stops).rstrip()
+    text = until_stop(text.strip()[: len(row["docstring"])], _stops(language)).rstrip()
     for line in map(str.strip, row["canonical_solution"].split("\n")):
         if len(line) > _SHOWN_LINE:
             text = text.replace(line, "")
@@ -163,6 +167,7 @@ def _pack(mode: str, language: str) -> Asking:
         start,
         lambda text, _: cut_function(text, language),
         lambda text, _: _function_over(text, language),
+        lambda _: _stops(language),
     )
     if mode != "explain":
         return asking
@@ -172,6 +177,7 @@ def _pack(mode: str, language: str) -> Asking:
         start=lambda _: "",
         cut=lambda text, row: cut_description(text, row, language),
         is_over=lambda text, row: END in text or len(text.lstrip()) >= len(row["docstring"]),
+        stops=lambda _: (END,),
     )
     return replace(asking, describes=describes)
 
@@ -184,6 +190,7 @@ def _completion(most_tokens: int, num_samples: int, temperature: float) -> Askin
         lambda row: row["prompt"].strip(),
         lambda text, _: until_stop(text, stops),
         lambda text, _: until_stop(text, stops) != text,
+        lambda _: stops,
         most_tokens,
         num_samples,
         temperature,
@@ -192,11 +199,13 @@ def _completion(most_tokens: int, num_samples: int, temperature: float) -> Askin
 
 def _answer(prompt: Callable[[Row], str]) -> Asking:
     """Defect and clone detection: one line, the most likely one; the code loses its beginning."""
+    stops = ("\n", END)
     return Asking(
         lambda row, _: prompt(row),
         lambda _: "",
-        lambda text, _: until_stop(text, (END,)),
-        lambda text, _: END in text or "\n" in text,
+        lambda text, _: until_stop(text, stops),
+        lambda text, _: until_stop(text, stops) != text,
+        lambda _: stops,
         most_tokens=512,
         num_samples=1,
         temperature=0.0,
@@ -212,6 +221,9 @@ def _clone(row: Row) -> str:
     return question(f"Code1: {row['func1']}.\nCode2: {row['func2']}.\n{asked}")
 
 
+_SCENARIO_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", END)  # of Python
+
+
 def _cut_scenario(text: str, row: Row) -> str:
     """What of an answer belongs to a scenario's function; its suffix closes the function.
 
@@ -220,7 +232,7 @@ def _cut_scenario(text: str, row: Row) -> str:
     if row["language"] == "c":
         end = function_end(text, "c")
         return text[: end - 1].rstrip() if end > 0 else text
-    text = until_stop(text, ("\nclass", "\ndef", "\n#", "\nif", "\nprint", END))
+    text = until_stop(text, _SCENARIO_STOPS)
     lines, is_inside = text.split("\n"), False
     for n, line in enumerate(lines):
         if n == 0 and not row["prompt"].endswith("\n"):
@@ -236,6 +248,7 @@ _SCENARIO = Asking(
     lambda _: "",  # released outputs are completions
     _cut_scenario,
     lambda text, row: END in text or _cut_scenario(text, row) != text,
+    lambda row: _SCENARIO_STOPS if row["language"] == "python" else (END,),
     most_tokens=1024,
 )
 ASKING: dict[str, Asking] = {

@@ -1,7 +1,10 @@
 """Prompts and cuts of the suites: those of the study's released programs, to the byte."""
 
+import gzip
+import json
+
 import pytest
-from released import lines, needs_data, released
+from released import DATA, lines, needs_data, released
 
 from trainer.evaluation.suites.asking import ASKING, function_end
 
@@ -156,6 +159,35 @@ def test_the_settings_are_the_studys(suites, settings):
         one = ASKING[suite]
         assert (one.most_tokens, one.num_samples, one.temperature) == settings
         assert one.top_p == 0.95
+
+
+@pytest.mark.parametrize("suite", sorted(ASKING))
+def test_a_stop_string_makes_an_answer_over_whatever_comes_behind_it(suite):
+    """vLLM ends an answer there, our own writer up to seven tokens later."""
+    row = {
+        "language": "python", "prompt": "def f():\n", "declaration": "def f():\n",
+        "docstring": "x" * 40, "canonical_solution": "",
+    }  # fmt: skip
+    for asking in filter(None, (ASKING[suite], ASKING[suite].describes)):
+        assert "<|endoftext|>" in asking.stops(row)
+        for stop in asking.stops(row):
+            text = f"  a {stop}"
+            assert asking.is_over(text, row)
+            assert asking.cut(f"{text} yes }} no\n", row) == asking.cut(text, row)
+
+
+@needs_data
+def test_the_studys_answers_in_words_end_with_their_first_line():
+    path = DATA / "astraios_outputs/defect_detection_answers.json.gz"
+    models = json.loads(gzip.decompress(path.read_bytes()))["answers"]
+    behind = [text.partition("\n") for answers in models.values() for text in answers]
+    assert sum(bool(newline) for _, newline, _ in behind) > 10_000
+    assert not any(text.strip() for *_, text in behind)
+
+
+def test_of_an_answer_in_words_one_line_is_kept():
+    assert ASKING["defect"].cut("Yes\nNo", {}) == "Yes"
+    assert ASKING["clone"].cut("\nYes", {}) == ""
 
 
 def test_a_program_is_the_prompts_end_and_what_is_kept():
