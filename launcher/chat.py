@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
         help="0 takes the most likely token (default); else one is drawn, by --seed",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    command.add_engine(parser)
     return command.main(parser, _chat, arguments)
 
 
@@ -33,7 +34,7 @@ def _chat(given: Namespace) -> int:
     from trainer.run.chatting import chat_with
 
     sampling = (given.tokens, given.temperature, given.seed)
-    return chat_with(given.model, given.base, given.system, *sampling)
+    return chat_with(given.model, given.base, given.system, *sampling, engine=given.engine)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,14 @@ def add_model(parser: ArgumentParser) -> None:
     )
 
 
+def add_engine(parser: ArgumentParser) -> None:
+    """--engine, for commands that write texts."""
+    parser.add_argument(
+        "--engine", choices=("auto", "own", "vllm"), default="auto",
+        help="what writes; auto: vLLM where it is installed, sees a GPU and can, else own",
+    )  # fmt: skip
+
+
 def is_key(word: str) -> bool:
     """Whether an argument is section.key=value, not a path."""
     return re.match(r"[a-z_]+(\.\w+)+=", word) is not None

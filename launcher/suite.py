@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
         "--batch", type=int, default=8, metavar="N",
         help="texts that are written together; more need more memory; default: 8",
     )  # fmt: skip
+    command.add_engine(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items")
     parser.add_argument(
@@ -57,7 +58,7 @@ def _measure(given: Namespace) -> None:
         model, *words = given.words
         measure_model(
             Path(model), checked_names(words), given.data, given.output,
-            limit=given.limit, base=given.base, batch=given.batch,
+            limit=given.limit, base=given.base, batch=given.batch, engine=given.engine,
         )  # fmt: skip
         return
     names = checked_names(given.words)

@@ -10,7 +10,7 @@ from tiny_models import tiny_config
 from transformers import AutoModelForCausalLM
 
 from trainer.config.sections import LossSection
-from trainer.generation.decoding import Limits
+from trainer.generation.decoding import Limits, Writer
 from trainer.generation.sampling import Asked, generate
 from trainer.models.heads import PackedLanguageModel
 from trainer.models.output import output_function
@@ -51,7 +51,8 @@ def written(folder, limits, ranks=ALONE, questions=None):
     tokenizer = byte_tokenizer(folder)
     model = language_model("llama", vocab_size=tokenizer.vocab_size)
     answers = {}
-    for part in generate(questions or asked(), model, tokenizer, limits, ranks):
+    writer = Writer(model, ranks.device, is_alone=True)
+    for part in generate(questions or asked(), writer, tokenizer, limits, ranks):
         answers |= part
     return [answers[n] for n in range(len(answers))]
 

@@ -15,6 +15,7 @@ from data.text.tokenizer import CodeTokenizer
 from trainer.errors import INTERRUPTED
 from trainer.generation.decoding import Limits, Writer
 from trainer.generation.prompts import asked
+from trainer.generation.vllm_writer import VllmWriter
 
 EXIT, NEW, BLOCK = "/exit", "/new", '"""'
 HELP = (
@@ -35,7 +36,7 @@ class Chat:
         turns: What was said, without the system's turn.
     """
 
-    writer: Writer
+    writer: Writer | VllmWriter
     limits: Limits
     tokenizer: CodeTokenizer
     data: DataConfig

@@ -37,6 +37,7 @@ class Prompt:
         most: Tokens of its answer at most, whatever the limits say; None: as they say.
         place: What is drawn for it depends on; (): its number among the prompts.
         is_over: Whether an answer needs no more tokens, asked after every eighth.
+        stops: Texts any of which makes an answer over; not all that do.
     """
 
     ids: list[int]
@@ -46,6 +47,7 @@ class Prompt:
     most: int | None = None
     place: tuple[int, ...] = ()
     is_over: Callable[[Ids], bool] = lambda _: False
+    stops: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Writer:
         fault: What keeps texts from sharing passes with a cache; "" where nothing does.
     """
 
+    at_once = 1  # texts of one call, at least
+
     def __init__(self, model: nn.Module, device: torch.device, *, is_alone: bool = False) -> None:
         self.model, self.device = model, device
         self.agreed: Callable[[Tensor], Tensor] = (lambda one: one) if is_alone else of_main
@@ -96,7 +100,7 @@ class Writer:
         answers: list[list[int]] = [[] for _ in prompts]
 
         def pending(numbers: Iterable[int]) -> list[int]:
-            return [n for n in numbers if not _is_whole(prompts[n], answers[n], limits)]
+            return [n for n in numbers if not is_whole(prompts[n], answers[n], limits)]
 
         with self._as_stock():
             self.prove([prompt.ids for prompt in prompts])
@@ -124,7 +128,7 @@ class Writer:
             steps = self._steps(
                 [prompt.ids], lambda: [(*(prompt.place or (0,)), len(answer))], limits
             )
-            while not _is_whole(prompt, answer, limits):
+            while not is_whole(prompt, answer, limits):
                 answer += next(steps)
                 yield answer[-1]
 
@@ -229,10 +233,16 @@ class Writer:
         return logits_NV
 
 
-def _is_whole(prompt: Prompt, answer: Ids, limits: Limits) -> bool:
-    num = len(answer)
+def most_tokens(prompt: Prompt, limits: Limits) -> int:
+    """Tokens that an answer has at most."""
     most = min(limits.new_tokens, limits.seq_length - len(prompt.ids))
-    if num >= (most if prompt.most is None else prompt.most):
+    return most if prompt.most is None else prompt.most
+
+
+def is_whole(prompt: Prompt, answer: Ids, limits: Limits) -> bool:
+    """Whether an answer has its end, or all tokens that it may have."""
+    num = len(answer)
+    if num >= most_tokens(prompt, limits):
         return True
     return num > 0 and (answer[-1] in prompt.ends or (num % 8 == 0 and prompt.is_over(answer)))
 

@@ -10,11 +10,10 @@ with equal chances.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from data.text import terminal
 from data.text.tokenizer import CodeTokenizer
 from trainer.generation.decoding import Ids, Limits, Prompt, Writer
+from trainer.generation.vllm_writer import VllmWriter
 from trainer.processes.distributed import Ranks, gather
 
 _BEFORE = 4  # tokens before an answer that are decoded with it: a tokenizer may join them
@@ -29,27 +28,29 @@ class Asked:
             written.
         place: What is drawn depends on this: the numbers of the item and of its sample.
         is_over: Whether the rest of an answer changes nothing.
+        stops: Texts any of which makes an answer over; not all that do.
     """
 
     text: str
     place: tuple[int, ...]
     is_over: Callable[[str], bool] = lambda _: False
+    stops: Sequence[str] = ()
 
 
 def generate(
     asked: Sequence[Asked],
-    model: nn.Module,
+    writer: Writer | VllmWriter,
     tokenizer: CodeTokenizer,
     limits: Limits,
     ranks: Ranks,
 ) -> Iterator[dict[int, str]]:
     """Answers by their number among what is asked, without the end token; all ranks call this.
 
-    Prompts of similar lengths share passes of `limits.together` texts, padded on the left. Every
-    rank yields the answers of all ranks, once each rank has written its own.
+    Prompts of similar lengths share passes of `limits.together` texts, padded on the left, or as
+    vLLM has them share. Every rank yields the answers of all ranks, once each has written its own.
 
     Args:
-        model: As Writer takes it, whole on each rank's device.
+        writer: Of this rank alone.
         limits: seq_length is that of a text with its answer.
     """
     texts = list(dict.fromkeys(one.text for one in asked))
@@ -60,17 +61,17 @@ def generate(
         most = min(max(1, limits.seq_length - len(ids)), limits.new_tokens)
         is_over = _ids_over(ids[-_BEFORE:], tokenizer, one.is_over)
         ends = frozenset({tokenizer.end_id})
-        prompts.append(Prompt(ids, one.text, ends, most=most, place=one.place, is_over=is_over))
-    writer = Writer(model, ranks.device, is_alone=True)
+        prompt = Prompt(ids, one.text, ends, "", most, one.place, is_over, one.stops)
+        prompts.append(prompt)
     writer.prove([prompt.ids for prompt in prompts])
     if ranks.is_main and writer.line:
         terminal.say(writer.line)
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].ids))
-    together = limits.together
-    assert together is not None
+    assert limits.together is not None
+    together = max(limits.together, writer.at_once)
     room = Limits(
         limits.seq_length + 1,  # the last token is written and never read
-        limits.seq_length, limits.temperature, limits.seed, limits.top_p, together,
+        limits.seq_length, limits.temperature, limits.seed, limits.top_p, limits.together,
     )  # fmt: skip
     for first in range(0, len(order), together * ranks.world_size):
         own = order[first : first + together * ranks.world_size][ranks.rank :: ranks.world_size]

@@ -14,8 +14,9 @@ from trainer.run.trained import open_trained
 
 
 def chat_with(
-    model: Path, base: Path | None, system: str, tokens: int, temperature: float, seed: int
-) -> int:
+    model: Path, base: Path | None, system: str, tokens: int, temperature: float, seed: int,
+    *, engine: str = "auto",
+) -> int:  # fmt: skip
     """Answer what stdin says; only answers go to stdout. Returns the exit code.
 
     Args:
@@ -25,9 +26,10 @@ def chat_with(
         tokens: Most tokens of an answer.
         temperature: 0 takes the most likely token; else one is drawn, by `seed`.
         seed: Of what is drawn.
+        engine: "own", "vllm", or "auto": vLLM where it can.
 
     Raises:
-        ConfigError: An option out of range, or a model that does not write.
+        ConfigError: An option out of range, a model that does not write, or not with vLLM.
         ModelError: The folder holds no trained model, or its base is missing or another.
     """
     if tokens < 1 or not 0 <= temperature < math.inf or seed < 0:
@@ -43,13 +45,19 @@ def chat_with(
         from trainer.generation.chat import Chat, converse
         from trainer.generation.decoding import Limits, Writer
         from trainer.generation.prompts import asked_as
-        from trainer.run.build import alone
+        from trainer.generation.vllm_writer import VllmWriter, takes_vllm
+        from trainer.run.build import alone, resolve_here
 
     ranks = alone()
-    with redirect_stdout(sys.stderr):
-        writer = Writer(trained.load(ranks), ranks.device)
     most = positions(config.model)
     room = most - num_virtual_tokens(config.tuning) if most else data.seq_length
+    writer: Writer | VllmWriter
+    with redirect_stdout(sys.stderr):
+        if takes_vllm(engine, config, trained.folder, ranks, temperature):
+            settled = resolve_here(config, ranks.device).config
+            writer = VllmWriter(settled, trained.folder, ranks, room)
+        else:
+            writer = Writer(trained.load(ranks), ranks.device)
     limits = Limits(room, tokens, temperature, seed)
     kind, thinks = asked_as(trained.prepared)
     return converse(Chat(writer, limits, trained.tokenizer, data, kind, thinks, system))

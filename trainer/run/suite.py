@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ from trainer.run.trained import open_trained
 from trainer.run_folder.folder import FACTS, MODEL, is_run_folder
 
 if TYPE_CHECKING:
-    from trainer.models.heads import PackedModel
+    from trainer.generation.decoding import Writer
+    from trainer.generation.vllm_writer import VllmWriter
     from trainer.processes.distributed import Ranks
 
 _OUTPUTS, _DESCRIPTIONS = "outputs.jsonl", "descriptions.jsonl"
@@ -63,6 +64,7 @@ class _Question:
 def measure_model(
     model: Path, names: Sequence[str], data: Path, output: Path | None = None,
     *, limit: int | None = None, base: Path | None = None, batch: int = 8,
+    engine: str = "auto",
 ) -> None:  # fmt: skip
     """Measure a model on suites; write FOLDER/NAME/ of each, with what it wrote.
 
@@ -77,9 +79,10 @@ def measure_model(
         limit: Only so many of the items, the first ones.
         base: The model's base, where that has moved.
         batch: Texts that share a pass.
+        engine: "own", "vllm", or "auto": vLLM where it can.
 
     Raises:
-        ConfigError: The model is a classifier, or a number is out of range.
+        ConfigError: The model is a classifier, a number is out of range, or vLLM cannot write.
         DataError: The data do not fit a suite.
         ModelError: As open_trained.
         SandboxError: Programs would have to run without a sandbox.
@@ -97,14 +100,14 @@ def measure_model(
     without_unused(opened.config)
     with stack_imports():
         from trainer.processes.distributed import start, stop
-        from trainer.run.build import alone, scoring_model
+        from trainer.run.build import alone
 
-    config = opened.config
-    ranks = alone() if store is None else start(config.engine.timeout_seconds, store)
-    network = scoring_model(config, opened.folder, Classes(), ranks, None)[1]
+    ranks = alone() if store is None else start(opened.config.engine.timeout_seconds, store)
+    most = max(_most_tokens(SUITES[name].asking, opened) for name in names)
+    writers = _writers(opened, ranks, engine, most)
     outputs = {}
     for name in names:
-        task = _Task(opened, network, ranks, batch, folders[name])
+        task = _Task(opened, *writers, ranks, batch, folders[name])
         outputs[name] = task.outputs(SUITES[name].asking, items[name])
     if store is not None:
         stop()
@@ -149,12 +152,38 @@ def open_model(model: Path, base: Path | None = None) -> Opened:
     return Opened(config, folder, tokenizer, digest, window)
 
 
+def _most_tokens(asking: Asking, opened: Opened) -> int:
+    return min(asking.most_tokens, opened.window or asking.most_tokens)
+
+
+def _writers(
+    opened: Opened, ranks: "Ranks", engine: str, most: int
+) -> tuple[bool, Callable[[], "Writer | VllmWriter"]]:
+    """Load the model: whether vLLM writes, and what makes a writer of this rank.
+
+    Args:
+        most: Tokens that the model reads, of a prompt and its answer.
+    """
+    from trainer.generation.decoding import Writer
+    from trainer.generation.vllm_writer import VllmWriter, takes_vllm
+    from trainer.run.build import resolve_here, scoring_model
+
+    config, folder = opened.config, opened.folder
+    if takes_vllm(engine, config, folder, ranks):
+        longest = min(most + 1, opened.window or most + 1)  # the last token is not read
+        vllm = VllmWriter(resolve_here(config, ranks.device).config, folder, ranks, longest)
+        return True, lambda: vllm
+    network = scoring_model(config, folder, Classes(), ranks, None)[1]
+    return False, lambda: Writer(network, ranks.device, is_alone=True)
+
+
 @dataclass(frozen=True)
 class _Task:
     """A suite under way on a rank."""
 
     opened: Opened
-    network: "PackedModel"
+    is_vllm: bool
+    writer: Callable[[], "Writer | VllmWriter"]
     ranks: "Ranks"
     batch: int
     folder: Path
@@ -175,7 +204,7 @@ class _Task:
         """Every sample of every item; `said` describes its solution."""
         of_all = (
             self.opened.digest, asking.most_tokens, asking.temperature, asking.top_p,
-            str(self.opened.config.model.dtype),
+            str(self.opened.config.model.dtype), *["vllm"] * self.is_vllm,
         )  # fmt: skip
         by_id, questions = {item.id: item for item in items}, []
         for (name, sample), description in said.items():
@@ -204,16 +233,20 @@ class _Task:
                 left.append(one)
             else:
                 kept[one.item.id, one.sample] = text
-        most = min(asking.most_tokens, self.opened.window or asking.most_tokens)
+        most = _most_tokens(asking, self.opened)
         limits = Limits(most, most, asking.temperature, 0, asking.top_p, self.batch)
         asked = [
-            Asked(one.text, (one.item.place, one.sample), _over(asking, one.item)) for one in left
-        ]
+            Asked(
+                one.text, (one.item.place, one.sample), _over(asking, one.item),
+                asking.stops(one.item.row),
+            )
+            for one in left
+        ]  # fmt: skip
         room = f"with {self.batch} texts of up to {most} tokens together; lower --batch"
         showing = terminal.step(f"writing {self.folder.name}", len(questions))
         with showing as shown, memory_errors_named(room):
             shown.advance(len(kept))
-            for answers in generate(asked, self.network, self.opened.tokenizer, limits, ranks):
+            for answers in generate(asked, self.writer(), self.opened.tokenizer, limits, ranks):
                 new = [(left[n], asking.program(left[n].item.row, answers[n])) for n in answers]
                 kept |= {(one.item.id, one.sample): text for one, text in new}
                 shown.advance(len(new))
