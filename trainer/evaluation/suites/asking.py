@@ -143,19 +143,19 @@ def _pack(mode: str, language: str) -> Asking:
 
     def fix(row: Row, _: str) -> str:
         code = f"{declared(row)}{row['buggy_solution']}\n{row['test']}"
-        return question(f"{code}\nFix bugs in {row['entry_point']}.", declared(row))
+        return question(f"Fix bugs in {row['entry_point']}.\n{code}", declared(row))
 
     def describe(row: Row, _: str) -> str:
         code, most = declared(row) + row["canonical_solution"], len(row["docstring"])
         return question(
-            f"{code}\nProvide a concise natural language description of the code using at most"
-            f" {most} characters."
+            "Provide a concise natural language description of the code using at most"
+            f" {most} characters.\n{code}"
         )
 
     def explain(row: Row, description: str) -> str:
         name = LANGUAGES[language]
         return question(
-            f"{description}\nWrite functional code in {name} according to the description.",
+            f"Write functional code in {name} according to the description.\n{description}",
             declared(row),
         )
 

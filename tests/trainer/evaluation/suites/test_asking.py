@@ -60,6 +60,9 @@ def test_scenarios_are_cut_as_their_authors_cut_them():
 
 
 def test_the_format_is_octocoders():
+    """As bigcode-evaluation-harness writes it: humanevalpack.py with --prompt octocoder, where the
+    instruction comes before the code, and instruct_codexglue_*_detection.py.
+    """
     row = {
         "instruction": "Write f.\n", "prompt": "def f():\n", "declaration": "def f():\n",
         "buggy_solution": "  return 2\n", "canonical_solution": "  return 1\n", "test": "check(f)",
@@ -73,19 +76,19 @@ def test_the_format_is_octocoders():
         "Question: Write f.\n\nAnswer:\ndef f():"
     )  # fmt: skip
     assert asked("humanevalpack-fix-rust") == (
-        "Question: fn main(){}\ndef f():\n  return 2\n\ncheck(f)\nFix bugs in f.\n\nAnswer:\n"
+        "Question: Fix bugs in f.\nfn main(){}\ndef f():\n  return 2\n\ncheck(f)\n\nAnswer:\n"
         "fn main(){}\ndef f():"
     )
     explain = ASKING["humanevalpack-explain-cpp"]
     assert explain.describes.prompt(row, "") == (
-        "Question: def f():\n  return 1\n\nProvide a concise natural language description of the"
-        " code using at most 4 characters.\n\nAnswer:"
+        "Question: Provide a concise natural language description of the code using at most 4"
+        " characters.\ndef f():\n  return 1\n\n\nAnswer:"
     )
     assert asked("humanevalpack-explain-cpp", "Gives 1") == (
-        "Question: Gives 1\nWrite functional code in C++ according to the description.\n\nAnswer:\n"
+        "Question: Write functional code in C++ according to the description.\nGives 1\n\nAnswer:\n"
         "def f():"
     )
-    # as the first rows of the study's defect file, which is not beside the repository
+    # also as the first rows of the study's defect file, which is not beside the repository
     assert asked("defect") == (
         "Question: int f;\nIs there a defect in the Code, and respond to YES or NO.\n\nAnswer:"
     )
