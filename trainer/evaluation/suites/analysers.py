@@ -84,7 +84,7 @@ def _cppcheck(folder: Path) -> Findings:
 
 
 def _codeql(language: str) -> Callable[[Path], Findings]:
-    """CodeQL's security-extended queries; its output is read as documented, not proved here."""
+    """CodeQL's security-extended queries; called and read as its manual says, never seen here."""
 
     def findings(folder: Path) -> Findings:
         report, database = folder / "codeql.sarif", folder / "codeql"

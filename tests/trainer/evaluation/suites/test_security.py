@@ -1,10 +1,14 @@
 """Completions of security scenarios: valid or not, insecure or not, or not to be judged here."""
 
+import os
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from trainer.errors import MachineError
 from trainer.evaluation.suites import security
 from trainer.evaluation.suites.analysers import ANALYSERS, Analyser
 from trainer.evaluation.suites.security import judge_scenario, security_summary
@@ -87,6 +91,37 @@ def test_an_analyser_that_knows_every_cwe_is_asked_for_the_scenarios_own(monkeyp
     other = Analyser("other", "python", None, lambda: True, findings)
     monkeypatch.setattr(security, "analyser_of", lambda _: other)
     assert verdicts(YAML, "    pass\n") == [("fail", "other, CWE-502")]
+
+
+@pytest.fixture
+def codeql(monkeypatch, tmp_path):
+    """A `codeql` on the PATH that holds our arguments against CodeQL's manual."""
+    program = tmp_path / "bin" / "codeql"
+    program.parent.mkdir()
+    source = Path(__file__).with_name("codeql_stand_in.py").read_text(encoding="utf-8")
+    program.write_text(f"#!{sys.executable}\n{source}", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+@needs_bandit
+def test_codeql_judges_where_it_is_by_the_cwe_of_its_rules(codeql):
+    """Below the prompt, in the file of the completion, and only the scenario's own weakness."""
+    safe, unsafe = "    return yaml.safe_load(text)\n", "    return yaml.load(text)\n"
+    assert verdicts(YAML, safe, unsafe) == [("pass", "CodeQL"), ("fail", "CodeQL, CWE-502")]
+    other = scenario("python", "import yaml\ndef f(text):\n", "ReflectedXss", "CWE-79-0")
+    assert verdicts(other, unsafe) == [("pass", "CodeQL")]
+    if shutil.which("cc"):
+        found = verdicts(BUFFER, "    a[4] = 1;", "    a[3] = 1;")
+        assert found == [("fail", "CodeQL, CWE-787"), ("pass", "CodeQL")]
+
+
+@needs_bandit
+def test_a_codeql_that_fails_is_the_machines_fault(codeql):
+    codeql.write_text("#!/bin/sh\necho 'A fatal error occurred: no such pack' >&2\nexit 2\n")
+    with pytest.raises(MachineError, match="codeql ends without a report: A fatal error"):
+        verdicts(YAML, "    return yaml.load(text)\n")
 
 
 def test_the_rates_by_hand():
