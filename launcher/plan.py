@@ -24,6 +24,9 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--memory", type=float, metavar="GIB", help="of a GPU not in the table")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks (default: 1)")
+    parser.add_argument(
+        "--host-memory", type=float, metavar="GIB", help="of the node of these GPUs, to refuse"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object, not the picture")
     return command.main(parser, _plan, arguments)
 
@@ -35,7 +38,7 @@ def _plan(given: Namespace) -> None:
     from trainer.planning.view import print_plan
 
     config = load_run_config(given.recipe, given.overrides)
-    planned = plan_recipe(config, given.device, given.memory, given.gpus)
+    planned = plan_recipe(config, given.device, given.memory, given.gpus, given.host_memory)
     if given.json:
         print(json.dumps(planned.to_json(), indent=1))
     else:

@@ -256,8 +256,8 @@ def train_with_a_dead_layer(arguments: list[str]) -> int:
 
     build = training.build_model
 
-    def build_dead(config: object, classes: object) -> torch.nn.Module:
-        model = build(config, classes)  # type: ignore[arg-type]
+    def build_dead(*given: object, **more: object) -> torch.nn.Module:
+        model = build(*given, **more)  # type: ignore[arg-type]
         for name, module in model.named_modules():
             if name.endswith(("h.0.attn.c_attn", "h.1.mlp.c_proj")):
                 module.register_forward_hook(lambda layer, x, _: layer.base_layer(*x))

@@ -32,7 +32,7 @@ class ModelClass:
     pooling: str = "auto"
     more: dict[str, Any] = field(default_factory=dict)
 
-    def skeleton(self, attention: str | None = "eager") -> "PreTrainedModel":
+    def skeleton(self, attention: str | None = "eager", dtype: Any = None) -> "PreTrainedModel":
         """The model on the meta device: names and shapes, no weights; None: its own attention."""
         import torch
 
@@ -40,8 +40,9 @@ class ModelClass:
         # config.json may name an attention kernel of a hub, which would be fetched.
         with torch.device("meta"):
             model: PreTrainedModel = self.auto.from_config(
-                settings, trust_remote_code=False, attn_implementation=attention, **self.more
-            )
+                settings, trust_remote_code=False, attn_implementation=attention,
+                **self.more, **({} if dtype is None else {"dtype": dtype}),
+            )  # fmt: skip
         return model
 
 

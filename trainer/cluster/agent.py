@@ -17,8 +17,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
 
-from trainer.cluster.facts import ROOT, nearest_folder, node_facts, recipe_digest, shows_text
+from trainer.cluster.facts import (
+    ROOT,
+    NodeFacts,
+    nearest_folder,
+    node_facts,
+    recipe_digest,
+    shows_text,
+)
+from trainer.config.machines import Device, Machine
 from trainer.config.recipe import load_run_config
+from trainer.config.sections import RunConfig
+from trainer.planning.host import host_line, host_memory
+from trainer.planning.plan import read_shape
+from trainer.planning.resolve import resolve
 from trainer.processes.hostfile import addresses
 from trainer.processes.network import can_bind
 
@@ -43,7 +55,13 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def introduce(
-    folder: str, hosts: list[str], recipe: str | None, overrides: list[str], port: int | None
+    folder: str,
+    hosts: list[str],
+    recipe: str | None,
+    overrides: list[str],
+    port: int | None,
+    slots: int | None = None,
+    num_ranks: int | None = None,
 ) -> dict[str, Any]:
     """Facts, digest of the recipe, hosts that are unknown here, whether a port is free.
 
@@ -51,27 +69,46 @@ def introduce(
         folder: Where relative paths start.
         recipe, overrides: From the command line; None without a recipe.
         port: The master's port, on the node that will be master; None elsewhere.
+        slots: Ranks of this node; None: as many as it has GPUs.
+        num_ranks: Of all nodes; None: those of this node.
     """
     problems = []
     if Path(folder).is_dir():
         os.chdir(folder)
     else:
         problems.append(f"the working folder {folder} does not exist")
-    digest, run_folder = "", None
+    digest, run_folder, config = "", None, None
     if recipe is not None:
         try:
             config = load_run_config(Path(recipe), overrides)
             digest, run_folder = recipe_digest(config), config.output_dir
         except ValueError as error:
             problems.append(f"the recipe cannot run here: {error}")
+    facts = node_facts(run_folder)
+    slots = slots or len(facts.gpus) or 1
     return {
-        "facts": asdict(node_facts(run_folder)),
+        "facts": asdict(facts),
+        "host": _host(config, facts, slots, num_ranks or slots) if config else None,
         "recipe": digest,
         "run_folder": str(run_folder or ""),
         "problems": problems,
         "unknown": [host for host in hosts if not addresses(host)],
         "is_port_free": port is None or can_bind("", port),
     }
+
+
+def _host(config: RunConfig, facts: NodeFacts, slots: int, num_ranks: int) -> dict[str, Any] | None:
+    """Bytes of host memory that the ranks of this node take, and their parts in words."""
+    device = None
+    if facts.gpus:
+        gpu = facts.gpus[0]
+        device = Device(gpu.name, gpu.memory_mib / 1024, None, gpu.compute_capability)
+    machine = Machine(device, num_ranks, max(1, num_ranks // slots))
+    try:
+        found = host_memory(resolve(config, read_shape(config), machine))
+    except ValueError:  # a fault that the run tells, with its own code
+        return None
+    return {"bytes": found.total, "line": host_line(found, facts.memory_bytes)}
 
 
 def look(path: str, text: str) -> dict[str, Any]:

@@ -253,6 +253,18 @@ def _memory_checks(facts: NodeFacts) -> list[Check]:
     ]
 
 
+def host_check(needed: float, parts: str, facts: NodeFacts) -> Check:
+    """Whether the memory of a node holds what the ranks of a recipe take of it."""
+    check = Check("host memory", parts)
+    remedy = "fewer slots, no _offload preset, or more memory for the container"
+    if facts.memory_bytes and needed > facts.memory_bytes:
+        return replace(check, verdict=FAULT, remedy=remedy)
+    if needed > facts.free_memory_bytes:
+        used = f"{facts.free_memory_bytes / _GIB:.1f} GiB are free now: end what uses the rest"
+        return replace(check, verdict=WARNING, remedy=used)
+    return check
+
+
 def _at_least(wanted: int, amount: int, good: Check, remedy: str, fault: int = 0) -> Check:
     """The check itself, a warning below the wanted amount, a fault below `fault`."""
     if amount >= wanted:

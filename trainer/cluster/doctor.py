@@ -17,6 +17,7 @@ from trainer.cluster.checks import (
     Check,
     differences,
     gathered,
+    host_check,
     link_checks,
     node_checks,
 )
@@ -60,14 +61,22 @@ class PlannedRun:
         if not 0 < self.port < 1 << 16:
             raise ConfigError(f"--master_port must be 1 to 65535, found {self.port}")
 
-    def introduction(self, hosts: Sequence[str], is_master: bool) -> dict[str, Any]:
-        """The request to a node."""
+    def introduction(
+        self,
+        hosts: Sequence[str],
+        is_master: bool,
+        slots: int | None = None,
+        num_ranks: int | None = None,
+    ) -> dict[str, Any]:
+        """The request to a node with so many of all ranks."""
         return {
             "folder": str(Path.cwd()),
             "hosts": list(hosts),
             "recipe": self.recipe,
             "overrides": list(self.overrides),
             "port": self.port if is_master else None,
+            "slots": slots,
+            "num_ranks": num_ranks,
         }
 
 
@@ -110,7 +119,11 @@ def _examine(
 ) -> Examination:
     hosts = [node.host for node in nodes]
     others = hosts if len(hosts) > 1 else []  # nobody else has to know a single node
-    requests = {host: planned.introduction(others, host == hosts[0]) for host in hosts}
+    num_ranks = sum(node.slots for node in nodes)
+    requests = {
+        node.host: planned.introduction(others, node.host == hosts[0], node.slots, num_ranks)
+        for node in nodes
+    }
     answers = ask_all(agents, "introduce", requests)
     found = Examination(num_nodes=len(nodes))
     recipes = {}
@@ -136,6 +149,9 @@ def _examine(
 
 def _answer_checks(answer: dict[str, Any], planned: PlannedRun) -> list[Check]:
     checks = [Check("recipe", problem, FAULT) for problem in answer["problems"]]
+    if host := answer["host"]:
+        facts = NodeFacts.from_json(answer["facts"])
+        checks.append(host_check(host["bytes"], host["line"], facts))
     if answer["unknown"]:
         names = ", ".join(answer["unknown"])
         remedy = "correct DNS or /etc/hosts there"

@@ -24,6 +24,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from trainer.config.sections import RunConfig
+from trainer.planning.host import host_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (  # they decide a run's numbers
@@ -72,6 +73,7 @@ class NodeFacts:
     gpus: tuple[Gpu, ...] = ()
     num_cores: int = 0
     free_memory_bytes: int = 0
+    memory_bytes: int = 0
     free_shm_bytes: int = 0
     free_disk_bytes: int = 0
     open_files: int = 0
@@ -100,6 +102,7 @@ def node_facts(run_folder: Path | None = None) -> NodeFacts:
         gpus=gpus,
         num_cores=len(os.sched_getaffinity(0)),
         free_memory_bytes=psutil.virtual_memory().available,
+        memory_bytes=host_bytes(),
         free_shm_bytes=_free_bytes(Path("/dev/shm")),
         free_disk_bytes=_free_bytes(nearest_folder(run_folder or ROOT)),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -40,6 +40,7 @@ class Machine:
         num_nodes: The ranks are spread evenly over them.
         has_flash: flash_attn can be used; None on a machine that is only planned for.
         has_fp16: DeepSpeed computes in fp16 here.
+        host_bytes: Memory of a node's host; None where it is not known.
     """
 
     device: Device | None
@@ -48,6 +49,7 @@ class Machine:
     has_flash: bool | None = None
     has_triton: bool = True
     has_fp16: bool = True
+    host_bytes: float | None = None
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from trainer.config.sections import RunConfig
 from trainer.engine.optim import RATE, build_optimizer
 from trainer.engine.state import starts
 from trainer.errors import ConfigError
+from trainer.models.load import cast_to_run
+from trainer.planning.host import host_bytes
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -34,7 +36,7 @@ def this_machine(device: torch.device, world_size: int) -> Machine:
     num_nodes = max(1, world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     has_fp16 = bool(get_accelerator().is_fp16_supported())
     if device.type != "cuda":
-        return Machine(None, world_size, num_nodes, has_fp16=has_fp16)
+        return Machine(None, world_size, num_nodes, has_fp16=has_fp16, host_bytes=host_bytes())
     found = torch.cuda.get_device_properties(device)
     capability = torch.cuda.get_device_capability(device)
     return Machine(
@@ -44,6 +46,7 @@ def this_machine(device: torch.device, world_size: int) -> Machine:
         has_flash=find_spec("flash_attn") is not None and capability >= (8, 0),
         has_triton=find_spec("triton") is not None,
         has_fp16=has_fp16,
+        host_bytes=host_bytes(),
     )
 
 
@@ -93,7 +96,7 @@ def build_engine(
         model.named_parameters(), config.optim
     )  # by shape: before they are cut
     if settings["zero_optimization"]["stage"] == 3:
-        _cut_up(model, settings)
+        _cut_up(model, config, settings)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     refuse_16_bit_masters(engine.optimizer.param_groups)
     for _, start in starts(engine):  # of rank 0, as DeepSpeed does with parameters
@@ -101,7 +104,24 @@ def build_engine(
     return engine
 
 
-def _cut_up(model: nn.Module, settings: dict[str, Any]) -> None:
+class _CastOneByOne(nn.Module):
+    """A model whose weights get their dtype in the run when they are asked for.
+
+    Until then they are mapped from their files, so a rank copies one weight at a time.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        super().__init__()
+        self.model, self.cast = model, cast_to_run(config, model)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The parameters of the model, one after the other."""
+        for parameter in self.model.parameters(recurse):
+            self.cast(parameter)
+            yield parameter
+
+
+def _cut_up(model: nn.Module, config: RunConfig, settings: dict[str, Any]) -> None:
     """Move a model to the GPUs a parameter at a time, each rank its part.
 
     `initialize` would move all of it to every GPU first. Buffers are whole everywhere.
@@ -112,7 +132,7 @@ def _cut_up(model: nn.Module, settings: dict[str, Any]) -> None:
     device = torch.device(get_accelerator().current_device_name())
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
-    deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+    deepspeed.zero.Init(module=_CastOneByOne(model, config), config_dict_or_path=settings)
 
 
 def refuse_16_bit_masters(groups: Iterable[Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The base model from a folder or from a config, at the dtype and attention of the run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
+from torch import nn
 
 from data.errors import parsing
 from data.text.labels import Classes
@@ -19,7 +21,7 @@ from trainer.architectures.classes import (
     scores_last_state,
 )
 from trainer.config.methods import HEAD, SCORE_FILE
-from trainer.config.sections import RunConfig
+from trainer.config.sections import OWN_METHODS, RunConfig
 from trainer.errors import ModelError
 from trainer.models.files import config_values
 from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder
@@ -28,6 +30,7 @@ from trainer.models.weights import (
     CONFIG,
     named_files,
     refuse_not_finite,
+    tensor_dtypes,
     tensor_names,
     weight_files,
 )
@@ -36,15 +39,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VULNERABILITY = Classes()
+CPU = torch.device("cpu")
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SAVED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 
 
-def load_base(config: RunConfig, classes: Classes = VULNERABILITY) -> "PreTrainedModel":
-    """The base, for classification with an untrained head, on the CPU, in evaluation mode.
+def load_base(
+    config: RunConfig,
+    classes: Classes = VULNERABILITY,
+    device: torch.device = CPU,
+    *,
+    as_saved: bool = False,
+) -> "PreTrainedModel":
+    """The base, for classification with an untrained head, in evaluation mode.
+
+    Weights of files go to the device one after the other, so the host holds a few tensors of them.
 
     Args:
         config: The run, its precision and attention settled; run.seed draws what has no weights.
         classes: What a classifier tells apart; their names are what stock tools show.
+        device: Where weights of files go; random ones are drawn on the CPU, and stay there.
+        as_saved: Leave weights in the dtype of their files, which the host maps and does not copy,
+            where `cast_to_run` can cast each of them later to the same values.
 
     Raises:
         ModelError: transformers has no class for the task, or the weights do not load.
@@ -52,8 +69,14 @@ def load_base(config: RunConfig, classes: Classes = VULNERABILITY) -> "PreTraine
     torch.manual_seed(config.run.seed)
     if config.model.path:
         source = Path(config.model.path)
-        model = _from_files(config, source, _sound_files(source), classes)
-        return _ready_to_train(_with_score(model, source), config)
+        files = _sound_files(source)
+        dtype = _saved_dtype(config, source, files, classes) if as_saved else None
+        model = _from_files(config, source, files, classes, device, dtype)
+        if dtype is not None or device.type != "cpu":  # drawn in another dtype, or by the device
+            _draw_head(model, config, tensor_names(files))
+        if dtype is not None:
+            model.saved_dtype = dtype
+        return _ready_to_train(_with_score(model, source, DTYPES[config.base_dtype]), config)
     path = config.model.config_file
     with named_files(path.parent, config_values(path), ()) as folder, _model_errors(str(path)):
         kind = _model_class(folder, config, classes)
@@ -98,12 +121,8 @@ def load_quantized_base(
         folder = quantized_folder(cache, key, settings, quantize)
         model = _from_files(config, folder, weight_files(folder), classes)
     with _model_errors(str(source)):
-        saved = set() if config.model.config else tensor_names(weight_files(source))
-    torch.manual_seed(config.run.seed)
-    for path in head_modules(model):
-        for name, module in model.get_submodule(path).named_modules(prefix=path):
-            if not _are_saved(model, name, module, saved):
-                model._init_weights(module)
+        saved = tensor_names(weight_files(source))
+    _draw_head(model, config, saved)
     prepare_layers(model)
     return _ready_to_train(_with_score(model, source), config)
 
@@ -120,9 +139,85 @@ def _unquantised(config: RunConfig, source: Path, classes: Classes) -> list[str]
     return [*names, *head_modules(skeleton)]
 
 
-def _are_saved(
-    model: "PreTrainedModel", path: str, module: torch.nn.Module, saved: set[str]
-) -> bool:
+def _draw_head(model: "PreTrainedModel", config: RunConfig, saved: set[str]) -> None:
+    """Draw what files lack of a head from run.seed, on the CPU: the same numbers on any device."""
+    torch.manual_seed(config.run.seed)
+    for path in head_modules(model):
+        for name, module in model.get_submodule(path).named_modules(prefix=path):
+            own = list(module.parameters(recurse=False))
+            if not own or _are_saved(model, name, module, saved):
+                continue
+            device = own[0].device
+            module.to_empty(device="cpu", recurse=False)
+            for parameter in own:
+                parameter.data = parameter.data.to(DTYPES[config.base_dtype])
+                parameter._is_hf_initialized = False  # a cached head is of another seed
+            model._init_weights(module)
+            module.to(device)
+
+
+def _saved_dtype(
+    config: RunConfig, source: Path, files: Sequence[Path], classes: Classes
+) -> torch.dtype | None:
+    """The dtype of files from which every weight can be cast later to the same values; else None.
+
+    All of their numbers have to be of it, and no buffer or chosen layer of the model may depend on
+    the dtype that it is made in.
+    """
+    wanted, tuning = DTYPES[config.base_dtype], config.tuning
+    if tuning.method not in OWN_METHODS or tuning.peft or tuning.variant == "dora":
+        return None  # the method may compute with the weights
+    with _model_errors(str(source)):
+        kinds = {kind for kind in tensor_dtypes(files) if "F" in kind}
+    saved = _SAVED.get(kinds.pop()) if len(kinds) == 1 else None
+    if saved is None or saved == wanted:
+        return None
+    with (
+        named_files(source, config_values(source / CONFIG), ()) as folder,
+        _model_errors(str(source)),
+    ):
+        kind = _model_class(folder, config, classes)
+        skeletons = [kind.skeleton(dtype=dtype) for dtype in (wanted, saved)]
+    now, later = ({n: b.dtype for n, b in one.named_buffers()} for one in skeletons)
+    keeps = any(
+        getattr(skeletons[0], f"_keep_in_fp32_modules{end}", None) for end in ("", "_strict")
+    )
+    return None if keeps or now != later else saved
+
+
+def cast_to_run(config: RunConfig, base: nn.Module) -> Callable[[nn.Parameter], None]:
+    """What gives a weight of a base that was loaded `as_saved` the dtype that it has in the run."""
+    saved = next((one.saved_dtype for one in base.modules() if hasattr(one, "saved_dtype")), None)
+    is_full = config.tuning.method == "full"
+
+    def cast(parameter: nn.Parameter) -> None:
+        if parameter.dtype == saved and (is_full or not parameter.requires_grad):
+            parameter.data = parameter.data.to(DTYPES[config.base_dtype])
+
+    return cast
+
+
+@contextmanager
+def in_dtype_of_run(config: RunConfig, base: "PreTrainedModel") -> Iterator[None]:
+    """Show a base that was loaded `as_saved` in its later dtype, without values or memory.
+
+    PEFT rounds adapters to the dtype of what they adapt. What it copies, because it is trained
+    whole, has its values.
+    """
+    saved, wanted = getattr(base, "saved_dtype", None), DTYPES[config.base_dtype]
+    names = [*head_modules(base), *config.tuning.modules_to_save] if saved else []
+    for path, module in base.named_modules():
+        if path in names or path.rpartition(".")[2] in names:
+            module.to(wanted)
+    kept = [(one, one.data) for one in base.parameters() if one.dtype == saved]
+    for parameter, values in kept:
+        parameter.data = values.new_empty(1).to(wanted).expand(values.shape)
+    yield
+    for parameter, values in kept:
+        parameter.data = values
+
+
+def _are_saved(model: "PreTrainedModel", path: str, module: nn.Module, saved: set[str]) -> bool:
     """Whether files hold a module's own parameters, named in the whole model or in its backbone."""
     own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
     return all({name, name.removeprefix(f"{model.base_model_prefix}.")} & saved for name in own)
@@ -136,7 +231,13 @@ def _sound_files(source: Path) -> list[Path]:
 
 
 def _from_files(
-    config: RunConfig, source: Path, files: Sequence[Path], classes: Classes, **more: Any
+    config: RunConfig,
+    source: Path,
+    files: Sequence[Path],
+    classes: Classes,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = None,
+    **more: Any,
 ) -> "PreTrainedModel":
     """The model of these files.
 
@@ -146,11 +247,15 @@ def _from_files(
     differ in the files. Attention is transformers' own until proof.py chooses.
     """
     values = config_values(source / CONFIG)
+    if device.type != "cpu":
+        _return_freed_memory()
+        more["device_map"] = {"": device}
     with named_files(source, values, files) as folder, _model_errors(str(source)):
         kind = _model_class(folder, config, classes)
         names = text_names(tensor_names(files), kind.skeleton()) if "text_config" in values else {}
         model, seen = kind.auto.from_pretrained(
-            folder, config=kind.settings, key_mapping=names, dtype=DTYPES[config.base_dtype],
+            folder, config=kind.settings, key_mapping=names,
+            dtype=dtype or DTYPES[config.base_dtype],
             use_safetensors=True, local_files_only=True, trust_remote_code=False, use_kernels=False,
             output_loading_info=True, **kind.more, **more,
         )  # fmt: skip
@@ -165,6 +270,15 @@ def _from_files(
         # transformers keeps both where they differ; what is saved has to say so, too.
         loaded.config.tie_word_embeddings = False
     return loaded
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give freed tensors back, of which it would keep those below 32 MiB.
+
+    A process whose tensors are on a GPU allocates large ones on the host at its start alone.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _model_class(folder: str, config: RunConfig, classes: Classes) -> ModelClass:
@@ -194,11 +308,13 @@ def _say_how(model: Any, kind: ModelClass, names: Mapping[str, str] | None = Non
         del model._weight_conversions
 
 
-def _with_score(model: Any, source: Path | None = None) -> "PreTrainedModel":
+def _with_score(
+    model: Any, source: Path | None = None, dtype: torch.dtype | None = None
+) -> "PreTrainedModel":
     """Put our own head on a backbone, with the weights that this program saved in its folder."""
     if model.pooling != OWN and not hasattr(model, HEAD):
         sizes = model.config.hidden_size, model.config.num_labels
-        score = torch.nn.Linear(*sizes, bias=False, dtype=model.dtype)
+        score = nn.Linear(*sizes, bias=False, dtype=dtype or model.dtype)
         model.add_module(HEAD, score)
         model._init_weights(score)
         if source is not None and (source / SCORE_FILE).is_file():

@@ -75,6 +75,17 @@ def tensor_names(files: Sequence[Path]) -> set[str]:
     return names
 
 
+def tensor_dtypes(files: Sequence[Path]) -> set[str]:
+    """Dtypes of the tensors in files of weights, as safetensors names them: BF16, F32, I64."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for path in files:
+        with safe_open(path, "pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
 def refuse_not_finite(files: Sequence[Path]) -> None:
     """Name the first tensor that holds NaN or infinity: every loss would be NaN.
 

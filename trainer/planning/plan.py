@@ -14,6 +14,7 @@ from trainer.config.methods import FLASH, SEGMENT_SDPA, takes_part_of_base
 from trainer.config.sections import RunConfig
 from trainer.models.files import read_config
 from trainer.planning.data_facts import DataFacts, Steps
+from trainer.planning.host import HostMemory, host_memory
 from trainer.planning.memory import Memory, memory_of, moment_bytes
 from trainer.planning.resolved import BYTES, Resolved
 
@@ -41,6 +42,8 @@ class RunPlan:
         seconds: Lowest and highest, from `mfu`; None where the device's peak is not known.
         mfu: Share of the peak, lowest and highest assumed.
         doubt: Why the memory is a rule of thumb or not known.
+        host: Host memory of a node.
+        host_limit_bytes: What a node has; None where it is not known.
     """
 
     machine: str
@@ -60,6 +63,8 @@ class RunPlan:
     num_parameters: int
     data: DataFacts
     doubt: str
+    host: HostMemory
+    host_limit_bytes: float | None
 
     @property
     def fits(self) -> bool:
@@ -72,6 +77,7 @@ class RunPlan:
         """Plain values for --json and plan.json."""
         values = asdict(self)
         values["memory"] = {**self.memory.by_component(), "total": self.memory.total}
+        values["host"] = self.host.to_json()
         return values | {"fits": self.fits}
 
 
@@ -116,6 +122,8 @@ def make_plan(recipe: Resolved, data: DataFacts) -> RunPlan:
         num_parameters=recipe.shape.num_parameters + _num_added(recipe),
         data=data,
         doubt=recipe.shape.doubt,
+        host=host_memory(recipe),
+        host_limit_bytes=machine.host_bytes,
     )
 
 

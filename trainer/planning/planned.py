@@ -37,7 +37,11 @@ class Planned:
 
 
 def plan_recipe(
-    config: RunConfig, device: str | None, memory_gib: float | None, num_ranks: int
+    config: RunConfig,
+    device: str | None,
+    memory_gib: float | None,
+    num_ranks: int,
+    host_gib: float | None = None,
 ) -> Planned:
     """Plan a recipe on a GPU of the table, on one of so much memory, or on the whole table.
 
@@ -46,8 +50,9 @@ def plan_recipe(
     """
     if device and memory_gib:
         raise ConfigError("give --device or --memory, not both")
-    if num_ranks < 1 or (memory_gib is not None and memory_gib <= 0):
-        raise ConfigError("--gpus and --memory must be above 0")
+    if num_ranks < 1 or any(gib is not None and gib <= 0 for gib in (memory_gib, host_gib)):
+        raise ConfigError("--gpus, --memory and --host-memory must be above 0")
+    host_bytes = None if host_gib is None else host_gib * 2**30
     is_named = bool(device or memory_gib)
     gpu = DEVICES["A100-80"]
     if device:
@@ -58,7 +63,7 @@ def plan_recipe(
     shape = read_shape(config, data.num_classes)
 
     def on(one: Device) -> Resolved:
-        return resolve(config, shape, Machine(one, num_ranks))
+        return resolve(config, shape, Machine(one, num_ranks, host_bytes=host_bytes))
 
     plan = make_plan(on(gpu), data)
     others = [] if is_named else [make_plan(on(one), data) for one in DEVICES.values()]

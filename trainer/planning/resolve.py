@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from trainer.architectures.shapes import ModelShape
 from trainer.config.capabilities import MACHINE_LIMITS, STACK_LIMITS, refusals
@@ -21,6 +22,7 @@ from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.models.files import too_long
 from trainer.planning.added import counted
+from trainer.planning.host import too_much
 from trainer.planning.memory import memory_of
 from trainer.planning.resolved import Resolved
 
@@ -68,9 +70,11 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
         num_counted, shape = counted(config, shape)
     except ModelError as error:
         faults += (error,)
-    return Resolved(
+    found = Resolved(
         config, settled, reasons, preset, shape, machine, faults, num_counted=num_counted
     )
+    short = too_much(found)
+    return replace(found, faults=(*faults, MachineError(short))) if short else found
 
 
 def preset_family(machine: Machine) -> str:
@@ -109,7 +113,7 @@ def choose_preset(config: RunConfig, shape: ModelShape, machine: Machine) -> tup
         if (preset.stage == 0 and not is_bare) or (preset.stage == 3 and machine.num_ranks == 1):
             continue
         tried = resolve(config.changed("engine", preset=name), shape, machine)
-        if refusals(STACK_LIMITS, tried.config, preset):
+        if refusals(STACK_LIMITS, tried.config, preset) or too_much(tried):
             continue
         peak = memory_of(tried).total
         peak_of_first = peak_of_first or peak

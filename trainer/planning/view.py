@@ -7,6 +7,7 @@ from rich.table import Table
 
 from data.text.escaping import print_text
 from trainer.planning.change import Change
+from trainer.planning.host import host_line
 from trainer.planning.memory import Memory
 from trainer.planning.plan import RunPlan
 
@@ -61,6 +62,7 @@ def plan_lines(plan: RunPlan, change: Change | None) -> list[str]:
     if plan.largest_micro_batch_size is not None:
         lines.append(f"{'largest micro-batch':>20}  {plan.largest_micro_batch_size} rows")
     lines += [
+        f"{'host memory':>20}  {host_line(plan.host, plan.host_limit_bytes)}",
         f"{'trained':>20}  {plan.num_trained:,} of {plan.num_parameters:,} parameters",
         f"{'data':>20}  {plan.data.num_functions:,} {plan.data.unit},"
         f" {plan.data.tokens_mean:.0f} tokens on average ({plan.data.source})",

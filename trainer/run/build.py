@@ -15,7 +15,14 @@ from trainer.engine.engine import this_machine
 from trainer.errors import MachineError
 from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
-from trainer.models.load import DTYPES, VULNERABILITY, load_base, load_quantized_base
+from trainer.models.load import (
+    CPU,
+    DTYPES,
+    VULNERABILITY,
+    in_dtype_of_run,
+    load_base,
+    load_quantized_base,
+)
 from trainer.models.proof import Settings, choose_strategy
 from trainer.models.quantized_methods import prove_quantised
 from trainer.planning.plan import read_shape
@@ -65,38 +72,52 @@ def write_random_base(config: RunConfig, classes: Classes = VULNERABILITY) -> No
         save_base(load_base(config, classes), building)
 
 
-def build_model(config: RunConfig, classes: Classes = VULNERABILITY) -> PackedModel:
+def build_model(
+    config: RunConfig,
+    classes: Classes = VULNERABILITY,
+    device: torch.device = CPU,
+    *,
+    as_saved: bool = False,
+) -> PackedModel:
     """Base, adapters and head of a settled recipe, trained parameters in the run's precision.
 
-    On the CPU, except a quantised base on a GPU. Random weights to quantise are in the run folder.
+    Random weights to quantise are in the run folder.
+
+    Args:
+        device: Where the model is to be; a quantised base is on the GPU, if there is one.
+        as_saved: The engine cuts the base up, and casts it then (`load_base`).
 
     Raises:
         ModelError: The base does not load or the adapters do not fit it.
     """
-    base = _load(config, classes)
+    base = _load(config, classes, device, as_saved=as_saved)
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
-    tuned = add_method(base, config.tuning)
+    with in_dtype_of_run(config, base):
+        tuned = add_method(base, config.tuning)
     model: PackedModel
     if config.is_language:
         detach_modulator = config.replication.detach_modulator
         model = PackedLanguageModel(tuned, config.loss, detach_modulator)
     else:
         model = PackedClassifier(tuned)
-    if config.engine.precision == "fp32":  # also over a 16-bit frozen base
+    is_whole = config.tuning.method == "full" and config.base_dtype == "fp32"  # once it is cut
+    if config.engine.precision == "fp32" and not is_whole:  # also over a 16-bit frozen base
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    return model
+    return model if device.type == "cpu" else model.to(device)
 
 
-def trained_model(config: RunConfig, folder: Path, classes: Classes) -> PackedModel:
+def trained_model(
+    config: RunConfig, folder: Path, classes: Classes, device: torch.device = CPU
+) -> PackedModel:
     """The model of a settled recipe with a folder's trained weights, in the engine's dtypes.
 
     Args:
         folder: From `save_model`; that of a whole model is model.path too.
     """
-    model = build_model(config, classes)
+    model = build_model(config, classes, device)
     if config.tuning.method != "full":
         take_adapter(model.model, folder)
     for parameter in model.parameters():
@@ -121,7 +142,7 @@ def scoring_model(
         terminal.say(f"  device     {device.type} x {ranks.world_size}", *_unseen(device))
     with terminal.step("loading the model"):
         recipe = resolve_here(config, device, classes=classes)
-        model = trained_model(recipe.config, folder, classes).to(device).eval()
+        model = trained_model(recipe.config, folder, classes, device).to(device).eval()
         if examples is not None:
             choose_strategy(model, model, examples, proof_settings(recipe), device)
     return recipe.config, model
@@ -160,9 +181,11 @@ def proof_settings(recipe: Resolved) -> Settings:
     )
 
 
-def _load(config: RunConfig, classes: Classes) -> "PreTrainedModel":
+def _load(
+    config: RunConfig, classes: Classes, device: torch.device, *, as_saved: bool
+) -> "PreTrainedModel":
     if config.tuning.base_quant_type is None:
-        return load_base(config, classes)
+        return load_base(config, classes, device, as_saved=as_saved)
     prove_quantised(config.tuning)
     source = Path(config.model.path or config.output_dir / BASE)
     digest = base_digest(config.model, config.run.seed)

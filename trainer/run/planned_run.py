@@ -9,6 +9,7 @@ from trainer.errors import MachineError
 from trainer.models.packed_attention import ROWS, VARLEN
 from trainer.planning.change import best_change
 from trainer.planning.data_facts import facts_of
+from trainer.planning.host import host_line
 from trainer.planning.plan import RunPlan, make_plan
 from trainer.planning.view import bar_lines, change_line
 from trainer.run.data_report import plan_facts
@@ -35,6 +36,7 @@ def write_plan(session: Session) -> str:
         f"  memory     planned {memory.total / _GIB:.3f}{limit} GiB at the peak of a step; weights"
         f" planned {planned / _GIB:.3f}, measured {held_bytes(session) / _GIB:.3f} GiB"
         + (f"\n             {plan.doubt}" if plan.doubt else "")
+        + f"\n  host       planned {host_line(plan.host, plan.host_limit_bytes)}"
     )
 
 

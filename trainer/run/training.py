@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import Store
 
 from data.batches.loader import Start, TrainLoader
 from data.prepared.prepare import Prepared
+from data.text.labels import Classes
 from data.text.terminal import step
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config.sections import OptimSection, RunConfig
@@ -22,7 +23,10 @@ from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
 from trainer.generation.prompts import run_prompts
 from trainer.losses.tasks import TASKS
+from trainer.models.heads import PackedModel
+from trainer.models.load import CPU
 from trainer.models.proof import choose_strategy
+from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import (
     Ranks,
     agreed,
@@ -211,10 +215,7 @@ def _build(
         )
     loader = build_loader(config, prepared, ranks, checkpoint)
     total_steps = max(state.step, _total_steps(config.optim, loader))
-    agreed(ranks, lambda: write_random_base(recipe.config, classes) if ranks.is_main else None)
-    model = agreed(ranks, lambda: build_model(recipe.config, classes))
-    if initial is not None:
-        agreed(ranks, lambda: take_adapter(model.model, initial))
+    model = _build_model(recipe, classes, ranks, initial)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     settings = deepspeed_config(recipe.config, num_trained, ranks.world_size)
 
@@ -230,9 +231,9 @@ def _build(
     log = agreed(ranks, open_log)
     if log is not None:
         log.say(*banner_lines(recipe, ranks, model, prepared, loader, total_steps))
-    engine = build_engine(model, config, settings)
-    detach_modulator = config.replication.detach_modulator
-    task = TASKS[config.task.name](config.loss, ranks.device, detach_modulator, loader.examples)
+    engine = build_engine(model, recipe.config, settings)
+    detached = config.replication.detach_modulator
+    task = TASKS[config.task.name](config.loss, ranks.device, detached, loader.examples)
     run = Run(config, ranks, engine, task, loader, total_steps, log)
     evaluation = evaluation_of(config.task.name, prepared.classes)(
         config, prepared, ranks, engine, log, task
@@ -251,6 +252,20 @@ def _build(
     session.passport = agreed(ranks, open_papers)
     run.say(time_line(_estimate_seconds(session)))
     return session
+
+
+def _build_model(
+    recipe: Resolved, classes: Classes, ranks: Ranks, initial: Path | None
+) -> PackedModel:
+    """The model with the adapter it begins with, where the engine takes it from."""
+    config = recipe.config
+    agreed(ranks, lambda: write_random_base(config, classes) if ranks.is_main else None)
+    is_cut = recipe.preset.stage == 3  # from the host, a weight at a time
+    place = CPU if is_cut else ranks.device
+    model = agreed(ranks, lambda: build_model(config, classes, place, as_saved=is_cut))
+    if initial is not None:
+        agreed(ranks, lambda: take_adapter(model.model, initial))
+    return model
 
 
 def _total_steps(optim: OptimSection, loader: TrainLoader) -> int:
