@@ -180,6 +180,15 @@ def saved_model(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def stock_pool() -> Iterator[None]:
+    """What compares exports with stock is forked, not started (tests/stock_pool.py)."""
+    from stock_pool import exports_are_scored_here  # most tests need no torch
+
+    with exports_are_scored_here():
+        yield
+
+
 MINIMAL = {
     "run": {"output_dir": "runs/x"},
     "model": {"config": "data/samples/model"},

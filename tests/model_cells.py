@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes  # noqa: F401  # a run of this process that needs none would hide it
+import stock_pool
 import yaml
 from conftest import SAMPLES, sample_rows, write_rows
 from method_cells import peft_overrides
@@ -127,7 +128,8 @@ def _instructions(split: str, count: int) -> list[dict[str, object]]:
 def run_cell(cell: Cell, data: Path, folder: Path) -> Outcome:
     """Train, export and compare in forked processes; the folder is removed."""
     folder.mkdir(parents=True)
-    given = [json.dumps({**asdict(cell), "config": str(cell.config)}), str(data), str(folder)]
+    values = json.dumps({**asdict(cell), "config": str(cell.config)})
+    given = [values, str(data), str(folder), stock_pool.start()]
     try:
         outcome = _outcome(given, folder)
     except AssertionError as error:  # a process that hangs
@@ -195,9 +197,10 @@ def check_cell(arguments: list[str]) -> int:
     from launcher.export import main as export_main
 
     cell, _, folder = _given(arguments)
+    os.environ[stock_pool.ADDRESS] = arguments[3]
     run, merged = folder / "run", folder / "merged"
     transformers.logging.set_verbosity_error()
-    with _timed(folder):
+    with _timed(folder), stock_pool.exports_are_scored_here():
         code = export_main([str(run), str(merged), "--merge"])
         if code == 2 and cell.method not in _METHODS:  # PEFT does not merge every method
             code = export_main([str(run), str(folder / "adapter")])

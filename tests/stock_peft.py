@@ -1,14 +1,13 @@
 """An adapter of a run in plain peft and transformers, in a process that imports nothing of ours."""
 
 import json
-import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from stock_pool import run_stock
 
 _HEAD = """
 import json, sys
@@ -50,12 +49,11 @@ def assert_stock_scores_are_the_reports(
     """
     inputs = tmp_path / "inputs.json"
     inputs.write_text(json.dumps(list(codes)))
-    stock = subprocess.run(
-        [sys.executable, "-c", _HEAD + textwrap.indent(load + _SCORES, " " * 4),
-         str(tokenizer_file), str(inputs), *(str(folder / "model") for folder in folders)],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    source = _HEAD + textwrap.indent(load + _SCORES, " " * 4)
+    models = [str(folder / "model") for folder in folders]
+    stock = run_stock(
+        [sys.executable, "-c", source, str(tokenizer_file), str(inputs), *models], cwd=tmp_path
+    )
     assert stock.returncode == 0, stock.stderr[-2000:]
     printed = [line for line in stock.stdout.splitlines() if line.startswith("[")]
     for folder, line in zip(folders, printed, strict=True):

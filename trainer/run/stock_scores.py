@@ -3,14 +3,19 @@
 python stock_scores.py ASKED ANSWER      two JSON files; nothing of focaltune is imported
 """
 
+import gc
 import json
 import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+# Two fifths of the imports' time, as trainer/processes/imports.py says; no score needs them.
+gc.disable()  # until the model is loaded
+sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 BATCH = 4
 
@@ -42,10 +47,12 @@ def scores_of_texts(asked: dict[str, Any], tokenizer: Any) -> list[list[float]]:
             "text-classification", model=asked["folder"], tokenizer=tokenizer, batch_size=BATCH,
             top_k=None, truncation=True,
         )  # fmt: skip
+        gc.enable()
         names = pipe.model.config.id2label
         found = [{one["label"]: one["score"] for one in each} for each in pipe(texts)]
         return [[each[names[n]] for n in range(len(names))] for each in found]
     model, size, scores = _classifier(asked), asked.get("batch_size", BATCH), list[list[float]]()
+    gc.enable()
     for first in range(0, len(texts), size):
         chunk = [_named(text) for text in texts[first : first + size]]
         columns = {key: [text[key] for text in chunk] for key in chunk[0]}
@@ -65,6 +72,7 @@ def losses_of_ids(asked: dict[str, Any]) -> list[list[float]]:
     else:
         model = _adapted(asked)
     model = model.to(_device()).eval()
+    gc.enable()
     losses = []
     for ids, targets in zip(asked["ids"], asked["targets"], strict=True):
         row = torch.tensor([ids], device=_device())
@@ -93,6 +101,8 @@ def _classifier(asked: dict[str, Any]) -> Any:
 
 def _adapted(asked: dict[str, Any]) -> Any:
     """The adapter on its base, quantised afresh where it was."""
+    if not asked["quantization"]:  # PEFT imports what quantises, and with it a compiler
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     from peft import PeftModel
 
     config = transformers.AutoConfig.from_pretrained(asked["base"]).get_text_config()

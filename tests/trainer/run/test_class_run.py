@@ -19,7 +19,7 @@ from trainer.run_folder.metrics import read_log
 from trainer.sweep.grid import expand
 from trainer.sweep.sweep import run_sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("stock_pool")]
 ROUNDING = 5e-6  # as in test_same_loss.py
 CALLS = {"CWE-120": "strcpy(a, b);", "CWE-416": "free(a); use(a);", "safe": "return a;"}
 NAMES = ("safe", "CWE-120", "CWE-416")

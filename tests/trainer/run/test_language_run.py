@@ -24,6 +24,7 @@ from launcher.evaluate import main as evaluate_main
 from launcher.export import main as export_main
 from trainer.run_folder.metrics import read_log
 
+pytestmark = pytest.mark.usefixtures("stock_pool")
 ROUNDING = 5e-6
 STEPS = 12
 FULL_BATCH = ["optim.global_batch_size=1000", "optim.max_steps=6"]  # a step is an epoch

@@ -25,6 +25,7 @@ from trainer.run_folder.folder import MANIFEST
 from trainer.run_folder.metrics import read_log
 from trainer.tuning.continued import adapter_folder
 
+pytestmark = pytest.mark.usefixtures("stock_pool")
 QLORA = [
     "tuning.method=qlora",
     "tuning.lora_r=16",

@@ -24,6 +24,7 @@ from trainer.evaluation.functions.baselines import LEARNED
 from trainer.processes.signals import STOP_SIGNALS
 from trainer.run_folder.metrics import read_log
 
+pytestmark = pytest.mark.usefixtures("stock_pool")
 STEPS = 16
 # Dropout is on: equal curves then also prove that its random numbers continue.
 OVERRIDES = [

@@ -19,6 +19,8 @@ from trainer.errors import ConfigError, ModelError
 from trainer.run.build import alone
 from trainer.run.trained import open_trained
 
+pytestmark = pytest.mark.usefixtures("stock_pool")
+
 
 @pytest.fixture(scope="module")
 def base(saved_model, tmp_path_factory):

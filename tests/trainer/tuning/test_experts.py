@@ -19,6 +19,7 @@ from trainer.run_folder.metrics import read_log
 from trainer.tuning import METHODS
 from trainer.tuning.targets import choose_targets, stacked_line
 
+pytestmark = pytest.mark.usefixtures("stock_pool")
 _MIXTRAL = {
     "model_type": "mixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4,

@@ -23,6 +23,7 @@ from trainer.run.build import build_model, resolve_here
 from trainer.run_folder.metrics import read_log
 from trainer.tuning.peft_layers import add_lora
 
+pytestmark = pytest.mark.usefixtures("stock_pool")
 LAYER = "transformer.h.0.mlp.c_fc"
 ROUNDING = 5e-6  # sums in another order
 LOAD = """

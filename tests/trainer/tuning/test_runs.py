@@ -1,9 +1,7 @@
 """Whole runs of every tuning method: ranks and ZeRO stages, resume, a fresh process, merge."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import bitsandbytes  # noqa: F401  # a run of this process that needs none would hide it
@@ -15,12 +13,14 @@ from cut_runs import cut_back
 from method_cases import METHODS, PEFT_METHODS, overrides, write_model
 from rank_pool import run_ranks
 from safetensors.torch import load_file
+from stock_pool import run_stock
 from transformers import AutoModelForCausalLM
 
 from launcher.evaluate import main as evaluate_main
 from launcher.export import main as export_main
 from trainer.run_folder.metrics import read_log
 
+pytestmark = pytest.mark.usefixtures("stock_pool")
 STEPS = 4
 ROUNDING = 5e-6  # sums in another order, over four steps
 FAMILY = {
@@ -167,11 +167,8 @@ def test_every_method_gives_the_scores_of_its_report_in_a_process_without_us(
     rows = map(json.loads, (tiny_data / "test.jsonl").read_text().splitlines())
     inputs.write_text(json.dumps([row["code"] for row in rows]))
     folders = [str(finished / name / "model") for name in NEW]
-    stock = subprocess.run(
-        [sys.executable, "-c", STOCK, str(tiny_model / "tokenizer.json"), str(inputs), *folders],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    tokenizer = str(tiny_model / "tokenizer.json")
+    stock = run_stock([sys.executable, "-c", STOCK, tokenizer, str(inputs), *folders], cwd=tmp_path)
     assert stock.returncode == 0, stock.stderr[-2000:]
     theirs = json.loads(stock.stdout.splitlines()[-1])
     assert theirs.keys() == set(NEW)
