@@ -145,11 +145,14 @@ def _run_rank(
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
     from launcher.train import main
-    from trainer.evaluation import figures
+    from trainer.evaluation.functions import class_evaluation, report
+    from trainer.evaluation.language import report as language_report
     from trainer.run import banner
 
     if not draws:
-        figures.svg = lambda _: b""
+        for module in (class_evaluation, report, language_report):
+            for name in [name for name in vars(module) if name.endswith("_svg")]:
+                setattr(module, name, lambda *_: b"")
         banner.page_line = lambda *_: "page    was not wanted"
     if allow_fp16:
         from deepspeed.accelerator import get_accelerator

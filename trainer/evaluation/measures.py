@@ -120,15 +120,19 @@ def _ranking(scorer: str) -> Callable[[Scored], float | None]:
     return measure
 
 
-def _answers(scorer: str, **options: float) -> Callable[[Scored], float]:
-    """A metric of scikit-learn on predicted classes."""
+def _precision(s: Scored) -> float:
+    tp, predicted, _ = s.counts
+    return float(tp / predicted) if predicted else 0.0
 
-    def measure(s: Scored) -> float:
-        from sklearn import metrics
 
-        return float(getattr(metrics, scorer)(s.labels_N, s.predicted_N, **options))
+def _recall(s: Scored) -> float:
+    tp, _, positives = s.counts
+    return float(tp / positives) if positives else 0.0
 
-    return measure
+
+def _mcc(s: Scored) -> float:
+    tp, predicted, positives = s.counts
+    return float(mcc_from_counts(tp, predicted, positives, np.float64(len(s.labels_N))))
 
 
 def _f1_of_classes(average: str) -> Callable[[ClassScored], float]:
@@ -157,12 +161,6 @@ def _mean_of_classes(scorer: str) -> Callable[[ClassScored], float | None]:
     return measure
 
 
-def _mcc(s: Scored) -> float:
-    # With one class or one answer MCC is 0/0: scikit-learn gives 0 and sometimes warns.
-    varies = s.has_both and 0 < s.predicted_N.sum() < len(s.predicted_N)
-    return _answers("matthews_corrcoef")(s) if varies else 0.0
-
-
 def _brier(s: Scored) -> float:
     return float(np.mean((s.labels_N - s.scores_N) ** 2))
 
@@ -180,11 +178,9 @@ def _recall_at(most_alarms: float) -> Callable[[Scored], float | None]:
     """The highest recall at a false positive rate."""
 
     def measure(s: Scored) -> float | None:
-        from sklearn.metrics import roc_curve
-
         if not s.has_both:
             return None
-        alarms_K, recall_K, _ = roc_curve(s.labels_N, s.scores_N, drop_intermediate=False)
+        alarms_K, recall_K = s.roc
         return float(recall_K[alarms_K <= most_alarms + 1e-12].max())
 
     return measure
@@ -251,13 +247,15 @@ MEASURES: dict[str, Measure] = {
         ("functions",),
         "F1",
         True,
-        _answers("f1_score", zero_division=0.0),
+        lambda s: float(f1_from_counts(*s.counts)),
         _resampled_f1,
     ),
     "mcc": Measure(("functions",), "MCC", True, _mcc, _resampled_mcc),
-    "precision": Measure(("functions",), "", True, _answers("precision_score", zero_division=0.0)),
-    "recall": Measure(("functions",), "", True, _answers("recall_score", zero_division=0.0)),
-    "accuracy": Measure(("functions",), "", True, _answers("accuracy_score")),
+    "precision": Measure(("functions",), "", True, _precision),
+    "recall": Measure(("functions",), "", True, _recall),
+    "accuracy": Measure(
+        ("functions",), "", True, lambda s: float(np.mean(s.labels_N == s.predicted_N))
+    ),
     "recall_at_1": Measure(
         ("functions",),
         "recall at FPR 1%",

@@ -48,6 +48,21 @@ class Scored:
         return Ranking(self.scores_N, self.labels_N)
 
     @cached_property
+    def counts(self) -> tuple[np.float64, np.float64, np.float64]:
+        """True positives, predicted positives and positives."""
+        sums = (self.predicted_N & self.labels_N, self.predicted_N, self.labels_N)
+        tp, predicted, positives = (np.float64(one_N.sum()) for one_N in sums)
+        return tp, predicted, positives
+
+    @cached_property
+    def roc(self) -> tuple[FloatArray, FloatArray]:
+        """The false positive rate and the recall at every score."""
+        from sklearn.metrics import roc_curve
+
+        alarms_K, recall_K, _ = roc_curve(self.labels_N, self.scores_N, drop_intermediate=False)
+        return alarms_K, recall_K
+
+    @cached_property
     def bin_N(self) -> IntArray:
         """The tenth of [0, 1] that holds each score."""
         return np.minimum((self.scores_N * NUM_BINS).astype(np.int64), NUM_BINS - 1)

@@ -39,14 +39,12 @@ class Resampling:
 USUAL_DRAWS = Resampling()
 
 
-def f1_from_counts(tp: FloatArray, predicted: FloatArray, positives: Counts) -> FloatArray:
+def f1_from_counts(tp: Counts, predicted: Counts, positives: Counts) -> FloatArray:
     """F1 = 2 tp / (predicted + positives), elementwise; 0 where the denominator is 0."""
     return _ratio(2 * tp, predicted + positives)
 
 
-def mcc_from_counts(
-    tp: FloatArray, predicted: FloatArray, positives: Counts, total: Counts
-) -> FloatArray:
+def mcc_from_counts(tp: Counts, predicted: Counts, positives: Counts, total: Counts) -> FloatArray:
     """Matthews correlation, elementwise; 0 by convention where a class or an answer is missing.
 
     tp * tn - fp * fn = tp * total - predicted * positives, over the root of the four margins.
@@ -214,6 +212,6 @@ def _running(counts_RK: Multiplicities) -> Multiplicities:
     return sums
 
 
-def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+def _ratio(numerator: Counts, denominator: Counts) -> FloatArray:
     out = np.zeros(np.broadcast(numerator, denominator).shape)
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
