@@ -1,12 +1,16 @@
 """The audit as Markdown: verdicts first, then the tables behind them."""
 
+import functools
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.audit.facts import SEVERITIES, AuditFacts
 from data.text.escaping import markdown, markdown_block, markdown_code
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _PAGE = Path(__file__).with_name("audit.md.jinja")
 
@@ -24,14 +28,20 @@ def render(facts: AuditFacts, figure: str | None) -> str:
 
 def fill(template: Path, **values: Any) -> str:
     """A Markdown page from its template; `markdown` writes every value not marked as safe."""
+    page = compiled(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+
+
+@functools.cache
+def compiled(template: Path) -> "Template":
+    """A template that `fill` fills."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=markdown
     )
     environment.filters |= {"shown": format, "code": markdown_code, "block": markdown_block}
-    page = environment.from_string(template.read_text(encoding="utf-8")).render(values)
-    return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+    return environment.from_string(template.read_text(encoding="utf-8"))
 
 
 def headline(facts: AuditFacts) -> str:
