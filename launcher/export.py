@@ -43,6 +43,10 @@ def main(arguments: list[str]) -> int:
         help="of the weights of one model; default: as they were trained",
     )
     parser.add_argument(
+        "--format", choices=("transformers", "onnx"), default="transformers",
+        help="onnx: with model.onnx beside the weights, of an encoder that classifies",
+    )  # fmt: skip
+    parser.add_argument(
         "--data", type=Path, metavar="FILE",
         help="rows to score; default: the validation split, or embedded functions without it",
     )  # fmt: skip
@@ -64,7 +68,7 @@ def _export(given: Namespace) -> None:
         raise ConfigError("give one new folder: launcher/export.py MODEL OUT [--merge]")
     export_trained(
         given.model, folders[0], merge=given.merge, onto=given.onto, dtype=given.dtype,
-        base=given.base, rows=given.data, overrides=keys,
+        is_onnx=given.format == "onnx", base=given.base, rows=given.data, overrides=keys,
     )  # fmt: skip
 
 

@@ -141,6 +141,7 @@ def export_trained(
     merge: bool = False,
     onto: str = "dequantized",
     dtype: str | None = None,
+    is_onnx: bool = False,
     base: Path | None = None,
     rows: Path | None = None,
     overrides: Sequence[str] = (),
@@ -153,6 +154,7 @@ def export_trained(
         merge: Adapter and base as one model.
         onto: "dequantized" or "full", of a merge.
         dtype: Of the weights of one model, as torch names it; None: that of the run.
+        is_onnx: With model.onnx beside the weights.
         base: Its folder, where that has moved.
         rows: What is scored; None: the run's validation split, or else embedded functions.
         overrides: How the rows are read (FILE_KEYS).
@@ -171,7 +173,7 @@ def export_trained(
     with stack_imports():
         from trainer.run.export import Wanted, export_model
 
-    check = export_model(trained, found, Wanted(output.resolve(), merge, onto, dtype))
+    check = export_model(trained, found, Wanted(output.resolve(), merge, onto, dtype, is_onnx))
     print_lines([f"{output}: {check.line}"])
 
 

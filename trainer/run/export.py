@@ -11,7 +11,8 @@ E examples, C classes.
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from data.batches.sampling import at_most
 from data.errors import parsing
 from data.text.terminal import step
 from data.text.tokenization import ExampleSet
+from trainer.architectures.classes import OWN
 from trainer.config.methods import BOTTLENECKS, PROMPTS
 from trainer.config.sections import OWN_METHODS, RunConfig
 from trainer.errors import ConfigError
@@ -43,6 +45,7 @@ from trainer.tuning.plain import save_base
 
 MERGED = ("full", "lora", "qlora", "ia3")  # what they train is part of a layer's weights
 _MOST_ROWS = 32
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _CARD, _ADAPTER = "README.md", "adapter_config.json"
 _NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -56,12 +59,14 @@ class Wanted:
         merge: Adapter and base as one model.
         onto: "dequantized" or "full", of a merge; without quantisation they are the same.
         dtype: Of the weights of one model, as torch names it; None: that of the run.
+        is_onnx: With model.onnx, in float32.
     """
 
     output: Path
     merge: bool = False
     onto: str = "dequantized"
     dtype: str | None = None
+    is_onnx: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ def export_model(trained: Trained, rows: Rows, wanted: Wanted) -> Check:
     with built(wanted.output) as building:
         facts = dict(trained.facts)
         if is_whole:
-            dtype = _write_whole(exported, trained, building, wanted.dtype)
+            dtype = "float32" if wanted.is_onnx else wanted.dtype
+            dtype = _write_whole(exported, trained, building, dtype)
             facts = _merged_facts(facts, exported.drift)
         else:
             dtype = _NAMES[exported.settled.base_dtype]
@@ -118,7 +124,11 @@ def export_model(trained: Trained, rows: Rows, wanted: Wanted) -> Check:
         if is_whole:
             write_facts(base, building, facts)
         asked = _asked(trained, exported.settled, building, pad.id if pad else None, dtype)
-        check = check_stock(building, asked, rows, exported.scores_EC.tolist(), dtype)
+        scores = exported.scores_EC.tolist()
+        check = check_stock(building, asked, rows, scores, dtype)
+        if wanted.is_onnx:
+            onnx = check_stock(building, {**asked, "way": "onnx"}, rows, scores, dtype)
+            check = replace(check, line=f"{check.line}; {onnx.line}")
         write_card(building / _CARD, trained, facts, check, asked)
     if exported.drift is not None:
         print_lines([_merged_line(trained, exported.drift)])
@@ -141,6 +151,24 @@ def _refuse(trained: Trained, wanted: Wanted) -> None:
         )
     if wanted.dtype and not wanted.merge and not trained.is_whole:
         raise ConfigError("--dtype is of a whole model, and an adapter keeps its own; add --merge")
+    if wanted.is_onnx:
+        _refuse_onnx(trained, wanted)
+
+
+def _refuse_onnx(trained: Trained, wanted: Wanted) -> None:
+    if missing := [name for name in _ONNX if find_spec(name) is None]:
+        raise ConfigError(
+            f"--format onnx needs {', '.join(missing)}: pip install -c constraints.txt -e '.[onnx]'"
+        )
+    if trained.config.is_language or trained.facts.get("pooling") != OWN:
+        raise ConfigError(
+            "--format onnx is for encoders that classify by a head of transformers' own; leave it"
+            " out, and the folder is one for transformers"
+        )
+    if not (wanted.merge or trained.is_whole):
+        raise ConfigError("--format onnx writes one model, and this is an adapter; add --merge")
+    if wanted.dtype not in (None, "float32"):
+        raise ConfigError(f"--format onnx writes float32, not --dtype {wanted.dtype}; remove that")
 
 
 def _exported(trained: Trained, rows: Rows, wanted: Wanted) -> _Exported:

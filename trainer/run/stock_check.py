@@ -20,7 +20,8 @@ from data.text.tokenization import ExampleSet
 from trainer.errors import ModelError
 
 _SCRIPT = Path(__file__).with_name("stock_scores.py")
-_LIBRARY = {"pipeline": "transformers", "adapter": "peft", "loader": "load_classifier.py"}
+_LIBRARY = {"pipeline": "transformers", "adapter": "peft", "loader": "load_classifier.py",
+            "onnx": "onnxruntime"}  # fmt: skip
 _OF_CPU = (
     " (on CPUs with AVX512, bitsandbytes itself decodes 4-bit rows wrongly whose width is not a"
     " multiple of 64: compare on a GPU, or export with --merge)"

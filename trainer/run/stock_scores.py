@@ -1,4 +1,4 @@
-"""Scores rows with stock transformers, and PEFT, alone: the fresh process of launcher/export.py.
+"""Scores rows with stock transformers, PEFT or ONNX, alone: the fresh process of export.py.
 
 python stock_scores.py ASKED ANSWER      two JSON files; nothing of focaltune is imported
 """
@@ -18,6 +18,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 BATCH = 4
+_MOST_BYTES = 1_900_000_000  # that one file of protobuf holds
 
 
 def tokenizer_of(asked: dict[str, Any]) -> tuple[Any, str]:
@@ -51,7 +52,8 @@ def scores_of_texts(asked: dict[str, Any], tokenizer: Any) -> list[list[float]]:
         names = pipe.model.config.id2label
         found = [{one["label"]: one["score"] for one in each} for each in pipe(texts)]
         return [[each[names[n]] for n in range(len(names))] for each in found]
-    model, size, scores = _classifier(asked), asked.get("batch_size", BATCH), list[list[float]]()
+    model = _as_onnx(asked, tokenizer) if asked["way"] == "onnx" else _classifier(asked)
+    size, scores = asked.get("batch_size", BATCH), list[list[float]]()
     gc.enable()
     for first in range(0, len(texts), size):
         chunk = [_named(text) for text in texts[first : first + size]]
@@ -63,6 +65,51 @@ def scores_of_texts(asked: dict[str, Any], tokenizer: Any) -> list[list[float]]:
         chances = logits.sigmoid() if asked["is_several"] else logits.softmax(1)
         scores += chances.tolist()
     return scores
+
+
+class _Logits(torch.nn.Module):
+    """A classifier of transformers that takes tensors by their places and gives its logits."""
+
+    def __init__(self, model: Any, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, classes)."""
+        logits: torch.Tensor = self.model(**dict(zip(self.names, given, strict=True))).logits
+        return logits
+
+
+def _as_onnx(asked: dict[str, Any], tokenizer: Any) -> Any:
+    """Write model.onnx beside the weights; returns what onnxruntime computes with that file alone.
+
+    Its inputs are what the tokenizer gives, (batch, tokens) of any size.
+    """
+    import onnxruntime
+
+    path = Path(asked["folder"]) / "model.onnx"
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(asked["folder"], dtype=torch.float32).eval()
+    samples = [_named(asked["texts"][0]), _named(asked["texts"][-1])]
+    columns = {key: [sample[key] for sample in samples] for key in samples[0]}
+    batch = tokenizer(**columns, padding=True, truncation=True, return_tensors="pt")
+    size = sum(one.numel() * one.element_size() for one in model.parameters())
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        torch.onnx.export(
+            _Logits(model, list(batch)), tuple(batch.values()), str(path), dynamo=True,
+            verbose=False, input_names=list(batch), output_names=["logits"],
+            external_data=size > _MOST_BYTES, dynamic_shapes=(tuple(free for _ in batch),),
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError:
+        sys.exit(f"torch.onnx does not write {type(model).__name__}; leave out --format onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(**given: torch.Tensor) -> torch.Tensor:
+        arrays = {name: tensor.cpu().numpy() for name, tensor in given.items()}
+        return torch.from_numpy(session.run(["logits"], arrays)[0])
+
+    return run
 
 
 def losses_of_ids(asked: dict[str, Any]) -> list[list[float]]:
