@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--format", choices=("transformers", "onnx"), default="transformers",
-        help="onnx: with model.onnx beside the weights, of an encoder that classifies",
+        help="onnx: with an ONNX file beside the weights, of an encoder that classifies",
     )  # fmt: skip
     parser.add_argument(
         "--data", type=Path, metavar="FILE",

@@ -236,7 +236,7 @@ KEYS = {
     for key in field.annotation.model_fields
 }
 _KEY = re.compile(rf"(?<![\w./{{-])(?:{'|'.join(RunConfig.model_fields)})\.([a-z_.]*[a-z_])")
-_FILE_ENDINGS = {"json", "jsonl", "py", "tar", "safetensors", "safetensors.index.json"}
+_FILE_ENDINGS = {"json", "jsonl", "py", "tar", "safetensors", "safetensors.index.json", "onnx"}
 
 
 def unknown_keys(tree: ast.AST) -> list[str]:
