@@ -71,6 +71,7 @@ def _gpt(config: Mapping[str, Any]) -> ModelShape:
             num_layers * num_heads,
             num_layers * hidden,
             has_dropout=config.get("attn_pdrop", 0.1) > 0,
+            cached=2 * num_layers * kv_size,
         ),
         num_dropped=PerToken(2 * num_layers * hidden if config.get("resid_pdrop", 0.1) else 0),
         mask_bytes=positions**2 if is_big_code else 0,
@@ -117,6 +118,7 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
             num_layers * width,
             2 * num_layers * (width - kv_size),
             has_dropout=config.get("attention_dropout", 0.0) > 0,
+            cached=2 * num_layers * kv_size,
         ),
     )
 

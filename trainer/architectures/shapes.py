@@ -99,12 +99,14 @@ class Attention:
     Attributes:
         heads: Query heads; each keeps the logarithm of a sum.
         copied: Elements of keys and values that are added where each query head gets a copy.
+        cached: Elements of keys and values, what a cache keeps of a token that was read.
     """
 
     heads: int = 0
     outputs: int = 0
     copied: int = 0
     has_dropout: bool = False
+    cached: int = 0
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,7 @@ class _Watch(Replacing):
             before.outputs + out.numel() // length,
             before.copied + copies * (key.numel() + value.numel()) // length,
             before.has_dropout or is_dropped,
+            before.cached + (key.numel() + value.numel()) // length,
         )
         if is_dropped or query.shape[-1] != value.shape[-1]:  # what a CPU keeps more
             self._is_written = True

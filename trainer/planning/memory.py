@@ -1,7 +1,8 @@
 """Bytes of one rank's training step, by arithmetic on sizes alone.
 
 The step has two moments that can be its peak: when the backward pass begins, all activations of a
-micro-batch are alive; when the optimizer steps, all gradients are. What is kept for the backward
+micro-batch are alive; when the optimizer steps, all gradients are. A third one is an answer of a
+language model at a validation, beside the cache of what it has read. What is kept for the backward
 pass was read off the saved tensors of each block, not guessed; benchmarks/memory.py compares the
 sums with measurement.
 
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from trainer.architectures.adapters import adapted_layers, is_feed_forward, place_of
-from trainer.architectures.shapes import ATTENTION, Linear
+from trainer.architectures.shapes import ATTENTION, Linear, ModelShape
 from trainer.config.methods import (
     BOTTLENECKS,
     BY_RECORD,
@@ -55,6 +56,7 @@ class Memory:
     gradients: float = 0.0
     activations: float = 0.0
     working: float = 0.0
+    cache: float = 0.0
     buckets: float = 0.0
     context: float = 0.0
     fragmentation: float = 0.0
@@ -95,10 +97,32 @@ def memory_of(recipe: Resolved) -> Memory:
     # Gradients in fp32 for the update, and the temporaries of AdamW's loop over tensors.
     fp32 = 0.0 if is_on_host else 4 * recipe.num_trained / shards
     update = replace(step, gradients=gradients + fp32, working=fp32)
-    peak = max(backward, update, key=lambda memory: memory.total)
+    moments = [backward, update]
+    if recipe.config.is_language:
+        moments.append(_writing(recipe, step))
+    peak = max(moments, key=lambda memory: memory.total)
     if not recipe.on_gpu:
         return peak
     return replace(peak, context=_CUDA_CONTEXT, fragmentation=_FRAGMENTATION * peak.total)
+
+
+def cache_bytes(shape: ModelShape, num_tokens: int, width: int) -> float:
+    """Bytes of the keys and values of so many tokens, of one text or of several together.
+
+    Where a model's attention sees the last ones alone, its cache is smaller.
+
+    Args:
+        width: Bytes of an activation.
+    """
+    return float(shape.attention.cached * num_tokens * width)
+
+
+def _writing(recipe: Resolved, step: Memory) -> Memory:
+    """Answers of a validation: texts that go on together fill no more than a row."""
+    tokens = recipe.num_tokens // recipe.config.optim.micro_batch_size
+    widest = 2 * recipe.shape.widest.at(recipe.row_tokens) * recipe.base_bytes * tokens
+    kept = cache_bytes(recipe.shape, tokens, recipe.base_bytes)
+    return replace(step, cache=kept, working=widest)
 
 
 def moment_bytes(recipe: Resolved) -> float:

@@ -23,6 +23,7 @@ _NAMES = {
     "gradients": "gradients",
     "activations": "activations",
     "working": "working space",
+    "cache": "keys and values",
     "buckets": "communication",
     "context": "CUDA context",
     "fragmentation": "fragmentation (5%)",

@@ -158,23 +158,29 @@ def _most_tokens(asking: Asking, opened: Opened) -> int:
 
 def _writers(
     opened: Opened, ranks: "Ranks", engine: str, most: int
-) -> tuple[bool, Callable[[], "Writer | VllmWriter"]]:
-    """Load the model: whether vLLM writes, and what makes a writer of this rank.
+) -> tuple[bool, Callable[[], "Writer | VllmWriter"], float]:
+    """Load the model: whether vLLM writes, what makes a writer of this rank, bytes of a token.
+
+    The bytes are those of the cache of our own writer.
 
     Args:
         most: Tokens that the model reads, of a prompt and its answer.
     """
     from trainer.generation.decoding import Writer
     from trainer.generation.vllm_writer import VllmWriter, takes_vllm
+    from trainer.planning.memory import cache_bytes
+    from trainer.planning.plan import read_shape
+    from trainer.planning.resolved import BYTES
     from trainer.run.build import resolve_here, scoring_model
 
     config, folder = opened.config, opened.folder
     if takes_vllm(engine, config, folder, ranks):
         longest = min(most + 1, opened.window or most + 1)  # the last token is not read
         vllm = VllmWriter(resolve_here(config, ranks.device).config, folder, ranks, longest)
-        return True, lambda: vllm
-    network = scoring_model(config, folder, Classes(), ranks, None)[1]
-    return False, lambda: Writer(network, ranks.device, is_alone=True)
+        return True, lambda: vllm, 0.0
+    settled, network = scoring_model(config, folder, Classes(), ranks, None)
+    cached = cache_bytes(read_shape(settled), 1, BYTES[settled.base_dtype])
+    return False, lambda: Writer(network, ranks.device, is_alone=True), cached
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,7 @@ class _Task:
     opened: Opened
     is_vllm: bool
     writer: Callable[[], "Writer | VllmWriter"]
+    cached: float
     ranks: "Ranks"
     batch: int
     folder: Path
@@ -242,7 +249,11 @@ class _Task:
             )
             for one in left
         ]  # fmt: skip
-        room = f"with {self.batch} texts of up to {most} tokens together; lower --batch"
+        room = (
+            f"with {self.batch} texts of up to {most} tokens together"
+            f", whose keys and values take {self.cached * self.batch * most / 2**30:.2f} GiB; lower"
+            " --batch"
+        )
         showing = terminal.step(f"writing {self.folder.name}", len(questions))
         with showing as shown, memory_errors_named(room):
             shown.advance(len(kept))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import write_rows
 from rank_pool import run_ranks
@@ -14,6 +15,7 @@ from launcher.evaluate import main as evaluate
 from launcher.suite import main as suite
 from launcher.sweep import main as sweep
 from trainer.evaluation.suites.suites import SUITES
+from trainer.generation import sampling
 from trainer.sweep.grid import expand
 
 needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bubblewrap here")
@@ -145,6 +147,21 @@ def test_programs_and_scenarios_of_a_model_are_judged_once_written(run, tmp_path
     assert len({*said}) > 1
     report = json.loads((tmp_path / "3" / names[0] / "suite.json").read_text())
     assert {*report["measures"]} == {"pass@1", "pass@10"}
+
+
+def test_a_lack_of_memory_says_what_the_cache_takes(run, tmp_path, monkeypatch, capsys):
+    """4 bytes x 2 layers x (8 keys + 8 values) of one head x 512 tokens x 1,000 texts."""
+
+    def fails(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sampling, "generate", fails)
+    assert suite(words(*run, tmp_path, "--batch", "1000")) == 5
+    size = 4 * 2 * (8 + 8) * 512 * 1000 / 2**30
+    assert (
+        f"1000 texts of up to 512 tokens together, whose keys and values take {size:.2f} GiB"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_a_classifier_is_refused(tiny_recipe, run, tmp_path, capsys):
