@@ -1,5 +1,6 @@
 """Small data, a small model and the recipe that joins them."""
 
+import gc
 import gzip
 import json
 import os
@@ -72,6 +73,16 @@ if not any("gpu" in Path(argument.partition("::")[0]).parts for argument in sys.
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no fault
 hypothesis.settings.load_profile("any machine")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Import without Python's collector, as trainer/processes/imports.py; all that stays."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 @pytest.hookimpl(tryfirst=True)

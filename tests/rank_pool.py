@@ -16,32 +16,7 @@ from pathlib import Path
 import torch
 from launched import free_port
 
-_PRELOAD = [
-    "rank_pool",
-    "rank_checks",
-    "launcher.train",
-    "trainer.run.training",
-    "setuptools",
-    "deepspeed.module_inject.auto_ep_layer",
-    "peft.tuners.lora.bnb",
-    "bitsandbytes",
-    "sklearn.linear_model",
-    "sklearn.feature_extraction.text",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "torch.utils.tensorboard",
-    "transformers.models.gpt_bigcode.modeling_gpt_bigcode",
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.qwen2.modeling_qwen2",
-    "trainer.run.commands",
-    "trainer.processes.rendezvous",
-    "trainer.tuning.fused_lora",
-    "deepspeed.comm.mori",
-    "peft.utils.transformers_weight_conversion",
-    "rich._emoji_codes",
-    "tests.rank_warm",  # by its folder: the server does not look into tests/
-]
+_PRELOAD = ["tests.rank_warm"]  # by its folder: the server does not look into tests/
 Entry = Callable[[list[str]], int]
 TIMEOUT = 240.0  # seconds; a hang, not a slow machine
 

@@ -123,6 +123,7 @@ def test_the_first_screen_has_everything_a_newcomer_needs():
     assert lines[0] == "# focaltune"
 
 
+@pytest.mark.usefixtures("stock_pool")
 @pytest.mark.parametrize(
     ("page", "line"),
     COMMANDS,

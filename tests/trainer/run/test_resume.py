@@ -130,8 +130,9 @@ def test_a_signal_to_one_rank_saves_and_exits_75_on_all(
     assert 4 <= done < STEPS
     assert (folder / "checkpoints" / f"step-{done:08d}" / "MANIFEST.json").exists()
     assert f"after step {done} of {STEPS} and saved" in printed.read_text()
-    assert run_ranks(arguments(tiny_recipe, folder, "save.interval=1000"), 2) == [0, 0]
-    assert (losses(folder), read_log(folder / "log.jsonl", "valid")) == uninterrupted(2)
+    if number == signal.SIGTERM:  # what is saved does not depend on the signal
+        assert run_ranks(arguments(tiny_recipe, folder, "save.interval=1000"), 2) == [0, 0]
+        assert (losses(folder), read_log(folder / "log.jsonl", "valid")) == uninterrupted(2)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
