@@ -1,6 +1,7 @@
 """Yes or no in words: the answer rule of the ASTRAIOS study (arXiv 2401.00788), and its scores.
 
-The rule and the seed of its sample are those of the notebook that the study published.
+The rule and the seed of its sample are those of the notebook that the study published; which pairs
+it asked about, those of its tasks in bigcode-evaluation-harness.
 """
 
 import random
@@ -104,4 +105,4 @@ DEFECT = Question(
     no=("there is no defect",),
     sampled=(1081, 919),
 )
-CLONE = Question("label", yes=("there is a", "ere is a"), no=("there is no",))
+CLONE = Question("label", yes=("there is a", "ere is a"), no=("there is no",), sampled=(1726, 1000))

@@ -29,6 +29,7 @@ SUITES: dict[str, Suite] = {
         CLONE.judge,
         CLONE.summary,
         ASKING["clone"],
+        CLONE.select,
         runs_programs=False,
     ),
     "humaneval": Suite(

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from launcher.suite import main as suite
 from trainer.evaluation.suites.answers import CLONE, DEFECT
 from trainer.evaluation.suites.suite import Item
+from trainer.evaluation.suites.suites import SUITES
 
 RELEASED = REPOSITORY.parent / "shared" / "data" / "astraios_outputs"
 
@@ -55,6 +56,19 @@ def test_rows_are_drawn_as_the_study_drew_them():
     assert [item.place for item in drawn] == sorted(expected)
     assert replace(DEFECT, sampled=(7, 21)).select(items) == items
     assert DEFECT.select(items) == items  # fewer than the study had
+
+
+def test_of_many_pairs_those_are_drawn_that_the_study_asked_about():
+    """bigcode-evaluation-harness, instruct_codexglue_clone_detection.py: pairs without a clone
+    relation first, 1,726 of them, then 1,000 with one, seed 0.
+    """
+    labels = [n % 4 == 0 for n in range(9000)]
+    items = [Item(str(n), {"label": label}, n) for n, label in enumerate(labels)]
+    others, clones = ([n for n in range(9000) if labels[n] is kind] for kind in (False, True))
+    random.seed(0)
+    expected = [others[n] for n in random.sample(range(6750), 1726)]
+    expected += [clones[n] for n in random.sample(range(2250), 1000)]
+    assert [item.place for item in SUITES["clone"].select(items)] == sorted(expected)
 
 
 def test_the_first_of_several_answers_counts():
