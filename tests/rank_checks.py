@@ -240,6 +240,32 @@ def record_rows_and_state(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def record_order(arguments: list[str]) -> int:
+    """Train, then print when batches were made, a step was computed, and its numbers were read."""
+    from data.batches.loader import TrainLoader
+    from launcher.train import main
+    from trainer.engine.finite import FiniteCheck
+    from trainer.run import loop
+
+    order: list[str] = []
+
+    def noted(owner: object, name: str, letter: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*given: object, **more: object) -> object:
+            order.append(letter)
+            return original(*given, **more)
+
+        setattr(owner, name, call)
+
+    noted(TrainLoader, "step", "b")
+    noted(loop, "optimizer_step", "s")
+    noted(FiniteCheck, "read", "r")
+    code = main(arguments)
+    print("order", "".join(order))
+    return code
+
+
 def train_in_small_chunks(arguments: list[str]) -> int:
     """Train with a tile of logits at a time, so that ranks score different numbers of chunks."""
     from launcher.train import main

@@ -61,6 +61,13 @@ class Batch:
         """Real tokens, without padding."""
         return sum(self.used_B)
 
+    def pinned(self) -> "Batch":
+        """The batch in memory from which a GPU copies while the host goes on."""
+        tensors: dict[str, Any] = {
+            name: value.pin_memory() for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        return replace(self, **tensors)
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; from pinned memory the copies do not wait."""
         tensors: dict[str, Any] = {

@@ -41,14 +41,11 @@ class ModelSection(Section):
         "auto", description="of the frozen base; auto follows engine.precision"
     )
     attention: Literal[
-        "auto",
-        "eager",
-        "sdpa",
-        "segment_sdpa",
-        "flash_attention_2",
-        "torch_varlen",
+        "auto", "eager", "sdpa", "segment_sdpa", "flash_attention_2", "torch_varlen",
         "torch_efficient",
-    ] = Field("auto", description="attention back end; the choice and its reason are printed")
+    ] = Field(
+        "auto", description="attention back end; the choice and its reason are printed"
+    )  # fmt: skip
     pooling: Literal["auto", "last", "first", "mean"] = Field(
         "auto",
         description="state of a function that classification scores; auto: as transformers' class"
@@ -205,11 +202,18 @@ class OptimSection(Section):
     max_grad_norm: NotNegative = Field(1.0, description="global clipping; 0 is off")
     epochs: Positive | None = Field(None, description="passes over the data; or max_steps")
     max_steps: Positive | None = Field(None, description="optimizer steps; or epochs")
-    micro_batch_size: Positive = Field(1, description="rows of one forward pass on one GPU")
+    micro_batch_size: Literal["auto"] | Positive = Field(
+        1, description="rows of one forward pass on one GPU; auto: the most whose memory fits"
+    )
     global_batch_size: Positive = Field(32, description="optimizer step, in batch_unit")
     batch_unit: Literal["examples", "rows"] = Field(
         "examples", description="unit of global_batch_size; packing then leaves the steps alone"
     )
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-batch; 1 where auto is not settled."""
+        return 1 if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @model_validator(mode="before")
     @classmethod

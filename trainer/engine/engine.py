@@ -66,7 +66,7 @@ def deepspeed_config(
     preset = load_preset(config.engine.preset)
     clips_alone = preset.stage == 0 and world_size == 1
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.optim.micro_batch_size,
+        "train_micro_batch_size_per_gpu": config.optim.micro_rows,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": 0.0 if clips_alone else config.optim.max_grad_norm,

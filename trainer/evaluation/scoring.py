@@ -80,7 +80,7 @@ class Evaluation(ABC):
 
     def outputs(self, split: Split) -> Outputs:
         """The model's outputs for this rank's batches of a split."""
-        data, micro_batch_size = self.config.data, self.config.optim.micro_batch_size
+        data, micro_batch_size = self.config.data, self.config.optim.micro_rows
         what, examples = f"scoring {split.folder.name}", split.examples
         batches = split_batches(examples, data, micro_batch_size, self.ranks, what)
         return outputs(self.model, batches)

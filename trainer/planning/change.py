@@ -71,7 +71,7 @@ def best_change(
 
 def _candidates(config: RunConfig) -> Iterator[tuple[str, str, Any, float]]:
     """Changes that this recipe can take, with their factor on the time of a step."""
-    rows = config.optim.micro_batch_size
+    rows = config.optim.micro_rows
     while rows := rows // 2:
         yield "optim", "micro_batch_size", rows, 1.1
     half = max(8, config.data.seq_length // 2)

@@ -50,7 +50,7 @@ class DataFacts:
             num_rows = round(self.num_functions * max(1.0, length / data.seq_length))
         units = num_rows if optim.batch_unit == "rows" else self.num_functions
         per_epoch = min(steps_for(units, optim.global_batch_size), num_rows)
-        plan = Plan(num_rows, per_epoch, optim.micro_batch_size, num_ranks)
+        plan = Plan(num_rows, per_epoch, optim.micro_rows, num_ranks)
         return Steps(
             num=optim.max_steps or (optim.epochs or 0) * per_epoch,
             accumulation=plan.gradient_accumulation_steps,

@@ -27,6 +27,7 @@ from trainer.planning.memory import memory_of
 from trainer.planning.resolved import Resolved
 
 _GIB = 2**30
+_OF_A_GPU, _OF_A_HOST = 0.9, 0.5  # shares of memory that optim.micro_batch_size=auto fills
 _FAMILIES = (  # of ds_configs/, by the name the driver gives a GPU
     (r"\bT4\b", "t4"),
     (r"RTX ?4080", "rtx4080"),
@@ -73,6 +74,8 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
     found = Resolved(
         config, settled, reasons, preset, shape, machine, faults, num_counted=num_counted
     )
+    if config.optim.micro_batch_size == "auto":
+        found = found.settled("optim", "micro_batch_size", *choose_micro_batch(found))
     short = too_much(found)
     return replace(found, faults=(*faults, MachineError(short))) if short else found
 
@@ -166,6 +169,33 @@ def choose_attention(config: RunConfig, machine: Machine, precision: str) -> tup
     if machine.device.precision == "bf16":
         return TORCH_VARLEN, "torch's own kernel of sm80 and newer: its cost follows the examples"
     return TORCH_EFFICIENT, "torch's own kernel of older GPUs: its cost follows the examples"
+
+
+def choose_micro_batch(recipe: Resolved) -> tuple[int, str]:
+    """Rows of a micro-batch where it is auto, and the reason for them.
+
+    It takes the fewest passes whose planned peak fits nine tenths of a GPU, or a rank's share of
+    half the host's memory, and then the fewest rows for as many passes. A batch of rows is shared
+    out evenly.
+    """
+    optim, machine = recipe.config.optim, recipe.machine
+    limit, where = None, "nine tenths of the GPU"
+    if machine.memory_bytes is not None:
+        limit = _OF_A_GPU * machine.memory_bytes
+    elif machine.host_bytes:
+        ranks = -(-machine.num_ranks // machine.num_nodes)
+        limit, where = _OF_A_HOST * machine.host_bytes / ranks, "half of the host"
+    if limit is None or recipe.shape.doubt:
+        return 1, f"auto: {recipe.shape.doubt or 'the memory of the machine is not known'}"
+    most = -(-optim.global_batch_size // machine.num_ranks)
+    is_even = optim.batch_unit == "rows" and optim.global_batch_size % machine.num_ranks == 0
+    for passes in range(1, most + 1):
+        rows = -(-most // passes)
+        if is_even and most % passes:
+            continue
+        if memory_of(recipe.changed("optim", micro_batch_size=rows)).total <= limit:
+            return rows, f"auto: the most that fits {where}"
+    return 1, f"auto: none fits {where}"
 
 
 def choose_loss_backend(config: RunConfig, machine: Machine) -> tuple[str, str]:

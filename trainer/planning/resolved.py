@@ -51,6 +51,11 @@ class Resolved:
         section, name = key.split(".")
         return getattr(getattr(self.config, section), name)
 
+    def settled(self, section: str, key: str, value: Any, reason: str) -> "Resolved":
+        """The same choices but for one, and its reason."""
+        reasons = {**self.reasons, f"{section}.{key}": reason}
+        return replace(self.changed(section, **{key: value}), reasons=reasons)
+
     def changed(self, section: str, **values: Any) -> "Resolved":
         """The same choices with keys of one section changed."""
         return replace(self, config=self.config.changed(section, **values))
@@ -108,7 +113,7 @@ class Resolved:
     def num_tokens(self) -> int:
         """Tokens of a micro-batch, virtual ones included, as if its rows were full."""
         of_row = self.config.data.seq_length + num_virtual_tokens(self.tuning)
-        return of_row * self.config.optim.micro_batch_size
+        return of_row * self.config.optim.micro_rows
 
     @property
     def row_tokens(self) -> float:

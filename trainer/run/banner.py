@@ -70,6 +70,11 @@ def banner_lines(
         *_data_lines(prepared),
         *_language_lines(config.data, prepared, trained),
         *_step_lines(loader, total_steps),
+        *(
+            [f"  batch      micro {recipe.choice('optim.micro_batch_size')}"]
+            if "optim.micro_batch_size" in recipe.reasons
+            else []
+        ),
     ]
 
 

@@ -50,7 +50,7 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
         with watchdog.watching("save after step", state.step):
             session.save()  # its best step is what export.py merges
     run.engine.train()
-    logged = replace(state)
+    logged, ahead = replace(state), None
     check = FiniteCheck(run.ranks.device, skips_overflows=run.engine.fp16_enabled())
     gradients = GradientCheck(run.engine)
     if run.ranks.device.type == "cuda":
@@ -58,12 +58,13 @@ def train(session: Session, stop: StopRequest, watchdog: Watchdog) -> None:
     while state.step < run.total_steps and not session.early_stop:
         with watchdog.watching("step", state.step + 1):
             started = time.perf_counter()
-            batches = run.loader.step(state.step)
+            batches = ahead or _batches(run, state.step)
             updates = max(0, state.step - state.skipped_steps + run.steps_ahead)
             rate = learning_rate(run.config.optim, updates, run.total_steps + run.steps_ahead)
             with _first_step_named(session, is_first=not gradients.is_settled):
                 losses_A, norm = optimizer_step(run, batches, state.step, rate)
             _advance(state, run.engine, batches)
+            ahead = _batches(run, state.step) if _goes_on(run, state.step) else None
             _check_reached(run, gradients.unreached(was_skipped=state.consecutive_skips > 0))
             check.record(state.step, losses_A, norm)
             due = _due_after(run, state)
@@ -109,6 +110,22 @@ def _validate(session: Session, stop: StopRequest, watchdog: Watchdog) -> Stoppe
 
 def _stopped(where: str, run: Run) -> str:
     return f"stopped {where} of {run.total_steps} and saved; the same command continues"
+
+
+def _batches(run: Run, step: int) -> StepBatches:
+    """The batches of a step; for a GPU in pinned memory."""
+    batches = run.loader.step(step)
+    if run.ranks.device.type != "cuda":
+        return batches
+    return replace(batches, micro_batches=[batch.pinned() for batch in batches.micro_batches])
+
+
+def _goes_on(run: Run, step: int) -> bool:
+    """Whether the batches of a coming step can be made while the device computes the one before.
+
+    Rows of another epoch are packed first, and the log still asks for those of this one.
+    """
+    return step < run.total_steps and run.loader.position(step).rows_done > 0
 
 
 def optimizer_step(

@@ -62,7 +62,7 @@ def training_loader(
         seq_length=data.seq_length,
         global_batch_size=optim.global_batch_size,
         batch_unit=optim.batch_unit,
-        micro_batch_size=optim.micro_batch_size,
+        micro_batch_size=optim.micro_rows,
         seed=config.run.seed,
         packing=packing,
         packing_window=data.packing_window,

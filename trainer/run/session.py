@@ -118,6 +118,7 @@ class Session:
             "counters": optimizer_counters(engine),
             "recipe": self.run.config.to_json(),
             "world_size": self.run.ranks.world_size,
+            "micro_batch_size": self.recipe.config.optim.micro_rows,
             "zero_stage": self.recipe.preset.stage,
             "files": self._files(),
             "start": asdict(self.run.loader.start),

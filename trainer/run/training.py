@@ -65,6 +65,7 @@ from trainer.run_folder.resume import (
     batches_of,
     find_checkpoint,
     initial_state,
+    kept_rows,
     moved_lines,
     refuse_other_run,
     run_identity,
@@ -206,14 +207,9 @@ def _build(
     """Everything up to the first step, with the banner and the proof of its strategy."""
     state = initial_state(config, checkpoint)
     classes = prepared.classes
-    recipe = agreed(ranks, lambda: resolve_here(config, ranks.device, ranks.world_size, classes))
-    if not is_equal_everywhere(str([recipe.choice(key) for key in recipe.reasons]), ranks):
-        engine = recipe.config.engine
-        raise MachineError(
-            f"ranks would choose differently, this one {engine.preset} and {engine.precision}:"
-            " set engine.preset, engine.precision and model.attention, or take nodes of one kind"
-        )
-    loader = build_loader(config, prepared, ranks, checkpoint)
+    recipe = _resolve(config, ranks, classes, checkpoint)
+    counted = config.changed("optim", micro_batch_size=recipe.config.optim.micro_rows)
+    loader = build_loader(counted, prepared, ranks, checkpoint)
     total_steps = max(state.step, _total_steps(config.optim, loader))
     model = _build_model(recipe, classes, ranks, initial)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -236,7 +232,7 @@ def _build(
     task = TASKS[config.task.name](config.loss, ranks.device, detached, loader.examples)
     run = Run(config, ranks, engine, task, loader, total_steps, log)
     evaluation = evaluation_of(config.task.name, prepared.classes)(
-        config, prepared, ranks, engine, log, task
+        counted, prepared, ranks, engine, log, task
     )
     session = Session(run, prepared, model, recipe, identity, state, evaluation)
     _choose_strategy(session)
@@ -252,6 +248,23 @@ def _build(
     session.passport = agreed(ranks, open_papers)
     run.say(time_line(_estimate_seconds(session)))
     return session
+
+
+def _resolve(
+    config: RunConfig, ranks: Ranks, classes: Classes, checkpoint: Checkpoint | None
+) -> Resolved:
+    """The recipe on this machine, the same on every rank and as at the start of the run."""
+    recipe = agreed(ranks, lambda: resolve_here(config, ranks.device, ranks.world_size, classes))
+    if not is_equal_everywhere(str([recipe.choice(key) for key in recipe.reasons]), ranks):
+        engine = recipe.config.engine
+        raise MachineError(
+            f"ranks would choose differently, this one {engine.preset} and {engine.precision}:"
+            " set engine.preset, engine.precision, model.attention and optim.micro_batch_size, or"
+            " take nodes of one kind"
+        )
+    if rows := kept_rows(config, checkpoint, ranks.world_size):
+        recipe = recipe.settled("optim", "micro_batch_size", rows, "auto, as since its start")
+    return recipe
 
 
 def _build_model(
@@ -325,11 +338,11 @@ def build_loader(
         ConfigError: A batch of rows that the ranks cannot share out evenly.
     """
     optim = config.optim
-    taken = optim.micro_batch_size * ranks.world_size
+    taken = optim.micro_rows * ranks.world_size
     if optim.batch_unit == "rows" and optim.global_batch_size % taken:
         raise ConfigError(
             f"optim.global_batch_size {optim.global_batch_size} rows is not a multiple of"
-            f" {optim.micro_batch_size} rows a micro-batch x {ranks.world_size} ranks = {taken};"
+            f" {optim.micro_rows} rows a micro-batch x {ranks.world_size} ranks = {taken};"
             f" take {max(1, optim.global_batch_size // taken) * taken}"
         )
 

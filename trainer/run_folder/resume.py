@@ -111,6 +111,19 @@ def batches_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {key: optim[key] for key in ("global_batch_size", "batch_unit") if key in optim}
 
 
+def kept_rows(config: RunConfig, checkpoint: Checkpoint | None, world_size: int) -> int | None:
+    """Rows of a micro-batch that auto settled when the run began, on as many ranks; else None.
+
+    Dropout draws by the micro-batch, so another number would change the losses.
+    """
+    if checkpoint is None or checkpoint.trainer["world_size"] != world_size:
+        return None
+    before = with_current_keys(checkpoint.trainer["recipe"])["optim"].get("micro_batch_size")
+    if not before == config.optim.micro_batch_size == "auto":
+        return None
+    return int(checkpoint.trainer["micro_batch_size"])
+
+
 def refuse_other_run(
     checkpoint: Checkpoint, config: RunConfig, identity: Mapping[str, Any]
 ) -> list[str]:

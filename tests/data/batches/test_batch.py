@@ -142,3 +142,19 @@ def test_indices_are_int64_and_move_with_the_batch():
     assert len(tensors) == 7
     assert {value.device.type for value in tensors.values()} == {"meta"}
     assert {value.dtype for name, value in tensors.items() if name != "weights_S"} == {torch.int64}
+
+
+def test_a_pinned_batch_has_all_tensors_in_memory_that_a_gpu_copies_from(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone()
+    )
+    batch = collate(example_set([[A, END]]), rows_of([0]))
+    copy = batch.pinned()
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert [id(one) for one in pinned] == [id(one) for one in tensors]
+    assert all(
+        torch.equal(value, getattr(copy, name)) and value is not getattr(copy, name)
+        for name, value in vars(batch).items() if isinstance(value, torch.Tensor)
+    )  # fmt: skip
+    assert copy.segment_lengths == batch.segment_lengths

@@ -3,9 +3,10 @@
 import pytest
 from conftest import REPOSITORY
 
-from trainer.config.machines import DEVICES, Device, Machine
+from trainer.config.machines import DEVICES, Device, Machine, other_device
 from trainer.config.recipe import load_run_config
 from trainer.errors import ConfigError, MachineError, ModelError
+from trainer.planning.memory import memory_of
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 
@@ -139,3 +140,56 @@ def test_fp16_is_refused_where_the_machine_does_not_compute_in_it():
     assert isinstance(faults[0], MachineError)
     assert "take engine.precision auto" in str(faults[0])
     assert resolved(CPU, "engine.precision=fp16").faults == ()
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "unit", "global_batch", "expected"),
+    [
+        (1000, "examples", 32, 8),  # all of a rank's 8 in one pass
+        (1000, "examples", 30, 8),  # 7.5 of a rank
+        (1000, "rows", 32, 8),
+        (4.0, "examples", 32, None),
+        (3.75, "rows", 24, None),  # 6 of a rank: 1, 2, 3 or 6
+        (0.5, "examples", 32, 1),
+    ],
+)
+def test_an_automatic_micro_batch_is_the_largest_that_fits(
+    memory_gib, unit, global_batch, expected, base
+):
+    keys = ["optim.micro_batch_size=auto", f"optim.global_batch_size={global_batch}"]
+    keys += [f"optim.batch_unit={unit}", "model.config=recipes/starcoderbase_1b.json"]
+    keys += ["data.seq_length=512", "data.tokenizer=data/samples/model"]
+    keys += ["engine.preset=gpu_zero1", "model.gradient_checkpointing=true"]
+    config = load_run_config(base, keys)
+    machine = Machine(other_device(memory_gib), 4)
+    recipe = resolve(config, read_shape(config), machine)
+    rows = recipe.config.optim.micro_batch_size
+    assert rows == recipe.config.optim.micro_rows
+    assert recipe.written.optim.micro_batch_size == "auto"
+    if expected is not None:
+        assert rows == expected
+        return
+    most, fits = -(-global_batch // 4), 0.9 * memory_gib * 2**30
+    assert 1 < rows < most
+    possible = [n for n in range(1, most + 1) if unit == "examples" or most % n == 0]
+    passes = {-(-most // n) for n in possible if peak(recipe, n) <= fits}
+    assert -(-most // rows) == min(passes)  # as few passes as any number that fits
+    assert peak(recipe, rows) <= fits
+
+
+def peak(recipe, rows):
+    return memory_of(recipe.changed("optim", micro_batch_size=rows)).total
+
+
+def test_an_automatic_micro_batch_on_a_cpu_takes_a_share_of_half_the_host(base):
+    keys = ["optim.micro_batch_size=auto", "optim.global_batch_size=64"]
+    config = load_run_config(base, keys)
+    shape = read_shape(config)
+    unknown, small, large = (
+        resolve(config, shape, Machine(None, 2, host_bytes=size))
+        for size in (None, 2 * 2**30, 2**40)
+    )
+    assert unknown.config.optim.micro_batch_size == 1
+    assert large.config.optim.micro_batch_size == 32
+    assert 1 <= small.config.optim.micro_batch_size < 32
+    assert peak(small, small.config.optim.micro_batch_size) <= 2**30 / 2

@@ -130,3 +130,14 @@ def test_a_run_is_a_plain_loop_over_its_records(name, method, tmp_path):
     for found, expected in zip(ours, theirs, strict=True):
         assert found == pytest.approx(expected, rel=ROUNDING)
     assert FAMILY[name] == model.config.model_type
+
+
+def test_batches_of_the_next_step_are_made_before_this_one_is_waited_for(tiny_recipe, tmp_path):
+    """Steps of an epoch in a chain; 40 functions in dozens: an epoch has 4 steps."""
+    printed = tmp_path / "printed"
+    command = [str(tiny_recipe), f"run.output_dir={tmp_path / 'run'}", "eval.interval=never"]
+    command += ["eval.before=none", "save.interval=100"]
+    assert run_ranks(command, 1, printed, entry=rank_checks.record_order) == [0]
+    [line] = [one for one in printed.read_text().splitlines() if one.startswith("order")]
+    epoch = "bs" + "brs" * 3 + "r"
+    assert line.split()[1].lstrip("b") == (epoch * 2)[1:]

@@ -4,6 +4,7 @@ Sums in another order differ by rounding: 5e-6 relative is 40 units in the last 
 eight updates; a mean of means, the error this guards against, is off by more than 1e-2 here.
 """
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -67,6 +68,28 @@ def test_losses_and_norms_equal_the_reference(case, reference, tiny_recipe, tmp_
     assert losses == pytest.approx(reference[0], rel=ROUNDING)
     if "zero0" not in case:  # DeepSpeed reports no norm there
         assert norms == pytest.approx(reference[1], rel=ROUNDING)
+
+
+def test_an_automatic_micro_batch_has_the_losses_of_single_rows_and_is_kept(
+    reference, tiny_recipe, tmp_path
+):
+    """All rows of a step at once, in fp32 to 1e-6; continued bit by bit, with dropout."""
+    auto = ["engine.preset=cpu_zero1", "optim.micro_batch_size=auto"]
+    losses, norms = curve(tiny_recipe, tmp_path / "run", 1, auto)
+    assert losses == pytest.approx(reference[0], rel=1e-6)
+    assert norms == pytest.approx(reference[1], rel=ROUNDING)
+    steps = json.loads((tmp_path / "run" / "plan.json").read_text())["steps"]
+    assert (steps["micro_batch_size"], steps["gradient_accumulation_steps"]) == (12, 1)
+    assert "micro_batch_size: auto" in (tmp_path / "run" / "config.yaml").read_text()
+    drops = [*auto, "tuning.lora_dropout=0.2", "optim.schedule=constant"]
+    whole, _ = curve(tiny_recipe, tmp_path / "whole", 1, drops)
+    curve(tiny_recipe, tmp_path / "parts", 1, [*drops, "optim.max_steps=4"])
+    more = [*drops, "run.accept_changes=true"]
+    parts, _ = curve(tiny_recipe, tmp_path / "parts", 1, more)
+    assert parts == whole
+    printed = (tmp_path / "parts.txt").read_text()
+    assert "micro 12 (auto: the most that fits half of the host)" in printed
+    assert "micro 12 (auto, as since its start)" in printed
 
 
 @pytest.mark.parametrize("keys", [[], ["tuning.method=full", "optim.max_grad_norm=0.5"]])
