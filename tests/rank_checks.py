@@ -266,6 +266,78 @@ def record_order(arguments: list[str]) -> int:
     return code
 
 
+def clip_by_deepspeed(arguments: list[str]) -> int:
+    """Train with DeepSpeed's clipping where ours takes its place."""
+    from launcher.train import main
+    from trainer.engine import engine
+
+    engine.clips_before_update = lambda *_: False
+    return main(arguments)
+
+
+def count_waits(arguments: list[str]) -> int:
+    """Train, and print who reads a tensor's values in the fourth step, and how often."""
+    import traceback
+    from collections import Counter
+
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from launcher.train import main
+    from trainer.run import loop
+
+    waits: Counter[str] = Counter()
+    asks = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique", "is_nonzero")
+    is_on = False
+
+    def note(what: str) -> None:
+        if not is_on:
+            return
+        frames = traceback.extract_stack()[:-2]
+        inside = ("/torch/", "rank_checks.py", "contextlib.py")
+        last = [one for one in frames if not any(part in one.filename for part in inside)][-1]
+        place = "/".join(Path(last.filename).parts[-2:])
+        waits[f"{place}:{last.name} {what}"] += 1
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, given=(), more=None):  # type: ignore[no-untyped-def]
+            name = function._schema.name.removeprefix("aten::")
+            if name.startswith(asks) or (
+                name.startswith("index") and any(
+                    torch.is_tensor(one) and one.dtype == torch.bool
+                    for one in (given[1] if isinstance(given[1], list | tuple) else ())
+                )
+            ):  # fmt: skip
+                note(name)
+            return function(*given, **(more or {}))
+
+    for name in ("cpu", "numpy", "tolist"):
+        original = getattr(torch.Tensor, name)
+
+        def asked(tensor, *given, name=name, original=original, **more):  # type: ignore[no-untyped-def]
+            note(name)
+            return original(tensor, *given, **more)
+
+        setattr(torch.Tensor, name, asked)
+    own, seen, number = loop.optimizer_step, Seen(), 0
+
+    def step(*given: object) -> object:
+        nonlocal is_on, number
+        number += 1
+        if is_on:
+            seen.__exit__(None, None, None)
+        is_on = number == 4
+        if is_on:
+            seen.__enter__()
+        return own(*given)  # type: ignore[arg-type]
+
+    loop.optimizer_step = step  # type: ignore[assignment]
+    code = main(arguments)
+    assert number > 4
+    for line, count in sorted(waits.items()):
+        print("wait", count, line)
+    return code
+
+
 def train_in_small_chunks(arguments: list[str]) -> int:
     """Train with a tile of logits at a time, so that ranks score different numbers of chunks."""
     from launcher.train import main

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from trainer.config.machines import Device, Machine
-from trainer.config.preset import load_preset
+from trainer.config.preset import Preset, load_preset
 from trainer.config.sections import RunConfig
+from trainer.engine.finite import clip_before_update
 from trainer.engine.optim import RATE, build_optimizer
 from trainer.engine.state import starts
 from trainer.errors import ConfigError
@@ -61,15 +62,16 @@ def deepspeed_config(
     Args:
         num_trained: Caps ZeRO 1's and 2's buckets, which a preset sizes for full fine-tuning: 200 M
             elements in bf16 are 400 MB beside the 30 MB of an adapter.
-        world_size: One rank without ZeRO clips by itself (`clip_alone`).
+        world_size: Ranks of the run; some settings clip without DeepSpeed.
     """
     preset = load_preset(config.engine.preset)
-    clips_alone = preset.stage == 0 and world_size == 1
+    is_ours = preset.stage == 0 and world_size == 1  # `clip_alone`
+    is_ours = is_ours or clips_before_update(config, preset)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.optim.micro_rows,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": 0.0 if clips_alone else config.optim.max_grad_norm,
+        "gradient_clipping": 0.0 if is_ours else config.optim.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": _NEVER,
     }
@@ -82,6 +84,15 @@ def deepspeed_config(
     if num_trained is not None and preset.stage in (1, 2):
         zero |= {key: min(zero[key], num_trained) for key in _BUCKETS if key in zero}
     return {**preset.settings, "zero_optimization": zero, **settings}
+
+
+def clips_before_update(config: RunConfig, preset: Preset) -> bool:
+    """Whether `clip_before_update` takes the place of DeepSpeed's clipping.
+
+    fp16's loss scale is divided out with the clipping, an optimizer on the host waits anyway.
+    """
+    is_on_device = preset.stage in (1, 2) and not preset.is_offloaded
+    return is_on_device and config.engine.precision != "fp16" and config.optim.max_grad_norm > 0
 
 
 def build_engine(
@@ -98,6 +109,8 @@ def build_engine(
     if settings["zero_optimization"]["stage"] == 3:
         _cut_up(model, config, settings)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if clips_before_update(config, load_preset(config.engine.preset)):
+        clip_before_update(optimizer, engine, config.optim.max_grad_norm)
     refuse_16_bit_masters(engine.optimizer.param_groups)
     for _, start in starts(engine):  # of rank 0, as DeepSpeed does with parameters
         torch.distributed.broadcast(start, 0)

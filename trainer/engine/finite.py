@@ -131,6 +131,26 @@ def clip_alone(engine: "DeepSpeedEngine", norm: Tensor, most: float) -> None:
                 parameter.grad.mul_(factor)
 
 
+def clip_before_update(
+    optimizer: torch.optim.Optimizer, engine: "DeepSpeedEngine", most: float
+) -> None:
+    """Clip what the optimizer under ZeRO 1 or 2 gets, by DeepSpeed's arithmetic to the last bit.
+
+    DeepSpeed's own clipping asks on the host whether the norm is a number, once for every group,
+    and waits for the device to know. FiniteCheck asks later.
+    """
+
+    def clip(updated: torch.optim.Optimizer, *_: object) -> None:
+        norm = engine.optimizer._global_grad_norm
+        scale = torch.clamp((norm + 1e-6) / most, min=1.0)
+        for group in updated.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(1.0 / scale)
+
+    optimizer.register_step_pre_hook(clip)
+
+
 def diverged(
     reports: Sequence[Report], records_of: Callable[[int, int, int], Sequence[int]]
 ) -> DivergedError:

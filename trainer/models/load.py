@@ -186,13 +186,19 @@ def _saved_dtype(
 
 
 def cast_to_run(config: RunConfig, base: nn.Module) -> Callable[[nn.Parameter], None]:
-    """What gives a weight of a base that was loaded `as_saved` the dtype that it has in the run."""
+    """What gives a parameter the dtype that ZeRO 3 takes it in.
+
+    That of the run for a weight of a base that was loaded `as_saved`, and one for all that is
+    trained: in 16 bit PEFT keeps adapters in fp32, beside a head that is not.
+    """
     saved = next((one.saved_dtype for one in base.modules() if hasattr(one, "saved_dtype")), None)
     is_full = config.tuning.method == "full"
 
     def cast(parameter: nn.Parameter) -> None:
         if parameter.dtype == saved and (is_full or not parameter.requires_grad):
             parameter.data = parameter.data.to(DTYPES[config.base_dtype])
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[config.engine.precision])
 
     return cast
 

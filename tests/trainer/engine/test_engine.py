@@ -47,7 +47,9 @@ def test_the_run_owns_every_number_of_the_engine(tiny_recipe):
     config = config.changed("engine", preset="cpu_zero2", precision="bf16")
     settings = deepspeed_config(config)
     assert settings["train_micro_batch_size_per_gpu"] == 3
-    assert settings["gradient_clipping"] == 0.5
+    assert settings["gradient_clipping"] == 0.0  # engine/finite.py clips
+    for other in ({"preset": "cpu_zero3"}, {"precision": "fp16"}, {"preset": "gpu_zero2_offload"}):
+        assert deepspeed_config(config.changed("engine", **other))["gradient_clipping"] == 0.5
     assert settings["bf16"] == {"enabled": True, "check_grad_overflow": False}
     assert settings["zero_optimization"] == load_preset("cpu_zero2").zero
     assert "fp16" not in settings
