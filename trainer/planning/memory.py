@@ -119,7 +119,7 @@ def cache_bytes(shape: ModelShape, num_tokens: int, width: int) -> float:
 
 def _writing(recipe: Resolved, step: Memory) -> Memory:
     """Answers of a validation: texts that go on together fill no more than a row."""
-    tokens = recipe.num_tokens // recipe.config.optim.micro_batch_size
+    tokens = recipe.num_tokens // recipe.config.optim.micro_rows
     widest = 2 * recipe.shape.widest.at(recipe.row_tokens) * recipe.base_bytes * tokens
     kept = cache_bytes(recipe.shape, tokens, recipe.base_bytes)
     return replace(step, cache=kept, working=widest)
