@@ -43,9 +43,7 @@ class ModelSection(Section):
     attention: Literal[
         "auto", "eager", "sdpa", "segment_sdpa", "flash_attention_2", "torch_varlen",
         "torch_efficient",
-    ] = Field(
-        "auto", description="attention back end; the choice and its reason are printed"
-    )  # fmt: skip
+    ] = Field("auto", description="back end; the choice and its reason are printed")  # fmt: skip
     pooling: Literal["auto", "last", "first", "mean"] = Field(
         "auto",
         description="state of a function that classification scores; auto: as transformers' class"
