@@ -16,7 +16,7 @@ from trainer.engine.finite import clip_before_update
 from trainer.engine.optim import RATE, build_optimizer
 from trainer.engine.state import starts
 from trainer.errors import ConfigError
-from trainer.models.load import cast_to_run
+from trainer.models.as_saved import cast_to_run
 from trainer.planning.host import host_bytes
 
 if TYPE_CHECKING:

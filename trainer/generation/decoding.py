@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import first_line
+from trainer.models.as_saved import DTYPES
 from trainer.models.heads import PackedLanguageModel
-from trainer.models.load import DTYPES
 from trainer.models.proof import TOLERANCE, is_of_model, use
 from trainer.models.writing import Texts, has_cache
 from trainer.processes.distributed import of_main

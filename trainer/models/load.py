@@ -1,7 +1,6 @@
 """The base model from a folder or from a config, at the dtype and attention of the run."""
 
-import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,9 @@ from trainer.architectures.classes import (
     scores_last_state,
 )
 from trainer.config.methods import HEAD, SCORE_FILE
-from trainer.config.sections import OWN_METHODS, RunConfig
+from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
+from trainer.models.as_saved import DTYPES, return_freed_memory, saved_dtype
 from trainer.models.files import config_values
 from trainer.models.quantized import prepare_layers, quantization_config, quantized_folder
 from trainer.models.text_model import text_names
@@ -30,7 +30,6 @@ from trainer.models.weights import (
     CONFIG,
     named_files,
     refuse_not_finite,
-    tensor_dtypes,
     tensor_names,
     weight_files,
 )
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 
 VULNERABILITY = Classes()
 CPU = torch.device("cpu")
-_M_MMAP_THRESHOLD = -3  # of malloc.h
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAVED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 
 
 def load_base(
@@ -70,7 +66,9 @@ def load_base(
     if config.model.path:
         source = Path(config.model.path)
         files = _sound_files(source)
-        dtype = _saved_dtype(config, source, files, classes) if as_saved else None
+        dtype = None
+        if as_saved:
+            dtype = saved_dtype(config, files, lambda one: _skeleton(config, source, classes, one))
         model = _from_files(config, source, files, classes, device, dtype)
         if dtype is not None or device.type != "cpu":  # drawn in another dtype, or by the device
             _draw_head(model, config, tensor_names(files))
@@ -129,14 +127,21 @@ def load_quantized_base(
 
 def _unquantised(config: RunConfig, source: Path, classes: Classes) -> list[str]:
     """Paths of a classifier's head, or of a language model's output layer."""
+    skeleton = _skeleton(config, source, classes)
+    output = skeleton.get_output_embeddings()
+    names = [name for name, module in skeleton.named_modules() if module is output]
+    return [*names, *head_modules(skeleton)]
+
+
+def _skeleton(
+    config: RunConfig, source: Path, classes: Classes, dtype: torch.dtype | None = None
+) -> "PreTrainedModel":
+    """The model of a folder without weights."""
     with (
         named_files(source, config_values(source / CONFIG), ()) as folder,
         _model_errors(str(source)),
     ):
-        skeleton = _model_class(folder, config, classes).skeleton()
-    output = skeleton.get_output_embeddings()
-    names = [name for name, module in skeleton.named_modules() if module is output]
-    return [*names, *head_modules(skeleton)]
+        return _model_class(folder, config, classes).skeleton(dtype=dtype)
 
 
 def _draw_head(model: "PreTrainedModel", config: RunConfig, saved: set[str]) -> None:
@@ -154,73 +159,6 @@ def _draw_head(model: "PreTrainedModel", config: RunConfig, saved: set[str]) -> 
                 parameter._is_hf_initialized = False  # a cached head is of another seed
             model._init_weights(module)
             module.to(device)
-
-
-def _saved_dtype(
-    config: RunConfig, source: Path, files: Sequence[Path], classes: Classes
-) -> torch.dtype | None:
-    """The dtype of files from which every weight can be cast later to the same values; else None.
-
-    All of their numbers have to be of it, and no buffer or chosen layer of the model may depend on
-    the dtype that it is made in.
-    """
-    wanted, tuning = DTYPES[config.base_dtype], config.tuning
-    if tuning.method not in OWN_METHODS or tuning.peft or tuning.variant == "dora":
-        return None  # the method may compute with the weights
-    with _model_errors(str(source)):
-        kinds = {kind for kind in tensor_dtypes(files) if "F" in kind}
-    saved = _SAVED.get(kinds.pop()) if len(kinds) == 1 else None
-    if saved is None or saved == wanted:
-        return None
-    with (
-        named_files(source, config_values(source / CONFIG), ()) as folder,
-        _model_errors(str(source)),
-    ):
-        kind = _model_class(folder, config, classes)
-        skeletons = [kind.skeleton(dtype=dtype) for dtype in (wanted, saved)]
-    now, later = ({n: b.dtype for n, b in one.named_buffers()} for one in skeletons)
-    keeps = any(
-        getattr(skeletons[0], f"_keep_in_fp32_modules{end}", None) for end in ("", "_strict")
-    )
-    return None if keeps or now != later else saved
-
-
-def cast_to_run(config: RunConfig, base: nn.Module) -> Callable[[nn.Parameter], None]:
-    """What gives a parameter the dtype that ZeRO 3 takes it in.
-
-    That of the run for a weight of a base that was loaded `as_saved`, and one for all that is
-    trained: in 16 bit PEFT keeps adapters in fp32, beside a head that is not.
-    """
-    saved = next((one.saved_dtype for one in base.modules() if hasattr(one, "saved_dtype")), None)
-    is_full = config.tuning.method == "full"
-
-    def cast(parameter: nn.Parameter) -> None:
-        if parameter.dtype == saved and (is_full or not parameter.requires_grad):
-            parameter.data = parameter.data.to(DTYPES[config.base_dtype])
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(DTYPES[config.engine.precision])
-
-    return cast
-
-
-@contextmanager
-def in_dtype_of_run(config: RunConfig, base: "PreTrainedModel") -> Iterator[None]:
-    """Show a base that was loaded `as_saved` in its later dtype, without values or memory.
-
-    PEFT rounds adapters to the dtype of what they adapt. What it copies, because it is trained
-    whole, has its values.
-    """
-    saved, wanted = getattr(base, "saved_dtype", None), DTYPES[config.base_dtype]
-    names = [*head_modules(base), *config.tuning.modules_to_save] if saved else []
-    for path, module in base.named_modules():
-        if path in names or path.rpartition(".")[2] in names:
-            module.to(wanted)
-    kept = [(one, one.data) for one in base.parameters() if one.dtype == saved]
-    for parameter, values in kept:
-        parameter.data = values.new_empty(1).to(wanted).expand(values.shape)
-    yield
-    for parameter, values in kept:
-        parameter.data = values
 
 
 def _are_saved(model: "PreTrainedModel", path: str, module: nn.Module, saved: set[str]) -> bool:
@@ -254,7 +192,7 @@ def _from_files(
     """
     values = config_values(source / CONFIG)
     if device.type != "cpu":
-        _return_freed_memory()
+        return_freed_memory()
         more["device_map"] = {"": device}
     with named_files(source, values, files) as folder, _model_errors(str(source)):
         kind = _model_class(folder, config, classes)
@@ -276,15 +214,6 @@ def _from_files(
         # transformers keeps both where they differ; what is saved has to say so, too.
         loaded.config.tie_word_embeddings = False
     return loaded
-
-
-def _return_freed_memory() -> None:
-    """Have glibc give freed tensors back, of which it would keep those below 32 MiB.
-
-    A process whose tensors are on a GPU allocates large ones on the host at its start alone.
-    """
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _model_class(folder: str, config: RunConfig, classes: Classes) -> ModelClass:

@@ -13,8 +13,8 @@ from data.text.language import LanguageFacts
 from trainer.config.methods import LORA, PROMPTS, adapter_size
 from trainer.config.sections import RunConfig, TuningSection
 from trainer.evaluation.page.page import page_line
+from trainer.models.as_saved import DTYPES
 from trainer.models.heads import PackedClassifier, PackedModel
-from trainer.models.load import DTYPES
 from trainer.models.pooling import head_line
 from trainer.models.quantized import quantization_line, quantized_layers
 from trainer.models.text_model import text_model_line

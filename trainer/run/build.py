@@ -13,16 +13,10 @@ from trainer.cluster.checks import FAULT, architecture_check
 from trainer.config.sections import RunConfig
 from trainer.engine.engine import this_machine
 from trainer.errors import MachineError
+from trainer.models.as_saved import DTYPES, in_dtype_of_run
 from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
-from trainer.models.load import (
-    CPU,
-    DTYPES,
-    VULNERABILITY,
-    in_dtype_of_run,
-    load_base,
-    load_quantized_base,
-)
+from trainer.models.load import CPU, VULNERABILITY, load_base, load_quantized_base
 from trainer.models.proof import Settings, choose_strategy
 from trainer.models.quantized_methods import prove_quantised
 from trainer.planning.plan import read_shape

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer.config.machines import DEVICES, Machine
 from trainer.config.recipe import load_run_config
-from trainer.models.load import cast_to_run
+from trainer.models.as_saved import cast_to_run
 from trainer.planning.host import host_memory
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
