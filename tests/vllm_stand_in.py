@@ -110,6 +110,7 @@ class LLM:
         assert not skip_tokenizer_init  # stop strings need it
         assert dtype == "float32"  # that of the tests' models
         assert tensor_parallel_size == 1
+        assert enforce_eager or "TORCHDYNAMO_DISABLE" not in os.environ  # nothing would compile
         assert quantization is None
         assert type(kwargs["max_model_len"]) is int
         assert Path(model).is_dir()

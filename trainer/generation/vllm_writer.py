@@ -58,9 +58,8 @@ class VllmWriter:
         is_alone = ranks.world_size == 1
         os.environ.update(_OFFLINE, VLLM_ENABLE_V1_MULTIPROCESSING="0" if is_alone else "1")
         if not is_alone:
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            place = ranks.local_rank
-            os.environ["CUDA_VISIBLE_DEVICES"] = seen[place] if place < len(seen) else str(place)
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(seen, ranks.local_rank)
         options = _options(config, folder) | {"max_model_len": longest}
         remedy = "take --engine own, or export.py --merge and measure that folder"
         with parsing(f"vLLM does not load {folder}", ModelError, remedy):
@@ -168,6 +167,12 @@ def takes_vllm(
     return not fault
 
 
+def own_gpu(seen: str, local_rank: int) -> str:
+    """The name of a rank's GPU, of those that CUDA_VISIBLE_DEVICES names; "" names none."""
+    names = [name for name in seen.split(",") if name]
+    return names[local_rank] if names else str(local_rank)
+
+
 def seed_of(seed: int, place: Sequence[int]) -> int:
     """One of 2^63 seeds for a run's seed and the place of what is drawn."""
     return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> 1)
@@ -228,7 +233,7 @@ def _options(config: RunConfig, folder: Path) -> dict[str, Any]:
     options: dict[str, Any] = {
         "model": str(config.model.path), "tokenizer": str(folder), "trust_remote_code": False,
         "dtype": dtypes[config.base_dtype], "tensor_parallel_size": 1, "seed": 0,
-        "generation_config": "vllm",
+        "generation_config": "vllm", "enforce_eager": True,  # our commands switch Dynamo off
     }  # fmt: skip
     if config.tuning.base_quant_type is not None:
         options["quantization"] = "bitsandbytes"

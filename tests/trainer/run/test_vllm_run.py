@@ -145,6 +145,13 @@ def test_two_ranks_have_a_vllm_each_on_their_gpu(run, vllm, tmp_path):
     assert said.count("engine     vLLM") == 1
 
 
+@pytest.mark.parametrize(
+    ("seen", "rank", "name"), [("", 0, "0"), ("", 1, "1"), ("6,7", 1, "7"), ("GPU-a", 0, "GPU-a")]
+)
+def test_a_rank_has_the_gpu_of_its_place_among_those_that_are_seen(seen, rank, name):
+    assert vllm_writer.own_gpu(seen, rank) == name
+
+
 def test_what_one_engine_wrote_is_not_taken_for_the_others(run, vllm, tmp_path):
     data = run.parent / "defect.jsonl"
     for engine in ("own", "vllm", "auto"):
