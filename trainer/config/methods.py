@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 from trainer.config.sections import TuningSection
 
@@ -20,6 +21,13 @@ BITSANDBYTES = (
     "lion_8bit",
 )  # of optim.optimizer
 WHOLE = ("muon", "adafactor")  # optimizers whose update is not elementwise
+PARTS = ("pissa", "olora", "corda", "lora_ga")  # starts of LoRA that take a part of each weight
+OF_DATA = ("eva", "corda", "lora_ga")  # starts that look at the training split
+START_ARGUMENTS = {  # of a start's own config in PEFT
+    "eva_config": ("rho", "whiten", "adjust_scaling_factors"),
+    "corda_config": ("corda_method",),
+    "lora_ga_config": ("direction", "scale", "stable_gamma"),
+}
 HEAD = "score"
 SCORE_FILE = "score.safetensors"  # the head where transformers has no class with it
 _SIZES = {"ptuning": 30, "adapter_h": 256, "adapter_p": 256, "parallel": 256}  # Astraios
@@ -38,16 +46,32 @@ def num_virtual_tokens(tuning: TuningSection) -> int:
     return adapter_size(tuning) if tuning.method == "ptuning" else 0
 
 
+def start_of(tuning: TuningSection) -> str | None:
+    """How LoRA begins, where it is drawn before a run: one of PARTS, eva or loftq."""
+    start = str(tuning.peft.get("init_lora_weights"))
+    start = re.sub(r"^pissa_niter_\d+$", "pissa", start)
+    return start if tuning.method in LORA and start in (*PARTS, "eva", "loftq") else None
+
+
 def takes_part_of_base(tuning: TuningSection) -> bool:
     """Whether LoRA begins with a part of the base's weights, which PEFT takes out of the base."""
-    start = str(tuning.peft.get("init_lora_weights"))
-    return tuning.method in LORA and re.fullmatch(r"pissa(_niter_\d+)?|olora", start) is not None
+    return start_of(tuning) in PARTS
+
+
+def without_start(tuning: TuningSection) -> dict[str, Any]:
+    """tuning.peft, without what says how LoRA is drawn before a run."""
+    if start_of(tuning) is None:
+        return tuning.peft
+    drawn = ("init_lora_weights", *START_ARGUMENTS)
+    return {key: value for key, value in tuning.peft.items() if key not in drawn}
 
 
 def as_plain(tuning: TuningSection) -> TuningSection:
-    """What is saved where `takes_part_of_base`: adapter and negative start, of equal scale."""
+    """What is saved: plain LoRA; of PARTS adapter and negative start, of equal scale."""
+    peft = without_start(tuning)
+    if not takes_part_of_base(tuning):
+        return tuning.model_copy(update={"peft": peft})
     factor = math.sqrt(2) if tuning.variant == "rslora" else 2
-    peft = {key: value for key, value in tuning.peft.items() if key != "init_lora_weights"}
     for key, times in (("rank_pattern", 2), ("alpha_pattern", factor)):
         if peft.get(key):
             peft[key] = {name: times * value for name, value in peft[key].items()}

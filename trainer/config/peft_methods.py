@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from data.config import MOST
-from trainer.config.methods import LORA, takes_part_of_base
+from trainer.config.methods import LORA, START_ARGUMENTS, start_of
 from trainer.config.sections import OWN_METHODS, TuningSection
 
 if TYPE_CHECKING:
@@ -23,14 +23,10 @@ _KEY_OF_LORA = {  # what a recipe says of LoRA elsewhere -> where
     "use_rslora": "tuning.variant=rslora",
     "use_dora": "tuning.variant=dora",
 }
-_STARTS = "true, false, gaussian, orthogonal, pissa, pissa_niter_16 (or another number), olora"
-_NO_STARTS = {
-    "corda": "it needs the inputs of every layer on data, before there is a run",
-    "eva": "it needs the inputs of every layer on data, before there is a run",
-    "loftq": "it quantises the base itself; take tuning.method=qlora",
-    "lora_ga": "it needs gradients on data, before there is a run",
-    "mica": "it freezes B, and a checkpoint holds what is trained",
-}
+_STARTS = (
+    "true, false, gaussian, orthogonal, pissa, pissa_niter_16 (or another number), olora, corda,"
+    " lora_ga, eva, loftq"
+)
 _OWNED = (
     "task_type", "peft_type", "auto_mapping", "inference_mode", "fan_in_fan_out",
     "base_model_name_or_path", "revision", "peft_version", "target_parameters", "save_projection",
@@ -54,6 +50,8 @@ _REFUSED = {  # they load other files, train what the adapter does not hold, or 
     "use_bdlora": "it is a config of its own",
     "use_qalora": "it does nothing on a base that is not GPTQ's",
 }
+# PEFT's type of the first has pissa_niter_[number of iters], literally.
+_CHECKED = {"init_lora_weights", *START_ARGUMENTS}
 _SIZES = ("r", "alpha", "num_virtual_tokens", "rank_pattern")  # above 0
 LEFT_OUT = {
     "adalora": "its ranks follow a schedule that PEFT's own trainer calls at every step",
@@ -108,7 +106,7 @@ def peft_faults(tuning: TuningSection) -> Iterator[str]:
     if method == "trainable_tokens" and not given.get("token_indices"):
         yield "tuning.peft: give token_indices, the ids of the tokens to train, e.g. [3, 17]"
     elif not any(odd.values()):
-        yield from _value_faults(kind, given)
+        yield from _value_faults(kind, {key: given[key] for key in given if key not in _CHECKED})
 
 
 def _value_faults(kind: "type[PeftConfig]", given: Mapping[str, Any]) -> Iterator[str]:
@@ -117,8 +115,6 @@ def _value_faults(kind: "type[PeftConfig]", given: Mapping[str, Any]) -> Iterato
 
     types, is_sound = get_type_hints(kind), True
     for name, value in given.items():
-        if name == "init_lora_weights":  # PEFT's type has pissa_niter_[number of iters], literally
-            continue
         try:
             TypeAdapter(types[name]).validate_python(value, strict=True)
             wrong = _number_fault(name, value)
@@ -156,6 +152,8 @@ def _remedy(name: str, fields: set[str], tuning: TuningSection) -> str:
         return f"set {elsewhere[name]} instead"
     if name in _OWNED:
         return "focaltune sets it; remove it"
+    if is_lora and name in START_ARGUMENTS:
+        return _config_fault(name, tuning)
     if name in _REFUSED or name.endswith("_config"):
         return f"not taken: {_REFUSED.get(name, 'it is a config of its own')}; remove it"
     if name == "init_lora_weights" and is_lora:
@@ -169,20 +167,57 @@ def _remedy(name: str, fields: set[str], tuning: TuningSection) -> str:
     return f"PEFT's {tuning.method} has no such argument; {nearest}"
 
 
+def start_configs(tuning: TuningSection) -> dict[str, Any]:
+    """The config of tuning.peft's start, by its name in PEFT's LoraConfig; none where it has none.
+
+    Raises:
+        Exception: PEFT's class does not take a value.
+    """
+    name = f"{start_of(tuning)}_config"
+    if name not in START_ARGUMENTS:
+        return {}
+    return {name: _start_class(name)(**tuning.peft.get(name, {}))}
+
+
+def _start_class(name: str) -> Any:
+    from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
+
+    return {
+        "eva_config": EvaConfig,
+        "corda_config": CordaConfig,
+        "lora_ga_config": LoraGAConfig,
+    }[name]
+
+
 def _start_fault(tuning: TuningSection) -> str:
     """What is wrong with the way LoRA starts."""
-    start = tuning.peft["init_lora_weights"]
-    if not takes_part_of_base(tuning):
+    start, kind = tuning.peft["init_lora_weights"], start_of(tuning)
+    if kind is None:
         if isinstance(start, bool) or start in ("gaussian", "orthogonal"):
             return ""
-        return f"{start!r}: {_NO_STARTS.get(str(start), 'not known')}; allowed: {_STARTS}"
-    if tuning.base_quant_type is not None:
-        return f"{start!r} decomposes weights, and the base is quantised; take tuning.method=lora"
+        why = "it freezes B, and a checkpoint holds what is trained"
+        return f"{start!r}: {why if start == 'mica' else 'not known'}; allowed: {_STARTS}"
+    if kind == "loftq" and tuning.base_quant_type is None:
+        return "'loftq' begins with what quantising loses; take tuning.method=qlora, or pissa"
     if tuning.variant == "dora":
-        return f"{start!r} begins with a part of the base, dora with all of it; choose one"
+        return f"{start!r} with dora, which begins with all of the base; choose one"
+    if kind == "eva" and isinstance(tuning.peft.get("exclude_modules"), str):
+        return "'eva' adds layers to exclude_modules; give that as a list"
     if tuning.init_from is not None:
         return f"{start!r} with tuning.init_from, which has weights to begin with; remove one"
     return ""
+
+
+def _config_fault(name: str, tuning: TuningSection) -> str:
+    """What is wrong with a start's own config."""
+    if name != f"{start_of(tuning)}_config":
+        return f"it belongs to init_lora_weights={name.removesuffix('_config')}; remove it"
+    allowed, given = START_ARGUMENTS[name], tuning.peft[name]
+    odd = sorted(map(str, set(given) - set(allowed))) if isinstance(given, dict) else [str(given)]
+    if odd:
+        return f"not taken: {', '.join(odd)}; allowed: {', '.join(allowed)}"
+    faults = _value_faults(_start_class(name), given)
+    return "; ".join(fault.removeprefix("tuning.peft.") for fault in faults)
 
 
 def _others(method: str) -> str:

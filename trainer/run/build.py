@@ -10,6 +10,7 @@ from data.text import terminal
 from data.text.labels import Classes
 from data.text.tokenization import ExampleSet
 from trainer.cluster.checks import FAULT, architecture_check
+from trainer.config.methods import start_of, takes_part_of_base
 from trainer.config.sections import RunConfig
 from trainer.engine.engine import this_machine
 from trainer.errors import MachineError
@@ -24,9 +25,11 @@ from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import Ranks, refuse_unseen_gpus
 from trainer.run_folder.folder import BASE, built, verify
+from trainer.run_folder.start import read_start, write_start
 from trainer.tuning import add_method
 from trainer.tuning.continued import take_adapter
 from trainer.tuning.plain import save_base
+from trainer.tuning.starts import started, take_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +69,13 @@ def write_random_base(config: RunConfig, classes: Classes = VULNERABILITY) -> No
         save_base(load_base(config, classes), building)
 
 
+def draw_start_of(
+    config: RunConfig, classes: Classes, examples: ExampleSet, device: torch.device
+) -> None:
+    """Keep in the run folder how adapters begin, where the recipe names a start that is drawn."""
+    write_start(config, classes, examples, device, lambda: _load(config, classes, CPU))
+
+
 def build_model(
     config: RunConfig,
     classes: Classes = VULNERABILITY,
@@ -75,7 +85,8 @@ def build_model(
 ) -> PackedModel:
     """Base, adapters and head of a settled recipe, trained parameters in the run's precision.
 
-    Random weights to quantise are in the run folder.
+    Random weights to quantise are in the run folder, and so is what adapters begin with
+    (`draw_start_of`).
 
     Args:
         device: Where the model is to be; a quantised base is on the GPU, if there is one.
@@ -87,8 +98,13 @@ def build_model(
     base = _load(config, classes, device, as_saved=as_saved)
     if config.model.config:
         base.name_or_path = str(config.output_dir / BASE)  # what the adapter's config names
+    tuning, start = config.tuning, {}
+    if start_of(tuning) is not None:
+        start = read_start(config.output_dir)
+        tuning = started(tuning, start)
     with in_dtype_of_run(config, base):
-        tuned = add_method(base, config.tuning)
+        tuned = add_method(base, tuning)
+    take_start(tuned, start, is_part=takes_part_of_base(tuning))
     model: PackedModel
     if config.is_language:
         detach_modulator = config.replication.detach_modulator

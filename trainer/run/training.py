@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from data.batches.loader import Start, TrainLoader
 from data.prepared.prepare import Prepared
 from data.text.labels import Classes
 from data.text.terminal import step
+from data.text.tokenization import ExampleSet
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config.sections import OptimSection, RunConfig
 from trainer.engine.engine import build_engine, deepspeed_config
@@ -41,7 +43,13 @@ from trainer.processes.peers import connection_error, end_hung
 from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, ending_lines, time_line
-from trainer.run.build import build_model, proof_settings, resolve_here, write_random_base
+from trainer.run.build import (
+    build_model,
+    draw_start_of,
+    proof_settings,
+    resolve_here,
+    write_random_base,
+)
 from trainer.run.data_report import remark_lines
 from trainer.run.loop import memory_errors_named, train
 from trainer.run.passport import Original, Passport, open_passport
@@ -70,6 +78,7 @@ from trainer.run_folder.resume import (
     refuse_other_run,
     run_identity,
 )
+from trainer.run_folder.start import start_lines
 from trainer.tuning.continued import adapter_folder, take_adapter
 
 
@@ -211,7 +220,7 @@ def _build(
     counted = config.changed("optim", micro_batch_size=recipe.config.optim.micro_rows)
     loader = build_loader(counted, prepared, ranks, checkpoint)
     total_steps = max(state.step, _total_steps(config.optim, loader))
-    model = _build_model(recipe, classes, ranks, initial)
+    model = _build_model(recipe, classes, ranks, initial, loader.examples)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     settings = deepspeed_config(recipe.config, num_trained, ranks.world_size)
 
@@ -227,6 +236,7 @@ def _build(
     log = agreed(ranks, open_log)
     if log is not None:
         log.say(*banner_lines(recipe, ranks, model, prepared, loader, total_steps))
+        log.say(*start_lines(recipe.config))
     engine = build_engine(model, recipe.config, settings)
     detached = config.replication.detach_modulator
     task = TASKS[config.task.name](config.loss, ranks.device, detached, loader.examples)
@@ -268,11 +278,17 @@ def _resolve(
 
 
 def _build_model(
-    recipe: Resolved, classes: Classes, ranks: Ranks, initial: Path | None
+    recipe: Resolved,
+    classes: Classes,
+    ranks: Ranks,
+    initial: Path | None,
+    examples: ExampleSet,
 ) -> PackedModel:
     """The model with the adapter it begins with, where the engine takes it from."""
     config = recipe.config
     agreed(ranks, lambda: write_random_base(config, classes) if ranks.is_main else None)
+    draw = partial(draw_start_of, config, classes, examples, ranks.device)
+    agreed(ranks, lambda: draw() if ranks.is_main else None)
     is_cut = recipe.preset.stage == 3  # from the host, a weight at a time
     place = CPU if is_cut else ranks.device
     model = agreed(ranks, lambda: build_model(config, classes, place, as_saved=is_cut))

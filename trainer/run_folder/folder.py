@@ -23,6 +23,7 @@ from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.run_folder.checkpoint import remove_leftovers
 
 CHECKPOINTS, MODEL, REPORT, BASE = "checkpoints", "model", "report", "base"
+START = "start"  # of LoRA, where it is drawn before the first step
 BASELINES = "baselines"  # what they learned of the training data
 FACTS, MODEL_FORMAT = "focaltune.json", 1  # of a trained model
 LOG, RECIPE, LOCK, MANIFEST = "log.jsonl", "config.yaml", ".focaltune-run", "MANIFEST.json"

@@ -18,17 +18,19 @@ from data.prepared.prepare import Prepared
 from data.prepared.stock_tokenizer import TOKENIZER_FILES
 from data.text.tokenizer import special_tokens
 from trainer.architectures.classes import head_modules
-from trainer.config.methods import as_plain, takes_part_of_base
+from trainer.config.methods import as_plain, start_of, takes_part_of_base
 from trainer.config.recipe import without_paths
 from trainer.config.sections import ModelSection, RunConfig, TuningSection
 from trainer.engine.state import TrainState
 from trainer.models.files import base_digest, read_config, text_values
 from trainer.run_folder.folder import BASE, FACTS, MODEL_FORMAT, built, write_json
+from trainer.run_folder.start import read_start
 from trainer.tuning.any_peft import is_any, names_of
 from trainer.tuning.bottleneck import BottleneckModel
 from trainer.tuning.peft_layers import add_frozen_head
 from trainer.tuning.plain import LOADER, PlainModel, is_backbone
 from trainer.tuning.ptuning import is_prompted, save_prompt
+from trainer.tuning.starts import started
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,8 +75,12 @@ def save_model(
                 safe_serialization=True,
                 save_embedding_layers=False,
             )
-            if config is not None and takes_part_of_base(config.tuning):
-                facts = _on_whole_base(building, weights, as_plain(config.tuning), facts)
+            if config is not None and start_of(config.tuning) is not None:
+                tuning = started(config.tuning, read_start(config.output_dir))
+                plain = as_plain(tuning)
+                if takes_part_of_base(tuning):
+                    _put_on_whole_base(building, weights, plain)
+                facts = _with_tuning(facts, plain)
             add_frozen_head(model, building)
             (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
         if config is not None:
@@ -83,9 +89,7 @@ def save_model(
         write_facts(model.get_base_model(), building, facts, with_loader=is_stock)
 
 
-def _on_whole_base(
-    folder: Path, weights: Mapping[str, Tensor], plain: TuningSection, facts: Mapping[str, Any]
-) -> dict[str, Any]:
+def _put_on_whole_base(folder: Path, weights: Mapping[str, Tensor], plain: TuningSection) -> None:
     """Make an adapter that begins with a part of the base plain LoRA on the base as it is.
 
     W - s B0 A0 + s B A is W + s [B, -B0] [A; A0].
@@ -93,10 +97,6 @@ def _on_whole_base(
     Args:
         folder: From PEFT's save_pretrained.
         plain: From `as_plain`.
-        facts: With the recipe that trained it.
-
-    Returns:
-        The facts with the recipe of what is saved.
     """
     path, tensors = folder / "adapter_model.safetensors", {}
     for name, value in load_file(path).items():
@@ -112,7 +112,12 @@ def _on_whole_base(
     settings |= {"r": plain.lora_r, "lora_alpha": plain.lora_alpha, "init_lora_weights": True}
     settings |= {key: plain.peft.get(key, {}) for key in ("rank_pattern", "alpha_pattern")}
     write_json(folder / "adapter_config.json", settings)
-    changed = {key: getattr(plain, key) for key in ("lora_r", "lora_alpha", "peft")}
+
+
+def _with_tuning(facts: Mapping[str, Any], plain: TuningSection) -> dict[str, Any]:
+    """The facts with the recipe of what is saved, which began otherwise."""
+    keys = ("lora_r", "lora_alpha", "peft", "target_modules")
+    changed = {key: getattr(plain, key) for key in keys}
     tuning = facts["recipe"]["tuning"] | changed
     return {**facts, "recipe": facts["recipe"] | {"tuning": tuning}}
 

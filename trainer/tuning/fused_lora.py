@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from trainer.errors import ModelError
 from trainer.kernels.lora_linear import lora_linear
 
 
@@ -51,32 +50,13 @@ class FusedLoraLinear(Linear):  # type: ignore[misc]
 
 
 class PartLoraLinear(FusedLoraLinear):
-    """PEFT's layer that begins with a part of its base: PiSSA (Meng et al. 2024), OLoRA.
+    """PEFT's layer that begins with a part of its base, from `take_start` (tuning/starts.py).
 
     PEFT takes that part, s B0 A0, out of the base's weight. Here the weight stays, and the output
     loses what the part gives: the same function and the same gradients. A 16-bit weight is not
-    rounded again, and what is trained is LoRA of rank 2 r on the base as it is: [B, -B0] [A; A0].
+    rounded again, a quantised one stays as it is, and what is trained is LoRA of rank 2 r on the
+    base as it is: [B, -B0] [A; A0].
     """
-
-    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Begin as PEFT does, keep A0 and B0, give the base its weight back."""
-        kept = self.get_base_layer().weight.data.clone()
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # not of the whole model
-        super().update_layer(adapter_name, *args, **kwargs)
-        self.get_base_layer().weight.data = kept
-        a, b, rank = self.lora_A[adapter_name], self.lora_B[adapter_name], self.r[adapter_name]
-        shapes = (tuple(a.weight.shape), tuple(b.weight.shape))
-        is_olora = kwargs["config"].init_lora_weights == "olora"
-        if shapes != ((rank, self.in_features), (self.out_features, rank)) or (
-            is_olora and self.fan_in_fan_out
-        ):
-            raise ModelError(
-                f"tuning.peft init_lora_weights: a layer of {self.in_features} x"
-                f" {self.out_features} has no such part of rank {rank}; lower the rank, or take"
-                " pissa, as PEFT's olora does not know transposed layers (Conv1D)"
-            )
-        self.register_buffer("start_A", a.weight.detach().clone(), persistent=False)
-        self.register_buffer("start_B", b.weight.detach().clone(), persistent=False)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the dtype of x."""

@@ -8,7 +8,13 @@ from torch import nn
 
 from trainer.architectures.adapters import is_feed_forward
 from trainer.architectures.derived import is_conv1d
-from trainer.config.methods import HEAD, as_plain, choose_lora_backend, takes_part_of_base
+from trainer.config.methods import (
+    HEAD,
+    as_plain,
+    choose_lora_backend,
+    takes_part_of_base,
+    without_start,
+)
 from trainer.config.sections import TuningSection
 from trainer.errors import ModelError
 from trainer.tuning import layers
@@ -41,7 +47,7 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         fan_in_fan_out=any(is_conv1d(layer) for layer in adapted.values()),
         use_rslora=tuning.variant == "rslora",
         use_dora=tuning.variant == "dora",
-        **tuning.peft,
+        **without_start(tuning),
     )
     if takes_part or choose_lora_backend(tuning)[0] == "fused":
         from transformers.pytorch_utils import Conv1D
