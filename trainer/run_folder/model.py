@@ -27,7 +27,7 @@ from trainer.run_folder.folder import BASE, FACTS, MODEL_FORMAT, built, write_js
 from trainer.run_folder.start import read_start
 from trainer.tuning.any_peft import is_any, names_of
 from trainer.tuning.bottleneck import BottleneckModel
-from trainer.tuning.peft_layers import add_frozen_head
+from trainer.tuning.peft_layers import add_own_head
 from trainer.tuning.plain import LOADER, PlainModel, is_backbone
 from trainer.tuning.ptuning import is_prompted, save_prompt
 from trainer.tuning.starts import started
@@ -81,7 +81,7 @@ def save_model(
                 if takes_part_of_base(tuning):
                     _put_on_whole_base(building, weights, plain)
                 facts = _with_tuning(facts, plain)
-            add_frozen_head(model, building)
+            add_own_head(model, building, state)
             (building / "README.md").unlink(missing_ok=True)  # an empty form for a model hub
         if config is not None:
             complete_model(building, config)

@@ -52,11 +52,6 @@ def add_peft(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     targets = None
     if "target_modules" in fields:
         arguments["target_modules"], targets = _targets(base, tuning)
-    if head_modules(base) and "modules_to_save" not in fields:
-        raise ModelError(
-            f"tuning.method {tuning.method} keeps no head of a classifier; take"
-            " task.name=instruction or causal_lm, or tuning.method=lora"
-        )
     whole = layers.trained_whole(base, tuning)
     if whole and "modules_to_save" not in fields:
         raise ModelError(
@@ -73,6 +68,9 @@ def add_peft(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         arguments["num_frozen_tokens"] = 0  # the adapter holds what is trained
     settings = kind(task_type=layers.task_type(base), **arguments)
     model = layers.with_peft(base, settings, _REMEDY)
+    if "modules_to_save" not in fields:  # PEFT wraps no head: it is trained in its place
+        for path in head_modules(base):
+            base.get_submodule(path).requires_grad_(True)
     model.left_out_line = targets.left_out_line if targets is not None else ""
     return model
 

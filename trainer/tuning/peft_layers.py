@@ -1,12 +1,13 @@
 """LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024) and IA3, by PEFT."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.architectures.adapters import is_feed_forward
+from trainer.architectures.classes import head_modules
 from trainer.architectures.derived import is_conv1d
 from trainer.config.methods import (
     HEAD,
@@ -69,17 +70,28 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
     return model
 
 
-def add_frozen_head(model: "PeftModel", folder: Path) -> None:
-    """Save the head below its adapter too: run.seed drew it, and no base holds it.
-    The buffer of `add_lora` keeps the whole head when ZeRO shards the parameter.
+def add_own_head(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Save the head that PEFT leaves out of an adapter's file; PeftModel.from_pretrained takes it.
+
+    One below an adapter: run.seed drew it, and no base holds it. The buffer of `add_lora` keeps it
+    whole when ZeRO shards the parameter. One trained in its place, by methods that train no module
+    whole.
     """
     from safetensors.torch import load_file, save_file
 
-    if not hasattr(model, "frozen_head"):
-        return
-    path = folder / "adapter_model.safetensors"
-    head = {f"base_model.model.{HEAD}.base_layer.weight": model.frozen_head.cpu()}
-    save_file(load_file(path) | head, path, metadata={"format": "pt"})
+    wrapped = "base_model.model."
+    own = tuple(f"{wrapped}{path}." for path in head_modules(model.get_base_model()))
+    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    head = {
+        name: state[name].contiguous()
+        for name in trained
+        if name.startswith(own) and "modules_to_save" not in name and ".lora_" not in name
+    }
+    if hasattr(model, "frozen_head"):
+        head[f"{wrapped}{HEAD}.base_layer.weight"] = model.frozen_head.cpu()
+    if head:
+        path = folder / "adapter_model.safetensors"
+        save_file(load_file(path) | head, path, metadata={"format": "pt"})
 
 
 def add_ia3(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
