@@ -4,7 +4,8 @@
     python benchmarks/lora_linear.py --device cuda     # GPU: 4096 x 4096, 8,192 tokens
 
 The base is frozen, r is 16. "mixed" has fp32 adapters over a 16-bit base, which PEFT computes in
-fp32. Ours and PEFT's have a process each.
+fp32; "nf4" has 16-bit adapters over a 4-bit base (fp32 on a CPU). Ours and PEFT's have a process
+each.
 """
 
 import argparse
@@ -25,7 +26,10 @@ from benchmarks.measure import in_own_process, machine, markdown, measure, write
 RANK = 16
 BACKENDS = ("fused", "peft")
 # Speed-ups by arithmetic for a GPU; a CPU has none promised, so ours may not be slower.
-GOALS = {"cuda": {"16 bit": 1.09, "mixed": 1.3}, "cpu": {"fp32": 1.0, "mixed": 1.0}}
+GOALS = {
+    "cuda": {"16 bit": 1.09, "mixed": 1.3, "nf4": 1.1},
+    "cpu": {"fp32": 1.0, "mixed": 1.0, "nf4": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ def main() -> int:
 def measure_layer(backend: str, case: Case, device: torch.device) -> dict[str, float]:
     """Seconds and peak bytes of one forward and backward pass."""
     torch.set_num_threads(1)
-    layer = build_layer(backend, case).to(device)
-    dtype = layer.base_layer.weight.dtype
+    layer = build_layer(backend, case, device).to(device)
+    dtype = _dtype(case, device)
     x = torch.randn(case.num_tokens, case.size, device=device).to(dtype).requires_grad_()
     upstream = torch.randn(case.num_tokens, case.size, device=device).to(dtype)
 
@@ -94,7 +98,7 @@ def measure_layer(backend: str, case: Case, device: torch.device) -> dict[str, f
     return measure(run, device, 50 if device.type == "cuda" else 10)
 
 
-def build_layer(backend: str, case: Case) -> Any:
+def build_layer(backend: str, case: Case, device: torch.device) -> Any:
     """The layer of a backend over the same frozen base."""
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
@@ -102,14 +106,33 @@ def build_layer(backend: str, case: Case) -> Any:
     from trainer.tuning.fused_lora import FusedLoraLinear
 
     torch.manual_seed(0)
-    dtype = torch.float32 if case.precision == "fp32" else torch.bfloat16
-    base = nn.Linear(case.size, case.size).to(dtype).requires_grad_(False)
+    dtype = _dtype(case, device)
+    base: Any = nn.Linear(case.size, case.size).to(dtype).requires_grad_(False)
+    ours, theirs = FusedLoraLinear, Linear
+    if case.precision == "nf4":
+        from bitsandbytes.nn import Linear4bit
+        from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
+
+        from trainer.models.quantized import prepare_layers
+        from trainer.tuning.fused_lora_4bit import FusedLora4bit
+
+        weights = base.state_dict()
+        base = Linear4bit(case.size, case.size, compute_dtype=dtype, quant_type="nf4")
+        base.load_state_dict(weights)
+        base = base.to(device).requires_grad_(False)
+        prepare_layers(nn.Sequential(base))
+        ours, theirs = FusedLora4bit, PeftLinear4bit
     settings = LoraConfig(r=RANK, lora_dropout=case.dropout, init_lora_weights=False)
-    kind = FusedLoraLinear if backend == "fused" else Linear
+    kind = ours if backend == "fused" else theirs
     layer = kind(base, "default", config=settings, r=RANK, lora_alpha=2 * RANK)
     for adapter in (layer.lora_A, layer.lora_B):
         adapter.to(torch.float32 if case.precision == "mixed" else dtype)
     return layer.train()
+
+
+def _dtype(case: Case, device: torch.device) -> torch.dtype:
+    is_wide = case.precision == "fp32" or (case.precision == "nf4" and device.type == "cpu")
+    return torch.float32 if is_wide else torch.bfloat16
 
 
 def table(rows: list[dict[str, Any]], device: torch.device) -> str:

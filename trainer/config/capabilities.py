@@ -67,8 +67,8 @@ STACK_LIMITS = (
             and c.tuning.lora_backend == "fused"
             and choose_lora_backend(c.tuning)[0] == "peft"
         ),
-        "tuning.lora_backend fused supports neither tuning.variant dora nor a quantised base; take"
-        " auto or peft",
+        "tuning.lora_backend fused supports neither tuning.variant dora, nor tuning.peft, nor an"
+        " 8-bit base; take auto or peft",
     ),
     Limit(
         lambda c, preset, _: preset.is_offloaded and c.optim.optimizer not in ("adamw", *WHOLE),

@@ -91,6 +91,8 @@ def choose_lora_backend(tuning: TuningSection) -> tuple[str, str]:
         return "peft", "the fused layer does not know tuning.peft"
     if tuning.variant == "dora":
         return "peft", "the fused layer does not support dora"
+    if tuning.base_quant_type == "int8":
+        return "peft", "the fused layer does not support an 8-bit base"
     if tuning.base_quant_type is not None:
-        return "peft", "the fused layer does not support a quantised base"
+        return "fused", "4-bit layers: each weight is decoded and freed at once"
     return "fused", "plain linear layers: no fp32 copy of the activations"

@@ -8,11 +8,13 @@ With G = dL/dY, H = D(X) A' and K = s G B,
 
 The adapters' term is accumulated into X W' by its GEMM, and K A into G W. Kept for the backward
 pass are X, which the layer before holds anyway, m (a byte an element) and H (T x r). Activations
-stay in their own dtype: fp32 adapters over a 16-bit base are rounded to it, X is never widened.
+stay in their own dtype: fp32 adapters over a 16-bit base are rounded to it, X is never widened. A
+quantised W is decoded for the forward and for the backward pass, and each time freed at once.
 
 T tokens, I inputs, O outputs, R rank.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ class _Settings:
     scale: float
     dropout: float
     is_transposed: bool
+    decode: Callable[[Tensor], Tensor] | None
 
 
 def lora_linear(
@@ -38,6 +41,7 @@ def lora_linear(
     scale: float,
     dropout: float = 0.0,
     is_transposed: bool = False,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """X W' + b + scale x dropout(X) A' B', with gradients for X, A and B.
 
@@ -49,10 +53,11 @@ def lora_linear(
         scale: alpha / r.
         dropout: p of the adapters' input; drawn as torch's dropout draws.
         is_transposed: The layout of GPT-2's Conv1D.
+        decode: Of a quantised weight, of any shape and dtype: gives it as above, in x's dtype.
     """
     y_TO: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.shape[-1]),
-        weight, bias_O, a_RI, b_OR, _Settings(scale, dropout, is_transposed),
+        weight, bias_O, a_RI, b_OR, _Settings(scale, dropout, is_transposed, decode),
     )  # fmt: skip
     return y_TO.view(*x.shape[:-1], y_TO.shape[1])  # out here: a model may change it in place
 
@@ -68,7 +73,7 @@ class _LoraLinear(torch.autograd.Function):
         b_OR: Tensor,
         settings: _Settings,
     ) -> Tensor:
-        y_TO = F.linear(x_TI, weight.t() if settings.is_transposed else weight, bias_O)
+        y_TO = F.linear(x_TI, _rows(weight, settings), bias_O)
         dropped_TI, mask_TI = x_TI, None
         if settings.dropout and len(x_TI):
             dropped_TI, mask_TI = torch.native_dropout(x_TI, settings.dropout, True)
@@ -92,7 +97,7 @@ class _LoraLinear(torch.autograd.Function):
         gradient_a = _product(k_TR.t(), kept_TI, a_RI.dtype).mul_(enlarged)
         gradient_x = None
         if ctx.needs_input_grad[0]:
-            gradient_x = torch.mm(g_TO, weight.t() if ctx.settings.is_transposed else weight)
+            gradient_x = torch.mm(g_TO, _rows(weight, ctx.settings))
             narrow_RI = a_RI.to(g_TO.dtype)
             if lost_TI is None:
                 gradient_x.addmm_(k_TR, narrow_RI)
@@ -100,6 +105,12 @@ class _LoraLinear(torch.autograd.Function):
                 through_TI = torch.mm(k_TR, narrow_RI, out=kept_TI).masked_fill_(lost_TI, 0)
                 gradient_x.add_(through_TI, alpha=enlarged)
         return gradient_x, None, None, gradient_a, gradient_b, None
+
+
+def _rows(weight: Tensor, settings: _Settings) -> Tensor:
+    """The weight (O, I)."""
+    whole = weight if settings.decode is None else settings.decode(weight)
+    return whole.t() if settings.is_transposed else whole
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 import sys
 from collections.abc import Callable
-from copy import copy
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -76,19 +75,13 @@ def _decodes_rows(width: int) -> bool:
 
 def _product(layer: Any, x: Tensor) -> Tensor:
     """As the layer's own, by the weight decoded as one row."""
+    from trainer.tuning.fused_lora_4bit import decoded
+
     dtype = layer.compute_dtype or x.dtype
     bias = None if layer.bias is None else layer.bias.to(dtype)
-    product = nn.functional.linear(x.to(dtype), _decoded_as_one_row(layer).to(dtype), bias)
+    weight = decoded(layer.weight, layer.weight.quant_state, dtype)
+    product = nn.functional.linear(x.to(dtype), weight, bias)
     return product.to(x.dtype)
-
-
-def _decoded_as_one_row(layer: Any) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    state = copy(layer.weight.quant_state)
-    shape, state.shape = state.shape, torch.Size([1, state.shape.numel()])
-    decoded: Tensor = dequantize_4bit(layer.weight.data, state)
-    return decoded.view(shape)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -104,10 +97,13 @@ def decoded_weight(layer: nn.Linear) -> Tensor:
     """The weight by which a quantised layer multiplies, (out, in), in fp32."""
     from peft.utils.integrations import dequantize_bnb_weight
 
-    if getattr(layer.weight, "quant_state", None) is not None:
-        return _decoded_as_one_row(layer).float()
-    decoded: Tensor = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
-    return decoded.float()
+    from trainer.tuning.fused_lora_4bit import decoded
+
+    state = getattr(layer.weight, "quant_state", None)
+    if state is not None:
+        return decoded(layer.weight, state, torch.float32)
+    whole: Tensor = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
+    return whole.float()
 
 
 def quantization_line(model: nn.Module, tuning: TuningSection, dtype: torch.dtype) -> str:

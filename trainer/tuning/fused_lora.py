@@ -1,8 +1,9 @@
 """PEFT's LoRA layer, fused forward and backward, or begun with a part of the base.
 
-Parameters, names and files are PEFT's.
+Parameters, names and files are PEFT's. Over 4-bit layers: fused_lora_4bit.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from peft.tuners.lora.layer import Linear
@@ -28,25 +29,42 @@ class FusedLoraLinear(Linear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the dtype of x."""
-        names = [name for name in self.active_adapters if name in self.lora_A]
         base = self.base_layer
         is_plain = type(base) in (nn.Linear, Conv1D) and x.dtype == base.weight.dtype
-        is_other = args or kwargs or self.disable_adapters or self.merged or self.lora_variant
-        if not is_plain or is_other or len(names) != 1:
+        if not is_plain or args or kwargs or not is_single(self):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
-        (name,) = names
-        dropout = self.lora_dropout[name]
-        return lora_linear(
-            x,
-            base.weight,
-            base.bias,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
-            self.scaling[name],
-            dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0,
-            self.is_target_conv_1d_layer,
-        )
+        return fused_output(self, x, base.bias, is_transposed=self.is_target_conv_1d_layer)
+
+
+def is_single(layer: Any) -> bool:
+    """Whether a LoRA layer adds one plain adapter to its base."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    return len(names) == 1 and not (layer.disable_adapters or layer.merged or layer.lora_variant)
+
+
+def fused_output(
+    layer: Any,
+    x: Tensor,
+    bias: Tensor | None,
+    *,
+    is_transposed: bool = False,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """What a layer that `is_single` gives, by `lora_linear`."""
+    [name] = [name for name in layer.active_adapters if name in layer.lora_A]
+    dropout = layer.lora_dropout[name]
+    return lora_linear(
+        x,
+        layer.base_layer.weight,
+        bias,
+        layer.lora_A[name].weight,
+        layer.lora_B[name].weight,
+        layer.scaling[name],
+        dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0,
+        is_transposed,
+        decode,
+    )
 
 
 class PartLoraLinear(FusedLoraLinear):

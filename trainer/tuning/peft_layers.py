@@ -51,13 +51,8 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         **without_start(tuning),
     )
     if takes_part or choose_lora_backend(tuning)[0] == "fused":
-        from transformers.pytorch_utils import Conv1D
-
-        from trainer.tuning.fused_lora import FusedLoraLinear, PartLoraLinear
-
-        kind = PartLoraLinear if takes_part else FusedLoraLinear
         # PEFT's own way to give its layers another class.
-        settings._register_custom_module({nn.Linear: kind, Conv1D: kind})
+        settings._register_custom_module(_own_layers(tuning))
     model = layers.with_peft(base, settings)
     if takes_part:
         _check_parts(model)
@@ -68,6 +63,24 @@ def add_lora(base: "PreTrainedModel", tuning: TuningSection) -> "PeftModel":
         weight = base.get_submodule(HEAD).base_layer.weight
         model.register_buffer("frozen_head", weight.detach().clone(), persistent=False)
     return model
+
+
+def _own_layers(tuning: TuningSection) -> dict[type, type]:
+    """Class of a layer of the base -> that of ours for it; the first that fits is taken."""
+    from transformers.pytorch_utils import Conv1D
+
+    from trainer.tuning.fused_lora import FusedLoraLinear, PartLoraLinear
+
+    if takes_part_of_base(tuning):
+        return {nn.Linear: PartLoraLinear, Conv1D: PartLoraLinear}
+    fused: dict[type, type] = {nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear}
+    if tuning.base_quant_type is None:
+        return fused
+    from bitsandbytes.nn import Linear4bit
+
+    from trainer.tuning.fused_lora_4bit import FusedLora4bit
+
+    return {Linear4bit: FusedLora4bit, **fused}
 
 
 def add_own_head(model: "PeftModel", folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -218,8 +218,7 @@ def test_a_layer_of_a_type_of_the_models_own_is_pefts():
     ("keys", "said"),
     [
         ({"variant": "dora"}, "does not support dora"),
-        ({"method": "qlora"}, "does not support a quantised base"),
-        ({"quant_type": "int8"}, "does not support a quantised base"),
+        ({"quant_type": "int8"}, "does not support an 8-bit base"),
         ({"lora_backend": "peft"}, "set by the recipe"),
     ],
 )

@@ -119,7 +119,8 @@ def test_flash_attention_is_refused_where_it_cannot_run(machine, precision, is_r
     ("overrides", "choice"),
     [
         ([], "fused (plain linear layers: no fp32 copy of the activations)"),
-        (["tuning.method=qlora"], "peft (the fused layer does not support a quantised base)"),
+        (["tuning.method=qlora"], "fused (4-bit layers: each weight is decoded and freed at once)"),
+        (["tuning.quant_type=int8"], "peft (the fused layer does not support an 8-bit base)"),
         (["tuning.variant=dora"], "peft (the fused layer does not support dora)"),
         (["tuning.lora_backend=peft"], "peft (set by the recipe)"),
     ],
@@ -128,7 +129,7 @@ def test_what_computes_lora_follows_the_recipe(overrides, choice):
     assert resolved(CPU, *overrides).choice("tuning.lora_backend") == choice
 
 
-@pytest.mark.parametrize("other", ["tuning.variant=dora", "tuning.method=qlora"])
+@pytest.mark.parametrize("other", ["tuning.variant=dora", "tuning.quant_type=int8"])
 def test_the_fused_layer_is_refused_where_it_cannot_be_had(other):
     with pytest.raises(ConfigError, match=r"supports neither .*; take auto or peft"):
         resolved(CPU, "tuning.lora_backend=fused", other)
