@@ -25,6 +25,7 @@ from trainer.models.quantized_methods import prove_quantised
 from trainer.run_folder.metrics import read_log
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
+NOISY = {"pvera": "it draws noise in training, other noise on other ranks"}
 FAMILIES = ("llama", "gpt_bigcode")
 TOLERANCE = 5e-5  # fp32 sums in another order, through two layers
 RANKS = 1e-5  # relative, of losses over three steps whose sums are in another order
@@ -103,6 +104,8 @@ def _recipe(folder: Path) -> list[str]:
 
 def _sharded(name: str, recipe: list[str], folder: Path) -> list[float | str]:
     """Under ZeRO 2 and 3, the largest relative difference of losses, or why there are none."""
+    if name in NOISY:
+        return [NOISY[name]] * 2
     folder.mkdir()
     losses: list[list[float] | str] = []
     for stage, num_ranks in ((0, 1), (2, 2), (3, 2)):
@@ -110,8 +113,8 @@ def _sharded(name: str, recipe: list[str], folder: Path) -> list[float | str]:
         words = [f"tuning.method={name}", *peft_overrides(name), f"run.output_dir={run}"]
         codes = run_ranks([*recipe, *words, f"engine.preset=cpu_zero{stage}"], num_ranks, printed)
         if any(codes):
-            said = [line for line in printed.read_text().splitlines() if "error: " in line]
-            losses.append(f"ZeRO {stage}: " + (said or ["?"])[0].partition("error: ")[2][:200])
+            said = printed.read_text().partition("error: ")[2] or "it ends with a traceback"
+            losses.append(f"ZeRO {stage}: {said.splitlines()[0][:200]}")
         else:
             losses.append([row["loss"] for row in read_log(run / "log.jsonl")])
     alone = losses[0]

@@ -82,7 +82,9 @@ def deepspeed_config(
         settings["fp16"] = {"enabled": True, "initial_scale_power": 16}
     zero = dict(preset.zero)
     if num_trained is not None and preset.stage in (1, 2):
-        zero |= {key: min(zero[key], num_trained) for key in _BUCKETS if key in zero}
+        zero |= {
+            key: min(zero[key], num_trained + num_trained % 2) for key in _BUCKETS if key in zero
+        }
     return {**preset.settings, "zero_optimization": zero, **settings}
 
 

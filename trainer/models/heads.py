@@ -97,7 +97,7 @@ class PackedLanguageModel(nn.Module):
 
 def stock_strategy(model: "PeftModel | PlainModel") -> Strategy:
     """Each record as stock code takes it; a model keeps to it until proof.py chooses another."""
-    return Strategy(ROWS, model.get_base_model().config._attn_implementation, most_padding=0.0)
+    return Strategy(ROWS, model.get_base_model().config._attn_implementation, most_padding=-1.0)
 
 
 PackedModel: TypeAlias = PackedClassifier | PackedLanguageModel

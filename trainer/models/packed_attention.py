@@ -49,8 +49,9 @@ class Strategy:
 
     def __str__(self) -> str:
         """As in the banner."""
-        unpadded = "" if self.most_padding else " without padding"
-        return f"{self.name}{unpadded} ({self.attention})"
+        of_rows = "" if self.most_padding > 0 else " without padding"
+        of_rows = ", one record a pass" if self.most_padding < 0 else of_rows
+        return f"{self.name}{of_rows} ({self.attention})"
 
 
 def packed_inputs(batch: Batch, strategy: Strategy, dtype: torch.dtype) -> dict[str, Any]:

@@ -236,12 +236,13 @@ def _strategies(
         yield Strategy(NATIVE, attention)
     yield Strategy(ROWS, attention, ZERO3_PASSES if settings.equal_passes else None)
     if not settings.equal_passes:
+        yield replace(stock, attention=attention, most_padding=0.0)
         yield replace(stock, attention=attention)
 
 
 def _prove(scorer: _Scorer, strategy: Strategy, records: ExampleSet, own_S: Tensor) -> Proof:
     # All records in one padded pass, which mixes their lengths more than any batch will.
-    tried = replace(strategy, num_passes=1) if strategy.most_padding else strategy
+    tried = replace(strategy, num_passes=1) if strategy.most_padding > 0 else strategy
     packed_S = scorer.scores(tried, records)
     scale = max(1.0, float(own_S.abs().max()))
     moved = None

@@ -19,7 +19,8 @@ def proof_records(
 ) -> ExampleSet:
     """Short records first, then the longest that fits, longer than any window if a record can be.
 
-    A leak would change it most. Every token of a text is a target.
+    A leak would change it most. The first two are of one length, so that passes without padding
+    hold more than one record, too. Every token of a text is a target.
     """
     by_length = np.argsort(examples.lengths, kind="stable")
     needed = max((one + _MARGIN for one in windows if one < seq_length), default=0)
@@ -33,7 +34,7 @@ def proof_records(
     length = max(int(examples.lengths[longest]), min(needed, room))
     if packing:
         others = others[total <= seq_length - length]
-    chosen = examples.subset(np.append(others[others != longest], longest))
+    chosen = _with_equal_lengths(examples.subset(np.append(others[others != longest], longest)))
     extra = np.resize(chosen.tokens, length - int(chosen.lengths[-1]))
     tokens = np.concatenate([chosen.tokens, extra])
     return replace(
@@ -42,6 +43,19 @@ def proof_records(
         starts=np.append(chosen.starts[:-1], len(tokens)),
         supervised=None if chosen.supervised is None else np.ones(len(tokens), np.bool_),
     )
+
+
+def _with_equal_lengths(records: ExampleSet) -> ExampleSet:
+    """The second record cut to the length of the first, which is no longer."""
+    if len(records) < 3:
+        return records
+    surplus = slice(records.starts[1] + records.lengths[0], records.starts[2])
+    starts = records.starts.copy()
+    starts[2:] -= surplus.stop - surplus.start
+    is_kept = np.ones(len(records.tokens), np.bool_)
+    is_kept[surplus] = False
+    supervised = None if records.supervised is None else records.supervised[is_kept]
+    return replace(records, tokens=records.tokens[is_kept], starts=starts, supervised=supervised)
 
 
 def beginning(records: ExampleSet) -> ExampleSet:

@@ -57,7 +57,8 @@ def record_rows(
     Args:
         pad_id: Fills the ends of rows.
         num_passes: Exactly this many; None: as few as keep the padding low.
-        most_padding: Share of all places; 0: records of one length alone share a pass.
+        most_padding: Share of all places; 0: only records of one length share a pass; below 0: no
+            records do.
     """
     width, device = batch.input_ids_BT.shape[1], batch.input_ids_BT.device
     starts_R, lengths_R = _records(batch, width)
@@ -94,6 +95,8 @@ def group_by_length(
     repeated: its states are taken from one of the passes.
     """
     order_R = np.argsort(lengths_R, kind="stable")
+    if num_passes is None and most_padding < 0:
+        return np.split(order_R, len(order_R))
     longest, counts = np.unique(lengths_R, return_counts=True)
     tokens, padding = int(lengths_R.sum()), 0
     while len(longest) > 1:

@@ -53,6 +53,9 @@ def test_the_run_owns_every_number_of_the_engine(tiny_recipe):
     assert settings["bf16"] == {"enabled": True, "check_grad_overflow": False}
     assert settings["zero_optimization"] == load_preset("cpu_zero2").zero
     assert "fp16" not in settings
+    for num_trained in (193, 194):  # DeepSpeed ends with an assertion where a bucket is odd
+        zero = deepspeed_config(config, num_trained)["zero_optimization"]
+        assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (194, 194)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,23 @@ Each method meets one of four cells (family x task), in turn; `make methods` run
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
-from method_cells import CLASSES, NAMES, PEFT_ARGUMENTS, packed, prove, run_cell, section, trained
+from example_sets import example_set
+from method_cells import (
+    CLASSES,
+    NAMES,
+    PEFT_ARGUMENTS,
+    packed,
+    prove,
+    records,
+    run_cell,
+    section,
+    trained,
+)
 
+from data.batches.batch import collate
 from trainer.config.peft_methods import peft_faults
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import TuningSection
@@ -18,6 +31,7 @@ from trainer.planning.added import counted
 from trainer.planning.plan import read_shape
 from trainer.run.build import build_model, resolve_here
 from trainer.run_folder.model import save_model
+from trainer.tuning.any_peft import stirred
 from trainer.tuning.continued import take_adapter
 
 CELLS = list(
@@ -60,6 +74,18 @@ def test_enough_methods_have_a_door():
     assert len({*NAMES, "lora", "ia3", "p_tuning"} - {"lily"}) == 38
 
 
+def test_lily_which_reads_the_mean_of_a_batch_gets_one_record_a_pass():
+    model = packed("lily", "llama", "classification")
+    lines = prove(model, "classification")
+    assert any("rows, one record a pass" in line for line in lines)
+    twins = [records("classification").tokens[:20].tolist(), [*range(3, 23)]]
+    with stirred(model), torch.no_grad():
+        pair, alone = (
+            model(collate(example_set(rows), [np.arange(len(rows))])) for rows in (twins, twins[:1])
+        )
+    torch.testing.assert_close(pair[:1], alone)
+
+
 def test_lily_is_refused_for_texts_whose_tokens_it_lets_see_later_ones():
     with pytest.raises(
         ModelError, match=r"see later tokens.*a tuning\.method of every token alone"
@@ -90,7 +116,7 @@ def test_lily_is_refused_for_texts_whose_tokens_it_lets_see_later_ones():
         ("lora", {"r": 4}, "set tuning.lora_r instead"),
         ("lora", {"init_lora_weights": "mica"}, "'mica': it freezes B"),
         ("lora", {"megatron_core": "os"}, "it imports a module by name; remove it"),
-        ("lora", {"eva_config": {}}, "it is a config of its own; remove it"),
+        ("lora", {"arrow_config": {}}, "it is a config of its own; remove it"),
         ("prompt_tuning", {"tokenizer_kwargs": {"trust_remote_code": True}}, "by name; remove it"),
         ("ia3", {"init_ia3_weights": True}, "is not read by tuning.method ia3"),
         ("vora", {}, "tuning.method 'vora' is not known; did you mean"),
