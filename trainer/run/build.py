@@ -73,7 +73,9 @@ def draw_start_of(
     config: RunConfig, classes: Classes, examples: ExampleSet, device: torch.device
 ) -> None:
     """Keep in the run folder how adapters begin, where the recipe names a start that is drawn."""
-    write_start(config, classes, examples, device, lambda: _load(config, classes, CPU))
+    write_start(
+        config, classes, examples, device, lambda: _load(config, classes, CPU, as_saved=False)
+    )
 
 
 def build_model(
