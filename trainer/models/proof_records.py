@@ -46,10 +46,10 @@ def proof_records(
 
 
 def _with_equal_lengths(records: ExampleSet) -> ExampleSet:
-    """The second record cut to the length of the first, which is no longer."""
+    """The second record as short as the first, by losing what is before its last token."""
     if len(records) < 3:
         return records
-    surplus = slice(records.starts[1] + records.lengths[0], records.starts[2])
+    surplus = slice(records.starts[1] + records.lengths[0] - 1, records.starts[2] - 1)
     starts = records.starts.copy()
     starts[2:] -= surplus.stop - surplus.start
     is_kept = np.ones(len(records.tokens), np.bool_)
