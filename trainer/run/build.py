@@ -23,7 +23,7 @@ from trainer.models.quantized_methods import prove_quantised
 from trainer.planning.plan import read_shape
 from trainer.planning.resolve import resolve
 from trainer.planning.resolved import Resolved
-from trainer.processes.distributed import Ranks, refuse_unseen_gpus
+from trainer.processes.distributed import Ranks, agreed, refuse_unseen_gpus
 from trainer.run_folder.folder import BASE, built, verify
 from trainer.run_folder.start import read_start, write_start
 from trainer.tuning import add_method
@@ -69,15 +69,6 @@ def write_random_base(config: RunConfig, classes: Classes = VULNERABILITY) -> No
         save_base(load_base(config, classes), building)
 
 
-def draw_start_of(
-    config: RunConfig, classes: Classes, examples: ExampleSet, device: torch.device
-) -> None:
-    """Keep in the run folder how adapters begin, where the recipe names a start that is drawn."""
-    write_start(
-        config, classes, examples, device, lambda: _load(config, classes, CPU, as_saved=False)
-    )
-
-
 def build_model(
     config: RunConfig,
     classes: Classes = VULNERABILITY,
@@ -119,6 +110,44 @@ def build_model(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return model if device.type == "cpu" else model.to(device)
+
+
+def run_model(
+    recipe: Resolved,
+    classes: Classes,
+    ranks: Ranks,
+    initial: Path | None,
+    examples: ExampleSet,
+) -> PackedModel:
+    """The model of a run with the adapter it begins with, where the engine takes it from.
+
+    Args:
+        initial: Of tuning.init_from, or nothing.
+        examples: The training split, at which some starts of adapters look.
+    """
+    config = recipe.config
+
+    def keep() -> None:
+        if ranks.is_main:
+            write_random_base(config, classes)
+            draw_start_of(config, classes, examples, ranks.device)
+
+    agreed(ranks, keep)
+    is_cut = recipe.preset.stage == 3  # from the host, a weight at a time
+    place = CPU if is_cut else ranks.device
+    model = agreed(ranks, lambda: build_model(config, classes, place, as_saved=is_cut))
+    if initial is not None:
+        agreed(ranks, lambda: take_adapter(model.model, initial))
+    return model
+
+
+def draw_start_of(
+    config: RunConfig, classes: Classes, examples: ExampleSet, device: torch.device
+) -> None:
+    """Keep in the run folder how adapters begin, where the recipe names a start that is drawn."""
+    write_start(
+        config, classes, examples, device, lambda: _load(config, classes, CPU, as_saved=False)
+    )
 
 
 def trained_model(

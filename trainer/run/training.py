@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from data.batches.loader import Start, TrainLoader
 from data.prepared.prepare import Prepared
 from data.text.labels import Classes
 from data.text.terminal import step
-from data.text.tokenization import ExampleSet
 from trainer.cluster.roll_call import call_the_roll, check_shared_folder
 from trainer.config.sections import OptimSection, RunConfig
 from trainer.engine.engine import build_engine, deepspeed_config
@@ -25,8 +23,6 @@ from trainer.evaluation.evaluation import evaluation_of
 from trainer.evaluation.report import print_report
 from trainer.generation.prompts import run_prompts
 from trainer.losses.tasks import TASKS
-from trainer.models.heads import PackedModel
-from trainer.models.load import CPU
 from trainer.models.proof import choose_strategy
 from trainer.planning.resolved import Resolved
 from trainer.processes.distributed import (
@@ -44,11 +40,9 @@ from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, ending_lines, time_line
 from trainer.run.build import (
-    build_model,
-    draw_start_of,
     proof_settings,
     resolve_here,
-    write_random_base,
+    run_model,
 )
 from trainer.run.data_report import remark_lines
 from trainer.run.loop import memory_errors_named, train
@@ -79,7 +73,7 @@ from trainer.run_folder.resume import (
     run_identity,
 )
 from trainer.run_folder.start import start_lines
-from trainer.tuning.continued import adapter_folder, take_adapter
+from trainer.tuning.continued import adapter_folder
 
 
 def run_training(
@@ -220,7 +214,7 @@ def _build(
     counted = config.changed("optim", micro_batch_size=recipe.config.optim.micro_rows)
     loader = build_loader(counted, prepared, ranks, checkpoint)
     total_steps = max(state.step, _total_steps(config.optim, loader))
-    model = _build_model(recipe, classes, ranks, initial, loader.examples)
+    model = run_model(recipe, classes, ranks, initial, loader.examples)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     settings = deepspeed_config(recipe.config, num_trained, ranks.world_size)
 
@@ -275,26 +269,6 @@ def _resolve(
     if rows := kept_rows(config, checkpoint, ranks.world_size):
         recipe = recipe.settled("optim", "micro_batch_size", rows, "auto, as since its start")
     return recipe
-
-
-def _build_model(
-    recipe: Resolved,
-    classes: Classes,
-    ranks: Ranks,
-    initial: Path | None,
-    examples: ExampleSet,
-) -> PackedModel:
-    """The model with the adapter it begins with, where the engine takes it from."""
-    config = recipe.config
-    agreed(ranks, lambda: write_random_base(config, classes) if ranks.is_main else None)
-    draw = partial(draw_start_of, config, classes, examples, ranks.device)
-    agreed(ranks, lambda: draw() if ranks.is_main else None)
-    is_cut = recipe.preset.stage == 3  # from the host, a weight at a time
-    place = CPU if is_cut else ranks.device
-    model = agreed(ranks, lambda: build_model(config, classes, place, as_saved=is_cut))
-    if initial is not None:
-        agreed(ranks, lambda: take_adapter(model.model, initial))
-    return model
 
 
 def _total_steps(optim: OptimSection, loader: TrainLoader) -> int:
