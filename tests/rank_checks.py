@@ -338,6 +338,48 @@ def count_waits(arguments: list[str]) -> int:
     return code
 
 
+def start_presets(arguments: list[str]) -> int:
+    """Build an engine with each preset and update once; a line of JSON each.
+
+    Arguments: a recipe, and names of presets with the precision of their GPUs, NAME:fp16.
+    """
+    import json
+
+    from trainer.config.preset import load_preset
+    from trainer.config.recipe import load_run_config
+    from trainer.engine.engine import build_engine, deepspeed_config
+    from trainer.processes.distributed import start, stop
+
+    start(60)
+    recipe, *names = arguments
+    for one in names:
+        name, _, precision = one.partition(":")
+        config = load_run_config(Path(recipe), [])
+        config = config.changed("engine", preset=name, precision=precision)
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        settings = deepspeed_config(config, sum(p.numel() for p in model.parameters()))
+        engine = build_engine(model, config, settings)
+        x = torch.ones(4, 8, dtype=next(engine.module.parameters()).dtype)
+        before = engine.module(x).float().detach().clone()
+        loss = engine.module(x).float().square().sum() * 1e-3  # fp16's first scale is 2^16
+        engine.backward(loss, scale_wrt_gas=False)
+        engine.step()
+        moved = float((engine.module(x).float().detach() - before).abs().max())
+        zero = engine._config.zero_config.model_dump(mode="json", by_alias=True)
+        wanted = load_preset(name)
+        odd = [
+            key for key, value in wanted.zero.items()
+            if not isinstance(value, dict) and zero.get(key) != value
+            and key not in ("reduce_bucket_size", "allgather_bucket_size")  # capped
+        ]  # fmt: skip
+        stage, sent = engine.zero_optimization_stage(), str(engine.communication_data_type)
+        found = {"name": name, "moved": moved, "stage": stage, "odd": odd, "sent": sent}
+        print(json.dumps(found), flush=True)
+    stop()
+    return 0
+
+
 def train_in_small_chunks(arguments: list[str]) -> int:
     """Train with a tile of logits at a time, so that ranks score different numbers of chunks."""
     from launcher.train import main

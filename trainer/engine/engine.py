@@ -13,7 +13,7 @@ from trainer.config.machines import Device, Machine
 from trainer.config.preset import Preset, load_preset
 from trainer.config.sections import RunConfig
 from trainer.engine.finite import clip_before_update
-from trainer.engine.optim import RATE, build_optimizer
+from trainer.engine.optim import RATE, build_optimizer, refuse_too_much_paged
 from trainer.engine.state import starts
 from trainer.errors import ConfigError
 from trainer.models.as_saved import cast_to_run
@@ -111,6 +111,7 @@ def build_engine(
     if settings["zero_optimization"]["stage"] == 3:
         _cut_up(model, config, settings)
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    refuse_too_much_paged(optimizer, config.optim, engine.device)
     if clips_before_update(config, load_preset(config.engine.preset)):
         clip_before_update(optimizer, engine, config.optim.max_grad_norm)
     refuse_16_bit_masters(engine.optimizer.param_groups)

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from trainer.config.sections import OptimSection
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, MachineError
+from trainer.planning.memory import PAGED_REMEDY
 
+_LEAST_PAGED = 100_000  # elements; bitsandbytes keeps the moments of smaller ones on the GPU
 RATE = "rate"  # of a group's learning rate to that of the others
 _LORA_B = (".lora_B.", ".lora_embedding_B.")
 _BLOCK = re.compile(r"\.(\d+)\.")
@@ -63,6 +65,31 @@ def build_optimizer(
         )
         return built
     return _of_bitsandbytes(_groups(rated, optim), optim)
+
+
+def refuse_too_much_paged(
+    optimizer: torch.optim.Optimizer, optim: OptimSection, device: torch.device
+) -> None:
+    """Refuse paged moments that the GPU could not hold beside what is on it now.
+
+    bitsandbytes asks for them in the first update, from 100,000 elements of a parameter on, and the
+    driver grants more than there is: pages then go to the host and back in every step, or the
+    process ends within the library.
+
+    Raises:
+        MachineError: More than is free.
+    """
+    if not optim.optimizer.startswith("paged") or device.type != "cuda":
+        return
+    width = 2.0 if optim.optimizer.endswith("8bit") else 8.0
+    sizes = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    needed = width * sum(size for size in sizes if size >= _LEAST_PAGED)
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise MachineError(
+            f"optim.optimizer {optim.optimizer} asks for {needed / 2**30:.2f} GiB of paged memory,"
+            f" and {free / 2**30:.2f} GiB of the GPU are free beside the model; {PAGED_REMEDY}"
+        )
 
 
 class _Joint(torch.optim.Optimizer):

@@ -40,6 +40,10 @@ _MOMENT_BYTES = {
     "adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03,
     "lion": 4.0, "lion_8bit": 1.015, "sgd": 4.0,
 }  # fmt: skip
+PAGED_REMEDY = (
+    "take optim.optimizer=paged_adamw_8bit if it is not, or adamw with an _offload preset, or train"
+    " fewer parameters"
+)
 _CUDA_CONTEXT = 0.6 * 2**30  # context and cuBLAS workspace of one process, GPUs of sm70 to sm90
 _FRAGMENTATION = 0.05  # of all the allocator holds: blocks are rounded up and cached
 
@@ -123,6 +127,23 @@ def _writing(recipe: Resolved, step: Memory) -> Memory:
     widest = 2 * recipe.shape.widest.at(recipe.row_tokens) * recipe.base_bytes * tokens
     kept = cache_bytes(recipe.shape, tokens, recipe.base_bytes)
     return replace(step, cache=kept, working=widest)
+
+
+def paged_too_large(recipe: Resolved) -> str:
+    """Why paged moments would not find room on a GPU beside the weights; empty where they may."""
+    limit = recipe.machine.memory_bytes
+    optimizer = recipe.config.optim.optimizer
+    if limit is None or recipe.shape.doubt or not optimizer.startswith("paged"):
+        return ""
+    found = memory_of(recipe)
+    held = found.quantised_weights + found.frozen_weights + found.trained_weights
+    free = limit - held - found.master_weights - found.context
+    if found.moments <= free:
+        return ""
+    return (
+        f"optim.optimizer {optimizer}: {found.moments / 2**30:.2f} GiB of paged memory, and"
+        f" {max(0.0, free) / 2**30:.2f} GiB of the GPU are free beside the weights; {PAGED_REMEDY}"
+    )
 
 
 def moment_bytes(recipe: Resolved) -> float:

@@ -23,7 +23,7 @@ from trainer.errors import ConfigError, MachineError, ModelError
 from trainer.models.files import too_long
 from trainer.planning.added import counted
 from trainer.planning.host import too_much
-from trainer.planning.memory import memory_of
+from trainer.planning.memory import memory_of, paged_too_large
 from trainer.planning.resolved import Resolved
 
 _GIB = 2**30
@@ -76,8 +76,8 @@ def resolve(config: RunConfig, shape: ModelShape, machine: Machine) -> Resolved:
     )
     if config.optim.micro_batch_size == "auto":
         found = found.settled("optim", "micro_batch_size", *choose_micro_batch(found))
-    short = too_much(found)
-    return replace(found, faults=(*faults, MachineError(short))) if short else found
+    short = [MachineError(why) for why in (too_much(found), paged_too_large(found)) if why]
+    return replace(found, faults=(*faults, *short))
 
 
 def preset_family(machine: Machine) -> str:

@@ -12,9 +12,14 @@ from torch import nn
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import OptimSection
 from trainer.engine.engine import set_learning_rate
-from trainer.engine.optim import RATE, build_optimizer, learning_rate
+from trainer.engine.optim import (
+    RATE,
+    build_optimizer,
+    learning_rate,
+    refuse_too_much_paged,
+)
 from trainer.engine.state import seed_step
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, MachineError
 from trainer.planning.memory import moment_bytes
 from trainer.run.build import build_model, resolve_here
 
@@ -300,3 +305,29 @@ def test_dropout_differs_by_run_step_and_rank_and_repeats():
     first = [drawn(*case) for case in cases]
     assert len(set(first)) == len(cases)
     assert [drawn(*case) for case in cases] == first
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "free", "is_refused"),
+    [
+        ("paged_adamw", 8 * 300_000, False),
+        ("paged_adamw", 8 * 300_000 - 1, True),
+        ("paged_adamw_8bit", 2 * 300_000, False),
+        ("paged_adamw_8bit", 2 * 300_000 - 1, True),
+        ("adamw", 0, False),
+    ],
+)
+def test_paged_moments_never_ask_for_more_than_the_gpu_has_free(
+    optimizer, free, is_refused, monkeypatch
+):
+    """300,000 elements are paged; those of a small parameter are not."""
+    parameters = [nn.Parameter(torch.zeros(size)) for size in (200_000, 100_000, 99_999)]
+    updated = torch.optim.SGD(parameters, lr=1.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**40))
+    section = OptimSection(optimizer=optimizer, epochs=1)
+    if is_refused:
+        with pytest.raises(MachineError, match="of the GPU are free beside the model; take"):
+            refuse_too_much_paged(updated, section, torch.device("cuda"))
+        return
+    refuse_too_much_paged(updated, section, torch.device("cuda"))
+    refuse_too_much_paged(updated, section, torch.device("cpu"))  # asks nothing

@@ -92,6 +92,21 @@ def test_auto_offloads_only_where_the_host_has_room(base, folder):
     assert short.preset.name == "v100x8_zero1"
 
 
+def test_paged_moments_fit_beside_the_weights_or_are_refused(base, folder):
+    """LoRA of r 640 on 7B: 1.6 G parameters, 15.2 GB of base, 8 bytes each of moments."""
+    keys = [*folder, "tuning.lora_r=640", "engine.preset=gpu_zero1"]
+    for optimizer, device, num_faults in (
+        ("paged_adamw", "V100-32", 1), ("paged_adamw", "A100-40", 0),
+        ("paged_adamw_8bit", "V100-32", 0), ("adamw", "V100-32", 0),
+    ):  # fmt: skip
+        recipe = planned(base, *keys, f"optim.optimizer={optimizer}", device=device, num_ranks=1)
+        assert len(recipe.faults) == num_faults, (optimizer, device)
+    [fault] = planned(
+        base, *keys, "optim.optimizer=paged_adamw", device="V100-32", num_ranks=1
+    ).faults
+    assert "GiB of the GPU are free beside the weights; take optim.optimizer=paged" in str(fault)
+
+
 def test_the_doctor_compares_with_what_a_node_has_and_what_is_free():
     facts = NodeFacts(memory_bytes=64 * GIB, free_memory_bytes=20 * GIB)
     verdicts = [host_check(gib * GIB, "x", facts).verdict for gib in (19, 21, 65)]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import rank_checks
 from rank_pool import run_ranks
 
 from benchmarks.scaling import table
@@ -141,6 +142,47 @@ def test_an_explicit_preset_is_taken_whatever_the_machine(starcoder):
         "t4_zero2",
         "set by the recipe",
     )
+
+
+@pytest.mark.slow
+def test_every_gpu_preset_starts_and_updates(tiny_recipe, tmp_path):
+    """One rank on the CPU, in the precision of the preset's GPUs, through DeepSpeed's own parser.
+
+    Names and values of every key are what DeepSpeed then has, and the weights move.
+    """
+    older = ("t4", "v100x8", "2x_v100x8")
+    names = [
+        f"{family}_{stage}:"
+        + ("fp32" if stage == "zero0" else "fp16" if family in older else "bf16")
+        for family in FAMILIES
+        for stage in STAGES
+    ]
+    printed = tmp_path / "printed"
+    codes = run_ranks(
+        [str(tiny_recipe), *names], 1, printed, allow_fp16=True, entry=rank_checks.start_presets
+    )
+    assert codes == [0], printed.read_text()[-3000:]
+    lines = [line for line in printed.read_text().splitlines() if line.startswith("{")]
+    found = {one["name"]: one for one in map(json.loads, lines)}
+    assert found.keys() == set(GPU_PRESETS)
+    for name, one in found.items():
+        preset = load_preset(name)
+        assert one["stage"] == preset.stage, name
+        assert not one["odd"], (name, one["odd"])
+        assert 0 < one["moved"] < 1, name
+        sent = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}
+        if preset.communication_dtype:
+            assert one["sent"] == sent[preset.communication_dtype], name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_that_deepspeed_does_not_know_is_refused_by_it(family):
+    """The guard of the test above: its parser forbids what it does not know."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    zero = {**load_preset(f"{family}_zero2").zero, "overlap_com": True}
+    with pytest.raises(ValueError, match="overlap_com"):
+        DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
 
 
 @pytest.mark.slow
