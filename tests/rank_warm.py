@@ -39,9 +39,12 @@ for name in IMPORTED:
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 from data.audit.markdown import compiled  # noqa: E402
+from trainer.cluster.facts import code_digest, own_revision  # noqa: E402
 
 for page in (Path(__file__).parents[1] / "trainer").rglob("*.md.jinja"):
     compiled(page)
+code_digest()
+own_revision()
 get_checkpoint_conversion_mapping("")  # compiles a thousand patterns, which all models share
 gc.freeze()
 gc.enable()

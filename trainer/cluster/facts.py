@@ -1,6 +1,7 @@
 """Facts of this machine, found in a second, without torch unless it has a GPU."""
 
 import configparser
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -128,6 +129,12 @@ def common_facts() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def own_revision() -> dict[str, Any]:
+    """The revision of this process, asked once."""
+    return revision()
+
+
 def revision(root: Path = ROOT) -> dict[str, Any]:
     """Version in setup.cfg and, in a git checkout, its commit and whether files were changed."""
     settings = configparser.ConfigParser(interpolation=None)
@@ -157,6 +164,7 @@ def recipe_digest(config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@functools.cache
 def code_digest() -> str:
     """The first 12 digits of the sha256 of every source and preset, and their names."""
     paths = [path for room in _CODE for path in (ROOT / room).rglob("*.py")]

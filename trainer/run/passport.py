@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from data.errors import json_object, parsing
-from trainer.cluster.facts import common_facts, revision
+from trainer.cluster.facts import common_facts, own_revision
 from trainer.config.recipe import load_run_config
 from trainer.config.sections import RunConfig
 from trainer.errors import ConfigError, ModelError
@@ -79,7 +79,7 @@ def open_passport(
     facts = {
         "format": FORMAT,
         "repeat": f"launcher/train.py --repeat {path.parent}",
-        "code": {**revision(), "digest": common["code"]},
+        "code": {**own_revision(), "digest": common["code"]},
         "versions": {"python": common["python"], **common["versions"]},
         "hardware": {
             "ranks": ranks.world_size,
