@@ -22,7 +22,9 @@ from launcher.suite import main as suite
 from trainer.errors import ConfigError
 from trainer.evaluation.suites.suites import SUITES
 from trainer.generation import vllm_writer
+from trainer.generation.decoding import Limits, Prompt, Writer
 from trainer.processes.distributed import Ranks
+from trainer.run.build import resolve_here
 from trainer.run.trained import open_trained
 
 needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bubblewrap here")
@@ -107,6 +109,26 @@ def test_a_suite_is_the_same_through_both_doors_for_an_adapter_and_a_base(run, v
     assert not plain.is_adapted
     assert adapted.kwargs["max_lora_rank"] == 8  # the least that takes rank 4
     assert {*adapted.handed[0].stop} == {"\n", "<|endoftext|>"}
+
+
+def test_the_ids_of_answers_are_the_same_with_the_token_that_ends_them(run, vllm):
+    """No stop string: ended by an end token, by what is over after so many tokens, or by length."""
+    trained = open_trained(run)
+    alone = Ranks(0, 0, 1, torch.device("cpu"))
+    own = Writer(trained.load(alone), alone.device, is_alone=True)
+    settled = resolve_here(trained.config, alone.device).config
+    other = vllm_writer.VllmWriter(settled, trained.folder, alone, 1024)
+    limits = Limits(900, 600, temperature=0.7, top_p=0.9, together=4)
+    prompts = [Prompt([5 + n] * 9, "", set(), place=(n, 1)) for n in range(4)]
+    whole = own.write(prompts, limits)
+    end = whole[0][20]  # a token that is written, but in no way special
+    prompts[0] = replace(prompts[0], ends={end})
+    prompts[1] = replace(prompts[1], is_over=lambda answer: len(answer) >= 300)
+    prompts[2] = replace(prompts[2], most=270)
+    ended = own.write(prompts, limits)
+    assert other.write(prompts, limits) == ended
+    assert ended[0] == whole[0][: whole[0].index(end) + 1]
+    assert [len(ids) for ids in ended[1:]] == [304, 270, 600]
 
 
 @needs_sandbox
