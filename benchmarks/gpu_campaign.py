@@ -57,7 +57,8 @@ class Stage:
 def _training(config: str, method: str, seq_length: int, *more: str, seconds: float) -> Stage:
     """Ten steps of a model of random weights on the embedded functions."""
     keys = (
-        f"model.config={_RECIPES / config}", f"tuning.method={method}",
+        f"model.config={_RECIPES / config}", f"data.tokenizer={_TINY.parent}",
+        f"tuning.method={method}",
         f"data.seq_length={seq_length}", "tuning.lora_r=16", "optim.max_steps=10",
         "model.gradient_checkpointing=true", "optim.global_batch_size=32", *more,
     )  # fmt: skip
@@ -65,6 +66,15 @@ def _training(config: str, method: str, seq_length: int, *more: str, seconds: fl
     return Stage(seconds, keys=keys, tiny=(*keys, *tiny))
 
 
+def _peer(name: str, *, seconds: float = 240) -> Stage:
+    """Another trainer on the shape and texts of the stage `_TEXT`."""
+    shape = ("--model", str(_RECIPES / "qwen2_5_coder_7b.json"), "--quantised", "--steps", "10")
+    tiny = ("--model", str(_TINY), "--steps", "3", "--rows", "1", "--seq-length", "128")
+    start = ("benchmarks/gpu_peers.py", name, "--device", "{device}")
+    return Stage(seconds, (*start, *shape), tiny=(*start, *tiny))
+
+
+_TEXT = "7B QLoRA 512 text"
 STAGES: dict[str, Stage] = {
     "facts": Stage(60, ("benchmarks/gpu_stages.py", "facts", "--device", "{device}")),
     "kernels": Stage(120, ("-m", "pytest", "-q", "tests/gpu/test_kernels.py"), tiny=()),
@@ -85,6 +95,19 @@ STAGES: dict[str, Stage] = {
     "1B LoRA 2048": _training("starcoderbase_1b.json", "lora", 2048, seconds=90),
     "7B QLoRA 2048": _training("qwen2_5_coder_7b.json", "qlora", 2048, seconds=150),
     "15.5B QLoRA 512": _training("starcoder_15b.json", "qlora", 512, seconds=240),
+    _TEXT: _training(
+        "qwen2_5_coder_7b.json",
+        "qlora",
+        512,
+        "task.name=instruction",
+        f"data.path={SAMPLES / 'instructions'}",
+        "optim.micro_batch_size=4",
+        seconds=150,
+    ),
+    "peer trl": _peer("trl"),
+    "peer trainer": _peer("trainer"),
+    "peer unsloth": _peer("unsloth"),
+    "peer liger": _peer("liger"),
     "tests": Stage(400, ("-m", "pytest", "-q", "tests/gpu"), tiny=()),
 }
 
@@ -98,7 +121,8 @@ def run_stage(name: str, stage: Stage, seconds: float, out: Path, *, dry: bool) 
             command = ["launcher/train.py", str(_RECIPES / "quickstart.yaml")]
             command += [*_common(run, name), *(stage.tiny if dry and stage.tiny else stage.keys)]
         else:
-            command = [part.format(**fill) for part in stage.command]
+            chosen = stage.tiny if dry and stage.tiny else stage.command
+            command = [part.format(**fill) for part in chosen]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if dry else {})
         record: dict[str, Any] = {"name": name, "command": command, "limit_seconds": seconds}
         started = time.perf_counter()
@@ -117,7 +141,7 @@ def run_stage(name: str, stage: Stage, seconds: float, out: Path, *, dry: bool) 
         record["printed"] = printed[-_TAIL:]
         if stage.keys:
             record["result"] = _of_run(run, printed)
-        elif record["code"] == 0 and "gpu_stages" in command[0]:
+        elif record["code"] == 0 and command[0].endswith(("gpu_stages.py", "gpu_peers.py")):
             record["result"] = json.loads(done.stdout.strip().splitlines()[-1])
     return record
 
@@ -169,7 +193,7 @@ def report(content: dict[str, Any]) -> str:
     rows = []
     for name, record in records.items():
         found = record.get("result", {})
-        if "tokens_per_second" not in found:
+        if "tokens_per_second" not in found or name.startswith("peer "):
             continue
         tflops = found["tokens_per_second"] * found.get("flops_a_token", 0) / 1e12
         rows.append([
@@ -194,6 +218,7 @@ def report(content: dict[str, Any]) -> str:
             for name, case in cases.items()
         ]  # fmt: skip
         parts += [markdown(["attention", "ms", "error", "longest kernel"], shown), ""]
+    parts += _peer_table(records)
     if again := records.get("resume", {}).get("result"):
         equal = "equal to the last bit" if again["is_equal"] else f"NOT equal: {again}"
         parts += [f"Losses of a continued run in {again['precision']}: {equal}.", ""]
@@ -206,6 +231,25 @@ def report(content: dict[str, Any]) -> str:
         for name, record in records.items()
     ]  # fmt: skip
     return "\n".join([*parts, markdown(["stage", "code", "seconds", ""], outcome)])
+
+
+def _peer_table(records: dict[str, dict[str, Any]]) -> list[str]:
+    """Others on the same shape and texts; above 1 ours is faster."""
+    ours = records.get(_TEXT, {}).get("result", {}).get("tokens_per_second")
+    rows = []
+    for name, record in records.items():
+        found = record.get("result", {})
+        if not name.startswith("peer "):
+            continue
+        speed = found.get("tokens_per_second")
+        rows.append([
+            name.removeprefix("peer "), f"{speed:,.0f}" if speed else found.get("absent", "failed"),
+            f"{ours / speed:.2f}" if ours and speed else "-",
+            f"{found['peak_gib']:.2f}" if "peak_gib" in found else "-",
+            f"{found['padding']:.0%}, {found['packing']}" if speed else "-",
+        ])  # fmt: skip
+    header = [f"peer, {_TEXT}", "tokens/s", "ours / it", "peak GiB", "padding, packing"]
+    return [markdown(header, rows), ""] if rows else []
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def measure(
         model = _stock_model(run)
         _leave_the_ranks()
         first = _stock_loss(model, examples)
-        make = _sft if run.config.is_language else _classifier
+        make = sft if run.config.is_language else _classifier
         seconds, tokens = _their_steps(make, model, run, contender, steps)
     return {"us": 1e6 * seconds / tokens, "loss": first, "tokens": tokens}
 
@@ -111,7 +111,7 @@ def _stock_model(run: "Run") -> Any:
     base, tuning = str(run.config.output_dir / "base"), run.config.tuning
     kind = AutoModelForCausalLM if run.config.is_language else AutoModelForSequenceClassification
     model = kind.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa")
-    model.config.pad_token_id = _pad_id(run)
+    model.config.pad_token_id = pad_id(run)
     ours = run.engine.module.model
     if not run.config.is_language:
         model.score.load_state_dict(_plain_head(ours))
@@ -139,12 +139,13 @@ def _stock_loss(model: Any, examples: "ExampleSet") -> float:
     import torch
 
     model.eval()
-    one = {name: torch.tensor([value]) for name, value in _row(examples, 0).items()}
+    one = {name: torch.tensor([value]) for name, value in row_of(examples, 0).items()}
     with torch.no_grad():
         return float(model(**one).loss)
 
 
-def _row(examples: "ExampleSet", number: int) -> dict[str, Any]:
+def row_of(examples: "ExampleSet", number: int) -> dict[str, Any]:
+    """Tokens and labels of an example, as the others take them."""
     place = slice(examples.starts[number], examples.starts[number + 1])
     ids = examples.tokens[place].tolist()
     if examples.supervised is None:
@@ -182,7 +183,7 @@ def _their_steps(
                 counted["started"], counted["before"] = time.process_time(), counted["tokens"]
             counted["seconds"] = time.process_time() - counted["started"]
 
-    trainer = make(model, arguments, [_row(examples, e) for e in range(len(examples))], run)
+    trainer = make(model, arguments, [row_of(examples, e) for e in range(len(examples))], run)
     collate = trainer.data_collator
 
     def counting(rows: Any) -> Any:
@@ -197,17 +198,18 @@ def _their_steps(
     return counted["seconds"], int(counted["tokens"] - counted["before"])
 
 
-def _tokenizer(run: "Run") -> Any:
+def tokenizer_of(run: "Run") -> Any:
+    """The run's tokenizer for them, with an end and a padding token."""
     from transformers import PreTrainedTokenizerFast
 
     folder = run.config.tokenizer_folder
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(_pad_id(run))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(run))
     return tokenizer
 
 
-def _pad_id(run: "Run") -> int:
+def pad_id(run: "Run") -> int:
     """Not the end token: transformers' heads would read the token before it."""
     used = set(np.unique(run.loader.examples.tokens).tolist())
     return next(number for number in range(2047, 0, -1) if number not in used)
@@ -221,20 +223,21 @@ def _classifier(model: Any, arguments: dict[str, Any], rows: list[Any], run: "Ru
         model=model,
         args=TrainingArguments(**arguments),
         train_dataset=Dataset.from_list(rows),
-        data_collator=DataCollatorWithPadding(_tokenizer(run)),
+        data_collator=DataCollatorWithPadding(tokenizer_of(run)),
     )
 
 
-def _sft(model: Any, arguments: dict[str, Any], rows: list[Any], run: "Run") -> Any:
+def sft(model: Any, arguments: dict[str, Any], rows: list[Any], run: "Run") -> Any:
+    """TRL's trainer of these rows."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    own = {"max_length": run.config.data.seq_length, "gradient_checkpointing": False}
+    own = {"max_length": run.config.data.seq_length}
     return SFTTrainer(
         model=model,
-        args=SFTConfig(**arguments | own),
+        args=SFTConfig(**{"gradient_checkpointing": False} | arguments | own),
         train_dataset=Dataset.from_list(rows),
-        processing_class=_tokenizer(run),
+        processing_class=tokenizer_of(run),
     )
 
 

@@ -4,8 +4,12 @@ import json
 
 import pytest
 
-from benchmarks import gpu_campaign
+from benchmarks import gpu_campaign, gpu_peers
 from benchmarks.gpu_campaign import STAGES, Stage, campaign, report
+from trainer.config.machines import DEVICES, Machine
+from trainer.config.recipe import load_run_config
+from trainer.planning.plan import read_shape
+from trainer.planning.resolve import resolve
 
 SLEEPS = ("-c", "import time; print('begun', flush=True); time.sleep(60)")
 
@@ -18,6 +22,7 @@ def stages(monkeypatch):
         "late": Stage(2, SLEEPS),
         "facts": STAGES["facts"],
         "attention": STAGES["attention"],
+        "peer unsloth": STAGES["peer unsloth"],
     }
     monkeypatch.setattr(gpu_campaign, "STAGES", own)
     return list(own)
@@ -27,15 +32,17 @@ def test_every_stage_is_recorded_and_the_tables_are_made_of_them(stages, tmp_pat
     out = tmp_path / "campaign.json"
     content = campaign(stages, 120, out, dry=True)
     assert json.loads(out.read_text()) == content
-    fails, late, facts, attention = content["stages"]
+    fails, late, facts, attention, unsloth = content["stages"]
     assert (fails["code"], fails["printed"]) == (3, "why\n")
     assert (late["code"], late["printed"]) == (None, "begun\n")
     assert late["seconds"] < 20
     assert facts["result"]["tflops_fp32"] > 0
     assert set(attention["result"]) == {"64 mask", "64 segments"}
     assert all(0 < case["error"] < 0.05 for case in attention["result"].values())  # 8 bits
+    assert unsloth["result"] == {"absent": "unsloth is not installed"}
     page = report(content)
-    assert "| late      | -    | 2" in page
+    assert "| unsloth | unsloth is not installed | - " in " ".join(page.split())
+    assert "| late | - | 2" in " ".join(page.split())
     assert "| 64 segments |" in page
 
 
@@ -69,6 +76,43 @@ def test_every_file_and_module_of_a_stage_exists():
     for stage in STAGES.values():
         if stage.command and stage.command[0] != "-m":
             assert (gpu_campaign.REPOSITORY / stage.command[0]).is_file()
-        for key in stage.keys:
-            if key.startswith("model.config="):
-                assert gpu_campaign.Path(key.partition("=")[2]).is_file()
+        if stage.keys:
+            keys = ["model.path=null"] if stage.keys[0].startswith("model.config") else []
+            keys += ["optim.epochs=null", "optim.warmup_steps=0", *stage.keys]
+            config = load_run_config(gpu_campaign.REPOSITORY / "recipes/quickstart.yaml", keys)
+            assert (config.tokenizer_folder / "tokenizer.json").is_file()
+            for device in ("H200", "A100-80"):
+                recipe = resolve(config, read_shape(config), Machine(DEVICES[device], 1))
+                assert not recipe.faults
+
+
+@pytest.mark.parametrize(
+    ("peer", "rows", "packing"), [("trl", 1, "wrapped"), ("trainer", 2, "none")]
+)
+def test_a_peer_trains_on_the_texts_of_our_run(peer, rows, packing):
+    """TRL wraps texts into full rows; the Trainer pads two texts to the longer one."""
+    given = gpu_peers.parsed([
+        peer, "--model", str(gpu_campaign._TINY), "--device", "cpu", "--steps", "3",
+        "--rows", str(rows), "--seq-length", "512",
+    ])  # fmt: skip
+    found = gpu_peers.measure(peer, given)
+    assert found["packing"] == packing
+    assert found["tokens_per_second"] > 0
+    assert len(found["losses"]) == 3
+    assert all(6 < loss < 9 for loss in found["losses"])  # log 2048 is 7.6: weights are random
+    assert (0.01 < found["padding"] < 0.6) == (packing == "none")
+
+
+def test_peers_are_compared_with_our_run_of_the_same_texts():
+    """By hand: 300 tokens/s against 100 and 150."""
+    names = {"7B QLoRA 512 text": 300.0, "peer trl": 150.0, "peer trainer": 100.0}
+    stages = [
+        {"name": name, "code": 0, "seconds": 1.0,
+         "result": {"tokens_per_second": speed, "padding": 0.4, "packing": "none",
+                    "peak_gib": 2.0, "planned_gib": 2.0}}
+        for name, speed in names.items()
+    ]  # fmt: skip
+    page = report({"date": "2026-01-01", "stages": stages})
+    rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in page.splitlines()
+            if line.count("|") == 6}  # fmt: skip
+    assert (rows["trl"], rows["trainer"]) == ("2.00", "3.00")
