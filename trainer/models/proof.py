@@ -347,6 +347,8 @@ def _refusal(kind: str, faults: Sequence[str], settings: Settings) -> str:
     remedy = "take another base"
     if not settings.is_free:
         remedy = "set model.attention=auto, which tries every way"
+    elif settings.equal_passes:
+        remedy = "take ZeRO 0 to 2, by which each record can have a pass of its own"
     elif settings.packing:
         remedy = "set data.packing=false, or take another base"
     allowed = f"allowed {TOLERANCE[settings.precision]:.0e} and {_NEIGHBOUR_TOLERANCE:.0e}"

@@ -109,14 +109,19 @@ def stirred(model: nn.Module) -> Iterator[None]:
     """Every trained weight moved a little, the same on every rank, and put back to the last bit.
 
     Fresh adapters mostly change nothing, and what changes nothing mixes nothing: a proof needs
-    adapters that act. Under ZeRO 3 a rank moves its shards.
+    adapters that act. Under ZeRO 3 a rank moves its shards, by numbers of its own: moved alike, the
+    halves of a weight that holds two experts would be equal.
     """
-    draw = torch.Generator().manual_seed(0)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    of_whole, of_shard = (torch.Generator().manual_seed(seed) for seed in (0, 1 + rank))
     kept: list[tuple[Tensor, Tensor]] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        held: Tensor = getattr(parameter, "ds_tensor", parameter).data
+        shard: Tensor | None = getattr(parameter, "ds_tensor", None)
+        is_cut = shard is not None and not parameter.numel()  # not one that is kept gathered
+        held = (shard if shard is not None and is_cut else parameter).data
+        draw = of_shard if is_cut else of_whole
         noise = torch.randn(held.shape, generator=draw) * _STIRRED
         kept.append((held, held.clone()))
         held.add_(noise.to(held))

@@ -86,6 +86,16 @@ def test_lily_which_reads_the_mean_of_a_batch_gets_one_record_a_pass():
     torch.testing.assert_close(pair[:1], alone)
 
 
+def test_what_zero_3_keeps_whole_is_moved_and_of_the_rest_the_shard():
+    whole, cut = (torch.nn.Parameter(torch.ones(size)) for size in (4, 0))
+    whole.ds_tensor, cut.ds_tensor = torch.ones(2), torch.ones(3)
+    model = torch.nn.ParameterDict({"whole": whole, "cut": cut})
+    with stirred(model):
+        moved = [one.detach().clone() for one in (whole, cut.ds_tensor, whole.ds_tensor)]
+    assert [bool((one != 1).all()) for one in moved] == [True, True, False]
+    assert [one.tolist() for one in (whole, cut.ds_tensor)] == [[1.0] * 4, [1.0] * 3]
+
+
 def test_lily_is_refused_for_texts_whose_tokens_it_lets_see_later_ones():
     with pytest.raises(
         ModelError, match=r"see later tokens.*a tuning\.method of every token alone"
