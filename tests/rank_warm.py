@@ -30,6 +30,10 @@ IMPORTED = (
     "deepspeed.comm.mori",
     "peft.utils.transformers_weight_conversion",
     "rich._emoji_codes",
+    "importlib_metadata._adapters",
+    "email.contentmanager",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
 )
 
 gc.disable()
