@@ -1,8 +1,9 @@
 """RUN/start: how a run's LoRA begins, drawn once and read by every rank and every continuation."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from trainer.config.methods import OF_DATA, start_of
 from trainer.config.sections import RunConfig
 from trainer.errors import ModelError
 from trainer.losses.tasks import TASKS
+from trainer.models.files import base_digest
 from trainer.models.heads import PackedClassifier, PackedLanguageModel, PackedModel
 from trainer.models.load import load_base
 from trainer.models.quantized import decoded_weight, quantized_layers
@@ -79,16 +81,15 @@ def write_start(
     start, folder = start_of(config.tuning), config.output_dir / START
     if start is None:
         return
-    wanted = {"seed": config.run.seed, "tuning": config.tuning.model_dump(mode="json")}
+    records_N = _records(examples, config) if start in OF_DATA else np.zeros(0, np.int64)
+    wanted = _drawn_from(config, examples.subset(records_N) if len(records_N) else None)
     if folder.exists():
         verify(folder, _REMEDY)
         found = json_object(folder / _FACTS, ModelError, _REMEDY)
         if {key: found.get(key) for key in wanted} == wanted:
             return
     base = load_base(config, classes)
-    is_drawn = start in OF_DATA
-    records_N = _records(examples, config.run.seed)[: _MOST_RECORDS if is_drawn else 0]
-    if is_drawn and _fits(base, device):
+    if len(records_N) and _fits(base, device):
         base = base.to(device)
     trained = quantised() if start == "loftq" else None
 
@@ -109,8 +110,23 @@ def write_start(
         write_json(building / _FACTS, wanted | found)
 
 
-def _records(examples: ExampleSet, seed: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).permutation(len(examples))
+def _records(examples: ExampleSet, config: RunConfig) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(config.run.seed).permutation(len(examples))[:_MOST_RECORDS]
+
+
+def _drawn_from(config: RunConfig, records: ExampleSet | None) -> dict[str, Any]:
+    """What a start depends on."""
+    sample = hashlib.sha256()
+    if records is not None:
+        for array in (records.tokens, records.label_E, records.supervised):
+            sample.update(b"" if array is None else array.tobytes())
+    return {
+        "base": base_digest(config.model, config.run.seed),
+        "task": config.task.name,
+        "loss": config.loss.model_dump(mode="json"),
+        "tuning": config.tuning.model_dump(mode="json"),
+        "sample": sample.hexdigest(),
+    }
 
 
 def _passes(

@@ -263,14 +263,18 @@ def test_the_model_begins_as_the_base(start, base, tiny_recipe, tmp_path):
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
-def test_a_start_is_drawn_once_and_again_only_for_another_recipe(tiny_recipe, tmp_path):
+def test_a_start_is_drawn_once_and_again_only_for_another_recipe_or_data(
+    tiny_recipe, tmp_path, monkeypatch
+):
     def drawn(*more):
         built(tiny_recipe, tmp_path, *words("corda", *more))
         return (tmp_path / "start" / "start.safetensors").stat().st_mtime_ns
 
     first = drawn()
     assert drawn() == first
-    assert drawn("run.seed=4") != first
+    assert (fourth := drawn("run.seed=4")) != first
+    monkeypatch.setitem(globals(), "RECORDS", RECORDS.subset(np.arange(20)))
+    assert drawn("run.seed=4") != fourth
     written = tmp_path / "start" / "start.safetensors"
     written.write_bytes(written.read_bytes()[:-1])
     with pytest.raises(ModelError, match=r"start is damaged: .* draws it again"):
