@@ -35,7 +35,7 @@ LABELS, SCORES = [0, 0, 1, 1, 1], [0.1, 0.8, 0.4, 0.6, 0.9]
 YOUDEN = 0.5 + 2 / 3 - 1  # one of two negatives and two of three positives are right
 CONFIG = SimpleNamespace(
     data=DataConfig.model_construct(seq_length=8, packing=False, isolate=True),
-    optim=SimpleNamespace(micro_batch_size=2),
+    optim=SimpleNamespace(micro_rows=2),
     eval=SimpleNamespace(window_score="max", threshold="best_f1", metric="auto"),
     replication=SimpleNamespace(compat_population=False),
 )
