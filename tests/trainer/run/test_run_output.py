@@ -105,7 +105,8 @@ def test_the_run_folder_holds_what_made_it(finished):
     assert recipe["tuning"]["modules_to_save"] == ["wte"]  # and nothing else has changed
     settings = json.loads((folder / "ds_config.json").read_text())
     assert settings["zero_optimization"]["stage"] == 1
-    assert settings["gradient_clipping"] == recipe["optim"]["max_grad_norm"]
+    assert recipe["optim"]["max_grad_norm"] == 1.0
+    assert settings["gradient_clipping"] == 0.0  # engine/finite.py clips in DeepSpeed's place
     facts = json.loads((folder / "data.json").read_text())
     assert facts["splits"]["train"]["tokens"]["num_functions"] == 40
     assert set(facts["sha256"]) == {"tokenizer", "train", "valid", "test"}
