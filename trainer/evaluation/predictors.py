@@ -68,13 +68,13 @@ class Scored:
         return np.minimum((self.scores_N * NUM_BINS).astype(np.int64), NUM_BINS - 1)
 
     @cached_property
-    def marks_NK(self) -> Multiplicities:
+    def marks_NK(self) -> FloatArray:
         """What is summed over functions: answers, the squared error, and the error by tenth."""
         predicted_N, labels_N = self.predicted_N, self.labels_N
         error_N = self.scores_N - labels_N
         marks_4N = [predicted_N * labels_N, predicted_N, labels_N, error_N**2]
         error_NB = error_N[:, None] * (self.bin_N[:, None] == np.arange(NUM_BINS))
-        return np.concatenate([np.stack(marks_4N, axis=1), error_NB], axis=1).astype(np.float32)
+        return np.concatenate([np.stack(marks_4N, axis=1), error_NB], axis=1, dtype=np.float64)
 
     def resampled(self, weights_RN: Multiplicities) -> "ResampledScores":
         """The sums of each resample, all with both classes, from multiplicities."""
@@ -100,8 +100,8 @@ class ResampledScores:
 
     @cached_property
     def sums_KR(self) -> FloatArray:
-        """Sums of `Scored.marks_NK`."""
-        return np.asarray((self.weights_RN @ self.scored.marks_NK).T, dtype=np.float64)
+        """Sums of `Scored.marks_NK`; float32 would round errors by how many resamples are taken."""
+        return np.asarray((self.weights_RN.astype(np.float64) @ self.scored.marks_NK).T)
 
     @property
     def counts(self) -> tuple[FloatArray, FloatArray, FloatArray]:
