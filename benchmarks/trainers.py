@@ -1,17 +1,20 @@
-"""CPU time of a real token in a training step: this program, transformers' Trainer, TRL's SFT.
+"""CPU time of a real token in a training step: ours, transformers' Trainer, TRL, LLaMA-Factory.
 
     OMP_NUM_THREADS=1 python benchmarks/trainers.py --data ARCHIVE --tokenizer FOLDER \\
-        --instructions FOLDER [--peers FOLDER] [--only TEXT] [--steps N] [--json FILE]
+        --instructions FOLDER [--peers FOLDER] [--llama-factory PYTHON] [--only TEXT] \\
+        [--steps N] [--json FILE]
 
 Every contender trains the same LoRA on the same random base and tokens, in a process of its own, by
 the trainer's own loop with about 8,192 real tokens a step; the first two steps are not counted.
 Losses of one batch before training are compared with ours first. Ratios are ours / theirs: below 1
-ours is cheaper. --peers is where `pip install --no-deps --target FOLDER trl` put TRL.
+ours is cheaper. --peers is where `pip install --no-deps --target FOLDER trl` put TRL;
+--llama-factory is the Python of an environment that has LLaMA-Factory.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from trainer.run.session import Run
 
 OURS = "ours, packed"
+LLAMA_FACTORY = "LLaMA-Factory, neat_packing"
 TOKENS_A_BATCH, ACCUMULATION = 2048, 4
 WIDTH, LAYERS = 384, 4
 _WARM_STEPS = 2
@@ -50,7 +54,7 @@ LANGUAGE: dict[str, tuple[dict[str, Any], int | None]] = {
 
 
 def measure(
-    build: Callable[[], "Run"], contender: str, steps: int, peers: str | None
+    build: Callable[[], "Run"], contender: str, steps: int, peers: str | None, llama: str | None
 ) -> dict[str, Any]:
     """Microseconds of CPU a real token, and the loss of one record before training."""
     if peers:
@@ -60,6 +64,9 @@ def measure(
     if contender == OURS:
         first = _own_loss(run)
         seconds, tokens = _own_steps(run, steps)
+    elif contender == LLAMA_FACTORY:
+        found = _llama_factory(run, steps, str(llama))
+        return found | {"us": 1e6 * found["seconds"] / found["tokens"]}
     else:
         model = _stock_model(run)
         _leave_the_ranks()
@@ -198,6 +205,40 @@ def _their_steps(
     return counted["seconds"], int(counted["tokens"] - counted["before"])
 
 
+def _llama_factory(run: "Run", steps: int, python: str) -> dict[str, Any]:
+    """By its own Python, on the base that the run saved: see benchmarks/llama_factory.py."""
+    _leave_the_ranks()
+    base, tuning = run.config.output_dir / "base", run.config.tuning
+    tokenizer_of(run).save_pretrained(base)
+    adapted = run.engine.module.model.peft_config["default"]
+    arguments = {
+        "stage": "sft", "do_train": True, "model_name_or_path": str(base), "template": "empty",
+        "dataset": "tokenized", "tokenized_path": str(base.with_name("tokenized")),
+        "neat_packing": True, "cutoff_len": run.config.data.seq_length, "flash_attn": "sdpa",
+        "disable_gradient_checkpointing": True, "finetuning_type": "lora",
+        "lora_rank": tuning.lora_r, "lora_alpha": tuning.lora_alpha, "lora_dropout": 0.0,
+        "lora_target": ",".join(sorted(adapted.target_modules)),
+        "per_device_train_batch_size": TOKENS_A_BATCH // run.config.data.seq_length,
+        "gradient_accumulation_steps": ACCUMULATION, "max_steps": steps, "learning_rate": _RATE,
+        "lr_scheduler_type": "constant", "weight_decay": 0.01, "bf16": False, "use_cpu": True,
+        "output_dir": str(base.with_name("theirs")), "save_strategy": "no", "report_to": "none",
+        "disable_tqdm": True, "logging_steps": 10,
+    }  # fmt: skip
+    examples = run.loader.examples
+    rows = [row_of(examples, number) for number in range(len(examples))]
+    asked = {"arguments": arguments, "rows": rows, "warm_steps": _WARM_STEPS}
+    request, result = base.with_name("request.json"), base.with_name("result.json")
+    request.write_text(json.dumps(asked))
+    script = Path(__file__).with_name("llama_factory.py")
+    quiet = {"LLAMAFACTORY_VERBOSITY": "ERROR", "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [python, "-I", script, request, result], check=True, stdout=sys.stderr,
+        env=os.environ | quiet,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
 def tokenizer_of(run: "Run") -> Any:
     """The run's tokenizer for them, with an end and a padding token."""
     from transformers import PreTrainedTokenizerFast
@@ -247,9 +288,8 @@ def cases(given: argparse.Namespace) -> list[tuple[str, list[str], dict[str, Any
     for length in (512, 2048):
         rows = f"data.seq_length={length} optim.micro_batch_size={TOKENS_A_BATCH // length}"
         total = ACCUMULATION * TOKENS_A_BATCH // length
-        rows += (
-            f" optim.global_batch_size={total} tuning.lora_r=8 optim.max_grad_norm=1.0 loss.gamma=0"
-        )
+        rows += f" optim.global_batch_size={total} optim.batch_unit=rows tuning.lora_r=8"
+        rows += " optim.max_grad_norm=1.0 loss.gamma=0"
         if given.data:
             keys = f"{rows} data.path={given.data} data.allow_leaks=true"
             found.append((f"functions at {length}", keys.split(), {}))
@@ -268,7 +308,10 @@ def run_case(
     """Every contender of a case."""
     is_language = "instruction" in title
     found = {}
-    for contender in (OURS, *(LANGUAGE if is_language else CLASSIFIERS)):
+    contenders = [OURS, *(LANGUAGE if is_language else CLASSIFIERS)]
+    if is_language and given.llama_factory:
+        contenders.append(LLAMA_FACTORY)
+    for contender in contenders:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             base = BIG_CODE | {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 6, "vocab_size": 49152}
@@ -277,7 +320,7 @@ def run_case(
             if not is_language:
                 overrides.append(f"data.tokenizer={given.tokenizer}")
             call = partial(on_forked_ranks, measure, 1, overrides, folder)
-            found[contender] = call(contender, given.steps, given.peers)
+            found[contender] = call(contender, given.steps, given.peers, given.llama_factory)
     return found
 
 
@@ -290,6 +333,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokenizer", type=Path, help="folder of the functions' tokenizer")
     parser.add_argument("--instructions", type=Path, help="instructions, as data.path")
     parser.add_argument("--peers", help="folder of packages that are not in the environment")
+    parser.add_argument("--llama-factory", help="Python of an environment with LLaMA-Factory")
     parser.add_argument("--only", default="", help="cases whose title has this text")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--json", type=Path, help="also write the rows")
@@ -301,9 +345,12 @@ def main(arguments: list[str]) -> int:
         for contender, one in found.items():
             ratio = found[OURS]["us"] / one["us"]
             gap = abs(one["loss"] - found[OURS]["loss"])
+            step = one["tokens"] / (given.steps - _WARM_STEPS)
             rows.append([title, contender, f"{one['us']:.0f}", f"{ratio:.2f}", f"{gap:.1e}"])
+            rows[-1].append(f"{step:.0f}")
             print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
-    print(markdown(["case", "contender", "CPU us a token", "ours / it", "losses differ"], rows))
+    columns = ["CPU us a token", "ours / it", "losses differ", "tokens a step"]
+    print(markdown(["case", "contender", *columns], rows))
     if given.json:
         given.json.write_text(json.dumps(all_found, indent=1) + "\n")
     return 0
