@@ -66,9 +66,11 @@ base: $(VENV)/.run
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/train.py recipes/base.yaml
 	$(BIN)/python data/samples/base.py weights runs/base/model/model.safetensors
 
-# Files side by side, in the order of tests/conftest.py; beside them, one after the other, those of
-# hosts and GPUs, which mostly wait. Only tests/gpu sees GPUs. What they print is shown at the end.
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Files side by side, in the order of tests/conftest.py, one more than there are cores, as a launch
+# waits as long as it computes; beside them, one after the other, those of hosts and GPUs, which
+# mostly wait. Only tests/gpu sees GPUs. What they print is shown at the end.
+WORKERS = $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 )))
+SIDE_BY_SIDE = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 ALONE := tests/cluster tests/gpu
 
 quick: $(VENV)/.dev
