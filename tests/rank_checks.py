@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -127,17 +128,17 @@ def read_poison(arguments: list[str]) -> int:
 
 def hang_at_step_six(arguments: list[str]) -> int:
     """Train until rank 1 sleeps for good."""
-    from data.batches.loader import TrainLoader
     from launcher.train import main
+    from trainer.run import loop
 
-    step = TrainLoader.step
+    step = loop.optimizer_step
 
-    def step_or_sleep(loader: TrainLoader, number: int) -> object:
-        if number == 5 and loader.rank == 1:
+    def step_or_sleep(run: Any, batches: Any, number: int, rate: float) -> object:
+        if number == 5 and run.ranks.rank == 1:
             sleep_for_good()
-        return step(loader, number)
+        return step(run, batches, number, rate)
 
-    TrainLoader.step = step_or_sleep  # type: ignore[method-assign, assignment]
+    loop.optimizer_step = step_or_sleep  # type: ignore[assignment]
     return main(arguments)
 
 
@@ -394,7 +395,7 @@ def train_with_a_dead_layer(arguments: list[str]) -> int:
     from launcher.train import main
     from trainer.run import training
 
-    build = training.build_model
+    build = training.run_model
 
     def build_dead(*given: object, **more: object) -> torch.nn.Module:
         model = build(*given, **more)  # type: ignore[arg-type]
@@ -403,7 +404,7 @@ def train_with_a_dead_layer(arguments: list[str]) -> int:
                 module.register_forward_hook(lambda layer, x, _: layer.base_layer(*x))
         return model
 
-    training.build_model = build_dead  # type: ignore[assignment]
+    training.run_model = build_dead  # type: ignore[assignment]
     return main(arguments)
 
 
