@@ -2,13 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/trainers.py --data ARCHIVE --tokenizer FOLDER \\
         --instructions FOLDER [--peers FOLDER] [--llama-factory PYTHON] [--only TEXT] \\
-        [--steps N] [--json FILE]
+        [--against TEXT] [--steps N] [--json FILE]
 
 Every contender trains the same LoRA on the same random base and tokens, in a process of its own, by
 the trainer's own loop with about 8,192 real tokens a step; the first two steps are not counted.
 Losses of one batch before training are compared with ours first. Ratios are ours / theirs: below 1
 ours is cheaper. --peers is where `pip install --no-deps --target FOLDER trl` put TRL;
---llama-factory is the Python of an environment that has LLaMA-Factory.
+--llama-factory is the Python of an environment that has LLaMA-Factory. Batches grouped by length
+are long ones first and cost otherwise later: only a whole epoch (--steps) is fair to them.
 """
 
 import argparse
@@ -312,6 +313,8 @@ def run_case(
     if is_language and given.llama_factory:
         contenders.append(LLAMA_FACTORY)
     for contender in contenders:
+        if contender != OURS and given.against not in contender:
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             base = BIG_CODE | {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 6, "vocab_size": 49152}
@@ -335,6 +338,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--peers", help="folder of packages that are not in the environment")
     parser.add_argument("--llama-factory", help="Python of an environment with LLaMA-Factory")
     parser.add_argument("--only", default="", help="cases whose title has this text")
+    parser.add_argument("--against", default="", help="contenders whose name has this text")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--json", type=Path, help="also write the rows")
     given = parser.parse_args(arguments)
