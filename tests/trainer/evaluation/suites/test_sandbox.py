@@ -375,5 +375,8 @@ def test_a_missing_compiler_is_not_measured(language, monkeypatch):
 
 def test_a_process_of_this_machine_is_seen_by_the_search():
     with subprocess.Popen(["sleep", "9.0625"]) as process:
+        deadline = time.monotonic() + 5  # a process that has just begun shows no arguments yet
+        while not processes_with("9.0625") and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert processes_with("9.0625") == [str(process.pid)]
         process.kill()
