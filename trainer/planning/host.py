@@ -50,6 +50,16 @@ class HostMemory:
 def host_memory(recipe: Resolved) -> HostMemory:
     """What a resolved recipe holds on a node of its machine."""
     machine, preset, shape = recipe.machine, recipe.preset, recipe.shape
+    num_ranks = -(-machine.num_ranks // machine.num_nodes)
+    if not recipe.on_gpu:
+        return HostMemory(
+            num_ranks=num_ranks,
+            libraries=_LIBRARIES,
+            loading=0.0,  # what is loaded is what the step has
+            offload=0.0,
+            step=memory_of(recipe).total,
+            once=0.0,
+        )
     is_cut, is_drawn = preset.stage == 3, recipe.config.model.config is not None
     is_quantised = recipe.tuning.base_quant_type is not None
     whole = float(recipe.base_bytes * shape.num_parameters)
@@ -64,17 +74,8 @@ def host_memory(recipe: Resolved) -> HostMemory:
         loading += 4.0 * recipe.num_trained
     # 4 bytes each of fp32 masters and gradients.
     offloaded = (8.0 * recipe.num_trained + moment_bytes(recipe)) / machine.num_ranks
-    if not recipe.on_gpu:
-        return HostMemory(
-            num_ranks=-(-machine.num_ranks // machine.num_nodes),
-            libraries=_LIBRARIES,
-            loading=0.0,  # what is loaded is what the step has
-            offload=0.0,
-            step=memory_of(recipe).total,
-            once=0.0,
-        )
     return HostMemory(
-        num_ranks=-(-machine.num_ranks // machine.num_nodes),
+        num_ranks=num_ranks,
         libraries=_LIBRARIES + _CUDA,
         loading=loading,
         offload=offloaded if preset.is_offloaded else 0.0,

@@ -39,11 +39,7 @@ from trainer.processes.peers import connection_error, end_hung
 from trainer.processes.stopping import StopRequest
 from trainer.processes.watchdog import WARM_UP, Watchdog
 from trainer.run.banner import banner_lines, ending_lines, time_line
-from trainer.run.build import (
-    proof_settings,
-    resolve_here,
-    run_model,
-)
+from trainer.run.build import proof_settings, resolve_here, run_model
 from trainer.run.data_report import remark_lines
 from trainer.run.loop import memory_errors_named, train
 from trainer.run.passport import Original, Passport, open_passport
